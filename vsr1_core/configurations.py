@@ -1,0 +1,46 @@
+"""The named configurations: one code, several sizes. Nothing else in the code asks which one it is."""
+
+from __future__ import annotations
+
+from vsr1_core.recipes import (
+    Configuration,
+    EvalRecipe,
+    FrameRecipe,
+    GRPORecipe,
+    ModelRecipe,
+    PoolRecipe,
+    SFTRecipe,
+    TeacherRecipe,
+    ToyRecipe,
+)
+
+TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=16, max_pixels=64 * 64)
+
+TINY = Configuration(
+    name="tiny",
+    frames=TINY_FRAMES,
+    sft=SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.25),
+    grpo=GRPORecipe(steps=20, queries_per_step=8, group_size=4, lr=5e-5, refine_lr=5e-5),
+)
+
+NANO = Configuration(
+    name="nano",
+    toy=ToyRecipe(num_train=24, num_val=4, num_test=8),
+    frames=TINY_FRAMES,
+    models=ModelRecipe(hidden_size=32, num_layers=2, num_heads=2, vision_hidden_size=32, contrastive_steps=2,
+                       contrastive_batch=8),
+    pool=PoolRecipe(num_matched=8, num_not_matched=8),
+    sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
+    grpo=GRPORecipe(steps=1, queries_per_step=2, group_size=2, num_turns=2, max_new_tokens=24),
+    evaluation=EvalRecipe(num_turns=2, max_new_tokens=24, num_resamples=50),
+)
+"""A few seconds on a CPU: for tests that need the whole graph and not its quality."""
+
+QWEN3_VL_2B = Configuration(
+    name="qwen3-vl-2b",
+    models=ModelRecipe(policy="Qwen/Qwen3-VL-2B-Instruct", embedder="Qwen/Qwen3-VL-Embedding-2B"),
+    teacher=TeacherRecipe(kind="endpoint", model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
+    sft=SFTRecipe(gradient_checkpointing=True),
+)
+
+CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B)}

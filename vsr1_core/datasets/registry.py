@@ -1,0 +1,65 @@
+"""The datasets a home knows: one JSON file each under `<home>/datasets/`. Reading their files is not done here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsr1_core.lake import check_name, read_json, write_json
+
+KINDS = ("toy", "verified", "folder")
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """kind: toy | verified | folder. videos: folder of video files. annotations: a file (folder kind) or a folder
+    of `<name>_fig_<split>.jsonl` (verified kind). config: a name in `vsr1_core.configurations`. models_from: the
+    dataset whose checkpoints this one uses; empty when it trains its own."""
+
+    name: str
+    kind: str
+    videos: str = ""
+    annotations: str = ""
+    config: str = "tiny"
+    models_from: str = ""
+
+
+def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
+    """The four datasets every home has; their folders are under `<home>/data/` unless registered otherwise."""
+    entries = [DatasetEntry("toy", "toy", str(home / "data/toy/videos"), str(home / "data/toy"))]
+    for name in ("charades", "didemo", "activitynet"):
+        data = home / "data" / name
+        entries.append(DatasetEntry(name, "verified", str(data / "videos"), str(data / "annotations")))
+    return {entry.name: entry for entry in entries}
+
+
+def load_entries(home: Path) -> dict[str, DatasetEntry]:
+    """All datasets by name: the built-in ones, overridden or extended by what was registered."""
+    entries = builtin_entries(home)
+    for path in sorted((home / "datasets").glob("[!.]*.json")):
+        entry = DatasetEntry(**read_json(path))
+        entries[check_name(entry.name)] = entry
+    return entries
+
+
+def get_entry(home: Path, name: str) -> DatasetEntry:
+    """One dataset. KeyError lists the known names."""
+    entries = load_entries(home)
+    if name not in entries:
+        raise KeyError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
+    return entries[name]
+
+
+def save_entry(home: Path, entry: DatasetEntry) -> None:
+    if entry.kind not in KINDS:
+        raise ValueError(f"dataset kind {entry.kind!r} is not one of {', '.join(KINDS)}")
+    write_json(home / "datasets" / f"{check_name(entry.name)}.json", dataclasses.asdict(entry))
+
+
+def remove_entry(home: Path, name: str) -> bool:
+    """Forget a registered dataset. False when it was not registered. Tables and files are the caller's."""
+    path = home / "datasets" / f"{check_name(name)}.json"
+    existed = path.exists()
+    path.unlink(missing_ok=True)
+    return existed

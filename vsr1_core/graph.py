@@ -1,0 +1,80 @@
+"""All stages in the order they run, and a plan over the whole graph before any of it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.registry import get_entry
+from vsr1_core.increments import Plan, make_plan, row_version
+from vsr1_core.lake import Lake
+from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+
+
+def all_stages() -> dict[str, Stage]:
+    """Every stage by name, upstream before downstream."""
+    from vsr1_core.stages import checkpoints, corpus, embeddings, evaluation, frames, retrieval, training_data
+
+    modules = (corpus, frames, checkpoints, embeddings, retrieval, training_data, evaluation)
+    return in_order([stage() for module in modules for stage in module.STAGES])
+
+
+def in_order(stages: list[Stage]) -> dict[str, Stage]:
+    """Topological order; among ready stages the given order is kept."""
+    done: dict[str, Stage] = {}
+    left = list(stages)
+    while left:
+        ready = next((s for s in left if all(name in done for name in s.upstream)), None)
+        if ready is None:
+            raise ValueError(f"cycle or unknown upstream among {[s.name for s in left]}")
+        done[ready.name] = ready
+        left.remove(ready)
+    return done
+
+
+def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
+    """The tables of one dataset of the home folder."""
+    entry = get_entry(home, dataset)
+    return View(Lake(home / "lake"), entry, CONFIGURATIONS[entry.config], stages or all_stages())
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's plan, or why it cannot be known yet."""
+
+    asset: str
+    plan: Plan | None
+    waits_for: str = ""
+
+
+def plan_graph(view: View) -> list[StagePlan]:
+    """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing."""
+    plans = []
+    for name, stage in view.stages.items():
+        try:
+            wanted = stage.wanted(view)
+        except NotYetKnown as reason:
+            plans.append(StagePlan(name, None, reason.asset))
+            view.unsettled.add(name)
+            continue
+        inputs = stage.wanted_inputs(view, wanted)
+        plan = make_plan(inputs, view.table(name))
+        plans.append(StagePlan(name, plan))
+        view.planned[name] = _future(view, stage, wanted, plan)
+        if plan.due():
+            view.unsettled.add(name)
+    return plans
+
+
+def _future(view: View, stage: Stage, wanted: dict[str, Row], plan: Plan) -> pl.DataFrame:
+    """The table after the build: unchanged and failed rows as they are, due ones with version and known columns."""
+    table = view.table(stage.name)
+    kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
+    inputs = stage.wanted_inputs(view, wanted)
+    due = [
+        {stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **wanted[i].known} for i in plan.due()
+    ]
+    return pl.concat([kept, table.frame(due)])

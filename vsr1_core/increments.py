@@ -1,0 +1,168 @@
+"""The one row loop: plan (new, stale, orphaned, failed, unchanged) -> process -> commit.
+
+A row's version is known before its work is done: a hash of the stage's version, its recipe and the versions
+of what the row reads. What is read is kept beside the row, so a plan can say why a row is due.
+Nothing here knows any stage; `vsr1_core.stages` holds those.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.lake import Table
+from vsr1_core.recipes import fingerprint
+
+Inputs = Mapping[str, str]
+"""What one row reads: name of the input (an upstream asset, `recipe`, `stage`) -> its version."""
+
+
+def row_version(inputs: Inputs) -> str:
+    return fingerprint(dict(inputs))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Row ids by what is to be done with them; `reasons` maps a due row to one line of why."""
+
+    new: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(getattr(self, name)) for name in ("new", "stale", "orphaned", "failed", "unchanged")}
+
+    def due(self, retry_failed: bool = False) -> list[str]:
+        """Ids to process: new and stale rows, and failed ones when asked."""
+        return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
+
+    def why(self) -> dict[str, int]:
+        """How many due rows each reason has."""
+        return dict(Counter(self.reasons.values()).most_common())
+
+
+def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
+    """Compare wanted rows with the committed ones. Rows that a killed run left pending count as committed."""
+    have = {row_id: (version, inputs, status) for row_id, version, inputs, status in _known(table).iter_rows()}
+    groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
+    reasons = {}
+    for row_id, inputs in wanted.items():
+        if row_id not in have:
+            groups["new"].append(row_id)
+            reasons[row_id] = "new row"
+            continue
+        version, old_inputs, status = have[row_id]
+        if version != row_version(inputs):
+            groups["stale"].append(row_id)
+            reasons[row_id] = _difference(json.loads(old_inputs), inputs)
+        else:
+            groups["unchanged" if status == "ok" else "failed"].append(row_id)
+    orphaned = tuple(sorted(set(have) - set(wanted)))
+    return Plan(orphaned=orphaned, reasons=reasons, **{name: tuple(ids) for name, ids in groups.items()})
+
+
+def _known(table: Table) -> pl.DataFrame:
+    names = [table.key, "row_version", "row_inputs", "status"]
+    return pl.concat([table.rows(names), table.pending().select(names)]).unique(table.key, keep="last")
+
+
+def _difference(old: Inputs, new: Inputs) -> str:
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return f"changed: {', '.join(changed)}" if changed else "changed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did, and the committed table's manifest."""
+
+    num_processed: int
+    num_failed: int
+    num_dropped: int
+    seconds: float
+    manifest: Mapping[str, Any]
+
+
+def run_plan(
+    table: Table,
+    wanted: Mapping[str, Inputs],
+    plan: Plan,
+    process: Callable[[Sequence[str]], Iterable[dict[str, Any]]],
+    *,
+    retry_failed: bool = False,
+    shard_rows: int = 256,
+    log: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Process the due rows and commit. A killed run loses at most the shard in flight.
+
+    `process` gets the due ids and yields one dict a row, in any order; a dict with `error` set becomes a failed
+    row. Raises RuntimeError when it yields an id nobody asked for, the same id twice, or forgets one.
+    """
+    started = time.monotonic()
+    due = plan.due(retry_failed)
+    results = _collect(table, wanted, due, process, shard_rows, log, started) if due else 0
+    seconds = time.monotonic() - started
+    unfinished = (table.folder / "pending").exists()
+    if due or plan.orphaned or unfinished or not table.manifest_path.exists():
+        merged = pl.concat([table.rows(), table.pending()]).unique(table.key, keep="last")
+        merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
+        manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
+    else:
+        manifest = table.manifest()
+    return Outcome(len(due), results, len(plan.orphaned), seconds, manifest)
+
+
+def _collect(
+    table: Table,
+    wanted: Mapping[str, Inputs],
+    due: Sequence[str],
+    process: Callable[[Sequence[str]], Iterable[dict[str, Any]]],
+    shard_rows: int,
+    log: Callable[[str], None],
+    started: float,
+) -> int:
+    """Run `process` over `due`, writing pending shards. Returns how many rows failed."""
+    missing, shard, num_failed, last_line = set(due), [], 0, started
+    for row in process(due):
+        row_id = row[table.key]
+        if row_id not in missing:
+            raise RuntimeError(f"{table.asset}: row {row_id!r} was produced twice or was not asked for")
+        missing.discard(row_id)
+        shard.append(_stamped(row, wanted[row_id]))
+        num_failed += row.get("error") is not None
+        if len(shard) >= shard_rows:
+            table.add_pending(shard)
+            shard = []
+        now = time.monotonic()
+        if now - last_line >= 10:
+            log(_rate_line(table.asset, len(due) - len(missing), len(due), now - started))
+            last_line = now
+    if shard:
+        table.add_pending(shard)
+    if missing:
+        raise RuntimeError(f"{table.asset}: no row was produced for {len(missing)} ids, e.g. {sorted(missing)[:3]}")
+    return num_failed
+
+
+def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    error = row.get("error")
+    stamp = {
+        "row_version": row_version(inputs),
+        "row_inputs": json.dumps(dict(inputs), sort_keys=True),
+        "status": "ok" if error is None else "failed",
+        "error": error,
+    }
+    return {**row, **stamp}
+
+
+def _rate_line(asset: str, done: int, total: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    return f"{asset}: {done:,} of {total:,} rows, {rate:,.1f} rows/s, about {(total - done) / max(rate, 1e-9):,.0f} s left"

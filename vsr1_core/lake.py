@@ -1,0 +1,222 @@
+"""Where everything lies and how it is written: paths, atomic writes, and Parquet tables.
+
+One folder a table: `tables/<asset>/dataset=<name>/` with `rows.parquet` (the truth), `manifest.json`
+(a summary, written last) and `pending/` (shards of a run that has not finished). `rows.parquet` is
+replaced by a rename, so a reader sees one whole state of the table at any time. Which rows are due
+is decided in `vsr1_core.increments`, not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+BASE_COLUMNS: dict[str, Any] = {
+    "row_version": pl.String,
+    "row_inputs": pl.String,
+    "status": pl.String,
+    "error": pl.String,
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+
+
+def check_name(name: str, what: str = "dataset") -> str:
+    """`name` if it may become a folder's name, else ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a {what}: use 1 to 64 letters, digits, '_', '.', '+' or '-', "
+            "beginning with a letter or a digit"
+        )
+    return name
+
+
+def file_stem(row_id: str) -> str:
+    """A file name for any id: readable, unique, and never a path (`../x` cannot leave its folder)."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", row_id)[:48].strip("_") or "id"
+    return f"{readable}-{hashlib.sha256(row_id.encode()).hexdigest()[:10]}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); it becomes `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it replaces `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of each line that is not blank. Parsing is the caller's: bad lines are rows."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, line
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One asset's rows for one dataset. `key` names the id column; `columns` maps name to polars type."""
+
+    folder: Path
+    asset: str
+    dataset: str
+    key: str
+    columns: Mapping[str, Any]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {self.key: pl.String, **BASE_COLUMNS, **self.columns}
+
+    @property
+    def rows_path(self) -> Path:
+        return self.folder / "rows.parquet"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def exists(self) -> bool:
+        return self.rows_path.exists()
+
+    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """Committed rows, sorted by id; an empty frame with the right columns where nothing was built yet."""
+        wanted = list(columns) if columns is not None else None
+        if not self.exists():
+            empty = pl.DataFrame(schema=self.schema)
+            return empty.select(wanted) if wanted is not None else empty
+        return pl.read_parquet(self.rows_path, columns=wanted, hive_partitioning=False)
+
+    def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """Committed rows whose status is `ok`."""
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
+        frame = self.rows(wanted).filter(pl.col("status") == "ok")
+        return frame if columns is None else frame.select(list(columns))
+
+    def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
+        """`rows` as a frame with exactly this table's columns; a missing value is null, an unknown column an error."""
+        unknown = {name for row in rows for name in row} - set(self.schema)
+        if unknown:
+            raise ValueError(f"table {self.asset} has no column {', '.join(sorted(unknown))}")
+        data = {name: [row.get(name) for row in rows] for name in self.schema}
+        return pl.DataFrame(data, schema=self.schema)
+
+    def add_pending(self, rows: list[dict[str, Any]]) -> None:
+        """Write one shard of a run in progress."""
+        with atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as temporary:
+            self.frame(rows).write_parquet(temporary)
+
+    def pending(self) -> pl.DataFrame:
+        """Rows of a run that did not reach its commit, the newest for each id."""
+        paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        frames = [pl.read_parquet(p, hive_partitioning=False) for p in paths]
+        readable = [f for f in frames if dict(f.schema) == dict(pl.DataFrame(schema=self.schema).schema)]
+        if not readable:
+            return pl.DataFrame(schema=self.schema)
+        return pl.concat(readable).unique(self.key, keep="last")
+
+    def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the table by `frame`, then its manifest, then drop the pending shards. Returns the manifest."""
+        frame = frame.select(list(self.schema)).sort(self.key)
+        with atomic_path(self.rows_path) as temporary:
+            frame.write_parquet(temporary)
+        manifest = {
+            "asset": self.asset,
+            "dataset": self.dataset,
+            "num_rows": frame.height,
+            "num_ok": frame.filter(pl.col("status") == "ok").height,
+            "num_failed": frame.filter(pl.col("status") != "ok").height,
+            "data_version": data_version(frame, self.key),
+            **record,
+        }
+        write_json(self.manifest_path, manifest)
+        shutil.rmtree(self.folder / "pending", ignore_errors=True)
+        return manifest
+
+    def manifest(self) -> dict[str, Any]:
+        """The last commit's summary. FileNotFoundError says how to build it."""
+        if not self.manifest_path.exists():
+            raise FileNotFoundError(
+                f"{self.asset} has not been built for dataset {self.dataset!r}; run: "
+                f"vsr1 build --dataset {self.dataset} --assets {self.asset}"
+            )
+        return dict(read_json(self.manifest_path))
+
+
+def data_version(frame: pl.DataFrame, key: str) -> str:
+    """Hash of the sorted (id, row version, status) triples: same rows, same version."""
+    digest = hashlib.sha256()
+    for row in frame.select(key, "row_version", "status").sort(key).iter_rows():
+        digest.update("\x1f".join(str(v) for v in row).encode() + b"\x1e")
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Every path of the lake."""
+
+    root: Path
+
+    def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
+        folder = self.root / "tables" / check_name(asset, "asset") / f"dataset={check_name(dataset)}"
+        return Table(folder, asset, dataset, key, columns)
+
+    def files(self, asset: str, dataset: str) -> Path:
+        """The folder for an asset's files that are not rows (frames, indexes, checkpoints)."""
+        return self.root / "files" / check_name(asset, "asset") / check_name(dataset)

@@ -1,0 +1,233 @@
+"""What decides a result: one frozen recipe a stage, the stage versions, and their fingerprints.
+
+A value belongs here when changing it changes a row. Batch sizes, devices and worker counts do not
+(see `vsr1_core.stages.base.Execution`). No torch here: plans are made without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+# Bumped by hand, in the commit that changes what a stage's rows mean.
+STAGE_VERSIONS: dict[str, int] = {
+    "annotation_files": 1,
+    "raw_videos": 1,
+    "videos": 1,
+    "moments": 1,
+    "frame_tensors": 1,
+    "base_models": 1,
+    "query_embeddings": 1,
+    "video_embeddings": 1,
+    "video_index": 1,
+    "first_ranking": 1,
+    "hard_negatives": 1,
+    "top1_pool": 1,
+    "reasoning_traces": 1,
+    "sft_examples": 1,
+    "grpo_prompts": 1,
+    "fine_tuned_checkpoint": 1,
+    "sft_checkpoint": 1,
+    "grpo_checkpoint": 1,
+    "predictions": 1,
+    "turns": 1,
+    "metrics": 1,
+    "report": 1,
+}
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON types with one spelling each. Raises TypeError for what has no stable spelling."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"recipe": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(k): canonical(v) for k, v in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no stable spelling, so it cannot be part of a recipe: {value!r}")
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that change when, and only when, `value` does."""
+    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ToyRecipe:
+    """The rendered corpus (METHOD 7, `vsr1_core.datasets.toy`)."""
+
+    num_train: int = 1500
+    num_val: int = 150
+    num_test: int = 300
+    size: int = 64
+    """Width and height of a frame in pixels."""
+    source_fps: int = 4
+    seconds_per_event: tuple[int, int] = (4, 8)
+    num_events: tuple[int, int] = (2, 3)
+    near_duplicate_share: float = 0.3
+    """Share of videos that are another video with one attribute of one event changed."""
+    synonym_probability: float = 0.6
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class FrameRecipe:
+    """Sampling of METHOD 7: min(max_frames, max(1, floor(duration * fps))) frames, an even count, aspect kept."""
+
+    fps: float = 1.0
+    max_frames: int = 64
+    max_pixels: int = 200_704
+    size_multiple: int = 32
+    """Height and width are multiples of this: patch size times spatial merge."""
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which models, or how the tiny ones are made."""
+
+    policy: str = "tiny"
+    """`tiny` (trained from scratch on the toy corpus), a hub id, or a local folder."""
+    embedder: str = "tiny"
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    vision_hidden_size: int = 96
+    vision_depth: int = 2
+    patch_size: int = 16
+    vocab_size: int = 640
+    num_soft_tokens: int = 8
+    accumulate: bool = True
+    """Keep the latents of earlier turns in the query (METHOD 3)."""
+    seed_hidden: str = "post_norm"
+    """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
+    contrastive_steps: int = 400
+    contrastive_batch: int = 64
+    contrastive_lr: float = 1e-3
+    contrastive_temperature: float = 0.07
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class RetrievalRecipe:
+    index: str = "flat"
+    """`flat` (exact), `ivf` or `hnsw`."""
+    top_k: int = 100
+    num_hard_negatives: int = 30
+
+
+@dataclass(frozen=True)
+class PoolRecipe:
+    """The top-1 pool of METHOD 7: train queries whose first video is right, and as many whose first is wrong."""
+
+    num_matched: int = 1000
+    num_not_matched: int = 1000
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    kind: str = "template"
+    """`template` writes the trace from the shown video's own annotation; `endpoint` asks a model."""
+    model: str = ""
+    temperature: float = 0.4
+
+
+@dataclass(frozen=True)
+class SFTRecipe:
+    """Stage 1 (METHOD 5)."""
+
+    refine: bool = True
+    """False trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens."""
+    steps: int = 0
+    """Optimiser steps; 0 means one epoch over the rows."""
+    batch_size: int = 1
+    gradient_accumulation: int = 1
+    lr: float = 2e-5
+    refine_lr: float = 5e-5
+    schedule: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    retrieval_weight: float = 0.3
+    temperature: float = 0.1
+    num_negatives: int = 24
+    in_batch_positives: bool = False
+    drop_above_positive: bool = False
+    lora_rank: int = 0
+    train_vision: bool = False
+    gradient_checkpointing: bool = False
+    bf16: bool = True
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    format: float = 0.5
+    verification: float = 1.0
+    retrieval: float = 1.0
+    grounding: float = 1.0
+
+
+@dataclass(frozen=True)
+class GRPORecipe:
+    """Stage 2 (METHOD 6)."""
+
+    steps: int = 0
+    """Optimiser steps; 0 means one epoch over the prompts."""
+    queries_per_step: int = 2
+    group_size: int = 8
+    num_turns: int = 3
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    lr: float = 5e-7
+    refine_lr: float = 5e-5
+    warmup_steps: int = 10
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    clip: float = 0.2
+    beta: float = 0.01
+    loss_type: str = "grpo"
+    retrieval_weight: float = 0.3
+    retrieval_temperature: float = 0.1
+    num_negatives: int = 24
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    bf16: bool = True
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class EvalRecipe:
+    """The episode loop and what is reported (METHOD 2, 8, 9)."""
+
+    methods: tuple[str, ...] = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
+    splits: tuple[str, ...] = ("test",)
+    num_turns: int = 3
+    max_new_tokens: int = 256
+    num_resamples: int = 1000
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All recipes of one way to build a dataset."""
+
+    name: str
+    toy: ToyRecipe = ToyRecipe()
+    frames: FrameRecipe = FrameRecipe()
+    models: ModelRecipe = ModelRecipe()
+    retrieval: RetrievalRecipe = RetrievalRecipe()
+    pool: PoolRecipe = PoolRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
+    sft: SFTRecipe = SFTRecipe()
+    grpo: GRPORecipe = GRPORecipe()
+    evaluation: EvalRecipe = EvalRecipe()
+
+

@@ -1,0 +1,149 @@
+"""What a stage is, what it reads through (`View`), and how it runs (`Execution`). No stage is defined here."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
+from vsr1_core.lake import Lake, Table
+from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work runs. Nothing here changes a result, so nothing here bears a version."""
+
+    device: str = "cpu"
+    workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    batch_size: int = 32
+    shard_rows: int = 256
+    retry_failed: bool = False
+    log: Callable[[str], None] = lambda line: None
+
+
+class NotYetKnown(Exception):
+    """Which rows a stage wants depends on results that are not there yet; `asset` names whose."""
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(f"depends on the results of {asset}, which has to run first")
+        self.asset = asset
+
+
+@dataclass(frozen=True)
+class Row:
+    """A wanted row: what it reads, and the columns whose values are known before the work is done."""
+
+    inputs: Inputs
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class View:
+    """One dataset's tables, as a stage reads them.
+
+    While planning, `planned` holds the tables as they will be: rows that are due have their new version, status
+    `ok`, and only their known columns. `results` refuses such a table; `rows` gives it.
+    """
+
+    lake: Lake
+    entry: DatasetEntry
+    config: Configuration
+    stages: Mapping[str, Stage]
+    planned: dict[str, pl.DataFrame] = field(default_factory=dict)
+    unsettled: set[str] = field(default_factory=set)
+
+    def table(self, asset: str) -> Table:
+        stage = self.stages[asset]
+        return self.lake.table(asset, self.entry.name, stage.key, stage.columns)
+
+    def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The ok rows of an upstream table. `row_version` is exact while planning; unknown columns are null then."""
+        if asset not in self.planned:
+            return self.table(asset).ok_rows(columns)
+        frame = self.planned[asset].filter(pl.col("status") == "ok")
+        return frame if columns is None else frame.select(list(columns))
+
+    def results(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The ok rows of an upstream table with all columns true. Raises NotYetKnown while they are not."""
+        if asset in self.unsettled:
+            raise NotYetKnown(asset)
+        return self.rows(asset, columns)
+
+    def versions(self, asset: str) -> dict[str, str]:
+        """Row id -> row version of an upstream table's ok rows."""
+        key = self.stages[asset].key
+        return dict(self.rows(asset, [key, "row_version"]).iter_rows())
+
+    def version_of(self, asset: str, predicate: pl.Expr | None = None) -> str:
+        """One version for many upstream rows: changes when any ok row (that fits `predicate`) does."""
+        frame = self.rows(asset)
+        frame = frame if predicate is None else frame.filter(predicate)
+        return fingerprint(sorted(frame.select(self.stages[asset].key, "row_version").rows()))
+
+    def files(self, asset: str) -> Path:
+        """The folder for files that belong to `asset`'s rows."""
+        return self.lake.files(asset, self.entry.name)
+
+    def of_dataset(self, entry: DatasetEntry, config: Configuration) -> View:
+        """The committed tables of another dataset (whose models this one borrows)."""
+        return View(self.lake, entry, config, self.stages)
+
+
+class Stage(ABC):
+    """One asset: a table with a row an item. Subclasses are stateless.
+
+    name: the asset's and table's name. key: the id column. columns: name -> polars type of the others.
+    upstream: the assets it reads. group: the group in the UI.
+    """
+
+    name: ClassVar[str]
+    key: ClassVar[str]
+    group: ClassVar[str]
+    columns: ClassVar[Mapping[str, Any]]
+    upstream: ClassVar[tuple[str, ...]] = ()
+
+    def recipe(self, config: Configuration) -> Any:
+        """What of the configuration decides this stage's rows; None where nothing does."""
+        return None
+
+    @abstractmethod
+    def wanted(self, view: View) -> Mapping[str, Row]:
+        """Id -> Row for every row this table should have. Cheap: no decoding, no model. `inputs` names upstream
+        versions only; stage version and recipe are added by `wanted_inputs`."""
+
+    @abstractmethod
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        """Make the rows `ids`: yield one dict a row with the key and the columns, or the key and `error`."""
+
+    def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Inputs]:
+        """Each row's full inputs: stage version, recipe, and what the row reads."""
+        base = {"stage": str(STAGE_VERSIONS[self.name])}
+        recipe = self.recipe(view.config)
+        if recipe is not None:
+            base["recipe"] = fingerprint(recipe)
+        return {row_id: {**base, **row.inputs} for row_id, row in wanted.items()}
+
+    def plan(self, view: View) -> Plan:
+        return make_plan(self.wanted_inputs(view, self.wanted(view)), view.table(self.name))
+
+    def build(self, view: View, execution: Execution) -> Outcome:
+        """Plan, process what is due, commit. Idempotent."""
+        table = view.table(self.name)
+        inputs = self.wanted_inputs(view, self.wanted(view))
+        return run_plan(
+            table,
+            inputs,
+            make_plan(inputs, table),
+            lambda ids: self.process(view, ids, execution),
+            retry_failed=execution.retry_failed,
+            shard_rows=execution.shard_rows,
+            log=execution.log,
+        )
