@@ -16,7 +16,15 @@ from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
 def all_stages() -> dict[str, Stage]:
     """Every stage by name, upstream before downstream."""
-    from vsr1_core.stages import checkpoints, corpus, embeddings, evaluation, frames, retrieval, training_data
+    from vsr1_core.stages import (
+        checkpoints,
+        corpus,
+        embeddings,
+        evaluation,
+        frames,
+        retrieval,
+        training_data,
+    )
 
     modules = (corpus, frames, checkpoints, embeddings, retrieval, training_data, evaluation)
     return in_order([stage() for module in modules for stage in module.STAGES])

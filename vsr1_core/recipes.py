@@ -33,7 +33,6 @@ STAGE_VERSIONS: dict[str, int] = {
     "sft_checkpoint": 1,
     "grpo_checkpoint": 1,
     "predictions": 1,
-    "turns": 1,
     "metrics": 1,
     "report": 1,
 }

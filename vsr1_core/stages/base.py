@@ -125,7 +125,7 @@ class Stage(ABC):
 
     def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Inputs]:
         """Each row's full inputs: stage version, recipe, and what the row reads."""
-        base = {"stage": str(STAGE_VERSIONS[self.name])}
+        base = {"stage": str(STAGE_VERSIONS[self.name.split(".")[0]])}
         recipe = self.recipe(view.config)
         if recipe is not None:
             base["recipe"] = fingerprint(recipe)
