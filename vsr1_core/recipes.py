@@ -68,8 +68,10 @@ class ToyRecipe:
     size: int = 64
     """Width and height of a frame in pixels."""
     source_fps: int = 4
-    seconds_per_event: tuple[int, int] = (4, 8)
+    seconds_per_event: tuple[int, int] = (4, 7)
     num_events: tuple[int, int] = (2, 3)
+    moments_per_train_video: int = 2
+    moments_per_eval_video: int = 1
     near_duplicate_share: float = 0.3
     """Share of videos that are another video with one attribute of one event changed."""
     synonym_probability: float = 0.6
