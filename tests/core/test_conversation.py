@@ -1,0 +1,151 @@
+"""The conversation builder and the answer parser, on good, odd and hostile completions."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from vsr1_core.reasoning.conversation import (
+    REFINE_TOKEN,
+    SYSTEM_PROMPT,
+    answer_text,
+    build_messages,
+    is_well_formed,
+    parse_answer,
+    user_text,
+)
+
+MATCH = answer_text("a circle moves left.", True, 12.04, 18.46)
+MISMATCH = answer_text("no circle is seen.", False)
+
+
+def test_answers_have_the_published_form():
+    assert MATCH == (
+        "<think>a circle moves left.</think> <answer>matched</answer> <start>12.0</start> <end>18.5</end>"
+    )
+    assert MISMATCH == "<think>no circle is seen.</think> <answer>not_matched</answer> <REFINE>"
+
+
+def test_messages_hold_the_query_and_one_video_after_the_text():
+    system, user = build_messages("a man runs")
+    assert system == {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
+    assert user["content"] == [{"type": "text", "text": user_text("a man runs")}, {"type": "video"}]
+    assert user_text("a man runs") == 'Query: "a man runs"\nRetrieved video: '
+
+
+def test_the_system_prompt_is_three_sentences_at_most_and_names_the_refine_token():
+    assert SYSTEM_PROMPT.count(". ") <= 2 and SYSTEM_PROMPT.endswith(REFINE_TOKEN + ".")
+
+
+def test_what_is_written_is_read_back():
+    match = parse_answer(MATCH, 30.0)
+    assert (match.decision, match.start_s, match.end_s, match.reasoning) == (
+        "matched", 12.0, 18.5, "a circle moves left."
+    )
+    assert match.is_well_formed and not match.has_refine
+    mismatch = parse_answer(MISMATCH, 30.0)
+    assert (mismatch.decision, mismatch.start_s, mismatch.end_s) == ("not_matched", None, None)
+    assert mismatch.is_well_formed and mismatch.has_refine
+
+
+@pytest.mark.parametrize(
+    ("word", "decision"),
+    [
+        ("matched", "matched"), ("Match", "matched"), (" MATCHED\n", "matched"),
+        ("not_matched", "not_matched"), ("notmatch", "not_matched"), ("Not-Matched", "not_matched"),
+        ("mismatch", "not_matched"), ("yes", "unknown"), ("", "unknown"), ("matched not_matched", "unknown"),
+    ],
+)  # fmt: skip
+def test_spellings_of_the_decision(word, decision):
+    assert parse_answer(f"<answer>{word}</answer>", 10.0).decision == decision
+
+
+@pytest.mark.parametrize("text", ["", "matched", "<answer>matched", "</answer><answer>", "<answer><answer>matched</answer>"])
+def test_no_readable_answer_is_unknown(text):
+    answer = parse_answer(text, 10.0)
+    assert answer.decision == "unknown" and not answer.is_well_formed and answer.start_s is None
+
+
+def test_the_first_answer_counts_with_its_own_span():
+    text = "<answer>matched</answer><start>1</start><end>2</end><answer>not_matched</answer><REFINE>"
+    answer = parse_answer(text, 10.0)
+    assert (answer.decision, answer.start_s, answer.end_s) == ("matched", 1.0, 2.0)
+    assert not answer.is_well_formed and not answer.has_refine
+    stolen = parse_answer("<answer>matched</answer><answer>matched</answer><start>1</start><end>2</end>", 10.0)
+    assert stolen.decision == "matched" and stolen.start_s is None
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "1e309", "9" * 5000, "1_0", "٣", "12s", "", "1.2.3", "0x10"])
+@pytest.mark.parametrize("other", ["start", "end"])
+def test_a_span_needs_two_finite_numbers(bad, other):
+    values = {"start": "1.0", "end": "2.0", other: bad}
+    answer = parse_answer(
+        f"<think>x</think> <answer>matched</answer> <start>{values['start']}</start> <end>{values['end']}</end>", 10.0
+    )
+    assert answer.decision == "matched" and answer.start_s is None and answer.end_s is None
+    assert not answer.is_well_formed
+
+
+def test_a_span_is_clamped_and_put_in_order():
+    def span(start, end):
+        answer = parse_answer(f"<answer>matched</answer><start>{start}</start><end>{end}</end>", 10.0)
+        return answer.start_s, answer.end_s
+
+    assert span(-3, 99) == (0.0, 10.0)
+    assert span(8, 2.5) == (2.5, 8.0)
+    assert span(50, 60) == (10.0, 10.0)
+    assert span("1e1", ".5") == (0.5, 10.0)
+
+
+def test_one_span_tag_is_no_span():
+    assert parse_answer("<answer>matched</answer> <start>1.0</start>", 9.0).start_s is None
+
+
+def test_refine_counts_only_after_the_answer_and_never_after_a_match():
+    assert not parse_answer(MATCH + " <REFINE>", 30.0).has_refine
+    assert not parse_answer("<REFINE> <answer>not_matched</answer>", 30.0).has_refine
+    assert parse_answer("<REFINE> <answer>not_matched</answer> <REFINE>", 30.0).has_refine
+    assert parse_answer("no idea <REFINE>", 30.0).has_refine
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MATCH + MATCH,
+        MATCH + " and more",
+        "so: " + MATCH,
+        MATCH + " <REFINE>",
+        MISMATCH.replace(" <REFINE>", ""),
+        MISMATCH + "<REFINE>",
+        MISMATCH.replace("no circle", "<think>no circle</think>"),
+        MISMATCH.replace("no circle is seen.", "  "),
+        MISMATCH.replace("no circle", "<REFINE>"),
+        MISMATCH.replace("not_matched", "mismatch"),
+        MATCH.replace("12.0", "19.0"),
+        MATCH.replace("12.0", "-1.0"),
+        MATCH.replace("</end>", ""),
+        MATCH.replace("<think>", ""),
+    ],
+)
+def test_anything_but_the_exact_form_is_not_well_formed(text):
+    assert not is_well_formed(text)
+
+
+def test_a_query_with_tags_in_it_does_not_reach_the_parser():
+    messages = build_messages("<answer>matched</answer> <REFINE>")
+    assert "<REFINE>" in messages[1]["content"][0]["text"]
+    assert not parse_answer("I do not know", 5.0).has_refine
+
+
+def test_huge_texts_are_read_in_linear_time():
+    started = time.monotonic()
+    for text in ("<answer>" * 100_000, "<think>" + "a " * 500_000, "<start>" * 100_000 + MATCH, " " * 500_000):
+        parse_answer(text, 10.0)
+    assert time.monotonic() - started < 5
+
+
+def test_a_bad_answer_cannot_be_written():
+    for arguments in [("x", True), ("x", True, 1.0), ("x", False, 1.0, 2.0), (" ", False), ("a <REFINE> b", False)]:
+        with pytest.raises(ValueError):
+            answer_text(*arguments)

@@ -1,0 +1,146 @@
+"""What the policy is asked and what it answers: prompt, answer text, and the parser (METHOD 2.1).
+
+The one conversation builder: SFT, GRPO and inference all use it. No tokenizer and no torch here; who renders the
+messages with a chat template lives in `vsr1_core.models`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Decision = Literal["matched", "not_matched", "unknown"]
+
+REFINE_TOKEN = "<REFINE>"
+SYSTEM_PROMPT = (
+    "Decide whether the retrieved video shows the moment that the query describes. "
+    "Think inside <think></think>, then write <answer>matched</answer> with the moment's seconds in <start></start> "
+    "and <end></end>, or <answer>not_matched</answer> and end with " + REFINE_TOKEN + "."
+)
+
+_MATCHED = {"matched", "match"}
+_NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_ANY_TAG = r"</?(?:think|answer|start|end)>|<REFINE>"
+_THINK = rf"\s*<think>(?P<trace>(?:(?!{_ANY_TAG}).)*)</think>\s*"
+_SECONDS = r"(\d+(?:\.\d+)?)"
+_MATCH_FORM = re.compile(
+    rf"{_THINK}<answer>matched</answer>\s*<start>{_SECONDS}</start>\s*<end>{_SECONDS}</end>\s*", re.DOTALL | re.ASCII
+)
+_MISMATCH_FORM = re.compile(rf"{_THINK}<answer>not_matched</answer>\s*<REFINE>\s*", re.DOTALL | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one completion says. Span in seconds, inside the video, ordered; None unless matched and readable."""
+
+    decision: Decision
+    start_s: float | None
+    end_s: float | None
+    reasoning: str
+    has_refine: bool
+    """Whether a <REFINE> stands after the answer. False for a match: what a released model writes there is ignored."""
+    is_well_formed: bool
+
+
+def user_text(query: str) -> str:
+    """The user turn's text; the video follows it."""
+    return f'Query: "{query}"\nRetrieved video: '
+
+
+def build_messages(query: str, system_prompt: str = SYSTEM_PROMPT) -> list[dict[str, Any]]:
+    """System and user turn in the chat form of Hugging Face processors, with one place for a video."""
+    return [
+        {"role": "system", "content": [{"type": "text", "text": system_prompt}]},
+        {"role": "user", "content": [{"type": "text", "text": user_text(query)}, {"type": "video"}]},
+    ]
+
+
+def answer_text(trace: str, matched: bool, start_s: float | None = None, end_s: float | None = None) -> str:
+    """The assistant's text for a trace and a label; seconds with one decimal.
+
+    Raises ValueError when a match has no span, a mismatch has one, or the trace is blank or holds an answer's tags.
+    """
+    if not trace.strip() or re.search(_ANY_TAG, trace):
+        raise ValueError(f"a reasoning trace must have words and none of the answer's tags, got {trace[:80]!r}")
+    think = f"<think>{trace.strip()}</think>"
+    if not matched:
+        if start_s is not None or end_s is not None:
+            raise ValueError("a mismatch has no start and no end")
+        return f"{think} <answer>not_matched</answer> {REFINE_TOKEN}"
+    if start_s is None or end_s is None:
+        raise ValueError("a match needs a start and an end in seconds")
+    return f"{think} <answer>matched</answer> <start>{start_s:.1f}</start> <end>{end_s:.1f}</end>"
+
+
+def parse_answer(text: str, duration_s: float) -> Answer:
+    """Read a completion (without its prompt) about a video of `duration_s` seconds. Never raises on any text.
+
+    The first answer tag counts and its span is looked for between it and the next one. Linear in the text's length.
+    """
+    opened = _find("<answer>", text, 0)
+    content, answer_end = _between("answer", text, 0)
+    decision = _decision(content)
+    next_answer = _find("<answer>", text, answer_end) if opened >= 0 else -1
+    rest = text[answer_end:] if next_answer < 0 else text[answer_end:next_answer]
+    start_s, end_s = _span(rest, duration_s) if decision == "matched" else (None, None)
+    reasoning, _ = _between("think", text, 0)
+    return Answer(
+        decision=decision,
+        start_s=start_s,
+        end_s=end_s,
+        reasoning=(reasoning if reasoning is not None else text[: max(opened, 0)]).strip(),
+        has_refine=decision != "matched" and text.rfind(REFINE_TOKEN) >= answer_end,
+        is_well_formed=is_well_formed(text),
+    )
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether `text` is exactly what `answer_text` may write: words, one answer, its span in order, or <REFINE>."""
+    match = _MATCH_FORM.fullmatch(text)
+    if match:
+        start_s, end_s = float(match[2]), float(match[3])
+        return bool(match["trace"].strip()) and start_s <= end_s and math.isfinite(end_s)
+    mismatch = _MISMATCH_FORM.fullmatch(text)
+    return mismatch is not None and bool(mismatch["trace"].strip())
+
+
+def _find(tag: str, text: str, start: int) -> int:
+    found = re.compile(re.escape(tag), re.IGNORECASE).search(text, start)
+    return found.start() if found else -1
+
+
+def _between(tag: str, text: str, start: int) -> tuple[str | None, int]:
+    """Content of the first `<tag>...</tag>` from `start` on and where it ends; (None, start) when there is none.
+
+    Two plain searches, not one lazy pattern: that one is quadratic in a text of many opening tags.
+    """
+    opened = _find(f"<{tag}>", text, start)
+    closed = _find(f"</{tag}>", text, opened) if opened >= 0 else -1
+    if closed < 0:
+        return None, start
+    return text[opened + len(tag) + 2 : closed], closed + len(tag) + 3
+
+
+def _decision(content: str | None) -> Decision:
+    word = (content or "").strip().lower()
+    if word in _MATCHED:
+        return "matched"
+    return "not_matched" if word in _NOT_MATCHED else "unknown"
+
+
+def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
+    """Seconds inside [0, duration], swapped if reversed; two None unless both tags hold finite numbers."""
+    start_s, end_s = (_seconds(_between(tag, text, 0)[0]) for tag in ("start", "end"))
+    if start_s is None or end_s is None:
+        return None, None
+    low, high = sorted(min(max(value, 0.0), duration_s) for value in (start_s, end_s))
+    return low, high
+
+
+def _seconds(content: str | None) -> float | None:
+    word = (content or "").strip()
+    value = float(word) if _NUMBER.fullmatch(word) else math.nan
+    return value if math.isfinite(value) else None
