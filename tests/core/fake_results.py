@@ -1,0 +1,140 @@
+"""Made-up results that look like a run's: moments, episodes of methods of known strength, and a lake that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vsr1_core.lake import Lake
+
+COLOURS = ("red", "crimson", "teal", "golden", "violet")
+SHAPES = ("circle", "square", "triangle", "star")
+MOTIONS = ("drifts left", "slides up", "spins in place", "falls")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How good a fake method is. Probabilities, and the standard error of its spans as a share of their length."""
+
+    first_right: float = 0.3
+    refined_right: float = 0.6
+    verdict_right: float = 0.8
+    span_error: float = 0.2
+    num_latent_tokens: int = 8
+
+
+STRENGTHS = {
+    "zero_shot": Strength(0.3, 0.3, 0.5, 0.8, 0),
+    "fine_tuned": Strength(0.3, 0.3, 0.75, 0.25, 0),
+    "sqr_sft": Strength(0.3, 0.55, 0.8, 0.2),
+    "videosearch_r1": Strength(0.3, 0.7, 0.85, 0.15),
+}
+
+
+def fake_moments(num_queries: int, seed: int = 0, split: str = "test") -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(num_queries):
+        start = float(np.round(rng.uniform(0, 6), 1))
+        length = float(np.round(rng.uniform(2, 6), 1))
+        text = f"a {rng.choice(COLOURS)} {rng.choice(SHAPES)} {rng.choice(MOTIONS)} before a {rng.choice(SHAPES)}"
+        rows.append({
+            "query_id": f"{i:05d}_fig", "split": split, "query": text, "plain_query": text.split(" before")[0],
+            "video_id": f"v_{i:05d}", "start_s": start, "end_s": start + length, "duration_s": 14.0, "clamped": False,
+        })
+    return rows
+
+
+def fake_prediction(moment: dict[str, Any], strength: Strength, rng: Any, num_turns: int = 3) -> dict[str, Any]:
+    """One episode: turns until the policy says matched."""
+    turns: list[dict[str, Any]] = []
+    for turn in range(1, num_turns + 1):
+        is_right = bool(rng.random() < (strength.first_right if turn == 1 else strength.refined_right))
+        turns.append(_fake_turn(moment, strength, rng, turn, is_right))
+        if turns[-1]["decision"] == "matched":
+            break
+    last = turns[-1]
+    shared = {name: last[name] for name in ("video_id", "rank", "decision", "start_s", "end_s", "matched_probability")}
+    gt = {f"gt_{name}": moment[name] for name in ("video_id", "start_s", "end_s")}
+    return {
+        "query_id": moment["query_id"], "split": moment["split"], "query": moment["query"], **gt, **shared,
+        "first_rank": turns[0]["rank"], "iou": 0.0, "num_turns": len(turns), "checkpoint": "sft_checkpoint",
+        "num_text_tokens": sum(t["num_text_tokens"] for t in turns),
+        "num_latent_tokens": sum(t["num_latent_tokens"] for t in turns), "turns": turns,
+    }
+
+
+def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, is_right: bool) -> dict[str, Any]:
+    verdict_is_right = bool(rng.random() < strength.verdict_right)
+    matched = is_right == verdict_is_right
+    length = moment["end_s"] - moment["start_s"]
+    start, end = (moment[k] + rng.normal(0, strength.span_error * length) for k in ("start_s", "end_s"))
+    wrong = f"v_{int(rng.integers(0, 10_000)):05d}x"
+    return {
+        "turn": turn, "video_id": moment["video_id"] if is_right else wrong, "score": float(rng.uniform(0.3, 0.9)),
+        "rank": 1 if is_right else 2 + int(rng.exponential(12)), "decision": "matched" if matched else "not_matched",
+        "matched_probability": float(np.clip(rng.normal(0.75 if matched else 0.25, 0.15), 0.01, 0.99)),
+        "reasoning": f"The video shows {moment['query']} from {start:.1f} s to {end:.1f} s.",
+        "start_s": float(max(start, 0)) if matched else None, "end_s": float(max(end, 0)) if matched else None,
+        "num_text_tokens": 30 + int(rng.integers(0, 15)), "num_latent_tokens": 0 if matched else strength.num_latent_tokens,
+    }
+
+
+TURN = pl.Struct({
+    "turn": pl.Int64, "video_id": pl.String, "score": pl.Float64, "rank": pl.Int64, "decision": pl.String,
+    "matched_probability": pl.Float64, "reasoning": pl.String, "start_s": pl.Float64, "end_s": pl.Float64,
+    "num_text_tokens": pl.Int64, "num_latent_tokens": pl.Int64,
+})
+PREDICTION_COLUMNS: dict[str, Any] = {
+    "split": pl.String, "query": pl.String, "gt_video_id": pl.String, "gt_start_s": pl.Float64,
+    "gt_end_s": pl.Float64, "video_id": pl.String, "rank": pl.Int64, "first_rank": pl.Int64, "decision": pl.String,
+    "start_s": pl.Float64, "end_s": pl.Float64, "iou": pl.Float64, "num_turns": pl.Int64,
+    "num_text_tokens": pl.Int64, "num_latent_tokens": pl.Int64, "checkpoint": pl.String,
+    "matched_probability": pl.Float64, "turns": pl.List(TURN),
+}
+MOMENT_COLUMNS: dict[str, Any] = {
+    "split": pl.String, "query": pl.String, "plain_query": pl.String, "video_id": pl.String, "start_s": pl.Float64,
+    "end_s": pl.Float64, "duration_s": pl.Float64, "clamped": pl.Boolean,
+}
+
+
+def moments_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema={"query_id": pl.String, **MOMENT_COLUMNS})
+
+
+def predictions_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """A predictions table; rows may lack columns (null) and have a status."""
+    schema = {"query_id": pl.String, **PREDICTION_COLUMNS, "status": pl.String, "error": pl.String}
+    full = [{"status": "ok", **row} for row in rows]
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in full], schema=schema)
+
+
+def fake_predictions(moments: list[dict[str, Any]], strength: Strength, seed: int = 1) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [fake_prediction(moment, strength, rng) for moment in moments]
+
+
+def commit_rows(lake: Lake, asset: str, dataset: str, key: str, columns: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write rows as a built table; a row with `error` is a failed one."""
+    table = lake.table(asset, dataset, key, columns)
+    stamped = [
+        {"row_version": f"v{i}", "row_inputs": "{}", "status": "failed" if row.get("error") else "ok", **row}
+        for i, row in enumerate(rows)
+    ]
+    table.commit(table.frame(stamped), {})
+
+
+def commit_results(root: Path, dataset: str, num_queries: int = 60, num_failed: int = 2) -> list[dict[str, Any]]:
+    """A lake with moments and the predictions of four methods; the first `num_failed` of each failed. Returns moments."""
+    lake, moments = Lake(root), fake_moments(num_queries)
+    commit_rows(lake, "moments", dataset, "query_id", MOMENT_COLUMNS, moments)
+    for i, (method, strength) in enumerate(STRENGTHS.items()):
+        rows = fake_predictions(moments, strength, seed=i)
+        failed = [{"query_id": r["query_id"], "split": "test", "error": "frames of v_0 are missing"} for r in rows]
+        rows = [*failed[:num_failed], *rows[num_failed:]]
+        commit_rows(lake, f"predictions.{method}", dataset, "query_id", PREDICTION_COLUMNS, rows)
+    return moments
