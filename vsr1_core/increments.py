@@ -82,13 +82,14 @@ def _difference(old: Inputs, new: Inputs) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, and the committed table's manifest."""
+    """What a run did, the committed table's manifest, and the plan it followed."""
 
     num_processed: int
     num_failed: int
     num_dropped: int
     seconds: float
     manifest: Mapping[str, Any]
+    plan: Plan = field(default_factory=Plan)
 
 
 def run_plan(
@@ -117,7 +118,7 @@ def run_plan(
         manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
     else:
         manifest = table.manifest()
-    return Outcome(len(due), results, len(plan.orphaned), seconds, manifest)
+    return Outcome(len(due), results, len(plan.orphaned), seconds, manifest, plan)
 
 
 def _collect(

@@ -1,0 +1,154 @@
+"""How a stage of `vsr1_core` becomes a Dagster asset: key, group, inputs, versions, and the metadata all share.
+
+What a single stage shows beyond that is declared in the group modules. No stage is named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import dagster as dg
+
+from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
+from assets.handle import Handle
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.increments import Outcome
+from vsr1_core.lake import Table
+from vsr1_core.recipes import STAGE_VERSIONS, fingerprint
+from vsr1_core.stages.base import Execution, Stage, View
+
+Extras = Callable[[View, str], Mapping[str, Any]]
+"""(the dataset's tables, asset name) -> metadata of one kind of asset only. Imports what it draws with itself."""
+
+
+class Workplace(Protocol):
+    """What an asset body needs from the outside; `pipelines.resources` has the real one."""
+
+    def view(self, dataset: str) -> View: ...
+
+    def execution(self, log: Callable[[str], None]) -> Execution: ...
+
+
+@dataclass(frozen=True)
+class AssetInfo:
+    """What people see about a stage: a sentence, the technologies, extra metadata, and the pool it queues in."""
+
+    stage: str
+    description: str
+    kinds: frozenset[str] = frozenset({"parquet"})
+    extras: Extras | None = None
+    pool: str | None = None
+
+
+def asset_key(stage_name: str) -> dg.AssetKey:
+    """`predictions.zero_shot` -> predictions/zero_shot. A `+` is not allowed in a key and becomes `_`."""
+    return dg.AssetKey([part.replace("+", "_") for part in stage_name.split(".")])
+
+
+def code_version(stage: Stage) -> str:
+    """Changes with the stage's version and with its recipe in the default configuration."""
+    version = STAGE_VERSIONS[stage.name.split(".")[0]]
+    recipe = stage.recipe(CONFIGURATIONS["tiny"])
+    return str(version) if recipe is None else f"{version}-{fingerprint(recipe)}"
+
+
+def stage_asset(
+    stage: Stage,
+    info: AssetInfo,
+    partitions_def: dg.PartitionsDefinition,
+    automation_condition: dg.AutomationCondition | None = None,
+) -> dg.AssetsDefinition:
+    """The asset of one stage: reads its upstream handles, runs the row loop, returns its own handle."""
+    ins = {name.replace(".", "__").replace("+", "_"): dg.AssetIn(key=asset_key(name)) for name in stage.upstream}
+
+    @dg.asset(
+        key=asset_key(stage.name),
+        ins=ins,
+        description=info.description,
+        group_name=stage.group,
+        kinds=set(info.kinds),
+        partitions_def=partitions_def,
+        automation_condition=automation_condition,
+        code_version=code_version(stage),
+        io_manager_key="handles",
+        required_resource_keys={"workplace"},
+        pool=info.pool,
+        metadata={"dagster/column_schema": column_schema(stage)},
+    )
+    def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
+        workplace: Workplace = context.resources.workplace
+        view = workplace.view(context.partition_key)
+        outcome = stage.build(view, workplace.execution(context.log.info))
+        context.log.info(summary_line(stage.name, outcome))
+        return materialization(view, stage, outcome, info.extras)
+
+    return body
+
+
+def materialization(
+    view: View, stage: Stage, outcome: Outcome, extras: Extras | None = None
+) -> dg.MaterializeResult[Handle]:
+    """The handle, the data version, and what is worth looking at."""
+    manifest = outcome.manifest
+    metadata = outcome_metadata(view.table(stage.name), view.files(stage.name), outcome)
+    if extras is not None and manifest["num_ok"]:
+        metadata.update(extras(view, stage.name))
+    return dg.MaterializeResult(
+        value=Handle(stage.name, view.entry.name, manifest["data_version"], manifest["num_rows"]),
+        data_version=dg.DataVersion(manifest["data_version"]),
+        metadata=metadata,
+    )
+
+
+def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, Any]:
+    """Counts under `rows/`, then sizes, samples and failures. Counts agree with what `vsr1 plan` said before."""
+    counts = outcome.plan.counts()
+    failures = failure_table(table)
+    metadata: dict[str, Any] = {
+        "dagster/row_count": outcome.manifest["num_rows"],
+        "rows/new": counts["new"],
+        "rows/stale": counts["stale"],
+        "rows/processed": outcome.num_processed,
+        "rows/failed": outcome.manifest["num_failed"],
+        "rows/dropped": outcome.num_dropped,
+        "rows/unchanged": counts["unchanged"],
+        "seconds": round(outcome.seconds, 2),
+        "bytes": folder_bytes(table.folder) + folder_bytes(files),
+        "folder": dg.MetadataValue.path(str(table.folder)),
+        "sample": dg.MetadataValue.md(sample_table(table)),
+    }
+    if outcome.plan.reasons:
+        metadata["why"] = dg.MetadataValue.md(reason_table(outcome.plan.why()))
+    if failures:
+        metadata["failures"] = dg.MetadataValue.md(failures)
+    return metadata
+
+
+def summary_line(name: str, outcome: Outcome) -> str:
+    """One line for the log: what ran, what failed, how long it took."""
+    parts = [f"{outcome.num_processed:,} rows processed", f"{outcome.manifest['num_rows']:,} in all"]
+    if outcome.manifest["num_failed"]:
+        parts.append(f"{outcome.manifest['num_failed']:,} failed")
+    if outcome.num_dropped:
+        parts.append(f"{outcome.num_dropped:,} dropped")
+    return f"{name}: {', '.join(parts)}, {outcome.seconds:.1f} s"
+
+
+def build_stage_assets(
+    stages: Iterable[Stage],
+    infos: Mapping[str, AssetInfo],
+    partitions_def: dg.PartitionsDefinition,
+    automation_condition: dg.AutomationCondition | None = None,
+) -> list[dg.AssetsDefinition]:
+    """One asset a stage. A stage that no group module describes is described by its docstring."""
+    return [
+        stage_asset(stage, infos.get(stage.name) or _undescribed(stage), partitions_def, automation_condition)
+        for stage in stages
+    ]
+
+
+def _undescribed(stage: Stage) -> AssetInfo:
+    return AssetInfo(stage.name, (stage.__doc__ or stage.name).strip().splitlines()[0])

@@ -1,0 +1,123 @@
+"""Tables and pictures for the UI, as Markdown and PNG data URIs. Values are only shown here, never computed."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from vsr1_core.lake import BASE_COLUMNS, Table
+from vsr1_core.stages.base import Stage
+
+_MAX_CELL = 60
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; cells are shortened and cannot break out of it."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    """`value` for one table cell: floats to 4 digits, long lists and texts cut."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        inner = ", ".join(cell(item) for item in value[:3])
+        return f"[{inner}, ... {len(value)} in all]" if len(value) > 3 else f"[{inner}]"
+    text = "" if value is None else str(value)
+    text = text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def sample_table(table: Table, num_rows: int = 5) -> str:
+    """The first ok rows, without the bookkeeping columns."""
+    names = [name for name in table.schema if name not in BASE_COLUMNS]
+    frame = pl.scan_parquet(table.rows_path, hive_partitioning=False).filter(pl.col("status") == "ok")
+    rows = frame.select(names).head(num_rows).collect().rows()
+    return markdown_table(names, rows) if rows else "No ok rows."
+
+
+def failure_table(table: Table, num_rows: int = 20) -> str:
+    """The first failed rows and their reasons; empty where none failed."""
+    frame = table.rows([table.key, "status", "error"]).filter(pl.col("status") != "ok")
+    if frame.is_empty():
+        return ""
+    shown = markdown_table([table.key, "error"], frame.select(table.key, "error").head(num_rows).rows())
+    return shown if frame.height <= num_rows else f"{shown}\n\n{frame.height:,} failed rows in all."
+
+
+def reason_table(why: Mapping[str, int]) -> str:
+    """Why rows ran, most frequent reason first."""
+    return markdown_table(["rows", "why"], [(number, reason) for reason, number in why.items()])
+
+
+def column_schema(stage: Stage) -> dg.TableSchema:
+    """The columns of a stage's table, bookkeeping included."""
+    columns = {stage.key: pl.String, **BASE_COLUMNS, **stage.columns}
+    return dg.TableSchema(columns=[dg.TableColumn(name, str(dtype)) for name, dtype in columns.items()])
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below `folder`; 0 where it does not exist."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a temporary file of another run, renamed meanwhile
+                total += (Path(root) / name).stat().st_size
+    return total
+
+
+def picture(png: bytes, alt: str) -> dg.MetadataValue:
+    """A PNG inside Markdown: the UI shows it without a file server."""
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:
+    """A PNG with one line a video: evenly spaced frames of uint8 [T,H,W,3] files."""
+    import numpy as np
+    from PIL import Image
+
+    sheet = Image.new("RGB", (num_columns * cell_pixels, len(paths) * cell_pixels), "white")
+    for line, path in enumerate(paths):
+        frames = np.load(path, mmap_mode="r")
+        for column, index in enumerate(np.linspace(0, len(frames) - 1, min(num_columns, len(frames))).round()):
+            image = Image.fromarray(np.asarray(frames[int(index)]))
+            image.thumbnail((cell_pixels, cell_pixels))
+            sheet.paste(image, (column * cell_pixels, line * cell_pixels))
+    return _png_of(sheet)
+
+
+def _png_of(image: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
+
+def curve_plot(curve: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG with one small axis a curve; `curve` has dicts of step, name, value."""
+    from matplotlib.figure import Figure
+
+    names = sorted({point["name"] for point in curve})
+    num_columns = min(3, len(names))
+    num_lines = -(-len(names) // num_columns)
+    figure = Figure(figsize=(4 * num_columns, 2.4 * num_lines), layout="constrained")
+    axes = figure.subplots(num_lines, num_columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        points = sorted((p["step"], p["value"]) for p in curve if p["name"] == name)
+        axis.plot(*zip(*points, strict=True), linewidth=1)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()

@@ -1,0 +1,74 @@
+"""What each method answered, the scores, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets._factory import AssetInfo
+from assets._metadata import cell, markdown_table, picture
+from vsr1_core.stages.base import View
+
+METHODS = {
+    "zero_shot": "The base policy, no refinement.",
+    "fine_tuned": "The fine-tuned policy, no refinement.",
+    "hard_refine": "The policy rewrites the query as text.",
+    "sqr_sft": "Soft query refinement after stage 1.",
+    "videosearch_r1": "Soft query refinement after stage 2.",
+}
+
+
+def prediction_extras(view: View, asset: str) -> dict[str, Any]:
+    """How often the right video was answered, and how many turns it took."""
+    frame = view.rows(asset, ["split", "video_id", "gt_video_id", "num_turns"])
+    right = (pl.col("video_id") == pl.col("gt_video_id")).fill_null(value=False).mean().alias("right video")
+    table = frame.group_by("split").agg(pl.len().alias("queries"), right, pl.col("num_turns").mean()).sort("split")
+    return {"answers": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}
+
+
+def metrics_extras(view: View, asset: str) -> dict[str, Any]:
+    """A line a metric, a column a method, with the interval."""
+    return {"metrics": dg.MetadataValue.md(metrics_table(view.rows(asset)))}
+
+
+def metrics_table(frame: pl.DataFrame) -> str:
+    """`metrics` rows as a Markdown table of value [low, high]."""
+    methods = frame["method"].unique(maintain_order=True).to_list()
+    names = frame["metric"].unique(maintain_order=True).to_list()
+    cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
+    return markdown_table(["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names])
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    text = cell(row["value"])
+    return text if row["low"] is None else f"{text} [{cell(row['low'])}, {cell(row['high'])}]"
+
+
+def report_extras(view: View, asset: str) -> dict[str, Any]:
+    """The report itself and the plots that lie beside it."""
+    extras: dict[str, Any] = {}
+    for split, path in view.rows(asset, ["split", "path"]).sort("split").iter_rows():
+        extras[f"report/{split}"] = dg.MetadataValue.md(Path(path).read_text(encoding="utf-8"))
+        for plot in sorted(Path(path).parent.glob("*.png")):
+            extras[f"plots/{split}/{plot.stem}"] = picture(plot.read_bytes(), plot.stem)
+    return extras
+
+
+def _prediction_info(method: str) -> AssetInfo:
+    base, _, option = method.partition("+")
+    text = METHODS.get(base, base) + (" A rejected video is not shown again." if option else "")
+    return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras)
+
+
+ASSETS = (
+    *(_prediction_info(name + option) for name in METHODS for option in ("", "+exclude_rejected")),
+    AssetInfo(
+        "metrics", "Per method: retrieval, verification, grounding, tokens, with 95 % intervals.", extras=metrics_extras
+    ),
+    AssetInfo(
+        "report", "Markdown with plots, the published numbers beside ours.", frozenset({"markdown"}), report_extras
+    ),
+)

@@ -1,0 +1,25 @@
+"""Sampled frames on disk, with their true times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assets._factory import AssetInfo
+from assets._metadata import contact_sheet, picture
+from vsr1_core.stages.base import View
+
+
+def frames_extras(view: View, asset: str) -> dict[str, Any]:
+    """A contact sheet of the first videos."""
+    paths = view.rows(asset, ["path"])["path"].head(6).to_list()
+    return {"frames": picture(contact_sheet(paths), "frames of the first videos")}
+
+
+ASSETS = (
+    AssetInfo(
+        "frame_tensors",
+        "One uint8 array [T, H, W, 3] a video, sampled evenly, with the source time of each frame.",
+        frozenset({"numpy", "ffmpeg"}),
+        frames_extras,
+    ),
+)

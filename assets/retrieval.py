@@ -1,0 +1,31 @@
+"""The index and the first ranking: what the policy starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets._factory import AssetInfo
+from assets._metadata import markdown_table
+from vsr1_core.stages.base import View
+
+
+def ranking_extras(view: View, asset: str) -> dict[str, Any]:
+    """Recall of the first ranking, by split. A right video that is not in the index is a miss."""
+    hits = [(pl.col("rank") <= k).fill_null(value=False).mean().alias(f"R@{k}") for k in (1, 5, 10, 100)]
+    table = view.rows(asset, ["split", "rank"]).group_by("split").agg(pl.len().alias("queries"), *hits).sort("split")
+    return {"recall": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}
+
+
+ASSETS = (
+    AssetInfo("video_index", "One FAISS index a split, with its ids.", frozenset({"faiss"})),
+    AssetInfo(
+        "first_ranking",
+        "Per query: the rank of the right video, and the first ids with their scores.",
+        frozenset({"faiss", "parquet"}),
+        ranking_extras,
+    ),
+    AssetInfo("hard_negatives", "Per train query: the wrong videos that rank highest."),
+)

@@ -1,0 +1,32 @@
+"""The DuckDB file with a view over every table of every dataset. The views are made in `vsr1_core.warehouse`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import dagster as dg
+
+from assets._factory import asset_key
+from vsr1_core.stages.base import Stage
+
+
+def warehouse_asset(stages: Iterable[Stage], home: Path, partitions_def: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Rewrites the views after the tables of one dataset changed. Views hold no rows, so this takes milliseconds."""
+
+    @dg.asset(
+        name="warehouse",
+        group_name="warehouse",
+        kinds={"duckdb"},
+        deps=[asset_key(stage.name) for stage in stages],
+        partitions_def=partitions_def,
+        description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
+    )
+    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        from vsr1_core.warehouse import write_warehouse
+
+        path = write_warehouse(home)
+        context.log.info(f"warehouse: views written to {path}")
+        return dg.MaterializeResult(metadata={"path": dg.MetadataValue.path(str(path))})
+
+    return body

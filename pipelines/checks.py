@@ -1,0 +1,125 @@
+"""Asset checks: what must hold of a table before anything is built on it.
+
+All are partitioned: an unpartitioned blocking check would let one bad dataset block all others. Blocking ones guard
+what a later stage would silently get wrong; a share of failed rows is worth a warning, not a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import dagster as dg
+import polars as pl
+
+from assets._factory import Workplace, asset_key
+from vsr1_core.stages.base import Stage, View
+
+MAX_FAILED_SHARE = 0.05
+UNIT_TOLERANCE = 1e-3
+
+Problem = str
+"""What is wrong, in one sentence; empty when nothing is."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """`find` looks at one dataset's tables. A blocking check stops what is downstream."""
+
+    name: str
+    description: str
+    find: Callable[[View, str], Problem]
+    blocking: bool = True
+
+
+def unsound_ids(view: View, asset: str) -> Problem:
+    """Ids are unique and never null, and every failed row says why."""
+    table = view.table(asset)
+    frame = table.rows([table.key, "status", "error"])
+    if frame[table.key].null_count() or frame[table.key].n_unique() != frame.height:
+        return f"ids of {asset} are null or not unique"
+    silent = frame.filter((pl.col("status") != "ok") & pl.col("error").is_null()).height
+    return f"{silent} failed rows do not say why" if silent else ""
+
+
+def many_failures(view: View, asset: str) -> Problem:
+    """At most 5 % of the rows failed."""
+    frame = view.table(asset).rows(["status", "error"])
+    failed = frame.filter(pl.col("status") != "ok")
+    if failed.height <= MAX_FAILED_SHARE * frame.height:
+        return ""
+    return f"{failed.height:,} of {frame.height:,} rows failed, e.g. {failed['error'][0]}"
+
+
+def not_unit_vectors(view: View, asset: str) -> Problem:
+    """Every vector is finite and of length 1, and all have one size."""
+    vectors = view.rows(asset, ["vector"])["vector"]
+    if vectors.is_empty():
+        return ""
+    sizes = vectors.list.len().unique().to_list()
+    if len(sizes) > 1:
+        return f"vectors of {asset} have different sizes: {sizes}"
+    squares = vectors.list.eval(pl.element().cast(pl.Float64) ** 2).list.sum().sqrt()
+    wrong = int((~((squares - 1).abs() <= UNIT_TOLERANCE)).sum())
+    return f"{wrong:,} vectors of {asset} are not of length 1" if wrong else ""
+
+
+def unknown_videos(view: View, asset: str) -> Problem:
+    """Every annotated video is listed in `videos`, if only as a failed row."""
+    if not view.table("videos").exists():
+        return ""
+    known = view.table("videos").rows(["video_id"])
+    strange = view.rows(asset, ["video_id"]).join(known, on="video_id", how="anti")["video_id"].unique().sort()
+    return f"{len(strange):,} videos of {asset} are not in videos, e.g. {strange[0]}" if len(strange) else ""
+
+
+def unknown_queries(view: View, asset: str) -> Problem:
+    """Every row belongs to a moment."""
+    strange = view.rows(asset, ["query_id"]).join(view.rows("moments", ["query_id"]), on="query_id", how="anti")
+    return f"{strange.height:,} queries of {asset} are not in moments" if strange.height else ""
+
+
+EVERY = (
+    Check("ids_are_sound", "Ids are unique; failed rows say why.", unsound_ids),
+    Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
+)
+SPECIAL: dict[str, tuple[Check, ...]] = {
+    "moments": (Check("videos_are_known", "Every annotated video is listed in videos.", unknown_videos),),
+    "query_embeddings": (
+        Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors),
+        Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),
+    ),
+    "video_embeddings": (Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors),),
+    "first_ranking": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
+    "hard_negatives": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
+}
+NEEDS = {"videos_are_known": ("videos",), "queries_are_known": ("moments",)}
+"""Check name -> the other assets it reads."""
+
+
+def build_checks(stages: Iterable[Stage], partitions_def: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks of every stage."""
+    return [
+        _asset_check(stage.name, check, partitions_def)
+        for stage in stages
+        for check in (*EVERY, *SPECIAL.get(stage.name, ()))
+    ]
+
+
+def _asset_check(asset: str, check: Check, partitions_def: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(asset),
+        name=check.name,
+        description=check.description,
+        blocking=check.blocking,
+        partitions_def=partitions_def,
+        additional_deps=[asset_key(name) for name in NEEDS.get(check.name, ())],
+        required_resource_keys={"workplace"},
+    )
+    def body(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        workplace: Workplace = context.resources.workplace
+        problem = check.find(workplace.view(context.partition_key), asset)
+        severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(passed=not problem, severity=severity, metadata={"problem": problem or "none"})
+
+    return body

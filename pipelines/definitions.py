@@ -1,0 +1,56 @@
+"""The code location: `defs`, made of everything in this folder. Importing it takes about a second: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from assets import checkpoints, corpus, embeddings, evaluation, grpo, media, retrieval, sft, sources
+from assets._factory import AssetInfo, build_stage_assets
+from assets.warehouse import warehouse_asset
+from pipelines.automation import automation_sensor, when_inputs_changed
+from pipelines.checks import build_checks
+from pipelines.io import HandleIOManager
+from pipelines.jobs import build_jobs
+from pipelines.partitions import dataset_partitions
+from pipelines.progress import progress_logger
+from pipelines.resources import Settings, prepare_process, read_settings, workplace
+from vsr1_core.graph import all_stages
+from vsr1_core.stages.base import Stage
+
+GROUPS = (sources, corpus, media, checkpoints, embeddings, retrieval, sft, grpo, evaluation)
+
+ASSET_INFOS: dict[str, AssetInfo] = {info.stage: info for group in GROUPS for info in group.ASSETS}
+
+
+def build_defs(
+    settings: Settings | None = None,
+    stages: Mapping[str, Stage] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dg.Definitions:
+    """Fresh definitions. `overrides` replaces resources by key; `stages` replaces the graph (tests)."""
+    settings = settings or read_settings()
+    stages = all_stages() if stages is None else stages
+    partitions_def = dataset_partitions(settings.home)
+    assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, when_inputs_changed())
+    assets.append(warehouse_asset(stages.values(), settings.home, partitions_def))
+    groups = {stage.group for stage in stages.values()} | {"warehouse"}
+    resources = {
+        "workplace": workplace(settings),
+        "handles": HandleIOManager(settings.home, stages),
+        **(overrides or {}),
+    }
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=build_checks(stages.values(), partitions_def),
+        jobs=build_jobs(partitions_def, groups),
+        sensors=[automation_sensor()],
+        resources=resources,
+        loggers={"console": dg.colored_console_logger, "progress": progress_logger},
+    )
+
+
+prepare_process()
+defs = build_defs()

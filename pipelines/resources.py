@@ -1,0 +1,87 @@
+"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS. Also what assets get from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from vsr1_core.datasets.registry import get_entry
+from vsr1_core.graph import all_stages, open_view
+from vsr1_core.stages.base import Execution, Stage, View
+
+_PROCESS_DEFAULTS = {
+    # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
+    # instead of 46 while another process used a core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "DAGSTER_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`."""
+
+    home: Path
+    device: str = "auto"
+    workers: int = 1
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment. ValueError says which variable is wrong."""
+    workers = environ.get("VSR1_WORKERS", str(max(1, os.cpu_count() or 1)))
+    if not workers.isdigit() or int(workers) < 1:
+        raise ValueError(f"VSR1_WORKERS must be a number of at least 1, not {workers!r}")
+    home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
+    return Settings(home, environ.get("VSR1_DEVICE", "auto"), int(workers))
+
+
+def prepare_process() -> None:
+    """Set what must be in the environment before torch is imported; a value the user set stays."""
+    for name, value in _PROCESS_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU. Imports torch."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
+    """What asset bodies work with: a dataset's tables, and how the work runs. Nothing here changes a result."""
+
+    home: str
+    device: str = "auto"
+    workers: int = 1
+    batch_size: int = 32
+    retry_failed: bool = False
+
+    def stages(self) -> dict[str, Stage]:
+        return all_stages()
+
+    def view(self, dataset: str) -> View:
+        return open_view(Path(self.home), dataset, self.stages())
+
+    def execution(self, log: Callable[[str], Any]) -> Execution:
+        return Execution(
+            device=choose_device(self.device),
+            workers=self.workers,
+            batch_size=self.batch_size,
+            retry_failed=self.retry_failed,
+            log=log,
+        )
+
+
+def workplace(settings: Settings) -> WorkplaceResource:
+    """The resource for these settings, after checking that the datasets' registry can be read."""
+    get_entry(settings.home, "toy")
+    return WorkplaceResource(home=str(settings.home), device=settings.device, workers=settings.workers)

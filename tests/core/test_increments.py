@@ -1,0 +1,157 @@
+"""Properties of the row loop: plan, process, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vsr1_core.increments import Inputs, Outcome, make_plan, run_plan
+from vsr1_core.lake import Lake, Table
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Lake(tmp_path).table("things", "toy", "thing_id", {"value": pl.Int64})
+
+
+def wanted(**versions: str) -> dict[str, Inputs]:
+    return {name: {"source": version} for name, version in versions.items()}
+
+
+class Worker:
+    """Makes `value = len(id)`; fails for ids in `bad`; remembers what it was asked for."""
+
+    def __init__(self, bad: Iterable[str] = (), die_after: int | None = None) -> None:
+        self.bad, self.die_after, self.done = set(bad), die_after, []
+
+    def __call__(self, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for number, row_id in enumerate(ids):
+            if number == self.die_after:
+                raise KeyboardInterrupt
+            self.done.append(row_id)
+            yield {"thing_id": row_id, "error": "bad"} if row_id in self.bad else {"thing_id": row_id, "value": 1}
+
+
+def build(table: Table, rows: dict[str, Inputs], worker: Worker, **options: Any) -> Outcome:
+    return run_plan(table, rows, make_plan(rows, table), worker, **options)
+
+
+def test_a_second_run_processes_nothing_and_keeps_the_data_version(table: Table) -> None:
+    rows = wanted(a="1", b="1")
+    first = build(table, rows, Worker())
+    worker = Worker()
+    second = build(table, rows, worker)
+    assert worker.done == []
+    assert (first.num_processed, second.num_processed) == (2, 0)
+    assert first.manifest["data_version"] == second.manifest["data_version"]
+
+
+def test_only_new_and_stale_rows_run(table: Table) -> None:
+    build(table, wanted(a="1", b="1"), Worker())
+    worker = Worker()
+    build(table, wanted(a="1", b="2", c="1"), worker)
+    assert sorted(worker.done) == ["b", "c"]
+
+
+def test_a_plan_says_which_input_changed(table: Table) -> None:
+    build(table, {"a": {"source": "1", "recipe": "x"}}, Worker())
+    plan = make_plan({"a": {"source": "1", "recipe": "y"}}, table)
+    assert plan.why() == {"changed: recipe": 1}
+
+
+def test_orphans_are_dropped_without_work(table: Table) -> None:
+    build(table, wanted(a="1", b="1"), Worker())
+    worker = Worker()
+    outcome = build(table, wanted(a="1"), worker)
+    assert worker.done == []
+    assert outcome.num_dropped == 1
+    assert table.rows()["thing_id"].to_list() == ["a"]
+
+
+def test_failed_rows_are_kept_and_retried_only_when_asked(table: Table) -> None:
+    rows = wanted(a="1", b="1")
+    outcome = build(table, rows, Worker(bad={"b"}))
+    assert outcome.num_failed == 1
+    assert table.rows().filter(pl.col("status") == "failed")["error"].to_list() == ["bad"]
+    again = Worker()
+    build(table, rows, again)
+    assert again.done == []
+    retried = build(table, rows, again, retry_failed=True)
+    assert again.done == ["b"]
+    assert retried.manifest["num_failed"] == 0
+
+
+def test_a_killed_run_loses_at_most_the_shard_in_flight(table: Table) -> None:
+    rows = wanted(**{f"r{i}": "1" for i in range(10)})
+    with pytest.raises(KeyboardInterrupt):
+        build(table, rows, Worker(die_after=7), shard_rows=3)
+    assert not table.exists()
+    worker = Worker()
+    outcome = build(table, rows, worker, shard_rows=3)
+    assert len(worker.done) == 4  # 6 of the 7 finished rows were in whole shards
+    assert outcome.manifest["num_rows"] == 10
+    assert not (table.folder / "pending").exists()
+
+
+def test_rows_left_by_a_killed_run_count_only_at_their_version(table: Table) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(table, wanted(a="1", b="1"), Worker(die_after=1), shard_rows=1)
+    worker = Worker()
+    build(table, wanted(a="2", b="1"), worker)
+    assert sorted(worker.done) == ["a", "b"]
+
+
+def test_a_killed_run_leaves_the_committed_table_as_it_was(table: Table) -> None:
+    build(table, wanted(a="1"), Worker())
+    before = table.rows_path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        build(table, wanted(a="2", b="1"), Worker(die_after=1), shard_rows=1)
+    assert table.rows_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("produced", "message"),
+    [(["a", "a"], "twice"), (["a", "x"], "not asked for"), (["a"], "no row was produced for 1 ids")],
+)
+def test_a_stage_that_breaks_its_contract_is_stopped(table: Table, produced: list[str], message: str) -> None:
+    rows = wanted(a="1", b="1")
+    with pytest.raises(RuntimeError, match=message):
+        run_plan(table, rows, make_plan(rows, table), lambda _: ({"thing_id": i, "value": 1} for i in produced))
+
+
+def test_an_empty_dataset_still_commits_an_empty_table(table: Table) -> None:
+    outcome = build(table, {}, Worker())
+    assert outcome.manifest["num_rows"] == 0
+    assert table.exists()
+
+
+def test_the_data_version_moves_when_a_row_turns_ok(table: Table) -> None:
+    rows = wanted(a="1")
+    failed = build(table, rows, Worker(bad={"a"})).manifest["data_version"]
+    assert build(table, rows, Worker(), retry_failed=True).manifest["data_version"] != failed
+
+
+ROWS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=ROWS, after=ROWS, bad=st.sets(st.sampled_from("abcdefgh")))
+def test_the_plan_counts_are_what_then_runs(
+    tmp_path_factory: pytest.TempPathFactory, before: dict[str, str], after: dict[str, str], bad: set[str]
+) -> None:
+    table = Lake(tmp_path_factory.mktemp("lake")).table("things", "toy", "thing_id", {"value": pl.Int64})
+    build(table, wanted(**before), Worker(bad=bad))
+    rows = wanted(**after)
+    counts = make_plan(rows, table).counts()
+    outcome = build(table, rows, Worker(bad=bad))
+    assert outcome.num_processed == counts["new"] + counts["stale"]
+    assert outcome.num_dropped == counts["orphaned"] == len(set(before) - set(after))
+    assert outcome.manifest["num_rows"] == len(after)
+    assert make_plan(rows, table).due() == []
+    assert outcome.plan.counts() == counts

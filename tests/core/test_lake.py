@@ -1,0 +1,125 @@
+"""The lake: names that cannot leave their folder, writes that are whole or not there, typed tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsr1_core.lake import (
+    Lake,
+    Table,
+    atomic_folder,
+    atomic_path,
+    check_name,
+    digest_file,
+    file_stem,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Lake(tmp_path).table("things", "toy", "thing_id", {"value": pl.Int64, "names": pl.List(pl.String)})
+
+
+@given(st.text())
+def test_a_file_stem_never_leaves_its_folder(row_id: str) -> None:
+    stem = file_stem(row_id)
+    assert Path(stem).name == stem
+    assert stem.strip(".") == stem
+    assert len(stem) < 80
+
+
+def test_file_stems_of_similar_ids_differ() -> None:
+    assert len({file_stem(i) for i in ("a/b", "a_b", "a b", "A_b", "x" * 60, "x" * 61)}) == 6
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-flag", "x" * 65, "a b"])
+def test_names_that_could_be_paths_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name"):
+        check_name(name)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as temporary:
+        (temporary / "weights").write_text("1")
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "weights").write_text("2")
+        raise RuntimeError
+    assert (folder / "weights").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_json_lines_come_back_with_their_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"q": "été"}, {"q": "b"}])
+    path.write_text(path.read_text(encoding="utf-8") + "\n  \nbroken\n", encoding="utf-8")
+    assert [number for number, _ in read_jsonl(path)] == [1, 2, 5]
+
+
+def test_invalid_json_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_digest_depends_on_content_and_not_on_the_name(tmp_path: Path) -> None:
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).write_text(text)
+    assert digest_file(tmp_path / "a") == digest_file(tmp_path / "b") != digest_file(tmp_path / "c")
+
+
+def test_an_unbuilt_table_is_empty_and_typed(table: Table) -> None:
+    frame = table.rows()
+    assert frame.is_empty()
+    assert frame.schema["names"] == pl.List(pl.String)
+    with pytest.raises(FileNotFoundError, match="vsr1 build --dataset toy --assets things"):
+        table.manifest()
+
+
+def test_an_unknown_column_is_an_error(table: Table) -> None:
+    with pytest.raises(ValueError, match="no column colour"):
+        table.frame([{"thing_id": "a", "colour": "red"}])
+
+
+def test_the_manifest_is_written_after_the_rows(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vsr1_core.lake as lake
+
+    monkeypatch.setattr(lake, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        table.commit(table.frame([{"thing_id": "a", "row_version": "1", "status": "ok"}]), {})
+    assert table.exists()
+    assert not table.manifest_path.exists()
+
+
+def test_a_table_is_sorted_so_the_same_rows_make_the_same_bytes(table: Table) -> None:
+    rows = [{"thing_id": i, "row_version": "1", "status": "ok", "value": 1} for i in "cab"]
+    table.commit(table.frame(rows), {})
+    first = table.rows_path.read_bytes()
+    table.commit(table.frame(rows[::-1]), {})
+    assert table.rows_path.read_bytes() == first
+    assert table.rows()["thing_id"].to_list() == ["a", "b", "c"]
+
+
+def test_pending_shards_with_other_columns_are_ignored(table: Table) -> None:
+    table.add_pending([{"thing_id": "a", "row_version": "1", "status": "ok"}])
+    pl.DataFrame({"thing_id": ["b"], "old": [1]}).write_parquet(table.folder / "pending" / "old.parquet")
+    assert table.pending()["thing_id"].to_list() == ["a"]
