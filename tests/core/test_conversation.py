@@ -22,9 +22,9 @@ MISMATCH = answer_text("no circle is seen.", False)
 
 def test_answers_have_the_published_form():
     assert MATCH == (
-        "<think>a circle moves left.</think> <answer>matched</answer> <start>12.0</start> <end>18.5</end>"
+        "<think> a circle moves left. </think> <answer>matched</answer> <start>12.0</start> <end>18.5</end>"
     )
-    assert MISMATCH == "<think>no circle is seen.</think> <answer>not_matched</answer> <REFINE>"
+    assert MISMATCH == "<think> no circle is seen. </think> <answer>not_matched</answer> <REFINE>"
 
 
 def test_messages_hold_the_query_and_one_video_after_the_text():
@@ -41,7 +41,10 @@ def test_the_system_prompt_is_three_sentences_at_most_and_names_the_refine_token
 def test_what_is_written_is_read_back():
     match = parse_answer(MATCH, 30.0)
     assert (match.decision, match.start_s, match.end_s, match.reasoning) == (
-        "matched", 12.0, 18.5, "a circle moves left."
+        "matched",
+        12.0,
+        18.5,
+        "a circle moves left.",
     )
     assert match.is_well_formed and not match.has_refine
     mismatch = parse_answer(MISMATCH, 30.0)
@@ -61,7 +64,9 @@ def test_spellings_of_the_decision(word, decision):
     assert parse_answer(f"<answer>{word}</answer>", 10.0).decision == decision
 
 
-@pytest.mark.parametrize("text", ["", "matched", "<answer>matched", "</answer><answer>", "<answer><answer>matched</answer>"])
+@pytest.mark.parametrize(
+    "text", ["", "matched", "<answer>matched", "</answer><answer>", "<answer><answer>matched</answer>"]
+)
 def test_no_readable_answer_is_unknown(text):
     answer = parse_answer(text, 10.0)
     assert answer.decision == "unknown" and not answer.is_well_formed and answer.start_s is None

@@ -65,7 +65,7 @@ def answer_text(trace: str, matched: bool, start_s: float | None = None, end_s: 
     """
     if not trace.strip() or re.search(_ANY_TAG, trace):
         raise ValueError(f"a reasoning trace must have words and none of the answer's tags, got {trace[:80]!r}")
-    think = f"<think>{trace.strip()}</think>"
+    think = f"<think> {trace.strip()} </think>"
     if not matched:
         if start_s is not None or end_s is not None:
             raise ValueError("a mismatch has no start and no end")
