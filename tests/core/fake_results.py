@@ -1,4 +1,4 @@
-"""Made-up results that look like a run's: moments, episodes of methods of known strength, and a lake that holds them."""
+"""Made-up results that look like a run's: moments, episodes of methods of known strength, and a lake."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fake_moments(num_queries: int, seed: int = 0, split: str = "test") -> list[d
         length = float(np.round(rng.uniform(2, 6), 1))
         text = f"a {rng.choice(COLOURS)} {rng.choice(SHAPES)} {rng.choice(MOTIONS)} before a {rng.choice(SHAPES)}"
         rows.append({
-            "query_id": f"{i:05d}_fig", "split": split, "query": text, "plain_query": text.split(" before")[0],
+            "query_id": f"{i:05d}_fig", "split": split, "query": text, "plain_query": text.partition(" before")[0],
             "video_id": f"v_{i:05d}", "start_s": start, "end_s": start + length, "duration_s": 14.0, "clamped": False,
         })
     return rows
@@ -80,7 +80,8 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
         "matched_probability": float(np.clip(rng.normal(0.75 if matched else 0.25, 0.15), 0.01, 0.99)),
         "reasoning": f"The video shows {moment['query']} from {start:.1f} s to {end:.1f} s.",
         "start_s": float(max(start, 0)) if matched else None, "end_s": float(max(end, 0)) if matched else None,
-        "num_text_tokens": 30 + int(rng.integers(0, 15)), "num_latent_tokens": 0 if matched else strength.num_latent_tokens,
+        "num_text_tokens": 30 + int(rng.integers(0, 15)),
+        "num_latent_tokens": 0 if matched else strength.num_latent_tokens,
     }
 
 
@@ -118,7 +119,9 @@ def fake_predictions(moments: list[dict[str, Any]], strength: Strength, seed: in
     return [fake_prediction(moment, strength, rng) for moment in moments]
 
 
-def commit_rows(lake: Lake, asset: str, dataset: str, key: str, columns: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def commit_rows(
+    lake: Lake, asset: str, dataset: str, key: str, columns: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
     """Write rows as a built table; a row with `error` is a failed one."""
     table = lake.table(asset, dataset, key, columns)
     stamped = [
@@ -129,7 +132,7 @@ def commit_rows(lake: Lake, asset: str, dataset: str, key: str, columns: dict[st
 
 
 def commit_results(root: Path, dataset: str, num_queries: int = 60, num_failed: int = 2) -> list[dict[str, Any]]:
-    """A lake with moments and the predictions of four methods; the first `num_failed` of each failed. Returns moments."""
+    """A lake with moments and the predictions of four methods; the first `num_failed` of each failed."""
     lake, moments = Lake(root), fake_moments(num_queries)
     commit_rows(lake, "moments", dataset, "query_id", MOMENT_COLUMNS, moments)
     for i, (method, strength) in enumerate(STRENGTHS.items()):

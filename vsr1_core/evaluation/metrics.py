@@ -200,7 +200,7 @@ def _floats(values: pl.Series) -> FloatArray:
 
 def outcomes(episodes: Episodes) -> pl.DataFrame:
     """(query_id, outcome): where each query ended, a key of `OUTCOMES`."""
-    shown = _per_query(episodes, episodes.verifications.is_right_video.astype(np.float64)) > 0
+    shown = _per_query(episodes, episodes.verifications.is_right_video) > 0
     accepted = episodes.is_matched & episodes.is_right_video
     labels = np.select(
         [~episodes.has_prediction, accepted & (episodes.iou >= 0.5), accepted, episodes.is_matched, shown],
@@ -282,9 +282,9 @@ def score(episodes: Episodes, num_turns: int) -> Scores:
     return Scores(episodes.query_ids, names, numerators, denominators, episodes.rank)
 
 
-def _per_query(episodes: Episodes, values: FloatArray) -> FloatArray:
-    """Sum of a per-verification value over each query's verifications. Shape (Q,)."""
-    return np.bincount(episodes.verifications.query, weights=values, minlength=len(episodes.query_ids)).astype(float)
+def _per_query(episodes: Episodes, counted: BoolArray) -> FloatArray:
+    """How many of each query's verifications are counted, shape (Q,). counted: shape (V,)."""
+    return np.bincount(episodes.verifications.query[counted], minlength=len(episodes.query_ids)).astype(np.float64)
 
 
 def _best_iou(episodes: Episodes) -> FloatArray:
@@ -302,7 +302,7 @@ def _verification_parts(episodes: Episodes) -> dict[str, tuple[FloatArray, Float
     v = episodes.verifications
 
     def ratio(numerator: BoolArray, denominator: BoolArray) -> tuple[FloatArray, FloatArray]:
-        return _per_query(episodes, (numerator & denominator) * 1.0), _per_query(episodes, denominator * 1.0)
+        return _per_query(episodes, numerator & denominator), _per_query(episodes, denominator)
 
     def with_failures(parts: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
         return parts[0], np.maximum(parts[1], 1.0)
@@ -330,7 +330,7 @@ def _turn_parts(episodes: Episodes, num_turns: int) -> dict[str, tuple[FloatArra
         parts[f"recall_at_1_turns_{turn}"] = (rank <= 1).astype(float), every
         for threshold in IOU_THRESHOLDS:
             hits = v.is_matched & v.is_right_video & (v.iou >= threshold) & (v.turn <= turn)
-            parts[f"vcmr_{threshold}_turns_{turn}"] = np.minimum(_per_query(episodes, hits * 1.0), 1.0), every
+            parts[f"vcmr_{threshold}_turns_{turn}"] = np.minimum(_per_query(episodes, hits), 1.0), every
     return parts
 
 
@@ -380,7 +380,8 @@ def _weighted_medians(ranks: FloatArray, counts: FloatArray) -> FloatArray:
     total = ranks.size
     low = (cumulative > (total - 1) // 2).argmax(axis=1)
     high = (cumulative > total // 2).argmax(axis=1)
-    return (ranks[low] + ranks[high]) / 2
+    medians: FloatArray = (ranks[low] + ranks[high]) / 2
+    return medians
 
 
 def summarise(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> pl.DataFrame:
@@ -408,7 +409,7 @@ def _summary(rows: list[tuple[str, float, float, float, int]], seed: int) -> pl.
 
 
 def _interval(samples: FloatArray) -> tuple[float, float]:
-    """95 % percentile interval over the resamples in which the metric is defined; never interpolates (inf is a rank)."""
+    """95 % percentile interval over the resamples that define the metric; never interpolates, for inf is a rank."""
     defined = np.sort(samples[~np.isnan(samples)])
     if not defined.size:
         return float("nan"), float("nan")
