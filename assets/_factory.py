@@ -3,7 +3,7 @@
 What a single stage shows beyond that is declared in the group modules. No stage is named here.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The DuckDB file with a view over every table of every dataset. The views are made in `vsr1_core.warehouse`."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
 from collections.abc import Iterable
 from pathlib import Path

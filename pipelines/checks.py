@@ -4,7 +4,7 @@ All are partitioned: an unpartitioned blocking check would let one bad dataset b
 what a later stage would silently get wrong; a share of failed rows is worth a warning, not a stop.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
