@@ -35,7 +35,8 @@ def test_messages_hold_the_query_and_one_video_after_the_text():
 
 
 def test_the_system_prompt_is_three_sentences_at_most_and_names_the_refine_token():
-    assert SYSTEM_PROMPT.count(". ") <= 2 and SYSTEM_PROMPT.endswith(REFINE_TOKEN + ".")
+    assert SYSTEM_PROMPT.count(". ") <= 2
+    assert SYSTEM_PROMPT.endswith(REFINE_TOKEN + ".")
 
 
 def test_what_is_written_is_read_back():
@@ -46,10 +47,12 @@ def test_what_is_written_is_read_back():
         18.5,
         "a circle moves left.",
     )
-    assert match.is_well_formed and not match.has_refine
+    assert match.is_well_formed
+    assert not match.has_refine
     mismatch = parse_answer(MISMATCH, 30.0)
     assert (mismatch.decision, mismatch.start_s, mismatch.end_s) == ("not_matched", None, None)
-    assert mismatch.is_well_formed and mismatch.has_refine
+    assert mismatch.is_well_formed
+    assert mismatch.has_refine
 
 
 @pytest.mark.parametrize(
@@ -69,16 +72,20 @@ def test_spellings_of_the_decision(word, decision):
 )
 def test_no_readable_answer_is_unknown(text):
     answer = parse_answer(text, 10.0)
-    assert answer.decision == "unknown" and not answer.is_well_formed and answer.start_s is None
+    assert answer.decision == "unknown"
+    assert not answer.is_well_formed
+    assert answer.start_s is None
 
 
 def test_the_first_answer_counts_with_its_own_span():
     text = "<answer>matched</answer><start>1</start><end>2</end><answer>not_matched</answer><REFINE>"
     answer = parse_answer(text, 10.0)
     assert (answer.decision, answer.start_s, answer.end_s) == ("matched", 1.0, 2.0)
-    assert not answer.is_well_formed and not answer.has_refine
+    assert not answer.is_well_formed
+    assert not answer.has_refine
     stolen = parse_answer("<answer>matched</answer><answer>matched</answer><start>1</start><end>2</end>", 10.0)
-    assert stolen.decision == "matched" and stolen.start_s is None
+    assert stolen.decision == "matched"
+    assert stolen.start_s is None
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "1e309", "9" * 5000, "1_0", "٣", "12s", "", "1.2.3", "0x10"])
@@ -88,7 +95,9 @@ def test_a_span_needs_two_finite_numbers(bad, other):
     answer = parse_answer(
         f"<think>x</think> <answer>matched</answer> <start>{values['start']}</start> <end>{values['end']}</end>", 10.0
     )
-    assert answer.decision == "matched" and answer.start_s is None and answer.end_s is None
+    assert answer.decision == "matched"
+    assert answer.start_s is None
+    assert answer.end_s is None
     assert not answer.is_well_formed
 
 
@@ -152,5 +161,5 @@ def test_huge_texts_are_read_in_linear_time():
 
 def test_a_bad_answer_cannot_be_written():
     for arguments in [("x", True), ("x", True, 1.0), ("x", False, 1.0, 2.0), (" ", False), ("a <REFINE> b", False)]:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="trace|mismatch|match needs"):
             answer_text(*arguments)

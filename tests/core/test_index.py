@@ -1,0 +1,151 @@
+"""The search engine against brute force, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from vsr1_core.search.index import as_matrix, build_index, read_index, unit_vectors, write_index
+
+
+def unit(rng, *shape):
+    values = rng.standard_normal(shape).astype(np.float32)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def vectors(rng):
+    return unit(rng, 200, 16)
+
+
+IDS = [f"v{i:03d}" for i in range(200)]
+
+
+def test_the_flat_index_finds_what_brute_force_finds(rng, vectors):
+    index, queries = build_index(IDS, vectors), unit(rng, 50, 16)
+    ids, scores = index.search(queries, 5)
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :5]
+    assert ids == [[IDS[c] for c in row] for row in exact]
+    assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_each_kind_finds_a_video_by_its_own_vector_and_survives_the_disk(tmp_path, vectors, kind):
+    write_index(tmp_path / "index", build_index(IDS, vectors, kind))
+    index = read_index(tmp_path / "index")
+    assert [row[0] for row in index.search(vectors, 1)[0]] == IDS
+    assert index.ids == tuple(IDS)
+    assert np.allclose(index.vectors, vectors, atol=1e-6)
+    assert index.ranks(vectors[:3], IDS[:3]) == [1, 1, 1]
+
+
+def test_the_files_are_the_published_ones(tmp_path, vectors):
+    write_index(tmp_path / "index", build_index(IDS, vectors))
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == ["id_map.json", "index.faiss"]
+    assert json.loads((tmp_path / "index/id_map.json").read_text()) == IDS
+
+
+def test_k_beyond_the_corpus_gives_each_video_once(rng, vectors):
+    for kind in ("flat", "ivf", "hnsw"):
+        ids, scores = build_index(IDS[:3], vectors[:3], kind).search(unit(rng, 2, 16), 100)
+        assert [sorted(row) for row in ids] == [IDS[:3]] * 2
+        assert all(row == sorted(row, reverse=True) for row in scores)
+
+
+def test_ranks_count_the_videos_with_a_strictly_higher_score(rng, vectors):
+    queries = unit(rng, 40, 16)
+    right = list(rng.choice(IDS, 40))
+    scores = queries @ vectors.T
+    own = scores[np.arange(40), [IDS.index(r) for r in right]]
+    assert build_index(IDS, vectors).ranks(queries, right) == list(1 + (scores > own[:, None] + 1e-6).sum(1))
+
+
+def test_copies_of_the_right_video_do_not_push_it_down(rng):
+    vector = unit(rng, 1, 64)
+    index = build_index(IDS[:50], np.repeat(vector, 50, axis=0))
+    assert index.ranks(unit(rng, 7, 64), IDS[10:17]) == [1] * 7
+
+
+def test_a_right_video_outside_the_index_has_no_rank(vectors):
+    index = build_index(IDS, vectors)
+    assert index.ranks(vectors[:3], ["v000", "elsewhere", None]) == [1, None, None]
+
+
+def test_excluded_videos_are_neither_found_nor_counted(vectors):
+    index = build_index(IDS, vectors)
+    plain, _ = index.search(vectors[:2], 4)
+    banned = [set(plain[0][:2]), set()]
+    ids, scores = index.search(vectors[:2], 2, exclude=banned)
+    assert ids == [plain[0][2:], plain[1][:2]]
+    assert [len(row) for row in scores] == [2, 2]
+    assert index.ranks(vectors[:1], [plain[0][3]]) == [4]
+    assert index.ranks(vectors[:1], [plain[0][3]], exclude=[banned[0] | {"elsewhere"}]) == [2]
+    assert index.ranks(vectors[:1], [plain[0][0]], exclude=[banned[0]]) == [None]
+    assert index.search(vectors[:1], 2, exclude=[set(IDS)])[0] == [[]]
+
+
+def test_no_queries_give_no_results(vectors):
+    index = build_index(IDS, vectors)
+    assert index.search(np.zeros((0, 16)), 3) == ([], [])
+    assert index.ranks(np.zeros((0, 16)), []) == []
+
+
+def test_what_is_no_unit_vector_is_refused(vectors):
+    for bad in (vectors * 2, np.where(np.arange(200)[:, None] == 7, np.nan, vectors), vectors * np.inf, vectors[:0]):
+        with pytest.raises(ValueError, match="vectors"), np.errstate(all="ignore"):
+            build_index(IDS[: len(bad)], bad)
+    with pytest.raises(ValueError, match="query vectors are not unit vectors"):
+        build_index(IDS, vectors).search(vectors * 0, 1)
+    with pytest.raises(ValueError, match="row 7"):
+        unit_vectors(np.where(np.arange(200)[:, None] == 7, 3 * vectors, vectors), "video")
+
+
+def test_ids_and_dimensions_must_fit(rng, vectors):
+    with pytest.raises(ValueError, match=r"given twice.*v001"):
+        build_index(["v001", *IDS[1:]], vectors)
+    with pytest.raises(ValueError, match="199 video ids for 200 vectors"):
+        build_index(IDS[1:], vectors)
+    with pytest.raises(ValueError, match="8 dimensions, the index has 16"):
+        build_index(IDS, vectors).search(unit(rng, 1, 8), 1)
+    with pytest.raises(ValueError, match="not one of flat, ivf, hnsw"):
+        build_index(IDS, vectors, "tree")
+    with pytest.raises(ValueError, match="right videos"):
+        build_index(IDS, vectors).ranks(vectors[:2], ["v000"])
+
+
+def test_broken_files_say_what_to_build_again(tmp_path, vectors):
+    folder = tmp_path / "index"
+    with pytest.raises(FileNotFoundError, match="build the asset video_index again"):
+        read_index(folder)
+    write_index(folder, build_index(IDS, vectors))
+    (folder / "id_map.json").write_text(json.dumps(IDS[1:]))
+    with pytest.raises(ValueError, match="199 video ids for 200 vectors"):
+        read_index(folder)
+    (folder / "index.faiss").write_bytes(b"no index")
+    with pytest.raises(ValueError, match="not a FAISS index"):
+        read_index(folder)
+
+
+def test_a_gpu_index_without_gpu_support_says_how_to_repair(vectors):
+    import faiss
+
+    if "GPU" in faiss.get_compile_options():
+        pytest.skip("this faiss has GPU support")
+    with pytest.raises(RuntimeError, match="pip uninstall -y faiss-cpu faiss-gpu"):
+        build_index(IDS, vectors, gpu=True)
+
+
+def test_columns_of_lists_become_matrices():
+    column = pl.Series([[1.0, 2.0], [3.0, 4.0]], dtype=pl.List(pl.Float32))
+    assert as_matrix(column).tolist() == [[1, 2], [3, 4]]
+    for bad in (pl.Series([[1.0], [3.0, 4.0]]), pl.Series([], dtype=pl.List(pl.Float32))):
+        with pytest.raises(ValueError, match="one length"):
+            as_matrix(bad)

@@ -1,0 +1,228 @@
+"""The search engine: a FAISS index over unit video vectors, its file form, exact ranks. No model and no tables here.
+
+Scores are inner products of unit vectors, so cosines. On disk: `index.faiss` and `id_map.json` (METHOD 7), a JSON
+list whose n-th entry is the id of the n-th vector. FAISS files are not safe to load from strangers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vsr1_core.lake import atomic_folder, read_json, write_json
+
+Vectors = NDArray[np.float32]
+Exclude = Sequence[Collection[str]]
+"""For each query, the ids of videos that are not to be found."""
+
+TIE = 1e-6
+"""Scores closer than this are the same score: float32 sums of one product differ by about 1e-7 between kernels."""
+UNIT_TOLERANCE = 1e-3
+QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
+MIN_VECTORS_PER_LIST = 39
+"""FAISS warns below this many vectors a k-means centroid."""
+REPAIR_GPU = (
+    "a GPU index was asked for, but this faiss is built without GPU support (faiss-cpu and faiss-gpu overwrite each "
+    "other). Repair: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoIndex:
+    """`vectors` [V, D] are the videos' unit vectors, `ids` their names, `faiss_index` holds the same vectors."""
+
+    ids: tuple[str, ...]
+    vectors: Vectors
+    faiss_index: Any
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return {video_id: row for row, video_id in enumerate(self.ids)}
+
+    def search(
+        self, queries: NDArray[Any], k: int, exclude: Exclude | None = None
+    ) -> tuple[list[list[str]], list[list[float]]]:
+        """The k best videos of each query [Q, D], best first: ids and scores, one list a query.
+
+        A list is shorter than k where fewer videos are left, and empty where all are excluded.
+        """
+        queries = self._checked(queries)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        ids: list[list[str]] = []
+        scores: list[list[float]] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            some = exclude[start : start + QUERIES_AT_ONCE] if exclude is not None else None
+            more = max((len(e) for e in some), default=0) if some else 0
+            found = self.faiss_index.search(queries[start : start + QUERIES_AT_ONCE], min(k + more, len(self.ids)))
+            for row, (row_scores, columns) in enumerate(zip(*found, strict=True)):
+                banned = some[row] if some is not None else ()
+                # IVF and HNSW fill up with -1 when they find fewer than asked for.
+                hits = [(self.ids[c], float(s)) for c, s in zip(columns, row_scores, strict=True) if c >= 0]
+                hits = [(video_id, score) for video_id, score in hits if video_id not in banned][:k]
+                ids.append([video_id for video_id, _ in hits])
+                scores.append([score for _, score in hits])
+        return ids, scores
+
+    def ranks(
+        self, queries: NDArray[Any], right_ids: Sequence[str | None], exclude: Exclude | None = None
+    ) -> list[int | None]:
+        """Exact rank of each query's right video: 1 + number of videos with a strictly higher score (METHOD 8).
+
+        Over all videos but the excluded ones, whatever kind the FAISS index is. None where the right video is not in
+        the index, excluded, or None.
+        """
+        queries = self._checked(queries)
+        if len(right_ids) != len(queries):
+            raise ValueError(f"{len(queries)} queries but {len(right_ids)} right videos")
+        banned = [set(e) for e in exclude] if exclude is not None else [set[str]()] * len(queries)
+        known = [i for i, right in enumerate(right_ids) if right in self.row_of and right not in banned[i]]
+        ranks: list[int | None] = [None] * len(queries)
+        for start in range(0, len(known), QUERIES_AT_ONCE):
+            rows = known[start : start + QUERIES_AT_ONCE]
+            right = self.vectors[[self.row_of[str(right_ids[i])] for i in rows]]
+            above = np.einsum("qd,qd->q", queries[rows], right) + TIE
+            higher = self._num_higher(queries[rows], above)
+            for i, limit, count in zip(rows, above, higher, strict=True):
+                ranks[i] = 1 + int(count) - self._num_higher_among(banned[i], queries[i], limit)
+        return ranks
+
+    def _num_higher(self, queries: Vectors, above: Vectors) -> NDArray[np.int64]:
+        counts = np.zeros(len(queries), np.int64)
+        for start in range(0, len(self.vectors), VIDEOS_AT_ONCE):
+            scores = queries @ self.vectors[start : start + VIDEOS_AT_ONCE].T
+            counts += (scores > above[:, None]).sum(axis=1)
+        return counts
+
+    def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
+        rows = [self.row_of[v] for v in video_ids if v in self.row_of]
+        return int((self.vectors[rows] @ query > above).sum()) if rows else 0
+
+    def _checked(self, queries: NDArray[Any]) -> Vectors:
+        queries = unit_vectors(queries, "query")
+        if queries.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"queries have {queries.shape[1]} dimensions, the index has {self.vectors.shape[1]}: they come from "
+                "different embedders; build query_embeddings and video_embeddings with the same one"
+            )
+        return queries
+
+
+def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", gpu: bool = False) -> VideoIndex:
+    """Index `vectors` [V, D]. kind: `flat` (exact), `ivf` or `hnsw`.
+
+    Raises ValueError for no vectors, vectors that are not finite unit vectors, ids given twice, and unknown kinds;
+    RuntimeError when a GPU is asked for and this faiss has none.
+    """
+    checked = unit_vectors(vectors, "video")
+    _check_ids(ids, len(checked))
+    faiss = _faiss()
+    index = faiss.index_factory(checked.shape[1], _factory_text(kind, len(checked)), faiss.METRIC_INNER_PRODUCT)
+    if kind == "ivf":
+        index.nprobe = max(1, index.nlist // 8)
+    if kind == "hnsw":
+        index.hnsw.efConstruction = index.hnsw.efSearch = 200
+    index.train(checked)
+    index.add(checked)
+    return VideoIndex(tuple(ids), checked, _on_gpu(index) if gpu else index)
+
+
+def write_index(folder: Path, index: VideoIndex) -> None:
+    """Write the two files as one: a reader sees the old folder or the new one."""
+    faiss = _faiss()
+    on_cpu = faiss.index_gpu_to_cpu(index.faiss_index) if _is_gpu(index.faiss_index) else index.faiss_index
+    with atomic_folder(folder) as temporary:
+        faiss.write_index(on_cpu, str(temporary / "index.faiss"))
+        write_json(temporary / "id_map.json", list(index.ids))
+
+
+def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
+    """The index that `write_index` (or the authors' tools) wrote into `folder`.
+
+    Raises FileNotFoundError when a file is missing, ValueError when the files are broken or do not fit together.
+    """
+    path = folder / "index.faiss"
+    if not path.exists() or not (folder / "id_map.json").exists():
+        raise FileNotFoundError(f"{folder} must hold index.faiss and id_map.json; build the asset video_index again")
+    faiss = _faiss()
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not a FAISS index; build the asset video_index again") from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ValueError(f"{path} does not rank by inner product")
+    ids = [str(video_id) for video_id in read_json(folder / "id_map.json")]
+    _check_ids(ids, index.ntotal)
+    vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
+    return VideoIndex(tuple(ids), vectors, _on_gpu(index) if gpu else index)
+
+
+def as_matrix(vectors: pl.Series) -> Vectors:
+    """A column of lists as [rows, D] float32. ValueError when they differ in length, or there are none."""
+    lengths = vectors.list.len().unique().to_list()
+    if len(lengths) != 1 or not lengths[0]:
+        raise ValueError(f"vectors must all have one length, found {sorted(map(str, lengths)) or 'no vectors'}")
+    return vectors.explode().to_numpy().astype(np.float32).reshape(len(vectors), lengths[0])
+
+
+def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
+    """`vectors` as contiguous float32 [N, D]. ValueError says which row is not finite or not of length 1."""
+    checked = np.ascontiguousarray(vectors, dtype=np.float32)
+    if checked.ndim != 2 or not checked.shape[1] or (what == "video" and not len(checked)):
+        raise ValueError(f"{what} vectors must be a matrix with rows and columns, got shape {checked.shape}")
+    lengths = np.linalg.norm(checked, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # NaN is bad, too
+    if bad.size:
+        raise ValueError(
+            f"{bad.size} of {len(checked)} {what} vectors are not unit vectors, e.g. row {bad[0]} of length "
+            f"{lengths[bad[0]]:.4g}: L2-normalise them before they are indexed or searched"
+        )
+    return checked
+
+
+def _check_ids(ids: Sequence[str], num_vectors: int) -> None:
+    if len(ids) != num_vectors:
+        raise ValueError(f"{len(ids)} video ids for {num_vectors} vectors")
+    if len(set(ids)) != len(ids):
+        twice = sorted(i for i, count in Counter(ids).items() if count > 1)[:3]
+        raise ValueError(f"video ids given twice, e.g. {', '.join(twice)}")
+
+
+def _factory_text(kind: str, num_vectors: int) -> str:
+    if kind == "flat":
+        return "Flat"
+    if kind == "ivf":
+        num_lists = min(int(4 * num_vectors**0.5), num_vectors // MIN_VECTORS_PER_LIST)
+        return f"IVF{max(1, num_lists)},Flat"
+    if kind == "hnsw":
+        return "HNSW32"
+    raise ValueError(f"index kind {kind!r} is not one of flat, ivf, hnsw")
+
+
+def _faiss() -> Any:
+    """faiss, set up so that batches of 20 queries and more go through one matrix product (6 times faster)."""
+    import faiss
+
+    faiss.cvar.distance_compute_blas_threshold = 20
+    return faiss
+
+
+def _on_gpu(index: Any) -> Any:
+    faiss = _faiss()
+    if "GPU" not in faiss.get_compile_options():
+        raise RuntimeError(REPAIR_GPU)
+    if not faiss.get_num_gpus():
+        raise RuntimeError("a GPU index was asked for, but faiss sees no GPU; check nvidia-smi, or use a CPU index")
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def _is_gpu(index: Any) -> bool:
+    return type(index).__name__.startswith("Gpu")
