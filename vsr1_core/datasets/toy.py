@@ -7,8 +7,6 @@ never seen. Some videos are another video with a single attribute changed. Every
 from nothing else, and no two videos of a split fit the same description.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections import Counter
@@ -154,7 +152,7 @@ def _near_duplicate(rng: random.Random, scene: Scene) -> Scene:
     choices = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}[attribute]
     value = _other(rng, choices, getattr(scene.events[number], attribute))
     events = list(scene.events)
-    events[number] = dataclasses.replace(events[number], **{attribute: value})
+    events[number] = dataclasses.replace(events[number], **{attribute: value})  # type: ignore[arg-type]
     return dataclasses.replace(scene, events=tuple(events))
 
 

@@ -1,0 +1,93 @@
+"""A folder of videos: which files there are, and annotations in a CSV. The FIG schema itself is `verified`'s."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vsr1_core.datasets.verified import BadLine, Moment, make_moment, read_fig, text_of, video_id_of
+from vsr1_core.media.suffixes import VIDEO_SUFFIXES
+from vsr1_core.recipes import fingerprint
+
+REQUIRED = ("video", "start", "end", "query")
+
+
+def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
+    """video_id -> its files (one, unless several claim the id), searched in all subfolders.
+
+    The id is the path below `folder` without its suffix; with `by_name` only the last part of it. Hidden files and
+    folders are left out. FileNotFoundError when the folder is not there.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
+    found: dict[str, list[Path]] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.startswith(".") or path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
+                continue
+            video_id = path.stem if by_name else path.relative_to(folder).with_suffix("").as_posix()
+            found.setdefault(video_id, []).append(path)
+    return dict(sorted(found.items()))
+
+
+def clash_error(video_id: str, paths: list[Path]) -> str:
+    names = ", ".join(str(p) for p in paths)
+    return f"{len(paths)} files claim the video id {video_id!r}: {names}; rename or remove all but one"
+
+
+def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
+    """(`<file>:<line>`, moment) from a `.csv`, or from a `.jsonl` in the FIG schema; split `test` unless a row says.
+
+    FileNotFoundError or ValueError when the file as a whole cannot be used.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the annotation file {path} is not there")
+    if path.suffix.lower() == ".csv":
+        yield from _read_csv(path)
+    elif path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
+        yield from read_fig(path, "test")
+    else:
+        raise ValueError(f"{path} must be a .jsonl file (FIG schema) or a .csv file with {', '.join(REQUIRED)}")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
+    """Columns video, start, end, query, in any case and order; optional id, split, duration."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        header = [name.strip().lower() for name in next(reader, [])]
+        missing = [name for name in REQUIRED if name not in header]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; line 1 must name {', '.join(REQUIRED)}")
+        seen: Counter[str] = Counter()
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                place = f"{path.name}:{reader.line_num}"
+                try:
+                    yield place, _csv_moment(dict(zip(header, cells, strict=False)), seen)
+                except ValueError as error:
+                    yield place, BadLine(place, f"{place}: {error}")
+
+
+def _csv_moment(fields: Mapping[str, str], seen: Counter[str]) -> Moment:
+    """Without an id column, the id comes from video and query and not from the span, so a corrected span stays the
+    same row. `seen` numbers repetitions."""
+    video, query = text_of(fields, "video"), text_of(fields, "query")
+    own_id = fields.get("id", "").strip()
+    if not own_id:
+        own_id = fingerprint([video_id_of(video), query])[:12]
+        seen[own_id] += 1
+        own_id += f"-{seen[own_id]}" if seen[own_id] > 1 else ""
+    return make_moment(
+        query_id=f"{own_id}_fig",
+        split=fields.get("split", "").strip() or "test",
+        query=query,
+        plain_query=query,
+        video=video,
+        span=(fields.get("start"), fields.get("end")),
+        duration=fields.get("duration", "").strip() or None,
+    )

@@ -1,0 +1,107 @@
+"""The files of any dataset, whatever its kind: annotation files, moments, videos. Stages ask here and nowhere else.
+
+Cheap enough for a plan: files are listed and annotations parsed, but no video is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsr1_core.datasets import folder, toy, toy_files, verified
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.lake import digest_file
+from vsr1_core.recipes import Configuration
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """content: its version; None where the file is missing, and `error` says what to put where."""
+
+    file_id: str
+    path: Path
+    split: str
+    content: str | None
+    error: str | None = None
+
+
+def annotation_files(entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
+    """file_id -> file. `split` is empty where the file's rows say it themselves. FileNotFoundError: no file at all."""
+    root = Path(entry.annotations).absolute()
+    if entry.kind == "toy":
+        return {
+            path.name: AnnotationFile(path.name, path, split, toy_files.annotation_content(root, config.toy, split))
+            for split in toy.SPLITS
+            for path in [toy_files.annotation_path(root, split)]
+        }
+    if entry.kind == "verified":
+        return {p.name: _verified_file(p, split) for p, split in verified.annotation_paths(entry.name, root).items()}
+    if not entry.annotations:
+        return {}
+    if not root.is_file():
+        raise FileNotFoundError(f"dataset {entry.name!r} has its annotations in {root}, which is not there")
+    return {root.name: AnnotationFile(root.name, root, "", digest_file(root))}
+
+
+def _verified_file(path: Path, split: str) -> AnnotationFile:
+    if path.is_file():
+        return AnnotationFile(path.name, path, split, digest_file(path))
+    return AnnotationFile(path.name, path, split, None, verified.missing_file_error(path))
+
+
+def moments(entry: DatasetEntry, config: Configuration) -> dict[str, Moment | BadLine]:
+    """query_id -> moment, or `<file>:<line>` -> why that line is none."""
+    return verified.without_duplicates(_lines(entry, config))
+
+
+def _lines(entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
+    root = Path(entry.annotations).absolute()
+    if entry.kind == "toy" and not toy_files.is_written(root, config.toy):
+        for split, rows in toy.annotations(config.toy).items():  # as they will be written
+            name = toy_files.annotation_path(root, split).name
+            yield from ((f"{name}:{n}", verified.fig_moment(row, split)) for n, row in enumerate(rows, 1))
+        return
+    for file in annotation_files(entry, config).values():
+        if entry.kind == "folder":
+            yield from folder.read_annotations(file.path)
+        elif file.error is None:
+            yield from verified.read_fig(file.path, file.split)
+
+
+def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[str]]:
+    """video_id -> the splits whose corpus it belongs to: those in which it is annotated, and a toy video's own."""
+    splits: dict[str, set[str]] = {}
+    if entry.kind == "toy":
+        splits = {scene.video_id: {scene.split} for scene in toy.scenes(config.toy)}
+    for moment in moments(entry, config).values():
+        if isinstance(moment, Moment):
+            splits.setdefault(moment.video_id, set()).add(moment.split)
+    return {video_id: sorted(names) for video_id, names in splits.items()}
+
+
+def unannotated_splits(entry: DatasetEntry) -> list[str]:
+    """The splits of a video on disk that no annotation names; none: it does not belong to the corpus."""
+    return ["test"] if entry.kind == "folder" else []
+
+
+def video_files(entry: DatasetEntry) -> dict[str, list[Path]]:
+    """video_id -> its files on disk (several where files clash). Not for toy, whose videos are made, not found."""
+    root = Path(entry.videos).absolute()
+    if entry.kind == "folder":
+        return folder.find_videos(root)
+    return folder.find_videos(root, by_name=True) if root.is_dir() else {}
+
+
+def toy_scenes(entry: DatasetEntry, config: Configuration) -> dict[str, tuple[toy.Scene, Path]]:
+    """video_id -> (scene, the file it is rendered to)."""
+    root = Path(entry.videos).absolute()
+    return {scene.video_id: (scene, root / f"{scene.video_id}.mp4") for scene in toy.scenes(config.toy)}
+
+
+def missing_video_error(entry: DatasetEntry, video_id: str) -> str:
+    return (
+        f"no video file for {video_id!r}: put {video_id}.mp4 (or .mkv, .avi, .mov, .webm, ...) into "
+        f"{Path(entry.videos).absolute()} and build again"
+    )

@@ -1,0 +1,188 @@
+"""Moments of the VERIFIED FIG annotations: one JSON object a line (METHOD 7). Own files in CSV are `folder`'s."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vsr1_core.lake import read_jsonl
+from vsr1_core.media.suffixes import VIDEO_SUFFIXES
+from vsr1_core.recipes import fingerprint
+
+FILES: dict[str, dict[str, str]] = {
+    "charades": {"charades_fig_train.jsonl": "train", "charades_fig_test.jsonl": "test"},
+    "didemo": {
+        "didemo_fig_train.jsonl": "train",
+        "didemo_fig_val.jsonl": "val",
+        "didemo_fig_test.jsonl": "test",
+    },
+    "activitynet": {
+        "activitynet_fig_train.jsonl": "train",
+        "activitynet_fig_val_1.jsonl": "val",
+        "activitynet_fig_val_2.jsonl": "test",
+    },
+}
+"""Dataset -> file name -> split, as published. ActivityNet has two validation files; the second is the test split."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One annotated query. Times in seconds of the video, 0 <= start_s < end_s <= duration_s.
+
+    duration_s: as annotated; None where the annotation does not say. clamped: the span reached beyond the duration.
+    """
+
+    query_id: str
+    split: str
+    query: str
+    plain_query: str
+    video_id: str
+    start_s: float
+    end_s: float
+    duration_s: float | None
+    clamped: bool
+
+    @property
+    def version(self) -> str:
+        return fingerprint(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no moment. `query_id` is `<file>:<line>`."""
+
+    query_id: str
+    reason: str
+
+    @property
+    def version(self) -> str:
+        return fingerprint([self.query_id, self.reason])
+
+
+def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
+    """Each annotation file the dataset should have -> its split, in the order train, val, test.
+
+    A dataset under another name has `<name>_fig_<split>.jsonl`. FileNotFoundError, with what to put where, when none
+    of the files is there; a single missing file is the caller's to report.
+    """
+    names = FILES.get(name) or {p.name: _split_of(p, name) for p in sorted(folder.glob(f"{name}_fig_*.jsonl"))}
+    paths = {folder / file: split for file, split in names.items()}
+    if not any(path.is_file() for path in paths):
+        wanted = ", ".join(names) or f"{name}_fig_train.jsonl, {name}_fig_val.jsonl, {name}_fig_test.jsonl"
+        raise FileNotFoundError(
+            f"dataset {name!r} has no annotations: put {wanted} (VERIFIED FIG) into {folder}, or register the folder "
+            f"that holds them with: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER"
+        )
+    order = ("train", "val", "test")
+    return dict(sorted(paths.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
+
+
+def _split_of(path: Path, name: str) -> str:
+    word = path.stem.removeprefix(f"{name}_fig_")
+    return {"val_1": "val", "val_2": "test"}.get(word, word)
+
+
+def missing_file_error(path: Path) -> str:
+    return f"{path.name} is not there: put it (VERIFIED FIG) into {path.parent}, or go on without this split"
+
+
+def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
+    """(`<file>:<line>`, moment) of one file, in its order. What is no moment becomes a BadLine; nothing is left out."""
+    for number, line in read_jsonl(path):
+        place = f"{path.name}:{number}"
+        try:
+            yield place, fig_moment(json.loads(line), split)
+        except json.JSONDecodeError as error:
+            yield place, BadLine(place, f"{place} is not valid JSON ({error.msg} at column {error.colno})")
+        except ValueError as error:
+            yield place, BadLine(place, f"{place}: {error}")
+
+
+def fig_moment(fields: Any, split: str) -> Moment:
+    """One object of the FIG schema as a moment. ValueError says which field is wrong."""
+    if not isinstance(fields, Mapping):
+        raise ValueError("expected an object with video, time, desc_id, duration, cog_desc, fig_desc")
+    query = text_of(fields, "fig_desc")
+    desc_id = fields.get("desc_id")
+    if isinstance(desc_id, bool) or not isinstance(desc_id, int | str) or desc_id == "":
+        raise ValueError(f"desc_id must be a number or a text, got {desc_id!r}")
+    time = fields.get("time")
+    if not isinstance(time, list | tuple) or len(time) != 2:
+        raise ValueError(f"time must be [start, end] in seconds, got {time!r}")
+    duration = fields.get("duration")
+    return make_moment(
+        query_id=f"{desc_id}_fig",
+        split=str(fields.get("split") or split),
+        query=query,
+        plain_query=str(fields.get("cog_desc") or query).strip(),
+        video=text_of(fields, "video"),
+        span=(time[0], time[1]),
+        duration=duration,
+    )
+
+
+def text_of(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be a text, got {value!r}")
+    return value.strip()
+
+
+def make_moment(
+    *, query_id: str, split: str, query: str, plain_query: str, video: str, span: tuple[Any, Any], duration: Any
+) -> Moment:
+    """Check and clamp a span. ValueError for one that is negative, reversed, empty or wholly outside the video."""
+    start_s, end_s = seconds(span[0], "start"), seconds(span[1], "end")
+    duration_s = None if duration in (None, "") else seconds(duration, "duration")
+    if start_s < 0 or end_s <= start_s:
+        raise ValueError(f"the span [{start_s:g}, {end_s:g}] s is negative, reversed or empty")
+    if duration_s is not None and start_s >= duration_s:
+        raise ValueError(f"the span [{start_s:g}, {end_s:g}] s begins after the video's end ({duration_s:g} s)")
+    clamped = duration_s is not None and end_s > duration_s
+    return Moment(
+        query_id=query_id,
+        split=split,
+        query=query,
+        plain_query=plain_query,
+        video_id=video_id_of(video),
+        start_s=start_s,
+        end_s=duration_s if clamped and duration_s is not None else end_s,
+        duration_s=duration_s,
+        clamped=clamped,
+    )
+
+
+def seconds(value: Any, name: str) -> float:
+    """A finite number from JSON or CSV. ValueError otherwise."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a number of seconds, got {value!r}")
+    return number
+
+
+def video_id_of(video: str) -> str:
+    """The id a `video` field names: its path without a video suffix, with `/` between folders."""
+    path = PurePosixPath(video.strip().replace("\\", "/"))
+    known = path.suffix.lower() in VIDEO_SUFFIXES
+    return str(path.with_suffix("")) if known else str(path)
+
+
+def without_duplicates(rows: Iterable[tuple[str, Moment | BadLine]]) -> dict[str, Moment | BadLine]:
+    """(place, row) pairs as id -> row. A second row with the same id becomes a BadLine named by its place."""
+    found: dict[str, Moment | BadLine] = {}
+    places: dict[str, str] = {}
+    for place, row in rows:
+        query_id = row.query_id
+        if query_id in found:
+            found[place] = BadLine(place, f"{place}: the id {query_id!r} was used before, at {places[query_id]}")
+        else:
+            found[query_id], places[query_id] = row, place
+    return found

@@ -1,0 +1,144 @@
+"""Opening a video file safely, and the time stamps of its packets. Nothing is decoded to pixels here."""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+# FFmpeg guesses a format from the bytes, whatever the suffix: without this list a playlist called clip.mp4
+# would open other files and addresses, and a text file would be drawn as ANSI art.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,h264,hevc,m4v"
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+
+
+class VideoError(ValueError):
+    """This video cannot be used; the message says why, for a person."""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """When the video stream shows its frames, read from packets alone. Seconds; `times_s` starts at 0.
+
+    start_s: source time of the first frame. end_s: end of the last frame, from the first frame on.
+    keyframes_s: times at which decoding can begin.
+    """
+
+    start_s: float
+    end_s: float
+    times_s: tuple[float, ...]
+    keyframes_s: tuple[float, ...]
+
+    def frame_at(self, time_s: float) -> int:
+        """Number of the last frame that begins at or before `time_s` (0 before the first)."""
+        return max(0, bisect_right(self.times_s, time_s + 1e-6) - 1)
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened file and its first real video stream (cover pictures do not count). VideoError says why not."""
+    if not path.is_file():
+        raise VideoError(f"{path} is not there, or is not a file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path.name} is empty (0 bytes): copy or download it again")
+    try:
+        container = av.open(str(path), container_options=_OPTIONS)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"{path.name} cannot be opened as a video ({_reason(error)}): it is damaged, cut off before its index was "
+            "written, or not a video"
+        ) from error
+    with container:
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            raise VideoError(f"{path.name} has no video stream (it holds: {kinds})")
+        stream = streams[0]
+        stream.codec_context.thread_count = 1  # rows run in parallel, one thread each
+        yield container, stream
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def read_index(container: InputContainer, stream: VideoStream, name: str) -> PacketIndex:
+    """Read all packets, to the end of the file. VideoError when there are none, or when the file is cut short.
+
+    Headers are not believed: durations are missing in some containers (live WebM), include the audio in others,
+    and promise what a cut file no longer holds.
+    """
+    base = float(stream.time_base or 0)
+    times, keyframes, ends, file_end_s = [], [], [], 0.0
+    with contextlib.suppress(av.error.FFmpegError):
+        for packet in container.demux():
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is None or packet.is_discard:
+                continue
+            file_end_s = max(file_end_s, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index == stream.index:
+                times.append(stamp * base)
+                ends.append((stamp + (packet.duration or 0)) * base)
+                if packet.is_keyframe:
+                    keyframes.append(stamp * base)
+    if not times:
+        raise VideoError(f"{name} holds no video data{_promise(stream)}: it was cut off; copy or download it again")
+    start_s, last_s = min(times), max(times)
+    end_s = max(ends) if max(ends) > last_s else last_s + _frame_s(stream, times)
+    _refuse_cut_file(container, stream, file_end_s, start_s, end_s, name)
+    return PacketIndex(
+        start_s,
+        end_s - start_s,
+        tuple(sorted(t - start_s for t in times)),
+        tuple(sorted(t - start_s for t in keyframes)),
+    )
+
+
+def _promise(stream: VideoStream) -> str:
+    if not stream.duration or stream.time_base is None:
+        return ""
+    return f", though its header promises {float(stream.duration * stream.time_base):.1f} s"
+
+
+def _frame_s(stream: VideoStream, times: list[float]) -> float:
+    """How long a frame lasts, where packets do not say: the mean step, or one over the frame rate."""
+    if len(times) > 1 and max(times) > min(times):
+        return (max(times) - min(times)) / (len(times) - 1)
+    return 1.0 / float(stream.average_rate) if stream.average_rate else 0.04
+
+
+def _refuse_cut_file(
+    container: InputContainer, stream: VideoStream, file_end_s: float, start_s: float, end_s: float, name: str
+) -> None:
+    """VideoError when more than a tenth (and a second) of what the header promises is not in the file."""
+    if stream.duration and stream.time_base is not None:
+        promised_s, held_s = float(stream.duration * stream.time_base), end_s - start_s
+    elif container.duration:
+        promised_s, held_s = container.duration / 1_000_000, file_end_s - (container.start_time or 0) / 1_000_000
+    else:
+        return
+    if promised_s - held_s > max(1.0, 0.1 * promised_s):
+        raise VideoError(
+            f"{name} is cut short: its header promises {promised_s:.1f} s, but it holds only {max(0.0, held_s):.1f} s; "
+            "copy or download it again"
+        )
+
+
+def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Every frame that decodes, from the current position on, in display order. Broken packets are passed over."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                continue  # one damaged packet; the next key frame repairs the picture
+    except av.error.FFmpegError:
+        return  # the container itself cannot be read further

@@ -1,0 +1,232 @@
+"""One function that samples a video's frames, with several decoders behind it. Writing them is `frame_store`'s.
+
+Rule, whatever the decoder: for each wanted time the last frame that begins at or before it, upright, with its true
+time. Times count from the video's first frame.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from vsr1_core.media.container import PacketIndex, VideoError, decoded_frames, open_video, read_index
+from vsr1_core.media.probe import VideoInfo, display_size, probe, quarter_turns
+from vsr1_core.media.sampling import num_frames, output_size, sample_times
+from vsr1_core.recipes import FrameRecipe
+
+_SEEKABLE = ("mov", "matroska")
+"""Containers whose seek tables are exact; in MPEG-TS and AVI a seek may land anywhere."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """pixels: uint8 [T, H, W, 3], RGB, upright. timestamps_s: float64 [T], the taken frames' source times from the
+    first frame on. duration_s: of the video stream. start_s: what was subtracted from the source's own clock."""
+
+    pixels: np.ndarray
+    timestamps_s: np.ndarray
+    duration_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """One decoded picture: when it begins (from the first frame on) and its upright, scaled pixels."""
+
+    time_s: float
+    pixels: np.ndarray
+
+
+def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
+    """Sample a video as METHOD 7 says. Raises VideoError with the reason when it cannot be used.
+
+    Backends: `pyav` (and `auto`) is right on everything we know of; `torchcodec` takes wrong frames where an edit list
+    cuts between key frames, `decord` where start or edit lists are not trivial. Both are optional packages.
+    """
+    backend = _BACKENDS.get(recipe.backend)
+    if backend is None:
+        raise ValueError(f"no decoder {recipe.backend!r}; known: {', '.join(_BACKENDS)}")
+    return backend(Path(path), recipe)
+
+
+def _with_pyav(path: Path, recipe: FrameRecipe) -> Frames:
+    with open_video(path) as (container, stream):
+        index = read_index(container, stream, path.name)
+        seekable = any(name in container.format.name for name in _SEEKABLE)
+    wanted = sample_times(index.times_s[-1], num_frames(index.end_s, recipe))
+    picked = _by_seeking(path, index, wanted, recipe) if seekable and _seeking_pays(index, wanted) else None
+    if picked is None:
+        with open_video(path) as (container, stream):
+            picked = list(_pick(decoded_frames(container, stream), index.start_s, wanted, _Painter(recipe, stream)))
+    if not picked:
+        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded")
+    _refuse_gaps(path.name, index, wanted, picked)
+    return _as_frames(picked, index.end_s, index.start_s)
+
+
+def _as_frames(picked: Sequence[_Picked], duration_s: float, start_s: float) -> Frames:
+    times = np.array([p.time_s for p in picked])
+    return Frames(np.stack([p.pixels for p in picked]), times, duration_s, start_s)
+
+
+def _pick(frames: Iterator[VideoFrame], start_s: float, wanted: np.ndarray, paint: _Painter) -> Iterator[_Picked]:
+    """For each wanted time (rising) the last frame that begins at or before it; before the first frame, the first."""
+    targets, last = list(wanted), None
+    for frame in frames:
+        if frame.pts is None or frame.time_base is None:
+            continue
+        time_s = float(frame.pts * frame.time_base) - start_s
+        if last is not None and time_s <= last[0]:
+            continue  # a damaged stream may step back in time
+        while targets and time_s > targets[0] + 1e-6:
+            yield paint(*(last or (time_s, frame)))
+            targets.pop(0)
+        if not targets:
+            return
+        last = (time_s, frame)
+    if last is not None:
+        yield from (paint(*last) for _ in targets)
+
+
+class _Painter:
+    """Decoded frames to scaled RGB arrays: the one place that resizes. The first frame decides the output size."""
+
+    def __init__(self, recipe: FrameRecipe, stream: VideoStream | None) -> None:
+        self._recipe, self._stream = recipe, stream
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self._cached: tuple[VideoFrame, _Picked] | None = None
+
+    def __call__(self, time_s: float, frame: VideoFrame) -> _Picked:
+        if self._cached is None or self._cached[0] is not frame:
+            self._cached = (frame, _Picked(time_s, self._pixels(frame)))
+        return self._cached[1]
+
+    def _pixels(self, frame: VideoFrame) -> np.ndarray:
+        turns = quarter_turns(frame)
+        if self._size is None:
+            stored = display_size(frame, self._stream) if self._stream is not None else (frame.width, frame.height)
+            self._size = output_size(*(stored[::-1] if turns % 2 else stored), self._recipe)
+        width, height = self._size[::-1] if turns % 2 else self._size
+        scaled = self._reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+
+
+def _gop_start(index: PacketIndex, time_s: float) -> float:
+    """The key frame from which the frame at `time_s` is reached."""
+    return index.keyframes_s[max(0, bisect_right(index.keyframes_s, time_s + 1e-6) - 1)]
+
+
+def _seeking_pays(index: PacketIndex, wanted: np.ndarray) -> bool:
+    """Whether decoding only the needed groups of pictures decodes less than half of the frames."""
+    if len(index.keyframes_s) < 2:
+        return False
+    cost = 0
+    for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
+        cost += index.frame_at(max(times)) + 2 - bisect_left(index.times_s, gop - 1e-6)
+    return cost < len(index.times_s) / 2
+
+
+def _by_seeking(path: Path, index: PacketIndex, wanted: np.ndarray, recipe: FrameRecipe) -> list[_Picked] | None:
+    """As a full pass would pick, from the needed groups of pictures only; None where a seek landed wrong."""
+    picked: list[_Picked] = []
+    with open_video(path) as (container, stream):
+        painter = _Painter(recipe, stream)
+        for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
+            group = np.array(list(times))
+            try:
+                _seek(container, stream, gop + index.start_s)
+            except FFmpegError:
+                return None
+            found = list(_pick(decoded_frames(container, stream), index.start_s, group, painter))
+            exact = [index.times_s[index.frame_at(t)] for t in group]
+            if [round(p.time_s, 4) for p in found] != [round(t, 4) for t in exact]:
+                return None
+            picked.extend(found)
+    return picked
+
+
+def _seek(container: InputContainer, stream: VideoStream, time_s: float) -> None:
+    if stream.time_base is None:
+        raise VideoError("the video stream has no time base")
+    container.seek(round(time_s / float(stream.time_base)), stream=stream, backward=True)
+
+
+def _refuse_gaps(name: str, index: PacketIndex, wanted: np.ndarray, picked: Sequence[_Picked]) -> None:
+    """VideoError when most wanted times got a frame from elsewhere, because what is there cannot be decoded."""
+    spacing_s = float(wanted[-1]) / max(1, len(wanted) - 1)
+    allowed_s = max(0.5, spacing_s)
+    off = [abs(index.times_s[index.frame_at(t)] - p.time_s) > allowed_s for t, p in zip(wanted, picked, strict=True)]
+    if sum(off) * 2 > len(off):
+        raise VideoError(
+            f"{name} is damaged: at {sum(off)} of {len(off)} sampled times no frame can be decoded; "
+            "copy or download it again"
+        )
+
+
+def _with_decord(path: Path, recipe: FrameRecipe) -> Frames:
+    info = probe(path)
+    try:
+        import decord
+    except ImportError as error:
+        raise _absent("decord", "decord") from error
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        begins_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+        return _by_number(recipe, info, begins_s - begins_s[0], lambda i: reader[i].asnumpy())
+    except decord.DECORDError as error:
+        raise VideoError(f"{path.name} cannot be decoded by decord: {str(error).splitlines()[0]}") from error
+
+
+def _with_torchcodec(path: Path, recipe: FrameRecipe) -> Frames:
+    info = probe(path)
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: FFmpeg's libraries are not installed
+        raise _absent("torchcodec", "torchcodec and FFmpeg") from error
+    with open_video(path) as (container, stream):
+        stream_index, begins_s = stream.index, np.array(read_index(container, stream, path.name).times_s)
+    try:
+        decoder = VideoDecoder(str(path), stream_index=stream_index, dimension_order="NHWC", num_ffmpeg_threads=1)
+        return _by_number(recipe, info, begins_s, lambda i: decoder[i].numpy())
+    except RuntimeError as error:
+        raise VideoError(f"{path.name} cannot be decoded by torchcodec: {str(error).splitlines()[0]}") from error
+
+
+def _absent(backend: str, packages: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"the frame recipe asks for the {backend} decoder, which is not installed here: install {packages}, or set "
+        "backend='auto'"
+    )
+
+
+def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read: Callable[[int], np.ndarray]) -> Frames:
+    """Sample with a decoder that gives frames by number, as RGB arrays [H, W, 3]. decord and torchcodec (from 0.11 on)
+    turn rotated videos upright themselves."""
+    painter = _Painter(recipe, None)
+    picked = []
+    for time_s in sample_times(float(begins_s[-1]), num_frames(info.duration_s, recipe)):
+        number = max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1)
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(read(number)), format="rgb24")
+        picked.append(painter(float(begins_s[number]), frame))
+    return _as_frames(picked, info.duration_s, info.start_s)
+
+
+_BACKENDS: dict[str, Callable[[Path, FrameRecipe], Frames]] = {
+    "auto": _with_pyav,
+    "pyav": _with_pyav,
+    "torchcodec": _with_torchcodec,
+    "decord": _with_decord,
+}

@@ -1,0 +1,73 @@
+"""Sampled frames on disk (one `.npy` a video), and contact sheets of them for people. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vsr1_core.lake import atomic_path
+
+
+def write_frames(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 [T, H, W, 3] as `.npy`, all or nothing. ValueError for anything else."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.shape[0] == 0:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    with atomic_path(path) as temporary:
+        np.save(temporary, pixels, allow_pickle=False)
+
+
+def read_frames(path: Path | str) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3], read as they are touched. FileNotFoundError says how to make them again."""
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the frames {path} are not there: build frame_tensors again") from error
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One video on a contact sheet: `timestamps_s` [T] belong to the frames in the file `path`."""
+
+    title: str
+    path: Path | str
+    timestamps_s: Sequence[float]
+
+
+def contact_sheet(rows: Sequence[SheetRow], columns: int = 8, height: int = 96) -> bytes:
+    """A PNG with a strip a video: up to `columns` evenly spread frames, each with its time, `height` pixels high."""
+    from PIL import Image
+
+    if not rows:
+        raise ValueError("a contact sheet needs at least one video")
+    strips = [_strip(row, columns, height) for row in rows]
+    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return out.getvalue()
+
+
+def _strip(row: SheetRow, columns: int, height: int):  # type: ignore[no-untyped-def]  # PIL is imported when drawn
+    from PIL import Image, ImageDraw
+
+    frames = read_frames(row.path)
+    numbers = np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))
+    width = max(40, round(height * frames.shape[2] / frames.shape[1]))
+    title_height, gap = 16, 2
+    strip = Image.new("RGB", (max(300, (width + gap) * len(numbers)), height + title_height + gap), "white")
+    draw = ImageDraw.Draw(strip)
+    draw.text((2, 2), row.title, fill="black")
+    for place, number in enumerate(numbers):
+        left = place * (width + gap)
+        strip.paste(Image.fromarray(frames[number]).resize((width, height)), (left, title_height))
+        label = f"{row.timestamps_s[number]:.2f} s"
+        draw.rectangle((left, title_height, left + 8 + 6 * len(label), title_height + 13), fill="black")
+        draw.text((left + 3, title_height + 1), label, fill="white")
+    return strip

@@ -1,0 +1,245 @@
+"""The corpus from its files: annotation files, raw videos, probed videos, moments. No frame is sampled here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.datasets import folder, sources, toy_files
+from vsr1_core.datasets.toy import Scene
+from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.engine import map_rows
+from vsr1_core.lake import digest_file, read_jsonl
+from vsr1_core.recipes import ToyRecipe
+from vsr1_core.stages.base import Execution, Row, Stage, View
+
+
+def failed(error: str) -> dict[str, Any]:
+    """Known columns of a row that a plan already knows will fail."""
+    return {"status": "failed", "error": error}
+
+
+class AnnotationFiles(Stage):
+    """One row a file of annotations. For toy the files are written here."""
+
+    name: ClassVar[str] = "annotation_files"
+    key: ClassVar[str] = "file_id"
+    group: ClassVar[str] = "sources"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "path": pl.String,
+        "split": pl.String,
+        "digest": pl.String,
+        "num_rows": pl.Int64,
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        return {i: self._row(f) for i, f in sources.annotation_files(view.entry, view.config).items()}
+
+    @staticmethod
+    def _row(file: sources.AnnotationFile) -> Row:
+        known = {"path": str(file.path), "split": file.split} if file.error is None else failed(file.error)
+        return Row({"content": file.content or "missing", "path": str(file.path)}, known)
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        root = Path(view.entry.annotations).absolute()
+        if view.entry.kind == "toy" and not toy_files.is_written(root, view.config.toy):
+            toy_files.write_annotations(root, view.config.toy)
+        files = sources.annotation_files(view.entry, view.config)
+        for file_id in ids:
+            file = files[file_id]
+            if file.error is not None:
+                yield {"file_id": file_id, "error": file.error}
+                continue
+            yield {
+                "file_id": file_id,
+                "path": str(file.path),
+                "split": file.split,
+                "digest": digest_file(file.path),
+                "num_rows": sum(1 for _ in read_jsonl(file.path)),
+            }
+
+
+class RawVideos(Stage):
+    """One row a video file. For toy the files are rendered here.
+
+    content: what decides the pixels: the file's digest, or the toy scene's fingerprint, which is known before the file
+    is there. Downstream reads this one, so a moved or touched file decodes nothing again.
+    """
+
+    name: ClassVar[str] = "raw_videos"
+    key: ClassVar[str] = "video_id"
+    group: ClassVar[str] = "sources"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "path": pl.String,
+        "bytes": pl.Int64,
+        "mtime_ns": pl.Int64,
+        "digest": pl.String,
+        "content": pl.String,
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        if view.entry.kind == "toy":
+            return self._toy_rows(view)
+        files = sources.video_files(view.entry)
+        clashes = {i: Row({"clash": " ".join(map(str, p))}, failed(folder.clash_error(i, p)))
+                   for i, p in files.items() if len(p) > 1}  # fmt: skip
+        single = {i: paths[0] for i, paths in files.items() if len(paths) == 1}
+        known = self._known_digests(view)
+        with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
+            facts = threads.map(lambda path: _file_facts(path, known), single.values())
+            rows = {i: Row({"content": f["content"], "path": f["path"]}, f) for i, f in zip(single, facts, strict=True)}
+        return rows | clashes
+
+    @staticmethod
+    def _toy_rows(view: View) -> dict[str, Row]:
+        rows = {}
+        for video_id, (scene, path) in sources.toy_scenes(view.entry, view.config).items():
+            content = toy_files.scene_fingerprint(scene, view.config.toy)
+            rows[video_id] = Row({"content": content, "path": str(path)}, {"path": str(path), "content": content})
+        return rows
+
+    def _known_digests(self, view: View) -> dict[tuple[str, int, int], str]:
+        columns = ["path", "bytes", "mtime_ns", "digest"]
+        rows = view.table(self.name).ok_rows(columns).iter_rows()
+        return {(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        if view.entry.kind == "toy":
+            yield from self._render(view, ids, execution)
+            return
+        wanted = self.wanted(view)
+        for video_id in ids:
+            known = dict(wanted[video_id].known)
+            known.pop("status", None)
+            yield {"video_id": video_id, **known}
+
+    @staticmethod
+    def _render(view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        scenes = sources.toy_scenes(view.entry, view.config)
+        tasks = [(*scenes[video_id], view.config.toy) for video_id in ids]
+        for result in map_rows(_render_clip, tasks, execution.workers):
+            yield {"video_id": result.item[0].video_id, **(result.value or {"error": result.error})}
+
+
+def _file_facts(path: Path, known: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
+    """The row of one file. A file whose size and modification time are as committed is not read again."""
+    stat = path.stat()
+    digest = known.get((str(path), stat.st_size, stat.st_mtime_ns)) or digest_file(path)
+    facts = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest}
+    return facts | {"content": digest}
+
+
+def _render_clip(task: tuple[Scene, Path, ToyRecipe]) -> dict[str, Any]:
+    scene, path, recipe = task
+    toy_files.render_clip(scene, recipe, path)
+    return _file_facts(path, {}) | {"content": toy_files.scene_fingerprint(scene, recipe)}
+
+
+class Videos(Stage):
+    """One row a video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row."""
+
+    name: ClassVar[str] = "videos"
+    key: ClassVar[str] = "video_id"
+    group: ClassVar[str] = "corpus"
+    upstream: ClassVar[tuple[str, ...]] = ("raw_videos", "annotation_files")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "path": pl.String,
+        "content": pl.String,
+        "splits": pl.List(pl.String),
+        "duration_s": pl.Float64,
+        "start_s": pl.Float64,
+        "fps": pl.Float64,
+        "num_frames": pl.Int64,
+        "width": pl.Int64,
+        "height": pl.Int64,
+        "rotation": pl.Int64,
+        "codec": pl.String,
+        "bytes": pl.Int64,
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        files = view.rows("raw_videos", ["video_id", "row_version", "path", "content"])
+        on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
+        splits = sources.corpus_splits(view.entry, view.config)
+        others = sources.unannotated_splits(view.entry)
+        if others:
+            splits |= {video_id: others for video_id in on_disk if video_id not in splits}
+        rows = {}
+        for video_id, names in splits.items():
+            version, path, content = on_disk.get(video_id, ("missing", None, None))
+            known = {"path": path, "content": content} if path else failed("")
+            rows[video_id] = Row({"raw_videos": version, "splits": " ".join(names)}, {"splits": names, **known})
+        return rows
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        wanted = self.wanted(view)
+        unusable = dict(view.table("raw_videos").rows(["video_id", "error"]).iter_rows())
+        tasks = []
+        for video_id in ids:
+            known = wanted[video_id].known
+            if known.get("path"):
+                tasks.append((video_id, known["path"], known))
+            else:
+                reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
+                yield {"video_id": video_id, "splits": known["splits"], "error": reason}
+        for result in map_rows(_probe_video, tasks, execution.workers, deadline_s=300):
+            video_id, path, known = result.item
+            facts = result.value or {"error": _readable(result.error, path)}
+            yield {"video_id": video_id, **known, **facts}
+
+
+def _probe_video(task: tuple[str, str, Mapping[str, Any]]) -> dict[str, Any]:
+    import dataclasses
+
+    from vsr1_core.media.probe import probe
+
+    path = Path(task[1])
+    return {**dataclasses.asdict(probe(path)), "bytes": path.stat().st_size}
+
+
+def _readable(error: str | None, path: str) -> str:
+    """An error that names its file."""
+    name = Path(path).name
+    return error if error and name in error else f"{name}: {error}"
+
+
+class Moments(Stage):
+    """One row an annotated query, and one failed row (`<file>:<line>`) a line that is none."""
+
+    name: ClassVar[str] = "moments"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "corpus"
+    upstream: ClassVar[tuple[str, ...]] = ("annotation_files",)
+    columns: ClassVar[Mapping[str, Any]] = {
+        "split": pl.String,
+        "query": pl.String,
+        "plain_query": pl.String,
+        "video_id": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "clamped": pl.Boolean,
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        moments = sources.moments(view.entry, view.config)
+        return {i: Row({"annotation": m.version}, self._known(m)) for i, m in moments.items()}
+
+    def _known(self, moment: Moment | BadLine) -> dict[str, Any]:
+        if isinstance(moment, BadLine):
+            return failed(moment.reason)
+        return {name: getattr(moment, name) for name in self.columns}
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments = sources.moments(view.entry, view.config)
+        for query_id in ids:
+            moment = moments[query_id]
+            row = {"error": moment.reason} if isinstance(moment, BadLine) else self._known(moment)
+            yield {"query_id": query_id, **row}
+
+
+STAGES: tuple[type[Stage], ...] = (AnnotationFiles, RawVideos, Videos, Moments)
