@@ -14,7 +14,7 @@ from vsr1_core.recipes import (
     ToyRecipe,
 )
 
-TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=16, max_pixels=64 * 64)
+TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 
 TINY = Configuration(
     name="tiny",

@@ -70,11 +70,11 @@ class ToyRecipe:
     source_fps: int = 4
     seconds_per_event: tuple[int, int] = (4, 7)
     num_events: tuple[int, int] = (2, 3)
-    moments_per_train_video: int = 2
+    moments_per_train_video: int = 3
     moments_per_eval_video: int = 1
-    near_duplicate_share: float = 0.3
+    near_duplicate_share: float = 0.2
     """Share of videos that are another video with one attribute of one event changed."""
-    synonym_probability: float = 0.6
+    synonym_probability: float = 0.25
     seed: int = 42
 
 
@@ -103,7 +103,7 @@ class ModelRecipe:
     vision_hidden_size: int = 96
     vision_depth: int = 2
     patch_size: int = 16
-    vocab_size: int = 640
+    vocab_size: int = 1024
     num_soft_tokens: int = 8
     accumulate: bool = True
     """Keep the latents of earlier turns in the query (METHOD 3)."""

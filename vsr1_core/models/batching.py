@@ -1,0 +1,73 @@
+"""Rows of different lengths as one left-padded batch of input embeddings. Policy and embedder both go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from vsr1_core.models.inputs import Prompt
+from vsr1_core.models.vision import VideoFeatures
+
+
+@dataclass(frozen=True)
+class Batch:
+    """embeds [B, L, H], mask [B, L], positions [3, B, L], token_ids [B, L]; rows end at the last column."""
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
+    token_ids: Tensor
+    video_mask: Tensor
+    deepstack: list[Tensor]
+
+
+def left_padded(
+    model: Qwen3VLModel, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], pad_id: int
+) -> Batch:
+    """One batch; the features of row b fill its video placeholders in order.
+
+    Raises ValueError where a row has another number of placeholders than its video has tokens.
+    """
+    device = model.language_model.embed_tokens.weight.device
+    rows, length = len(prompts), max(len(p.token_ids) for p in prompts)
+    token_ids = torch.full((rows, length), pad_id)
+    mask = torch.zeros(rows, length, dtype=torch.long)
+    positions = torch.zeros(3, rows, length, dtype=torch.long)
+    video_mask = torch.zeros(rows, length, dtype=torch.bool)
+    for row, (prompt, feature) in enumerate(zip(prompts, features, strict=True)):
+        _check_placeholders(prompt, feature)
+        start = length - len(prompt.token_ids)
+        token_ids[row, start:] = prompt.token_ids
+        mask[row, start:] = 1
+        positions[:, row, start:] = prompt.positions
+        video_mask[row, start:] = prompt.video_mask
+    token_ids, mask, video_mask = token_ids.to(device), mask.to(device), video_mask.to(device)
+    embeds = model.language_model.embed_tokens(token_ids)
+    present = [f for f in features if f is not None]
+    deepstack: list[Tensor] = []
+    if present:
+        tokens = torch.cat([f.tokens for f in present]).to(embeds)
+        embeds = embeds.masked_scatter(video_mask[..., None], tokens)
+        deepstack = [torch.cat(level).to(embeds) for level in zip(*(f.deepstack for f in present), strict=True)]
+    return Batch(embeds, mask, positions.to(device), token_ids, video_mask, deepstack)
+
+
+def _check_placeholders(prompt: Prompt, feature: VideoFeatures | None) -> None:
+    expected = 0 if feature is None else len(feature.tokens)
+    if int(prompt.video_mask.sum()) != expected:
+        raise ValueError(f"the prompt has {int(prompt.video_mask.sum())} video tokens, the video {expected}")
+
+
+def language_model_kwargs(batch: Batch) -> dict[str, object]:
+    """The arguments that run the language model over `batch` with exact rotary positions and deepstack."""
+    return {
+        "inputs_embeds": batch.embeds,
+        "attention_mask": batch.mask,
+        "position_ids": batch.positions,
+        "visual_pos_masks": batch.video_mask if batch.deepstack else None,
+        "deepstack_visual_embeds": batch.deepstack or None,
+    }

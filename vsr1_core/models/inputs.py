@@ -1,0 +1,126 @@
+"""From frames and text to model inputs: patches, time marks, token ids, rotary positions. No weights, no batching
+policy. Equal to what transformers' Qwen3-VL processor makes of frames that already have their final size (tested),
+without torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
+_VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
+
+
+@dataclass(frozen=True)
+class VideoPatches:
+    """patches: float32 [P, 3 * 2 * patch * patch]; grid: (t, h, w) in patches; marks_s: [t] seconds."""
+
+    patches: Tensor
+    grid: tuple[int, int, int]
+    marks_s: tuple[float, ...]
+
+
+def video_patches(pixels: np.ndarray, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoPatches:
+    """Frames uint8 [T, H, W, 3] -> patches scaled to [-1, 1] and the time mark of each pair of frames.
+
+    A mark is the mean of its frames' true times; an odd last frame is repeated. Raises ValueError when the frame
+    size is no multiple of patch size times merge size, or times and frames differ in number.
+    """
+    vision = config.vision_config
+    multiple = vision.patch_size * vision.spatial_merge_size
+    num_frames, height, width = pixels.shape[:3]
+    if height % multiple or width % multiple:
+        raise ValueError(f"frames of {height}x{width} pixels: both sides must be multiples of {multiple}")
+    if len(timestamps_s) != num_frames:
+        raise ValueError(f"{num_frames} frames but {len(timestamps_s)} time stamps")
+    video = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    patches, *grid = Qwen3VLVideoProcessor.patchify(
+        None, video, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    )
+    return VideoPatches(patches[0], (grid[0], grid[1], grid[2]), _marks(timestamps_s, vision.temporal_patch_size))
+
+
+def _marks(timestamps_s: Sequence[float], group: int) -> tuple[float, ...]:
+    times = list(timestamps_s)
+    times += [times[-1]] * (-len(times) % group)
+    return tuple((times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group))
+
+
+@dataclass(frozen=True)
+class VideoLayout:
+    """What a prompt needs to know of a video: its grid in patches and its time marks in seconds."""
+
+    grid: tuple[int, int, int]
+    marks_s: tuple[float, ...]
+
+
+def video_text(layout: VideoLayout, merge_size: int) -> str:
+    """The video as prompt text: for each pair of frames a time mark and its placeholders."""
+    _, height, width = layout.grid
+    pads = "<|video_pad|>" * (height * width // merge_size**2)
+    return "".join(f"<{mark:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for mark in layout.marks_s)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """token_ids: [L] on the CPU; positions: [3, L] (time, height, width axes); video_mask: [L] bool."""
+
+    token_ids: Tensor
+    positions: Tensor
+    video_mask: Tensor
+
+    @property
+    def next_position(self) -> int:
+        return int(self.positions.max()) + 1
+
+
+def extended(prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
+    """`prompt` followed by text tokens, positioned as generation positions them: one on, on all three axes."""
+    added = torch.tensor(list(token_ids), dtype=torch.long)
+    positions = (torch.arange(len(added)) + prompt.next_position).expand(3, -1)
+    return Prompt(
+        torch.cat([prompt.token_ids, added]),
+        torch.cat([prompt.positions, positions], dim=1),
+        torch.cat([prompt.video_mask, torch.zeros(len(added), dtype=torch.bool)]),
+    )
+
+
+def build_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    model: Qwen3VLModel,
+    conversations: Sequence[Sequence[dict[str, Any]]],
+    layouts: Sequence[VideoLayout | None],
+) -> list[Prompt]:
+    """Render, tokenize and position one conversation a row, with at most one video each, up to the assistant's turn.
+
+    Raises ValueError when a conversation and its layout disagree about whether there is a video.
+    """
+    merge_size = model.config.vision_config.spatial_merge_size
+    texts = []
+    for conversation, layout in zip(conversations, layouts, strict=True):
+        text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
+        if (VIDEO_PLACEHOLDER in text) != (layout is not None):
+            raise ValueError("a conversation with a video needs a layout, one without must have none")
+        texts.append(text if layout is None else text.replace(VIDEO_PLACEHOLDER, video_text(layout, merge_size)))
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [_positioned(model, torch.tensor(row), layout) for row, layout in zip(ids, layouts, strict=True)]
+
+
+def _positioned(model: Qwen3VLModel, token_ids: Tensor, layout: VideoLayout | None) -> Prompt:
+    video_mask = token_ids == model.config.video_token_id
+    if layout is None:
+        return Prompt(token_ids, torch.arange(len(token_ids)).expand(3, -1), video_mask)
+    positions, _ = model.get_rope_index(
+        token_ids[None],
+        mm_token_type_ids=(video_mask.int() * _VIDEO_TYPE)[None],
+        video_grid_thw=torch.tensor([layout.grid]),
+    )
+    return Prompt(token_ids, positions[:, 0], video_mask)

@@ -1,0 +1,104 @@
+"""Rows of stage 1 as tensors: prompt, answer tokens with their parts, and who is right and wrong in retrieval.
+
+Built once and kept: a tiny model's epoch is cheaper than tokenizing it again. No loss and no trainer here.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vsr1_core.models.checkpoints import LoadedPolicy
+from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
+from vsr1_core.reasoning.conversation import build_messages
+
+REASONING, VERIFICATION, GROUNDING = 0, 1, 2
+PART_NAMES = ("reasoning", "verification", "grounding")
+_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
+_SPAN = re.compile(r"<start>.*?</end>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SFTExample:
+    """prompt: question and answer, ending with <REFINE> (a mismatch) or the stop token (a match).
+
+    parts: [n] the part of each answer token; the answer is the prompt's last n tokens.
+    """
+
+    query_id: str
+    query: str
+    prompt: Prompt
+    parts: Tensor
+    refines: bool
+    shown_video_id: str
+    right_video_id: str
+    negative_ids: tuple[str, ...]
+
+
+def answer_parts(answer: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The part of each token by where its first character stands; `offsets` are (start, end) in `answer`."""
+    parts = []
+    for start, _ in offsets:
+        if any(m.start() <= start < m.end() for m in _ANSWER.finditer(answer)):
+            parts.append(VERIFICATION)
+        elif any(m.start() <= start < m.end() for m in _SPAN.finditer(answer)):
+            parts.append(GROUNDING)
+        else:
+            parts.append(REASONING)
+    return parts
+
+
+def build_examples(
+    policy: LoadedPolicy, rows: Sequence[dict[str, Any]], layouts: Sequence[VideoLayout], batch_size: int = 256
+) -> list[SFTExample]:
+    """`rows` are sft_examples rows; `layouts` are those of their shown videos."""
+    tokenizer = policy.tokenizer
+    system = policy.model.soft_query.system_prompt
+    examples = []
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        conversations = [build_messages(r["query"], system) if system else build_messages(r["query"]) for r in some]
+        prompts = build_prompts(tokenizer, policy.model.model, conversations, layouts[start : start + batch_size])
+        for row, prompt in zip(some, prompts, strict=True):
+            coded = tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
+            ids, parts = list(coded["input_ids"]), answer_parts(row["answer"], coded["offset_mapping"])
+            refines = row["label"] != "matched"
+            if not refines:
+                ids, parts = [*ids, tokenizer.eos_token_id], [*parts, REASONING]
+            examples.append(
+                SFTExample(
+                    query_id=row["query_id"],
+                    query=row["query"],
+                    prompt=extended(prompt, ids),
+                    parts=torch.tensor(parts),
+                    refines=refines,
+                    shown_video_id=row["shown_video_id"],
+                    right_video_id=row["video_id"],
+                    negative_ids=tuple(row["negative_ids"]),
+                )
+            )
+    return examples
+
+
+def choose_negatives(
+    example: SFTExample, corpus_ids: Sequence[str], never: frozenset[str], wanted: int, rng: random.Random
+) -> list[str]:
+    """METHOD 4: the shown wrong video, the hard negatives in rank order, then random ones; `wanted` in all.
+
+    `never`: the videos that share the query's text (its own among them). Fewer come back where the corpus is small.
+    """
+    ordered = dict.fromkeys([example.shown_video_id, *example.negative_ids])
+    chosen = [v for v in ordered if v not in never][:wanted]
+    taken = {*chosen, *never}
+    while len(chosen) < wanted and len(taken) < len(corpus_ids):
+        video_id = rng.choice(corpus_ids)
+        if video_id not in taken:
+            taken.add(video_id)
+            chosen.append(video_id)
+    return chosen
