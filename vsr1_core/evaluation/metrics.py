@@ -213,6 +213,22 @@ def outcomes(episodes: Episodes) -> pl.DataFrame:
     )
 
 
+def best_constant_span(moments: pl.DataFrame, threshold: float = 0.5, steps: int = 20) -> tuple[float, float, float]:
+    """(start, end, share): the one span, in shares of each video's length, that hits most moments at this IoU.
+
+    Chosen with hindsight on the very moments it is scored on: what grounding without looking could reach at best.
+    moments: start_s, end_s, duration_s. (0, 1, 0) for no moments.
+    """
+    start, end, duration = (_floats(moments[name]) for name in ("start_s", "end_s", "duration_s"))
+    best = (0.0, 1.0, 0.0)
+    for first in range(steps):
+        for last in range(first + 1, steps + 1):
+            iou = temporal_iou(first / steps * duration, last / steps * duration, start, end)
+            share = float((iou >= threshold).mean()) if iou.size else 0.0
+            best = max(best, (first / steps, last / steps, share), key=lambda span: span[2])
+    return best
+
+
 # ---- scores: every metric as a ratio of sums over queries ---------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -308,7 +308,7 @@ def _legend_note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=8, color=INK)
 
 
-def _tidy(axis: Axes, grid: str = "y") -> None:
+def _tidy(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -27,7 +27,8 @@ Line = tuple[tuple[float | None, float | None, float | None], float | None, tupl
 
 
 def _rows(*lines: Line) -> tuple[PublishedRow, ...]:
-    return tuple(PublishedRow(*name, *line) for name, line in zip(_METHODS, lines, strict=True))
+    pairs = zip(_METHODS, lines, strict=True)
+    return tuple(PublishedRow(name, ours, *line) for (name, ours), line in pairs)
 
 
 _METHODS: tuple[tuple[str, str | None], ...] = (
