@@ -100,24 +100,3 @@ def _png_of(image: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, format="PNG")
     return out.getvalue()
-
-
-def curve_plot(curve: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG with one small axis a curve; `curve` has dicts of step, name, value."""
-    from matplotlib.figure import Figure
-
-    names = sorted({point["name"] for point in curve})
-    num_columns = min(3, len(names))
-    num_lines = -(-len(names) // num_columns)
-    figure = Figure(figsize=(4 * num_columns, 2.4 * num_lines), layout="constrained")
-    axes = figure.subplots(num_lines, num_columns, squeeze=False).ravel()
-    for axis, name in zip(axes, names, strict=False):
-        points = sorted((p["step"], p["value"]) for p in curve if p["name"] == name)
-        axis.plot(*zip(*points, strict=True), linewidth=1)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return out.getvalue()

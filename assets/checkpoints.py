@@ -5,24 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import curve_plot, markdown_table, picture
+from assets._metadata import markdown_table, picture
 from vsr1_core.stages.base import View
 
 
 def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
     """The loss curves of each trained checkpoint, and what it was trained from."""
-    frame = view.rows(asset)
-    extras: dict[str, Any] = {}
-    if "curve" in frame.columns:
-        for row in frame.select(view.stages[asset].key, "curve").iter_rows():
-            if row[1]:
-                extras[f"curves/{row[0]}"] = picture(curve_plot(row[1]), f"training curves of {row[0]}")
+    frame, key = view.rows(asset), view.stages[asset].key
     named = [name for name in ("digest", "parent", "source", "path") if name in frame.columns]
-    key = view.stages[asset].key
-    extras["checkpoints"] = dg.MetadataValue.md(markdown_table([key, *named], frame.select(key, *named).rows()))
+    listing = markdown_table([key, *named], frame.select(key, *named).rows())
+    extras: dict[str, Any] = {"checkpoints": dg.MetadataValue.md(listing)}
+    if "curve" in frame.columns:
+        for row_id, curve in frame.select(key, "curve").iter_rows():
+            if curve:
+                extras[f"curves/{row_id}"] = _curve_picture(row_id, curve)
     return extras
+
+
+def _curve_picture(row_id: str, curve: list[dict[str, Any]]) -> dg.MetadataValue:
+    from vsr1_core.evaluation import plots
+
+    figure = plots.loss_curves({row_id: pl.DataFrame(curve)})
+    return picture(plots.png(figure), f"training curves of {row_id}")
 
 
 ASSETS = (

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -11,21 +11,23 @@ from assets._factory import asset_key
 from vsr1_core.stages.base import Stage
 
 
-def warehouse_asset(stages: Iterable[Stage], home: Path, partitions_def: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def warehouse_asset(
+    stages: Mapping[str, Stage], home: Path, partitions_def: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
     """Rewrites the views after the tables of one dataset changed. Views hold no rows, so this takes milliseconds."""
 
     @dg.asset(
         name="warehouse",
         group_name="warehouse",
         kinds={"duckdb"},
-        deps=[asset_key(stage.name) for stage in stages],
+        deps=[asset_key(stage.name) for stage in stages.values()],
         partitions_def=partitions_def,
         description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        from vsr1_core.warehouse import write_warehouse
+        from vsr1_core.warehouse import refresh
 
-        path = write_warehouse(home)
+        path = refresh(home, stages)
         context.log.info(f"warehouse: views written to {path}")
         return dg.MaterializeResult(metadata={"path": dg.MetadataValue.path(str(path))})
 

@@ -35,7 +35,7 @@ def build_defs(
     stages = all_stages() if stages is None else stages
     partitions_def = dataset_partitions(settings.home)
     assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, when_inputs_changed())
-    assets.append(warehouse_asset(stages.values(), settings.home, partitions_def))
+    assets.append(warehouse_asset(stages, settings.home, partitions_def))
     groups = {stage.group for stage in stages.values()} | {"warehouse"}
     resources = {
         "workplace": workplace(settings),

@@ -18,7 +18,7 @@ class _PlainLines(logging.Handler):
             sys.stderr.flush()
 
 
-@dg.logger(description="Lines logged by asset bodies, plain.")
+@dg.logger(config_schema={}, description="Lines logged by asset bodies, plain.")
 def progress_logger(_: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("vsr1", level=logging.INFO)
     logger.addHandler(_PlainLines())

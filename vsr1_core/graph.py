@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,12 @@ def all_stages() -> dict[str, Stage]:
         embeddings,
         evaluation,
         frames,
+        reporting,
         retrieval,
         training_data,
     )
 
-    modules = (corpus, frames, checkpoints, embeddings, retrieval, training_data, evaluation)
+    modules = (corpus, frames, checkpoints, embeddings, retrieval, training_data, evaluation, reporting)
     return in_order([stage() for module in modules for stage in module.STAGES])
 
 
@@ -46,7 +48,7 @@ def in_order(stages: list[Stage]) -> dict[str, Stage]:
 def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
     """The tables of one dataset of the home folder."""
     entry = get_entry(home, dataset)
-    return View(Lake(home / "lake"), entry, CONFIGURATIONS[entry.config], stages or all_stages())
+    return View(Lake(home / "lake"), entry, CONFIGURATIONS[entry.config], stages or all_stages(), home=home)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def plan_graph(view: View) -> list[StagePlan]:
     return plans
 
 
-def _future(view: View, stage: Stage, wanted: dict[str, Row], plan: Plan) -> pl.DataFrame:
+def _future(view: View, stage: Stage, wanted: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
     """The table after the build: unchanged and failed rows as they are, due ones with version and known columns."""
     table = view.table(stage.name)
     kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))

@@ -1,0 +1,101 @@
+"""What the CLI prints: rich tables on a terminal, plain JSON and CSV for programs. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.builds import BuiltAsset
+from vsr1_core.graph import StagePlan
+
+COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on the current stdout; wide enough to keep tables whole when it is not a terminal."""
+    probe = Console(stderr=stderr)
+    return probe if probe.is_terminal else Console(stderr=stderr, width=160)
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table with numbers to the right. Cells are text, never markup."""
+    listed = [list(row) for row in rows]
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for index, name in enumerate(header):
+        numeric = all(isinstance(row[index], int | float) for row in listed) and bool(listed)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        shown.add_row(*(escape(text(value)) for value in row))
+    return shown
+
+
+def text(value: Any) -> str:
+    """One cell: floats to 4 digits, thousands separated, nested values as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | dict):
+        nested = json.dumps(value, ensure_ascii=False, default=str)
+        return nested if len(nested) <= 80 else nested[:79] + "…"
+    return str(value)
+
+
+def plan_json(plans: Iterable[StagePlan]) -> str:
+    """`{"assets": {name: {new, stale, orphaned, failed, unchanged}}}`; `{"waits_for": name}` where not yet known."""
+    assets = {p.asset: p.plan.counts() if p.plan else {"waits_for": p.waits_for} for p in plans}
+    return json.dumps({"assets": assets}, indent=2)
+
+
+def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
+    """A line an asset: counts, and why rows are due."""
+    rows = []
+    for item in plans:
+        if item.plan is None:
+            rows.append([item.asset, *[""] * len(COUNTS), f"known after {item.waits_for} has run"])
+        else:
+            why = "; ".join(f"{number:,} {reason}" for reason, number in item.plan.why().items())
+            rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), why])
+    return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
+
+
+def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
+    """A line an asset: what ran."""
+    rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in assets]
+    return table(f"Built {dataset}", ["asset", "rows", "processed", "failed", "seconds"], rows)
+
+
+def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
+    """A line a metric, a column a method, values with their intervals. frame: method, metric, value, low, high."""
+    methods = frame["method"].unique(maintain_order=True).to_list()
+    names = frame["metric"].unique(maintain_order=True).to_list()
+    cells = {(r["method"], r["metric"]): _interval(r) for r in frame.iter_rows(named=True)}
+    rows = [[name, *(cells.get((method, name), "") for method in methods)] for name in names]
+    return table(f"Metrics of {dataset}, with 95 % intervals", ["metric", *methods], rows)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    value = text(row["value"]) or "-"
+    return value if row["low"] is None else f"{value} [{text(row['low'])}, {text(row['high'])}]"
+
+
+def frame_csv(frame: pl.DataFrame) -> str:
+    """CSV; lists and structs as JSON, because CSV has no nested values."""
+    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
+    flat = [pl.Series(name, [json.dumps(v, ensure_ascii=False) for v in frame[name].to_list()]) for name in nested]
+    return frame.with_columns(flat).write_csv()
+
+
+def frame_json(frame: pl.DataFrame) -> str:
+    """A JSON list with an object a row."""
+    return json.dumps(frame.to_dicts(), ensure_ascii=False, indent=2, default=str)

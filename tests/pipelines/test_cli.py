@@ -1,0 +1,174 @@
+"""The command line over three fake stages: what it prints, how it exits, and that it never shows a traceback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import pipelines.definitions
+import pipelines.resources
+import vsr1_core.graph
+from pipelines.cli import app
+from tests.fakes import fake_stages, register_versions, write_numbers
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    register_versions(monkeypatch)
+    for module in (pipelines.definitions, pipelines.resources, vsr1_core.graph):
+        monkeypatch.setattr(module, "all_stages", fake_stages)
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path))
+    monkeypatch.setenv("VSR1_DEVICE", "cpu")
+    write_numbers(tmp_path, "toy", {"a": 1, "b": 2, "c": -3})
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def ok(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+def counts(dataset: str = "toy") -> dict[str, Any]:
+    return json.loads(ok("plan", "--dataset", dataset, "--json"))["assets"]
+
+
+def test_help_shows_examples() -> None:
+    out = ok("--help")
+    assert "vsr1 build --dataset toy" in out
+    for name in ("doctor", "dataset", "build", "plan", "status", "sql", "report", "search"):
+        assert name in out
+
+
+def test_the_plan_says_beforehand_what_the_build_then_does(home: Path) -> None:
+    assert counts() == {
+        "numbers": {"new": 3, "stale": 0, "orphaned": 0, "failed": 0, "unchanged": 0},
+        "squares": {"new": 3, "stale": 0, "orphaned": 0, "failed": 0, "unchanged": 0},
+        "total": {"waits_for": "squares"},
+    }
+    out = ok("build", "--dataset", "toy")
+    assert "squares" in out
+    assert "1 rows failed" in out
+    after = counts()
+    assert after["squares"] == {"new": 0, "stale": 0, "orphaned": 0, "failed": 1, "unchanged": 2}
+    assert after["total"]["unchanged"] == 2
+
+
+def test_plan_status_and_list_write_nothing(home: Path) -> None:
+    before = sorted(home.rglob("*"))
+    for arguments in (["plan"], ["status"], ["dataset", "list"], ["dataset", "show", "toy"]):
+        ok(*arguments)
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_second_build_runs_nothing_and_failed_rows_only_when_asked(home: Path) -> None:
+    ok("build")
+    again = run("build").output
+    assert all(f"{name}: 0 rows processed" in again for name in fake_stages())
+    assert "squares: 1 rows processed" in run("build", "--retry-failed").output
+
+
+def test_a_part_is_built_with_all_it_needs_and_no_more(home: Path) -> None:
+    ok("build", "--assets", "squares")
+    after = counts()
+    assert after["numbers"]["unchanged"] == 3
+    assert after["squares"]["unchanged"] == 2
+    assert after["total"]["new"] == 2
+
+
+def test_a_group_can_be_named(home: Path) -> None:
+    ok("build", "--assets", "sources")
+    assert counts()["squares"]["new"] == 3
+    assert counts()["numbers"]["unchanged"] == 3
+
+
+def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None:
+    (home / "data/toy/numbers.txt").write_text("a one\n")
+    message = refused("build")
+    assert "the build of toy stopped" in message
+    assert "numbers: ValueError" in message
+    assert "'one'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--dataset", "nope"], "no dataset 'nope'; known: activitynet"),
+        (["build", "--assets", "nope"], "no asset or group 'nope'; there are:"),
+        (["build", "--executor", "cloud"], "use in-process or multiprocess"),
+        (["plan", "--dataset", "nope"], "no dataset 'nope'"),
+        (["dataset", "add", "mine"], "give the folder of videos"),
+        (["dataset", "add", "mine", "--videos", "/nowhere"], "is not there"),
+        (["dataset", "add", "../x", "--toy"], "cannot be the name of a dataset"),
+        (["dataset", "add", "mine", "--toy", "--config", "huge"], "no configuration 'huge'; there are: tiny"),
+        (["dataset", "remove", "mine"], "was not registered"),
+        (["sql", "select", "--format", "xml"], "use table, csv or json"),
+        (["sql", "select * from nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(home: Path, arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+def test_a_folder_of_videos_is_checked_counted_and_registered(home: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "clips"
+    videos.mkdir()
+    assert "no video files in" in refused("dataset", "add", "mine", "--videos", str(videos))
+    (videos / "a.mp4").touch()
+    (videos / "b.webm").touch()
+    out = ok("dataset", "add", "mine", "--videos", str(videos))
+    assert "2 videos, no annotations, models from toy" in out
+    assert "vsr1 build --dataset mine" in out
+    assert "mine" in ok("dataset", "list")
+    ok("dataset", "remove", "mine")
+    assert "no dataset 'mine'" in refused("dataset", "show", "mine")
+    assert (videos / "a.mp4").exists()
+
+
+def test_sql_answers_in_three_formats(home: Path) -> None:
+    ok("build")
+    query = "select asset, row_id, error from failures where dataset = 'toy'"
+    assert "is negative" in ok("sql", query)
+    assert json.loads(ok("sql", query, "--format", "json"))[0]["row_id"] == "c"
+    rows = list(csv.DictReader(io.StringIO(ok("sql", query, "--format", "csv"))))
+    assert [row["asset"] for row in rows] == ["squares"]
+
+
+def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path) -> None:
+    import dagster as dg
+
+    from pipelines.instance import HOST_TAG, PID_TAG, close_dead_runs, open_instance, process_tags
+
+    with open_instance(home) as instance:
+        dead = instance.create_run_for_job(
+            pipelines.definitions.build_defs().resolve_job_def("whole_graph"),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={**process_tags(), PID_TAG: "999999999"},
+        )
+        alive = instance.create_run_for_job(
+            pipelines.definitions.build_defs().resolve_job_def("whole_graph"),
+            status=dg.DagsterRunStatus.STARTED,
+            tags=process_tags(),
+        )
+        assert HOST_TAG in alive.tags
+        assert close_dead_runs(instance) == 1
+        statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses[dead.run_id] == dg.DagsterRunStatus.FAILURE
+    assert statuses[alive.run_id] == dg.DagsterRunStatus.STARTED

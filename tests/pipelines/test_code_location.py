@@ -1,0 +1,71 @@
+"""The code location itself: what importing it costs, and that what is declared fits the graph."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "trl", "faiss", "av", "decord", "datasets", "peft", "matplotlib", "duckdb")
+
+
+def test_importing_the_definitions_loads_no_heavy_package(tmp_path: Path) -> None:
+    """Every step, sensor tick and reload pays for this import; with torch it takes several seconds more."""
+    code = (
+        "import sys, json, time; start = time.perf_counter()\n"
+        "import pipelines.definitions\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))"
+    )
+    environ = {"VSR1_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
+    seconds, modules = json.loads(out.stdout.splitlines()[-1])
+    assert not set(HEAVY) & set(modules)
+    assert seconds < 20, f"{seconds:.1f} s; about 1 is usual on an idle machine"
+    assert not list(tmp_path.iterdir()), "importing wrote files"
+
+
+def test_only_resources_and_the_command_line_read_the_environment() -> None:
+    allowed = {"pipelines/resources.py", "pipelines/cli.py", "pipelines/doctor.py"}
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("assets", "pipelines", "vsr1_core")
+        for path in (ROOT / folder).rglob("*.py")
+        if _reads_environment(path)
+    }
+    assert readers <= allowed
+
+
+def _reads_environment(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in ast.walk(tree))
+
+
+def test_every_stage_is_described_in_the_module_of_its_group() -> None:
+    from pipelines.definitions import GROUPS
+    from vsr1_core.graph import all_stages
+
+    described = {info.stage: group.__name__.removeprefix("assets.") for group in GROUPS for info in group.ASSETS}
+    found = {stage.name: stage.group for stage in all_stages().values()}
+    assert {name: described.get(name) for name in found} == found
+
+
+@pytest.mark.parametrize("name", ["whole_graph", "corpus", "search", "training", "evaluation"])
+def test_jobs_are_partitioned_by_dataset(name: str) -> None:
+    from pipelines.definitions import defs
+
+    partitions = defs.resolve_job_def(name).partitions_def
+    assert partitions is not None
+    assert "toy" in partitions.get_partition_keys()
+
+
+def test_definitions_are_valid() -> None:
+    import dagster as dg
+
+    from pipelines.definitions import defs
+
+    dg.Definitions.validate_loadable(defs)
