@@ -68,6 +68,12 @@ def decision_tokens(tokenizer: PreTrainedTokenizerBase) -> DecisionTokens:
     raise ValueError("the tokenizer spells the two answers so that one begins with the other")
 
 
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a row's text: the stop tokens and <REFINE>."""
+    names = ("<|im_end|>", REFINE_TOKEN)
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.convert_tokens_to_ids(names)}
+
+
 class _HiddenStates:
     """Runs the language model and gives each row's hidden state at the last position, before and after the norm."""
 
@@ -135,7 +141,7 @@ def decode(
     results = [Decoded() for _ in prompts]
     decision = decision_tokens(tokenizer)
     refine_id = tokenizer.convert_tokens_to_ids(REFINE_TOKEN)
-    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id, refine_id}
+    ends = end_tokens(tokenizer)
     refine_embedding = policy.model.language_model.embed_tokens.weight[refine_id]
     latents: dict[int, list[Tensor]] = {}
     cache = DynamicCache(config=policy.config.text_config)

@@ -87,14 +87,13 @@ def build_examples(
 
 
 def choose_negatives(
-    example: SFTExample, corpus_ids: Sequence[str], never: frozenset[str], wanted: int, rng: random.Random
+    nearest: Sequence[str], corpus_ids: Sequence[str], never: frozenset[str], wanted: int, rng: random.Random
 ) -> list[str]:
-    """METHOD 4: the shown wrong video, the hard negatives in rank order, then random ones; `wanted` in all.
+    """METHOD 4: `nearest` (the shown wrong video, the hard negatives in rank order), then random ones; `wanted` in all.
 
     `never`: the videos that share the query's text (its own among them). Fewer come back where the corpus is small.
     """
-    ordered = dict.fromkeys([example.shown_video_id, *example.negative_ids])
-    chosen = [v for v in ordered if v not in never][:wanted]
+    chosen = [v for v in dict.fromkeys(nearest) if v not in never][:wanted]
     taken = {*chosen, *never}
     while len(chosen) < wanted and len(taken) < len(corpus_ids):
         video_id = rng.choice(corpus_ids)

@@ -100,6 +100,17 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
     )
 
 
+def parameter_groups(policy: LoadedPolicy, lr: float, refine_lr: float) -> list[dict[str, Any]]:
+    """What is trained, as an optimiser's groups: P, R and A have a learning rate of their own."""
+    refine = {id(p) for p in policy.model.refine_parameters}
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in refine], "lr": lr},
+        {"params": [p for p in trained if id(p) in refine], "lr": refine_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 class RefineSFTTrainer(SFTTrainer):
     """SFTTrainer whose loss runs over answer tokens and, for rows that refine, over latents and search."""
 
@@ -119,13 +130,7 @@ class RefineSFTTrainer(SFTTrainer):
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """AdamW with the refine modules' own learning rate, and the recipe's schedule."""
-        refine = {id(p) for p in self.policy.model.refine_parameters}
-        trained = [p for p in self.policy.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if id(p) not in refine], "lr": self.recipe.lr},
-            {"params": [p for p in trained if id(p) in refine], "lr": self.recipe.refine_lr},
-        ]
-        groups = [g for g in groups if g["params"]]
+        groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         self.lr_scheduler = get_scheduler(
             self.recipe.schedule,
@@ -190,7 +195,8 @@ class RefineSFTTrainer(SFTTrainer):
         vectors, mask = torch.zeros(len(examples), wanted, size), torch.zeros(len(examples), wanted, dtype=torch.bool)
         for row, example in enumerate(examples):
             never = self.data.never.get(example.query_id, frozenset({example.right_video_id}))
-            ids = choose_negatives(example, self.corpus_ids, never, wanted, self.negatives_rng)
+            nearest = [example.shown_video_id, *example.negative_ids]
+            ids = choose_negatives(nearest, self.corpus_ids, never, wanted, self.negatives_rng)
             for column, video_id in enumerate(ids):
                 vectors[row, column] = self.data.vectors[video_id]
                 mask[row, column] = True
@@ -201,10 +207,11 @@ class RefineSFTTrainer(SFTTrainer):
 
 
 class LogLines(TrainerCallback):
-    """A line with the losses and the time left every ten seconds at most, instead of a progress bar."""
+    """A line with the values whose names end in `shown` and the time left, every ten seconds at most."""
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    def __init__(self, log: Callable[[str], None], shown: str = "loss") -> None:
         self.log_line = log
+        self.shown = shown
         self.started = self.last = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -220,7 +227,7 @@ class LogLines(TrainerCallback):
             return
         self.last = now
         left = (state.max_steps - state.global_step) * (now - self.started) / state.global_step
-        shown = ", ".join(f"{k} {float(v):.3f}" for k, v in logs.items() if k.endswith("loss"))
+        shown = ", ".join(f"{k} {float(v):.3f}" for k, v in logs.items() if k.endswith(self.shown))
         self.log_line(f"step {state.global_step} of {state.max_steps}: {shown}; about {left:.0f} s left")
 
 
