@@ -51,6 +51,17 @@ class Moment:
     def version(self) -> str:
         return fingerprint(dataclasses.asdict(self))
 
+    def within(self, duration_s: float | None) -> Moment:
+        """The moment in a video of `duration_s`: its end clamped. ValueError when it begins after the video's end."""
+        if duration_s is None:
+            return self
+        if self.start_s >= duration_s:
+            span = f"[{self.start_s:g}, {self.end_s:g}] s"
+            raise ValueError(f"the span {span} begins after the video's end ({duration_s:g} s)")
+        clamped = self.end_s > duration_s
+        end_s = duration_s if clamped else self.end_s
+        return dataclasses.replace(self, duration_s=duration_s, end_s=end_s, clamped=clamped)
+
 
 @dataclass(frozen=True)
 class BadLine:
@@ -138,23 +149,10 @@ def make_moment(
 ) -> Moment:
     """Check and clamp a span. ValueError for one that is negative, reversed, empty or wholly outside the video."""
     start_s, end_s = seconds(span[0], "start"), seconds(span[1], "end")
-    duration_s = None if duration in (None, "") else seconds(duration, "duration")
     if start_s < 0 or end_s <= start_s:
         raise ValueError(f"the span [{start_s:g}, {end_s:g}] s is negative, reversed or empty")
-    if duration_s is not None and start_s >= duration_s:
-        raise ValueError(f"the span [{start_s:g}, {end_s:g}] s begins after the video's end ({duration_s:g} s)")
-    clamped = duration_s is not None and end_s > duration_s
-    return Moment(
-        query_id=query_id,
-        split=split,
-        query=query,
-        plain_query=plain_query,
-        video_id=video_id_of(video),
-        start_s=start_s,
-        end_s=duration_s if clamped and duration_s is not None else end_s,
-        duration_s=duration_s,
-        clamped=clamped,
-    )
+    moment = Moment(query_id, split, query, plain_query, video_id_of(video), start_s, end_s, None, False)
+    return moment.within(None if duration in (None, "") else seconds(duration, "duration"))
 
 
 def seconds(value: Any, name: str) -> float:

@@ -122,7 +122,9 @@ def _refuse_cut_file(
     if stream.duration and stream.time_base is not None:
         promised_s, held_s = float(stream.duration * stream.time_base), end_s - start_s
     elif container.duration:
-        promised_s, held_s = container.duration / 1_000_000, file_end_s - (container.start_time or 0) / 1_000_000
+        # Matroska counts its duration from 0, other containers from their first packet: believe the kinder one.
+        promised_s = container.duration / 1_000_000
+        held_s = max(file_end_s, file_end_s - (container.start_time or 0) / 1_000_000)
     else:
         return
     if promised_s - held_s > max(1.0, 0.1 * promised_s):

@@ -208,12 +208,15 @@ def _readable(error: str | None, path: str) -> str:
 
 
 class Moments(Stage):
-    """One row an annotated query, and one failed row (`<file>:<line>`) a line that is none."""
+    """One row an annotated query, and one failed row (`<file>:<line>`) a line that is none.
+
+    duration_s: as annotated; where the annotation does not say (CSV), the probed video's, or null without a video.
+    """
 
     name: ClassVar[str] = "moments"
     key: ClassVar[str] = "query_id"
     group: ClassVar[str] = "corpus"
-    upstream: ClassVar[tuple[str, ...]] = ("annotation_files",)
+    upstream: ClassVar[tuple[str, ...]] = ("annotation_files", "videos")
     columns: ClassVar[Mapping[str, Any]] = {
         "split": pl.String,
         "query": pl.String,
@@ -226,19 +229,32 @@ class Moments(Stage):
     }
 
     def wanted(self, view: View) -> dict[str, Row]:
-        moments = sources.moments(view.entry, view.config)
-        return {i: Row({"annotation": m.version}, self._known(m)) for i, m in moments.items()}
+        videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
+        rows = {}
+        for query_id, moment in sources.moments(view.entry, view.config).items():
+            inputs = {"annotation": moment.version}
+            if isinstance(moment, BadLine):
+                rows[query_id] = Row(inputs, failed(moment.reason))
+                continue
+            if moment.duration_s is None:
+                inputs["video"] = videos.get(moment.video_id, "missing")
+            rows[query_id] = Row(inputs, self._columns(moment))
+        return rows
 
-    def _known(self, moment: Moment | BadLine) -> dict[str, Any]:
-        if isinstance(moment, BadLine):
-            return failed(moment.reason)
+    def _columns(self, moment: Moment) -> dict[str, Any]:
         return {name: getattr(moment, name) for name in self.columns}
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         moments = sources.moments(view.entry, view.config)
+        durations = dict(view.rows("videos", ["video_id", "duration_s"]).iter_rows())
         for query_id in ids:
-            moment = moments[query_id]
-            row = {"error": moment.reason} if isinstance(moment, BadLine) else self._known(moment)
+            try:
+                moment = moments[query_id]
+                if isinstance(moment, Moment) and moment.duration_s is None:
+                    moment = moment.within(durations.get(moment.video_id))
+            except ValueError as error:
+                moment = BadLine(query_id, str(error))
+            row = {"error": moment.reason} if isinstance(moment, BadLine) else self._columns(moment)
             yield {"query_id": query_id, **row}
 
 
