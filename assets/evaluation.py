@@ -36,14 +36,20 @@ def metrics_extras(view: View, asset: str) -> dict[str, Any]:
 
 def metrics_table(frame: pl.DataFrame) -> str:
     """`metrics` rows as a Markdown table of value [low, high]."""
+    header, rows = metrics_grid(frame)
+    return markdown_table(header, rows)
+
+
+def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a line a metric, a column a method. frame: method, metric, value, low, high."""
     methods = frame["method"].unique(maintain_order=True).to_list()
     names = frame["metric"].unique(maintain_order=True).to_list()
     cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
-    return markdown_table(["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names])
+    return ["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names]
 
 
 def _with_interval(row: dict[str, Any]) -> str:
-    text = cell(row["value"])
+    text = cell(row["value"]) or "-"
     return text if row["low"] is None else f"{text} [{cell(row['low'])}, {cell(row['high'])}]"
 
 

@@ -6,6 +6,7 @@ what a later stage would silently get wrong; a share of failed rows is worth a w
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -99,11 +100,13 @@ NEEDS = {"videos_are_known": ("videos",), "queries_are_known": ("moments",)}
 
 def build_checks(stages: Iterable[Stage], partitions_def: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """The checks of every stage."""
-    return [
-        _asset_check(stage.name, check, partitions_def)
-        for stage in stages
-        for check in (*EVERY, *SPECIAL.get(stage.name, ()))
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks are a preview in Dagster 1.13
+        return [
+            _asset_check(stage.name, check, partitions_def)
+            for stage in stages
+            for check in (*EVERY, *SPECIAL.get(stage.name, ()))
+        ]
 
 
 def _asset_check(asset: str, check: Check, partitions_def: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:

@@ -78,7 +78,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except _known_errors() as error:
-            if _debug["on"]:
+            if _debug["on"] or isinstance(error, KeyError | IndexError):
                 raise
             fail(str(error))
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _known_errors() -> tuple[type[Exception], ...]:
     """What has a message for a person; DuckDB's errors only where DuckDB is loaded at all."""
-    known = (UserError, NotYetKnown, OSError, ValueError, ImportError)
+    known = (UserError, NotYetKnown, OSError, ValueError, LookupError, ImportError)
     duckdb = sys.modules.get("duckdb")
     return known if duckdb is None else (*known, duckdb.Error)
 

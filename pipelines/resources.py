@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ _PROCESS_DEFAULTS = {
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""NVIDIA, WSL, AMD."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,13 @@ def prepare_process() -> None:
 
 
 def choose_device(device: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU. Imports torch."""
+    """`auto` is the first GPU where there is one, else the CPU. Imports torch only where the system has a GPU's device
+    file: a build that finds nothing to do is then spared that import.
+    """
     if device != "auto":
         return device
+    if sys.platform == "linux" and not any(Path(path).exists() for path in _GPU_FILES):
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from assets.evaluation import metrics_grid
 from pipelines.builds import BuiltAsset
 from vsr1_core.graph import StagePlan
 
@@ -76,17 +77,8 @@ def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
-    """A line a metric, a column a method, values with their intervals. frame: method, metric, value, low, high."""
-    methods = frame["method"].unique(maintain_order=True).to_list()
-    names = frame["metric"].unique(maintain_order=True).to_list()
-    cells = {(r["method"], r["metric"]): _interval(r) for r in frame.iter_rows(named=True)}
-    rows = [[name, *(cells.get((method, name), "") for method in methods)] for name in names]
-    return table(f"Metrics of {dataset}, with 95 % intervals", ["metric", *methods], rows)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    value = text(row["value"]) or "-"
-    return value if row["low"] is None else f"{value} [{text(row['low'])}, {text(row['high'])}]"
+    """A line a metric, a column a method, values with their intervals."""
+    return table(f"Metrics of {dataset}, with 95 % intervals", *metrics_grid(frame))
 
 
 def frame_csv(frame: pl.DataFrame) -> str:

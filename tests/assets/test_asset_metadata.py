@@ -1,0 +1,89 @@
+"""What assets show: tables that cannot be broken by their values, pictures that are pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from assets._factory import asset_key, code_version, outcome_metadata, summary_line
+from assets._metadata import cell, contact_sheet, failure_table, folder_bytes, markdown_table, picture, sample_table
+from assets.evaluation import metrics_table
+from tests.fakes import Numbers, fake_stages, register_versions, write_numbers
+from vsr1_core.graph import open_view
+from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.stages.base import Execution, View
+
+
+@pytest.fixture
+def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> View:
+    register_versions(monkeypatch)
+    write_numbers(tmp_path, "toy", {"a": 1, "b": -2})
+    return open_view(tmp_path, "toy", fake_stages())
+
+
+def test_a_cell_cannot_break_out_of_its_table() -> None:
+    assert markdown_table(["x"], [["a|b\nc<script>"]]).splitlines()[2] == "| a\\|b c&lt;script> |"
+
+
+def test_long_values_are_cut_and_floats_rounded() -> None:
+    assert len(cell("x" * 200)) == 60
+    assert cell(0.123456) == "0.1235"
+    assert cell([0.5] * 2048) == "[0.5, 0.5, 0.5, ... 2048 in all]"
+    assert cell(None) == ""
+
+
+def test_a_contact_sheet_has_a_line_a_video(tmp_path: Path) -> None:
+    for name, num_frames in (("a", 16), ("b", 1)):
+        np.save(tmp_path / f"{name}.npy", np.full((num_frames, 32, 64, 3), 200, np.uint8))
+    png = contact_sheet([str(tmp_path / "a.npy"), str(tmp_path / "b.npy")], num_columns=4, cell_pixels=32)
+    image = Image.open(io.BytesIO(png))
+    assert image.size == (128, 64)
+    assert image.getpixel((1, 1)) == (200, 200, 200)
+    assert image.getpixel((40, 33)) == (255, 255, 255)
+
+
+def test_a_picture_is_a_data_uri() -> None:
+    text = str(picture(b"\x89PNG", "alt").value)
+    assert base64.b64decode(text.split("base64,")[1].rstrip(")")) == b"\x89PNG"
+
+
+def test_failures_and_samples_leave_bookkeeping_out(view: View) -> None:
+    for stage in fake_stages().values():
+        stage.build(view, Execution())
+    table = view.table("squares")
+    assert "-2 is negative" in failure_table(table)
+    assert "row_version" not in sample_table(table)
+    assert sample_table(table).splitlines()[2] == "| a | 1 |"
+    assert failure_table(view.table("numbers")) == ""
+
+
+def test_metadata_counts_are_those_of_the_plan(view: View) -> None:
+    stage = Numbers()
+    outcome = stage.build(view, Execution())
+    metadata = outcome_metadata(view.table("numbers"), view.files("numbers"), outcome)
+    assert (metadata["rows/new"], metadata["rows/processed"], metadata["rows/unchanged"]) == (2, 2, 0)
+    assert "2 | new row" in metadata["why"].value
+    assert metadata["bytes"] == folder_bytes(view.table("numbers").folder) > 0
+    assert summary_line("numbers", outcome).startswith("numbers: 2 rows processed, 2 in all")
+
+
+def test_code_versions_follow_the_stage_version(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_version(Numbers())
+    monkeypatch.setitem(STAGE_VERSIONS, "numbers", 2)
+    assert code_version(Numbers()) != before
+
+
+def test_prediction_keys_have_no_plus() -> None:
+    assert asset_key("predictions.sqr_sft+exclude_rejected").path == ["predictions", "sqr_sft_exclude_rejected"]
+
+
+def test_metrics_have_a_column_a_method() -> None:
+    rows = [("a", "mrr", 0.5, 0.4, 0.6), ("b", "mrr", 0.25, None, None)]
+    frame = pl.DataFrame(rows, schema=["method", "metric", "value", "low", "high"], orient="row")
+    assert metrics_table(frame).splitlines()[-1] == "| mrr | 0.5 [0.4, 0.6] | 0.25 |"
