@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 
 from vsr1_core.lake import Lake
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.reporting import Metrics, Report
 
 COLOURS = ("red", "crimson", "teal", "golden", "violet")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -117,6 +119,36 @@ def predictions_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 def fake_predictions(moments: list[dict[str, Any]], strength: Strength, seed: int = 1) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     return [fake_prediction(moment, strength, rng) for moment in moments]
+
+
+CHECKPOINT_COLUMNS: dict[str, Any] = {
+    "path": pl.String, "curve": pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64})),
+}
+
+
+def table_stage(name: str, key: str, columns: dict[str, Any]) -> Stage:
+    """A stage that is only a table: it wants what is committed."""
+
+    def wanted(self: Stage, view: View) -> dict[str, Row]:
+        return {row_id: Row({}) for row_id in view.table(name).rows([key])[key]}
+
+    def process(self: Stage, view: View, ids: Any, execution: Any) -> Any:
+        raise AssertionError(f"{name} is never built here")
+
+    body = {"name": name, "key": key, "group": "fake", "columns": columns, "wanted": wanted, "process": process}
+    stage: Stage = type(f"Fake_{name}", (Stage,), body)()
+    return stage
+
+
+def fake_stages() -> dict[str, Stage]:
+    """The tables that scoring reads, as stages, and the two real stages behind them."""
+    tables = [table_stage("moments", "query_id", MOMENT_COLUMNS)]
+    tables.append(table_stage("videos", "video_id", {"path": pl.String}))
+    tables.append(table_stage("video_index", "split", {"num_videos": pl.Int64}))
+    for name in ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"):
+        tables.append(table_stage(name, "model_id" if name == "base_models" else "checkpoint", CHECKPOINT_COLUMNS))
+    tables += [table_stage(f"predictions.{method}", "query_id", PREDICTION_COLUMNS) for method in STRENGTHS]
+    return {stage.name: stage for stage in (*tables, Metrics(), Report())}
 
 
 def commit_rows(

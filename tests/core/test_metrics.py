@@ -188,7 +188,8 @@ def test_a_missing_rank_is_the_worst_rank(ranks: list[int | None]) -> None:
 
 
 def test_no_queries_give_no_numbers() -> None:
-    assert math.isnan(metrics.recall_at_k([], 1)) and math.isnan(metrics.median_rank([]))
+    assert math.isnan(metrics.recall_at_k([], 1))
+    assert math.isnan(metrics.median_rank([]))
     assert summarise(score(episodes_of([], []), 3)).is_empty()
 
 
@@ -209,7 +210,8 @@ def test_unknown_is_wrong_even_when_a_wrong_video_was_shown() -> None:
 
 def test_an_accepted_wrong_video_with_the_right_span_finds_nothing() -> None:
     found = values_of([moment("a")], [prediction("a", [turn(1, "other", "matched", span=(0, 10))])])
-    assert found["miou"] == 0.0 and found["vcmr_best_0.3"] == 0.0
+    assert found["miou"] == 0.0
+    assert found["vcmr_best_0.3"] == 0.0
 
 
 def test_best_takes_the_earlier_turn_on_a_tie() -> None:
@@ -236,7 +238,8 @@ def fake_scores(method: str, num_queries: int = 200) -> Scores:
 def test_intervals_hold_their_value_and_repeat_with_the_seed() -> None:
     scores = fake_scores("sqr_sft")
     table = summarise(scores, 300, seed=7)
-    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
     assert table.equals(summarise(scores, 300, seed=7))
     assert not table.equals(summarise(scores, 300, seed=8))
 
@@ -287,8 +290,11 @@ def test_differences_over_other_queries_are_refused() -> None:
 def test_what_cannot_be_known_is_null_and_not_infinite() -> None:
     table = summarise(score(episodes_of([moment("a"), moment("b")], []), 2), 20)
     found = dict(table.select("metric", "value").iter_rows())
-    assert found["median_rank"] is None and found["grounding_0.5"] is None and found["num_text_tokens"] is None
-    assert found["vcmr_0.5"] == 0.0 and found["verification_accuracy"] == 0.0
+    assert found["median_rank"] is None
+    assert found["grounding_0.5"] is None
+    assert found["num_text_tokens"] is None
+    assert found["vcmr_0.5"] == 0.0
+    assert found["verification_accuracy"] == 0.0
 
 
 def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
@@ -303,4 +309,5 @@ def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
     seconds, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert table.height == len(names) + 1
-    assert seconds < 20 and peak < 300e6
+    assert seconds < 20
+    assert peak < 300e6

@@ -72,7 +72,7 @@ def recall_before_after(metrics: pl.DataFrame, title: str = "") -> Figure:
             before, after = _value(metrics, method, f"first_recall_at_{k}"), _value(metrics, method, f"recall_at_{k}")
             _dumbbell(axis, row, before, after, colour)
         axis.set_title(f"R@{k}", fontsize=11, color=INK)
-    _legend_note(figure, "hollow: initial query    filled: after the last turn    whiskers: 95 % interval")
+    _legend_note(figure, "hollow: initial query    filled: last ranking    whiskers: 95 % interval")
     return figure
 
 

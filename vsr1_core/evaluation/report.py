@@ -35,8 +35,8 @@ class ReportInputs:
     """All that the report reads.
 
     moments: the split's annotated queries. predictions: method -> all rows, failed ones too. metrics: the `metrics`
-    rows of the split. curves: checkpoint -> (step, name, value). failures: (asset, row_id, error) of the whole dataset.
-    num_videos: size of the split's index, None where there is none.
+    rows of the split. curves: model or checkpoint -> (step, name, value). failures: (asset, row_id, error) of the
+    whole dataset. num_videos: size of the split's index, None where there is none.
     """
 
     dataset: str
@@ -103,14 +103,14 @@ def markdown(inputs: ReportInputs, analysis: Analysis) -> str:
 Section = Callable[[ReportInputs, Analysis], list[str]]
 
 CAPTIONS = {
-    "recall": "Queries whose right video is among the first k: by the query's own text, and after the last turn.",
+    "recall": "Queries whose right video is among the first k: by the query's own text, and in the last ranking.",
     "vcmr": "Share of queries answered with the right video and a span of at least this IoU.",
-    "turns": "The same episodes, cut after the given number of turns. Bands are 95 % intervals.",
+    "turns": "The same episodes, cut after the given number of shown videos. Bands are 95 % intervals.",
     "tokens": "Tokens the policy generated, mean over the queries that ran.",
     "outcomes": "How each query ended.",
     "ranks": "Rank of the right video before and after refinement, one dot a query (dots are jittered by up to 7 %).",
     "iou": "Span IoU of right videos that were accepted.",
-    "curves": "Logged training values; bold is the running mean over 4 % of the steps.",
+    "curves": "Logged training values by step; bold is the running mean over 4 % of the points.",
 }
 
 
@@ -168,7 +168,8 @@ def _opening(inputs: ReportInputs) -> str:
     )
     if num_queries < FEW_QUERIES:
         step = f"one query more or less moves a share by {100 / num_queries:.1f} points"
-        lines += ["", f"**Only {num_queries} queries:** {step}. Read these numbers as a check that the graph runs."]
+        few = f"**Only {num_queries} {_plural(num_queries, 'query', 'queries')}:** {step}."
+        lines += ["", f"{few} Read these numbers as a check that the graph runs."]
     if not inputs.methods:
         lines += ["", "No method has predictions for these queries, so there are no scores. See the failures below."]
     return "\n".join(lines)
@@ -185,7 +186,8 @@ def _overview(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 def _retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     columns = {f"R@{k}": f"recall_at_{k}" for k in m.RECALL_KS}
     first = {f"R@{k}": f"first_recall_at_{k}" for k in m.RECALL_KS}
-    lines = ["## Video retrieval", "", "After the last turn:", ""]
+    last = "In the last ranking made (that of the matched turn, or the one after the last refinement):"
+    lines = ["## Video retrieval", "", last, ""]
     lines += _metric_table(inputs, {**columns, "MRR": "mrr", "median rank": "median_rank"})
     lines += ["", "By the query's own text, before any refinement:", "", *_metric_table(inputs, first)]
     if inputs.num_videos:
@@ -223,8 +225,8 @@ def _verification(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 def _turns(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     numbers = range(1, inputs.num_turns + 1)
-    columns = {f"R@1, {t} {_plural(t, 'turn')}": f"recall_at_1_turns_{t}" for t in numbers}
-    columns |= {f"VCMR 0.5, {t} {_plural(t, 'turn')}": f"vcmr_0.5_turns_{t}" for t in numbers}
+    columns = {f"R@1, {t} {_plural(t, 'turn', 'turns')}": f"recall_at_1_turns_{t}" for t in numbers}
+    columns |= {f"VCMR 0.5, {t} {_plural(t, 'turn', 'turns')}": f"vcmr_0.5_turns_{t}" for t in numbers}
     return ["## By number of turns allowed", "", *_metric_table(inputs, columns), *_plot(analysis, "turns")]
 
 
@@ -312,7 +314,8 @@ def _training(inputs: ReportInputs, analysis: Analysis) -> list[str]:
             first = points["value"][0]
             rows.append([checkpoint, name, str(points["step"].max()), _short(first), _short(tail)])
     header = ["checkpoint", "logged value", "last step", "first", "mean of the last tenth"]
-    return ["## Training", "", *markdown_table(header, rows), *_plot(analysis, "curves")]
+    where = [f"The models are those of `{inputs.models_from}`.", ""] if inputs.models_from else []
+    return ["## Training", "", *where, *markdown_table(header, rows), *_plot(analysis, "curves")]
 
 
 def _worst(inputs: ReportInputs, analysis: Analysis) -> list[str]:
@@ -461,5 +464,5 @@ def _short(value: Any) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _plural(count: int, noun: str) -> str:
-    return noun if count == 1 else f"{noun}s"
+def _plural(count: int, one: str, many: str) -> str:
+    return one if count == 1 else many

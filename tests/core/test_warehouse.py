@@ -1,0 +1,147 @@
+"""The DuckDB views: right columns before anything is built, what is committed afterwards, and no waiting."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+from fake_results import MOMENT_COLUMNS, STRENGTHS, commit_results, commit_rows, fake_moments, fake_stages
+
+from vsr1_core import warehouse
+from vsr1_core.lake import Lake
+
+DESIGNED = {
+    "predictions": "dataset method query_id split query gt_video_id gt_start_s gt_end_s video_id rank first_rank "
+    "decision start_s end_s iou num_turns num_text_tokens num_latent_tokens status error checkpoint",
+    "turns": "dataset method query_id turn video_id score rank decision reasoning start_s end_s",
+    "metrics": "dataset method metric value low high num_queries seed",
+    "failures": "dataset asset row_id error",
+    "moments": "dataset query_id split query",
+    "videos": "dataset video_id",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with nothing built, in a folder whose name needs quoting everywhere."""
+    home = tmp_path / "it's [a] home=1"
+    home.mkdir()
+    warehouse.refresh(home, fake_stages())
+    return home
+
+
+@pytest.mark.parametrize("view", DESIGNED)
+def test_a_view_has_its_columns_before_anything_is_built(home: Path, view: str) -> None:
+    frame = warehouse.query(home, f"select * from {view}")
+    assert frame.is_empty()
+    expected = DESIGNED[view].split()
+    assert frame.columns[: len(expected)] == expected
+
+
+def test_rows_show_as_soon_as_they_are_committed_without_a_refresh(home: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=12, num_failed=2)
+    counts = dict(warehouse.query(home, "select method, count(*) from predictions group by 1").iter_rows())
+    assert counts == dict.fromkeys(STRENGTHS, 12)
+    assert warehouse.query(home, "select count(*) from moments where dataset = 'toy'").item() == 12
+
+
+def test_failures_of_all_assets_are_in_one_view(home: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=12, num_failed=2)
+    found = warehouse.query(home, "select asset, count(*), any_value(error) from failures group by 1 order by 1").rows()
+    assert found == [(f"predictions.{method}", 2, "frames of v_0 are missing") for method in sorted(STRENGTHS)]
+
+
+def test_turns_are_one_row_each_with_their_method(home: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=12, num_failed=2)
+    asked = "select sum(num_turns), (select count(*) from turns) from predictions where status = 'ok'"
+    promised, found = warehouse.query(home, asked).row(0)
+    assert promised == found > 0
+    longest = "select max(turn), count(distinct method) from turns where dataset = 'toy'"
+    assert warehouse.query(home, longest).row(0) == (3, 4)
+
+
+def test_datasets_keep_their_names_whatever_these_look_like(home: Path) -> None:
+    for name in ("2024", "01", "true", "a+b", "2024-01-01"):
+        commit_rows(Lake(home / "lake"), "moments", name, "query_id", MOMENT_COLUMNS, fake_moments(1))
+    names = warehouse.query(home, "select dataset from moments order by 1")["dataset"].to_list()
+    assert names == ["01", "2024", "2024-01-01", "a+b", "true"]
+
+
+def test_a_table_written_before_a_column_was_added_still_answers(home: Path) -> None:
+    old = {name: dtype for name, dtype in MOMENT_COLUMNS.items() if name != "clamped"}
+    rows = [{k: v for k, v in row.items() if k != "clamped"} for row in fake_moments(2)]
+    commit_rows(Lake(home / "lake"), "moments", "old", "query_id", old, rows)
+    assert warehouse.query(home, "select clamped from moments")["clamped"].to_list() == [None, None]
+
+
+def test_plain_duckdb_opens_the_file_from_any_folder(home: Path, tmp_path: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=3)
+    code = "import duckdb, sys; "
+    code += "print(duckdb.connect(sys.argv[1]).execute('select count(*) from moments').fetchone()[0])"
+    command = [sys.executable, "-c", code, str(warehouse.database_path(home))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.strip() == "3"
+
+
+def test_a_reader_goes_on_while_the_views_are_replaced(home: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=3)
+    with warehouse.connect(home) as reader:
+        warehouse.refresh(home, {"moments": fake_stages()["moments"]})
+        assert reader.execute("select count(*) from predictions").fetchone() == (12,)
+    with pytest.raises(duckdb.CatalogException):
+        warehouse.query(home, "select * from predictions")
+
+
+def test_another_process_that_holds_the_file_blocks_nobody(home: Path) -> None:
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(warehouse.database_path(home))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "open"
+        warehouse.refresh(home, fake_stages())
+        assert warehouse.query(home, "select count(*) from moments").item() == 0
+        holder.communicate("")
+
+
+def test_a_moved_home_reads_its_own_rows(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vsr1_core.graph.all_stages", fake_stages)
+    commit_results(home / "lake", "toy", num_queries=3)
+    moved = tmp_path / "moved"
+    home.rename(moved)
+    commit_results(home / "lake", "toy", num_queries=5)
+    assert warehouse.query(moved, "select count(*) from moments").item() == 3
+
+
+def test_the_views_are_made_when_the_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsr1_core.graph.all_stages", fake_stages)
+    assert warehouse.query(tmp_path, "select * from metrics").is_empty()
+    assert warehouse.database_path(tmp_path).exists()
+
+
+def test_every_view_says_what_it_holds(home: Path) -> None:
+    asked = "select view_name, comment from duckdb_views() where database_name = 'vsr1'"
+    comments = dict(warehouse.query(home, asked).iter_rows())
+    assert {*DESIGNED, "report", "lake"} <= set(comments)
+    assert all(comments.values())
+
+
+def test_a_query_cannot_change_anything(home: Path) -> None:
+    with pytest.raises(duckdb.Error):
+        warehouse.query(home, "drop view moments")
+    with pytest.raises(ValueError, match="no SQL"):
+        warehouse.query(home, "  ")
+
+
+def test_no_scratch_file_is_left(home: Path) -> None:
+    assert [path.name for path in home.iterdir() if path.is_file()] == ["vsr1.duckdb"]
+
+
+def test_results_arrive_as_polars_types(home: Path) -> None:
+    commit_results(home / "lake", "toy", num_queries=3)
+    frame = warehouse.query(home, "select start_s, num_turns, query_id from predictions")
+    assert frame.schema == {"start_s": pl.Float64, "num_turns": pl.Int64, "query_id": pl.String}

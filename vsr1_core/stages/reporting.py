@@ -1,0 +1,208 @@
+"""The stages `metrics` and `report`: what is scored, from which rows, and when a score is out of date.
+
+How a metric is computed is in `vsr1_core.evaluation.metrics`, what the report says in `vsr1_core.evaluation.report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.evaluation.metrics import load_episodes, metric_names, score, summarise
+from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.stages import evaluation
+from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
+
+CHECKPOINTS = ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint")
+PREDICTIONS = tuple(stage.name for stage in evaluation.STAGES)
+
+
+class Metrics(Stage):
+    """One row a method and metric; a method is scored as soon as it has a row, even if all of them failed."""
+
+    name = "metrics"
+    key = "metric_id"
+    group = "evaluation"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "method": pl.String,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "num_queries": pl.Int64,
+        "seed": pl.Int64,
+        "split": pl.String,
+    }
+    upstream = ("moments", *PREDICTIONS)
+
+    def recipe(self, config: Configuration) -> Any:
+        return [config.evaluation.num_turns, config.evaluation.num_resamples, config.evaluation.seed]
+
+    def wanted(self, view: View) -> Mapping[str, Row]:
+        rows = {}
+        for split in view.config.evaluation.splits:
+            truth = _truth(view, split)
+            for method in _methods(view, truth):
+                inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
+                for metric in metric_names(view.config.evaluation.num_turns):
+                    known = {"method": method, "metric": metric, "split": split}
+                    rows[_metric_id(view, method, metric, split)] = Row(inputs, known)
+        return rows
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        due, recipe = set(ids), view.config.evaluation
+        for split in recipe.splits:
+            truth = _truth(view, split)
+            for method in _methods(view, truth):
+                due_here = {_metric_id(view, method, name, split) for name in metric_names(recipe.num_turns)} & due
+                if not due_here:
+                    continue
+                scores = score(load_episodes(truth, view.rows(f"predictions.{method}")), recipe.num_turns)
+                for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
+                    metric_id = _metric_id(view, method, row["metric"], split)
+                    if metric_id in due_here:
+                        yield {"metric_id": metric_id, "method": method, "split": split, **row}
+
+
+class Report(Stage):
+    """One row a split: the Markdown file, with its plots in the same folder."""
+
+    name = "report"
+    key = "split"
+    group = "evaluation"
+    columns: ClassVar[Mapping[str, Any]] = {"path": pl.String}
+    upstream = ("moments", "video_index", *CHECKPOINTS, *PREDICTIONS, "metrics")
+
+    def recipe(self, config: Configuration) -> Any:
+        return [config.name, config.evaluation.num_turns, config.evaluation.num_resamples, config.evaluation.seed]
+
+    def wanted(self, view: View) -> Mapping[str, Row]:
+        shared = {"failures": fingerprint(_failures(view).select("asset", "row_id").rows())}
+        shared["dataset"] = fingerprint([view.entry.kind, view.entry.models_from])
+        shared |= {asset: _versions(view, asset) for asset in CHECKPOINTS if asset in view.stages}
+        rows = {}
+        for split in view.config.evaluation.splits:
+            truth = _truth(view, split)
+            of_split = pl.col("split") == split
+            rows[split] = Row({
+                **shared,
+                "moments": _content(truth, ("query", "duration_s", *_SPAN)),
+                "predictions": fingerprint([[m, _answers(view, m, truth)] for m in _methods(view, truth)]),
+                "metrics": _versions(view, "metrics", of_split),
+                "video_index": _versions(view, "video_index", of_split),
+            })
+        return rows
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        from vsr1_core.evaluation.report import ReportInputs, write_report
+
+        recipe = view.config.evaluation
+        for split in ids:
+            truth = _truth(view, split)
+            in_split = pl.col("query_id").is_in(truth["query_id"].to_list())
+            inputs = ReportInputs(
+                dataset=view.entry.name,
+                kind=view.entry.kind,
+                split=split,
+                config=view.config.name,
+                moments=truth,
+                predictions={m: view.table(f"predictions.{m}").rows().filter(in_split) for m in _methods(view, truth)},
+                metrics=view.rows("metrics").filter(pl.col("split") == split),
+                curves=_curves(view),
+                failures=_failures(view),
+                models_from=view.entry.models_from,
+                num_videos=_num_videos(view, split),
+                num_turns=recipe.num_turns,
+                num_resamples=recipe.num_resamples,
+                seed=recipe.seed,
+            )
+            yield {"split": split, "path": str(write_report(inputs, view.files("report") / split).absolute())}
+
+
+_SPAN = ("video_id", "start_s", "end_s")
+
+
+def _metric_id(view: View, method: str, metric: str, split: str) -> str:
+    """`<method>/<metric>`, and the split behind it for all but the first split of the recipe."""
+    return f"{method}/{metric}" + ("" if split == view.config.evaluation.splits[0] else f"@{split}")
+
+
+def _all_rows(view: View, asset: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Rows of an upstream table, failed ones too, as they will be. Raises NotYetKnown when the plan cannot say."""
+    if asset in view.planned:
+        return view.planned[asset].select(list(columns))
+    if asset in view.unsettled:
+        raise NotYetKnown(asset)
+    return view.table(asset).rows(columns)
+
+
+def _truth(view: View, split: str) -> pl.DataFrame:
+    """The annotated queries of a split."""
+    columns = ["query_id", "split", "query", "video_id", "start_s", "end_s", "duration_s", "status"]
+    frame = _all_rows(view, "moments", columns)
+    return frame.filter((pl.col("split") == split) & (pl.col("status") == "ok")).sort("query_id")
+
+
+def _content(truth: pl.DataFrame, columns: Sequence[str]) -> str:
+    """Changes with what is read of the annotations, and not with the rest of their rows."""
+    return fingerprint(truth.select("query_id", *columns).rows())
+
+
+def _methods(view: View, truth: pl.DataFrame) -> list[str]:
+    """The recipe's methods that have a row for one of these queries."""
+    found = []
+    for method in view.config.evaluation.methods:
+        asset = f"predictions.{method}"
+        if asset in view.stages and not truth.is_empty():
+            rows = _all_rows(view, asset, ["query_id"])
+            if rows["query_id"].is_in(truth["query_id"].to_list()).any():
+                found.append(method)
+    return found
+
+
+def _answers(view: View, method: str, truth: pl.DataFrame) -> str:
+    """One version for a method's rows of these queries: which there are, and which failed."""
+    rows = _all_rows(view, f"predictions.{method}", ["query_id", "row_version", "status"])
+    return fingerprint(sorted(rows.filter(pl.col("query_id").is_in(truth["query_id"].to_list())).rows()))
+
+
+def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:
+    stage = view.stages[asset]
+    names = list(dict.fromkeys([stage.key, "row_version", "status", *(["split"] if predicate is not None else [])]))
+    rows = _all_rows(view, asset, names)
+    return fingerprint(sorted((rows if predicate is None else rows.filter(predicate)).rows()))
+
+
+def _failures(view: View) -> pl.DataFrame:
+    """(asset, row_id, error) of every failed row of the dataset, in the order of the graph."""
+    schema = {"asset": pl.String, "row_id": pl.String, "error": pl.String}
+    frames = [pl.DataFrame(schema=schema)]
+    for name, stage in view.stages.items():
+        if name == Report.name:
+            continue
+        rows = view.planned[name] if name in view.planned else view.table(name).rows([stage.key, "status", "error"])
+        failed = rows.filter(pl.col("status") == "failed")
+        frames.append(failed.select(pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"))
+    return pl.concat(frames)
+
+
+def _curves(view: View) -> dict[str, pl.DataFrame]:
+    """Model or checkpoint -> (step, name, value), where values were logged."""
+    curves = {}
+    for asset in CHECKPOINTS:
+        if asset in view.stages:
+            key = view.stages[asset].key
+            points = view.rows(asset, [key, "curve"]).explode("curve").drop_nulls("curve")
+            for (row_id,), frame in points.partition_by(key, as_dict=True, maintain_order=True).items():
+                curves[str(row_id)] = frame.select("curve").unnest("curve").drop_nulls("value")
+    return curves
+
+
+def _num_videos(view: View, split: str) -> int | None:
+    rows = view.rows("video_index", ["split", "num_videos"]).filter(pl.col("split") == split)
+    return int(rows["num_videos"][0]) if rows.height else None
+
+
+STAGES: tuple[type[Stage], ...] = (Metrics, Report)
