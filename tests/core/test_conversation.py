@@ -161,5 +161,5 @@ def test_huge_texts_are_read_in_linear_time():
 
 def test_a_bad_answer_cannot_be_written():
     for arguments in [("x", True), ("x", True, 1.0), ("x", False, 1.0, 2.0), (" ", False), ("a <REFINE> b", False)]:
-        with pytest.raises(ValueError, match="trace|mismatch|match needs"):
+        with pytest.raises(ValueError, match=r"trace|mismatch|match needs"):
             answer_text(*arguments)

@@ -1,0 +1,196 @@
+"""The losses of METHOD 4 to 6 as plain tensor functions; no model, no trainer, no reward.
+
+Differences from the paper: negatives that outrank the right video stay (the authors' code drops them:
+`drop_above_positive`); all sums are float32, whatever the model runs in. The policy loss is TRL's clipped one with
+its loss types, on rows that are whole episodes: the text tokens of all turns side by side, prompts and latents masked
+out, so that an episode weighs the same however many turns it takes. The soft tokens are not in it: being a
+deterministic function of the parameters they have no probability, and learn from the retrieval loss.
+Shapes: B rows, L tokens, K negatives, D embedding size, V vocabulary, Q queries, G samples a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
+ADVANTAGE_EPSILON = 1e-4
+
+
+def retrieval_losses(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_mask: Tensor,
+    *,
+    temperature: float = 0.1,
+    in_batch_positives: bool = False,
+    in_batch_mask: Tensor | None = None,
+    drop_above_positive: bool = False,
+) -> Tensor:
+    """L_ret of METHOD 4 for each row, [B] float32.
+
+    queries [B, D] and positives [B, D], negatives [B, K, D], all unit vectors; negative_mask [B, K] is False where a
+    row has fewer than K. With `in_batch_positives` the other rows' positives are negatives too, but never one that is
+    the row's own video; in_batch_mask [B, B] False forbids more (videos that share the query's text).
+    A row without any negative has loss 0. Raises ValueError for a temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"the retrieval temperature must be above 0, got {temperature}")
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        queries, positives, negatives = queries.float(), positives.float(), negatives.float()
+        right = (queries * positives).sum(-1, keepdim=True)  # [B, 1]
+        wrong = torch.einsum("bd,bkd->bk", queries, negatives)
+        allowed = negative_mask.bool()
+        if in_batch_positives:
+            wrong = torch.cat([wrong, queries @ positives.T], dim=1)
+            allowed = torch.cat([allowed, _in_batch_allowed(positives, in_batch_mask)], dim=1)
+        if drop_above_positive:
+            allowed = allowed & (wrong <= right)
+        scores = torch.cat([right, wrong.masked_fill(~allowed, -torch.inf)], dim=1) / temperature
+        return torch.logsumexp(scores, dim=1) - scores[:, 0]
+
+
+def retrieval_loss(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_mask: Tensor,
+    *,
+    temperature: float = 0.1,
+    in_batch_positives: bool = False,
+    in_batch_mask: Tensor | None = None,
+    drop_above_positive: bool = False,
+) -> Tensor:
+    """Mean of `retrieval_losses` over the rows, a scalar. Raises ValueError for no rows."""
+    if not len(queries):
+        raise ValueError("the retrieval loss of no rows is not defined; skip it when no row refines")
+    return retrieval_losses(
+        queries,
+        positives,
+        negatives,
+        negative_mask,
+        temperature=temperature,
+        in_batch_positives=in_batch_positives,
+        in_batch_mask=in_batch_mask,
+        drop_above_positive=drop_above_positive,
+    ).mean()
+
+
+def _in_batch_allowed(positives: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, B]: False where the column's positive is the row's own video (equal vectors) or is forbidden."""
+    is_own = (positives[:, None] == positives[None]).all(-1)
+    return ~is_own if mask is None else ~is_own & mask.bool().to(is_own.device)
+
+
+def token_cross_entropy(
+    logits: Tensor, targets: Tensor, parts: Tensor, part_names: Sequence[str]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Cross-entropy of answer tokens: the mean over all, and the mean of each part that occurs (for logs, detached).
+
+    logits [N, V] already stand at the position before their target; targets [N]; parts [N] are indices into
+    `part_names`, such as reasoning, verification (the answer tag) and grounding (the span tags).
+    Raises ValueError when there are no tokens.
+    """
+    if not len(targets):
+        raise ValueError("the cross-entropy of no tokens is not defined: no row has an answer")
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    detached, parts = losses.detach(), parts.to(losses.device)
+    present = set(parts.tolist())
+    return losses.mean(), {name: detached[parts == k].mean() for k, name in enumerate(part_names) if k in present}
+
+
+def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """(reward - group mean) / (group std + 1e-4), [Q * G] in, the same out; a group's samples stand side by side.
+
+    The standard deviation has n - 1 below, as in TRL. A group of equal rewards, or of one, has advantages 0.
+    """
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards do not make whole groups of {group_size}")
+    groups = rewards.float().view(-1, group_size)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    spread = groups.std(dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(centred)
+    return (centred / (spread + ADVANTAGE_EPSILON)).view(-1)
+
+
+def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """KL(policy || reference) per token by Schulman's k3 estimator: r - 1 - log r with r = reference / policy."""
+    log_ratio = reference_logprobs - logprobs
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """`loss` has a gradient; `kl` and `clip_fraction` are means over the tokens, detached, for logs."""
+
+    loss: Tensor
+    kl: Tensor
+    clip_fraction: Tensor
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    reference_logprobs: Tensor | None = None,
+    clip: float = 0.2,
+    beta: float = 0.0,
+    loss_type: str = "grpo",
+    max_tokens: int = 0,
+    num_tokens: int = 0,
+) -> PolicyLoss:
+    """The clipped policy loss over text tokens (METHOD 6).
+
+    logprobs, old_logprobs, reference_logprobs and mask [B, L]; advantages [B]. Old and reference carry no gradient.
+    max_tokens: a row's budget of tokens, which `dr_grpo` divides by. num_tokens: the tokens of the whole optimiser
+    step, for `dapo` under accumulation; 0 means those of this batch.
+    Raises ValueError for an unknown loss type, `dr_grpo` without max_tokens, and beta without a reference.
+    """
+    if beta and reference_logprobs is None:
+        raise ValueError("a KL weight needs the reference model's log-probabilities")
+    mask = mask.to(logprobs.dtype)
+    ratio = torch.exp(logprobs - old_logprobs.detach())
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    gain = advantages.detach()[:, None]
+    losses = -torch.minimum(ratio * gain, clipped * gain)
+    kl = torch.zeros_like(losses)
+    if reference_logprobs is not None:
+        kl = k3_kl(logprobs, reference_logprobs.detach())
+        losses = losses + beta * kl
+    is_clipped = ((ratio < 1 - clip) & (gain < 0)) | ((ratio > 1 + clip) & (gain > 0))
+    return PolicyLoss(
+        loss=_over_tokens(losses, mask, loss_type, max_tokens, num_tokens),
+        kl=_masked_mean(kl.detach(), mask),
+        clip_fraction=_masked_mean(is_clipped.to(mask.dtype), mask),
+    )
+
+
+def _over_tokens(losses: Tensor, mask: Tensor, loss_type: str, max_tokens: int, num_tokens: int) -> Tensor:
+    """[B, L] -> scalar. grpo: mean of row means; bnpo, dapo: mean over tokens (of the batch, of the step);
+    dr_grpo: sum over tokens by a constant, so that long rows are not favoured."""
+    if loss_type == "grpo":
+        return (_masked(losses, mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    if loss_type == "bnpo":
+        return _masked_mean(losses, mask)
+    if loss_type == "dapo":
+        return _masked(losses, mask).sum() / num_tokens if num_tokens else _masked_mean(losses, mask)
+    if loss_type == "dr_grpo":
+        if max_tokens < 1:
+            raise ValueError("dr_grpo divides by the token budget: give max_tokens")
+        return _masked(losses, mask).sum() / (len(losses) * max_tokens)
+    raise ValueError(f"loss type {loss_type!r} is not one of {', '.join(LOSS_TYPES)}")
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where the mask is on, else 0. Not a product: padding may hold infinities, and 0 * inf is NaN."""
+    return torch.where(mask > 0, values, torch.zeros_like(values))
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return _masked(values, mask).sum() / mask.sum().clamp(min=1)
