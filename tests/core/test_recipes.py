@@ -47,7 +47,9 @@ def test_values_without_a_stable_spelling_are_refused(value: object) -> None:
 
 
 def test_a_fingerprint_is_the_same_in_another_process() -> None:
-    code = "from vsr1_core.configurations import TINY; from vsr1_core.recipes import fingerprint; print(fingerprint(TINY))"
+    code = (
+        "from vsr1_core.configurations import TINY; from vsr1_core.recipes import fingerprint; print(fingerprint(TINY))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == fingerprint(TINY)
 
