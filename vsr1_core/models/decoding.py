@@ -1,20 +1,25 @@
 """The one decoding loop: text, then soft query tokens, on one key-value cache, all rows of a batch together.
 
 A row's next input is either a sampled token's embedding or R(z_{k-1}). A row that has what it needs leaves the batch
-at once. The prompt and its video are read once; `teacher_forced` is the differentiable form of the same thing.
+at once. A prompt and its video are read once, also when several rows sample from the same one; `teacher_forced` is
+the differentiable form of the same thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, apply_rotary_pos_emb
 
 from vsr1_core.models.batching import Batch, language_model_kwargs, left_padded
 from vsr1_core.models.inputs import Prompt
+from vsr1_core.models.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.vision import VideoFeatures
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
@@ -51,26 +56,47 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DecisionTokens:
-    """Where the tokenizer's spellings of the two answers part: after `prefix` comes `matched` or `not_matched`."""
+    """Where the tokenizer's spellings of the two answers part: after one of `prefixes` comes `matched` or
+    `not_matched`. Several, because `<answer>` is spelled differently after a space, a line break and nothing."""
 
-    prefix: tuple[int, ...]
+    prefixes: tuple[tuple[int, ...], ...]
     matched: int
     not_matched: int
 
+    def follow(self, token_ids: Sequence[int]) -> bool:
+        """Whether the token after `token_ids` decides."""
+        return any(tuple(token_ids[-len(prefix) :]) == prefix for prefix in self.prefixes)
+
+
+_BEFORE_ANSWER = (" ", "\n", "")
+
 
 def decision_tokens(tokenizer: PreTrainedTokenizerBase) -> DecisionTokens:
-    """Found by tokenizing both answers. Raises ValueError when one spelling begins with the other."""
-    yes = tokenizer("<answer>matched</answer>", add_special_tokens=False)["input_ids"]
-    no = tokenizer("<answer>not_matched</answer>", add_special_tokens=False)["input_ids"]
+    """Found by tokenizing both answers behind all that may stand before them; a space is what is written.
+
+    Raises ValueError when one spelling begins with the other, or both part before `<answer>` is complete.
+    """
+    forms = [_parting(tokenizer, before) for before in _BEFORE_ANSWER]
+    _, matched, not_matched = forms[0]
+    prefixes = dict.fromkeys(prefix for prefix, *pair in forms if pair == [matched, not_matched])
+    return DecisionTokens(tuple(prefixes), matched, not_matched)
+
+
+def _parting(tokenizer: PreTrainedTokenizerBase, before: str) -> tuple[tuple[int, ...], int, int]:
+    """The tokens of `<answer>` behind `before`, and the first token of either answer."""
+    yes, no = (
+        tokenizer(f"{before}<answer>{word}</answer>", add_special_tokens=False)["input_ids"]
+        for word in ("matched", "not_matched")
+    )
     for place, (a, b) in enumerate(zip(yes, no, strict=False)):
-        if a != b:
-            return DecisionTokens(tuple(yes[:place]), a, b)
-    raise ValueError("the tokenizer spells the two answers so that one begins with the other")
+        if a != b and place:
+            return tuple(yes[:place]), a, b
+    raise ValueError("the tokenizer spells the two answers so that no token tells them apart")
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end a row's text: the stop tokens and <REFINE>."""
-    names = ("<|im_end|>", REFINE_TOKEN)
+    names = ["<|im_end|>", REFINE_TOKEN]
     return {tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.convert_tokens_to_ids(names)}
 
 
@@ -93,7 +119,7 @@ class _HiddenStates:
         self.pre_norm = args[0]
 
     def run(self, **kwargs: object) -> Tensor:
-        return self.model(**kwargs, use_cache=True).last_hidden_state
+        return self.model(**kwargs).last_hidden_state
 
     def seed(self, hidden: Tensor) -> Tensor:
         """What h_1 is read from, [B, L, H]: `hidden` (post-norm) or, in compat, the states before the norm."""
@@ -102,7 +128,10 @@ class _HiddenStates:
 
 @dataclass
 class _State:
-    """The rows still in the batch, in cache order: `rows` are their numbers in the caller's order."""
+    """The rows still in the batch, in cache order: `rows` are their numbers in the caller's order.
+
+    mask [B, L], positions [B] of the next input, hidden and seed [B, H] of the last one.
+    """
 
     rows: list[int]
     mask: Tensor
@@ -110,16 +139,21 @@ class _State:
     hidden: Tensor
     seed: Tensor
 
-    def keep(self, kept: list[int], cache: DynamicCache) -> None:
+    def select(self, index: Sequence[int]) -> _State:
+        at = torch.tensor(list(index), device=self.mask.device)
+        tensors = (t[at] for t in (self.mask, self.positions, self.hidden, self.seed))
+        return _State([self.rows[i] for i in index], *tensors)
+
+    def keep(self, kept: Sequence[int], cache: InPlaceCache) -> tuple[_State, list[int]]:
+        """The state of the rows `kept` (ascending), and in which order they stand now: the last ones fill the holes."""
         if len(kept) == len(self.rows):
-            return
-        self.rows = [self.rows[i] for i in kept]
-        if not kept:
-            return
-        index = torch.tensor(kept, device=self.mask.device)
-        cache.batch_select_indices(index)
-        self.mask, self.positions = self.mask[index], self.positions[index]
-        self.hidden, self.seed = self.hidden[index], self.seed[index]
+            return self, list(kept)
+        holes, movers = rows_that_fill_holes(kept)
+        order = list(range(len(kept)))
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        cache.move_rows(holes, movers, len(kept))
+        return self.select(order), order
 
 
 @torch.no_grad()
@@ -138,52 +172,39 @@ def decode(
 
     The text excludes stop token and includes a <REFINE> that the model wrote. Results are in the order of `prompts`.
     """
-    results = [Decoded() for _ in prompts]
-    decision = decision_tokens(tokenizer)
-    refine_id = tokenizer.convert_tokens_to_ids(REFINE_TOKEN)
-    ends = end_tokens(tokenizer)
-    refine_embedding = policy.model.language_model.embed_tokens.weight[refine_id]
-    latents: dict[int, list[Tensor]] = {}
-    cache = DynamicCache(config=policy.config.text_config)
+    rows = _Rows(policy, tokenizer, settings, len(prompts), wants_refine, generator)
+    # The limit is rarely reached: room for half of it at first, and the cache grows where that is too little.
+    room = min(settings.max_new_tokens, 32 + settings.max_new_tokens // 2) + settings.num_soft_tokens + 1
+    cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
     with _HiddenStates(policy) as model:
-        state = _prefill(model, cache, left_padded(policy.model, prompts, features, tokenizer.pad_token_id))
+        state = _read_prompts(model, policy, cache, prompts, features, tokenizer.pad_token_id)
         while state.rows:
-            writing = [i for i, row in enumerate(state.rows) if row not in latents]
-            sampled = _sample(
-                policy,
-                state,
-                writing,
-                results=results,
-                decision=decision,
-                temperature=settings.temperature,
-                generator=generator,
-            )
-            embeds = policy.model.language_model.embed_tokens(sampled)
-            kept = []
-            for i, row in enumerate(state.rows):
-                if row in latents:
-                    following = _next_latent(policy, state, i, latents[row], settings.num_soft_tokens)
-                elif not _text_ended(results[row], int(sampled[i]), ends, settings.max_new_tokens):
-                    following = embeds[i]
-                else:
-                    results[row].text = _text(tokenizer, results[row].token_ids, ends, refine_id)
-                    following = None
-                    if settings.num_soft_tokens and wants_refine(results[row].text):
-                        latents[row] = []
-                        following = refine_embedding
-                if following is not None:
-                    embeds[i] = following
-                    kept.append(i)
-            state.keep(kept, cache)
-            if kept:
-                _step(model, state, cache, embeds[kept])
-    for row, tokens in latents.items():
-        results[row].latents = torch.stack(tokens)
-    return results
+            embeds, kept = rows.next_inputs(state)
+            if not kept:
+                break
+            state, order = state.keep(kept, cache)
+            _step(model, state, cache, embeds[order])
+    return rows.results()
 
 
-def _prefill(model: _HiddenStates, cache: DynamicCache, batch: Batch) -> _State:
-    return _first_state(model, batch, model.run(**language_model_kwargs(batch), past_key_values=cache))
+def _read_prompts(
+    model: _HiddenStates,
+    policy: Policy,
+    cache: InPlaceCache,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    pad_id: int,
+) -> _State:
+    """One pass over the prompts; rows with the same prompt and video share it."""
+    keys = [(p.token_ids.numpy().tobytes(), id(f)) for p, f in zip(prompts, features, strict=True)]
+    different, places = same_prompts(keys)
+    batch = left_padded(policy.model, [prompts[i] for i in different], [features[i] for i in different], pad_id)
+    state = _first_state(model, batch, model.run(**language_model_kwargs(batch), past_key_values=cache))
+    if len(different) < len(prompts):
+        cache.repeat_rows(places.to(batch.mask.device))
+        state = state.select(places.tolist())
+        state.rows = list(range(len(prompts)))
+    return state
 
 
 def _first_state(model: _HiddenStates, batch: Batch, hidden: Tensor) -> _State:
@@ -191,7 +212,7 @@ def _first_state(model: _HiddenStates, batch: Batch, hidden: Tensor) -> _State:
     return _State(list(range(len(hidden))), batch.mask, next_position, hidden[:, -1], model.seed(hidden)[:, -1])
 
 
-def _step(model: _HiddenStates, state: _State, cache: DynamicCache, embeds: Tensor) -> None:
+def _step(model: _HiddenStates, state: _State, cache: Cache, embeds: Tensor) -> None:
     """Feed one input a row and move every row's position on by one, on all three axes."""
     state.mask = torch.cat([state.mask, state.mask.new_ones(len(state.rows), 1)], dim=1)
     hidden = model.run(
@@ -205,58 +226,105 @@ def _step(model: _HiddenStates, state: _State, cache: DynamicCache, embeds: Tens
     state.seed = model.seed(hidden)[:, -1]
 
 
-def _sample(
-    policy: Policy,
-    state: _State,
-    writing: list[int],
-    *,
-    results: list[Decoded],
-    decision: DecisionTokens,
-    temperature: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The next token of each row that writes text (others get 0), with its log-probability noted."""
-    sampled = torch.zeros(len(state.rows), dtype=torch.long, device=state.hidden.device)
-    if not writing:
-        return sampled
-    log_probs = policy.lm_head(state.hidden[writing]).float().log_softmax(-1)
-    if temperature > 0:
-        weights = (log_probs / temperature).softmax(-1)
-        tokens = torch.multinomial(weights, 1, generator=generator)[:, 0]
-    else:
-        tokens = log_probs.argmax(-1)
-    sampled[writing] = tokens
-    chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
-    for place, i in enumerate(writing):
-        result = results[state.rows[i]]
-        if tuple(result.token_ids[-len(decision.prefix) :]) == decision.prefix and result.matched_probability is None:
-            pair = log_probs[place, [decision.matched, decision.not_matched]]
-            result.matched_probability = float(pair.softmax(-1)[0])
-        result.log_probs.append(chosen[place])
-    return sampled
+class _Rows:
+    """What each row has written and thought so far, and what it is fed next. A row writes text, then latents."""
 
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: DecodeSettings,
+        num_rows: int,
+        wants_refine: Callable[[str], bool],
+        generator: torch.Generator | None,
+    ) -> None:
+        self.policy, self.tokenizer, self.settings = policy, tokenizer, settings
+        self.wants_refine, self.generator = wants_refine, generator
+        self.decoded = [Decoded() for _ in range(num_rows)]
+        self.latents: dict[int, list[Tensor]] = {}
+        self.decision = decision_tokens(tokenizer)
+        self.refine_id = tokenizer.convert_tokens_to_ids(REFINE_TOKEN)
+        self.ends = end_tokens(tokenizer)
 
-def _next_latent(policy: Policy, state: _State, i: int, latents: list[Tensor], wanted: int) -> Tensor | None:
-    """Append row i's next soft token; the input that continues from it, or None when it was the last."""
-    z = policy.latent(state.hidden[i] if latents else state.seed[i])
-    latents.append(z)
-    return policy.latent_input(z) if len(latents) < wanted else None
+    def results(self) -> list[Decoded]:
+        for row, tokens in self.latents.items():
+            self.decoded[row].latents = torch.stack(tokens)
+        return self.decoded
 
+    def next_inputs(self, state: _State) -> tuple[Tensor, list[int]]:
+        """Inputs [B, H] that follow the state's rows, and which of them go on (ascending)."""
+        thinking = [i for i, row in enumerate(state.rows) if row in self.latents]
+        writing = [i for i, row in enumerate(state.rows) if row not in self.latents]
+        embeds = torch.empty_like(state.hidden)
+        kept: list[int] = []
+        if thinking:
+            kept += self._think(state, thinking, embeds)
+        if writing:
+            kept += self._write(state, writing, embeds)
+        return embeds, sorted(kept)
 
-def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], ends: set[int], refine_id: int) -> str:
-    return tokenizer.decode([t for t in token_ids if t == refine_id or t not in ends], skip_special_tokens=False)
+    def _think(self, state: _State, places: list[int], embeds: Tensor) -> list[int]:
+        """Each row's next soft token and the input that continues from it."""
+        rows = [state.rows[i] for i in places]
+        is_first = torch.tensor([not self.latents[row] for row in rows], device=embeds.device)
+        z = self.policy.latent(torch.where(is_first[:, None], state.seed[places], state.hidden[places]))
+        for row, token in zip(rows, z, strict=True):
+            self.latents[row].append(token)
+        embeds[places] = self.policy.latent_input(z).to(embeds)  # autocast may have made it bf16
+        wanted = self.settings.num_soft_tokens
+        return [i for i, row in zip(places, rows, strict=True) if len(self.latents[row]) < wanted]
 
+    def _write(self, state: _State, places: list[int], embeds: Tensor) -> list[int]:
+        """Each row's next token; rows whose text ends go on with <REFINE> or not at all."""
+        embedding = self.policy.model.language_model.embed_tokens
+        tokens = self._sample(state, places)
+        embeds[places] = embedding(tokens)
+        kept = []
+        for i, token in zip(places, tokens.tolist(), strict=True):
+            row = state.rows[i]
+            if self._goes_on(row, token):
+                kept.append(i)
+                continue
+            result = self.decoded[row]
+            result.text = self._text(result.token_ids)
+            if self.settings.num_soft_tokens and self.wants_refine(result.text):
+                self.latents[row] = []
+                embeds[i] = embedding.weight[self.refine_id]
+                kept.append(i)
+        return kept
 
-def _text_ended(result: Decoded, token: int, ends: set[int], limit: int) -> bool:
-    """Note the token; True when the row's text is complete. Stop tokens are counted but are not text.
+    def _sample(self, state: _State, places: list[int]) -> Tensor:
+        """The next token of each row, with its log-probability and the odds of the decision noted."""
+        log_probs = self.policy.lm_head(state.hidden[places]).float().log_softmax(-1)
+        if self.settings.temperature > 0:
+            weights = (log_probs / self.settings.temperature).softmax(-1)
+            tokens = torch.multinomial(weights, 1, generator=self.generator)[:, 0]
+        else:
+            tokens = log_probs.argmax(-1)
+        chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
+        for place, i in enumerate(places):
+            result = self.decoded[state.rows[i]]
+            if result.matched_probability is None and self.decision.follow(result.token_ids):
+                pair = log_probs[place, [self.decision.matched, self.decision.not_matched]]
+                result.matched_probability = float(pair.softmax(-1)[0])
+            result.log_probs.append(chosen[place])
+        return tokens
 
-    The token that reaches the limit is not kept: nothing was fed after it, so <REFINE> could not follow it exactly.
-    """
-    if token not in ends and len(result.token_ids) >= limit:
-        result.log_probs.pop()
-        return True
-    result.token_ids.append(token)
-    return token in ends
+    def _goes_on(self, row: int, token: int) -> bool:
+        """Note the token; False when the row's text is complete. Stop tokens are counted but are not text.
+
+        A token beyond the limit is not kept: all that is kept has been fed, so <REFINE> follows it exactly.
+        """
+        result = self.decoded[row]
+        if len(result.token_ids) >= self.settings.max_new_tokens:
+            result.log_probs.pop()
+            return False
+        result.token_ids.append(token)
+        return token not in self.ends
+
+    def _text(self, token_ids: list[int]) -> str:
+        kept = [t for t in token_ids if t == self.refine_id or t not in self.ends]
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def teacher_forced(
@@ -271,16 +339,70 @@ def teacher_forced(
     """Hidden states [B, L, H] of whole rows (prompt and answer, left-padded), latents [R, N, D] of the rows
     `refining`, whose last token is <REFINE>, and the batch. Gradients flow through everything."""
     batch = left_padded(policy.model, prompts, features, pad_id)
-    cache = DynamicCache(config=policy.config.text_config)
     with _HiddenStates(policy) as model:
         if not refining or not num_soft_tokens:
-            hidden = policy.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
+            hidden = model.run(**language_model_kwargs(batch), use_cache=False)
             return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
-        hidden = model.run(**language_model_kwargs(batch), past_key_values=cache)
-        state = _first_state(model, batch, hidden)
-        state.keep(list(refining), cache)
-        tokens = [policy.latent(state.seed)]
-        while len(tokens) < num_soft_tokens:
-            _step(model, state, cache, policy.latent_input(tokens[-1]))
-            tokens.append(policy.latent(state.hidden))
+        with _layer_inputs(model.model) as inputs:
+            hidden = model.run(**language_model_kwargs(batch), use_cache=False)
+        state = _first_state(model, batch, hidden).select(refining)
+        with _no_checkpointing(model.model):
+            cache = _cache_of(model.model, inputs, batch, refining)
+            tokens = [policy.latent(state.seed)]
+            while len(tokens) < num_soft_tokens:
+                _step(model, state, cache, policy.latent_input(tokens[-1]))
+                tokens.append(policy.latent(state.hidden))
     return hidden, torch.stack(tokens, dim=1), batch
+
+
+@contextlib.contextmanager
+def _layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
+    """Yield a dict that a pass over `model` fills: layer number -> the hidden states [B, L, H] it reads."""
+    inputs: dict[int, Tensor] = {}
+
+    def keep(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(layer.self_attn.layer_idx, args[0])
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in model.layers]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _no_checkpointing(model: Qwen3VLTextModel) -> Iterator[None]:
+    """Gradient checkpointing off for a while. With it, transformers drops the cache of a training step with a mere
+    warning, and the latents after the first would see no prompt at all."""
+    was = [layer.gradient_checkpointing for layer in model.layers]
+    for layer in model.layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer, flag in zip(model.layers, was, strict=True):
+            layer.gradient_checkpointing = flag
+
+
+def _cache_of(model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int]) -> DynamicCache:
+    """The cache of `rows`, worked out again from what each layer read: two products a layer, for refining rows only.
+
+    So the big pass may be checkpointed, and rows that do not refine keep no keys and values.
+    """
+    at = torch.tensor(list(rows), device=batch.mask.device)
+    cache = DynamicCache(config=model.config)
+    cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
+    for i, layer in enumerate(model.layers):
+        keys, values = checkpoint(_keys_and_values, layer, inputs[i][at], *cosines, use_reentrant=False)
+        cache.update(keys, values, i)
+    return cache
+
+
+def _keys_and_values(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys = attention.k_norm(attention.k_proj(normed).view(shape)).transpose(1, 2)
+    values = attention.v_proj(normed).view(shape).transpose(1, 2)
+    return apply_rotary_pos_emb(keys, keys, cos, sin)[1], values

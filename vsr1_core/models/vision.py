@@ -112,8 +112,8 @@ class BatchedVisionAttention(Qwen3VLVisionAttention):
         frames, size = len(lengths), int(lengths[0])
         query, key, value = self.qkv(hidden_states).reshape(frames * size, 3, self.num_heads, -1).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        heads = [t.reshape(frames, size, self.num_heads, -1).transpose(1, 2) for t in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads, scale=self.scaling)
+        query, key, value = (t.reshape(frames, size, self.num_heads, -1).transpose(1, 2) for t in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
         return self.proj(mixed.transpose(1, 2).reshape(frames * size, -1))
 
 
