@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from vsr1_core.recipes import (
     Configuration,
     EvalRecipe,
@@ -16,10 +18,13 @@ from vsr1_core.recipes import (
 
 TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 
+TINY_SFT = SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.25)
+
 TINY = Configuration(
     name="tiny",
     frames=TINY_FRAMES,
-    sft=SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.25),
+    sft=TINY_SFT,
+    fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
     grpo=GRPORecipe(steps=20, queries_per_step=8, group_size=4, lr=5e-5, refine_lr=5e-5),
 )
 
@@ -31,6 +36,7 @@ NANO = Configuration(
                        contrastive_batch=8),
     pool=PoolRecipe(num_matched=8, num_not_matched=8),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
+    fine_tuned=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine=False),
     grpo=GRPORecipe(steps=1, queries_per_step=2, group_size=2, num_turns=2, max_new_tokens=24),
     evaluation=EvalRecipe(num_turns=2, max_new_tokens=24, num_resamples=50),
 )
@@ -41,6 +47,7 @@ QWEN3_VL_2B = Configuration(
     models=ModelRecipe(policy="Qwen/Qwen3-VL-2B-Instruct", embedder="Qwen/Qwen3-VL-Embedding-2B"),
     teacher=TeacherRecipe(kind="endpoint", model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
     sft=SFTRecipe(gradient_checkpointing=True),
+    fine_tuned=SFTRecipe(refine=False, gradient_checkpointing=True),
 )
 
 CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B)}

@@ -228,6 +228,7 @@ class Configuration:
     pool: PoolRecipe = PoolRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     sft: SFTRecipe = SFTRecipe()
+    fine_tuned: SFTRecipe = SFTRecipe(refine=False)
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vsr1_core.lake import check_name, read_json, write_json
 
+REAL_CONFIG = "qwen3-vl-2b"
 KINDS = ("toy", "verified", "folder")
 
 
@@ -30,7 +31,7 @@ def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
     entries = [DatasetEntry("toy", "toy", str(home / "data/toy/videos"), str(home / "data/toy"))]
     for name in ("charades", "didemo", "activitynet"):
         data = home / "data" / name
-        entries.append(DatasetEntry(name, "verified", str(data / "videos"), str(data / "annotations")))
+        entries.append(DatasetEntry(name, "verified", str(data / "videos"), str(data / "annotations"), REAL_CONFIG))
     return {entry.name: entry for entry in entries}
 
 

@@ -92,6 +92,36 @@ def load_base_policy(
     return LoadedPolicy(model.to(device).eval(), tokenizer, model_id)
 
 
+def open_policy(
+    folder: str | Path, embedder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedPolicy:
+    """A policy checkpoint, or a published Qwen3-VL that gets fresh soft query modules for `embedder`'s vectors."""
+    if getattr(Qwen3VLConfig.from_pretrained(folder), "soft_query", None):
+        return load_policy(folder, device, dtype)
+    size = Qwen3VLConfig.from_pretrained(embedder).text_config.hidden_size
+    return load_base_policy(str(folder), SoftQueryConfig(size, size, embedder=str(embedder)), device, dtype)
+
+
+def fetch_model(model_id: str) -> Path:
+    """The local folder of a model: `model_id` itself when it is one, else the hub's snapshot (weights as safetensors).
+
+    Raises OSError when the hub cannot be reached and nothing is cached.
+    """
+    if Path(model_id).is_dir():
+        _require_folder(Path(model_id))
+        return Path(model_id).absolute()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean the same to a user
+        raise OSError(
+            f"the model hub did not give {model_id!r} ({type(error).__name__}); check the network and HF_TOKEN, or "
+            "set the recipe's model to a local folder"
+        ) from error
+
+
 def load_embedder(model_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Embedder:
     """The frozen search engine: a hub id or a folder of a Qwen3-VL body (with or without a language head)."""
     model, info = Qwen3VLModel.from_pretrained(model_id, dtype=dtype, **_SAFE)

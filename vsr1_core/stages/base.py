@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
 from vsr1_core.lake import Lake, Table
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
@@ -59,6 +60,7 @@ class View:
     stages: Mapping[str, Stage]
     planned: dict[str, pl.DataFrame] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
+    home: Path | None = None
 
     def table(self, asset: str) -> Table:
         stage = self.stages[asset]
@@ -92,9 +94,14 @@ class View:
         """The folder for files that belong to `asset`'s rows."""
         return self.lake.files(asset, self.entry.name)
 
-    def of_dataset(self, entry: DatasetEntry, config: Configuration) -> View:
-        """The committed tables of another dataset (whose models this one borrows)."""
-        return View(self.lake, entry, config, self.stages)
+    def lender(self) -> View | None:
+        """The committed tables of the dataset whose models this one uses; None when it makes its own."""
+        if not self.entry.models_from:
+            return None
+        if self.home is None:
+            raise ValueError(f"dataset {self.entry.name!r} borrows models, so its view needs a home folder")
+        entry = get_entry(self.home, self.entry.models_from)
+        return View(self.lake, entry, CONFIGURATIONS[entry.config], self.stages, home=self.home)
 
 
 class Stage(ABC):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.models.embedder import Embedder
@@ -39,7 +40,7 @@ def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
 def train_embedder(
     recipe: ModelRecipe,
     captions: Mapping[str, Sequence[str]],
-    load: Callable[[str], VideoPatches],
+    load: Callable[[str, Qwen3VLConfig], VideoPatches],
     vocabulary_texts: Sequence[str],
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Embedder, list[CurvePoint]]:
@@ -58,7 +59,7 @@ def train_embedder(
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
         texts = [rng.choice(list(captions[v])) for v in chosen]
-        loss = _contrastive_loss(embedder, texts, [load(v) for v in chosen], recipe.contrastive_temperature)
+        loss = _contrastive_loss(embedder, texts, [load(v, embedder.model.config) for v in chosen], recipe.contrastive_temperature)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(embedder.model.parameters(), 1.0)

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import TrainerCallback, get_scheduler
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.checkpoints import LoadedPolicy
@@ -84,6 +84,9 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         max_grad_norm=recipe.max_grad_norm,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
+        warmup_ratio=recipe.warmup_ratio,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=recipe.gradient_checkpointing,
@@ -128,16 +131,11 @@ class RefineSFTTrainer(SFTTrainer):
             **kwargs,
         )
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """AdamW with the refine modules' own learning rate, and the recipe's schedule."""
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; the refine modules have their own learning rate."""
         groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
-        self.lr_scheduler = get_scheduler(
-            self.recipe.schedule,
-            self.optimizer,
-            num_warmup_steps=int(self.recipe.warmup_ratio * num_training_steps),
-            num_training_steps=num_training_steps,
-        )
+        return self.optimizer
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any

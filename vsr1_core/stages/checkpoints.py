@@ -1,0 +1,348 @@
+"""Models as rows: the base models, the fine-tuned baseline, and what stages 1 and 2 train. Training is `training`'s.
+
+A dataset that borrows models (`models_from`) gets rows that point to the lender's folders, so the rest of the graph
+needs not know. Every folder is named by its row's version: a rebuilt checkpoint never overwrites one in use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.increments import row_version
+from vsr1_core.recipes import Configuration, SFTRecipe, fingerprint
+from vsr1_core.stages.base import Execution, Row, Stage, View
+
+if TYPE_CHECKING:
+    from vsr1_core.models.checkpoints import LoadedPolicy
+    from vsr1_core.training.contrastive import CurvePoint
+    from vsr1_core.training.sft import SFTData
+
+CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
+IS_TRAIN = pl.col("split") == "train"
+IN_TRAIN = pl.col("splits").list.contains("train")
+
+
+class ModelStage(Stage):
+    """A stage whose rows are model folders, borrowed where the dataset says so."""
+
+    group: ClassVar[str] = "checkpoints"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "path": pl.String,
+        "digest": pl.String,
+        "parent": pl.String,
+        "source": pl.String,
+        "record": pl.String,
+        "curve": CURVE,
+    }
+
+    def own_rows(self, view: View) -> dict[str, Row]:
+        """The rows of a dataset that makes its own models."""
+        raise NotImplementedError
+
+    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        """Make the rows of a dataset that makes its own models."""
+        raise NotImplementedError
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        lender = view.lender()
+        if lender is None:
+            return self.own_rows(view)
+        lent = lender.versions(self.name)
+        if not lent:
+            raise ValueError(
+                f"dataset {view.entry.name!r} uses the models of {lender.entry.name!r}, which has no {self.name} yet; "
+                f"run: vsr1 build --dataset {lender.entry.name}"
+            )
+        return {row_id: Row({"lent": version}) for row_id, version in lent.items()}
+
+    def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Any]:
+        if view.lender() is not None:
+            return {row_id: dict(row.inputs) for row_id, row in wanted.items()}
+        return super().wanted_inputs(view, wanted)
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        lender = view.lender()
+        if lender is None:
+            yield from self.make(view, ids, execution)
+            return
+        for row in lender.rows(self.name).filter(pl.col(self.key).is_in(list(ids))).to_dicts():
+            yield {name: row[name] for name in (self.key, *self.columns)} | {"source": f"lent by {lender.entry.name}"}
+
+    def folder(self, view: View, row_id: str) -> Path:
+        """Where row `row_id` of the present version lies."""
+        version = row_version(self.wanted_inputs(view, self.wanted(view))[row_id])
+        return view.files(self.name).absolute() / f"{row_id}-{version}"
+
+
+class BaseModels(ModelStage):
+    """`embedder` and `policy`: trained from scratch on the dataset's plain captions (tiny), or resolved from ids."""
+
+    name: ClassVar[str] = "base_models"
+    key: ClassVar[str] = "model_id"
+    upstream: ClassVar[tuple[str, ...]] = ("moments", "frame_tensors")
+
+    def recipe(self, config: Configuration) -> Any:
+        return config.models
+
+    def own_rows(self, view: View) -> dict[str, Row]:
+        recipe = view.config.models
+        if recipe.policy != "tiny":
+            return {"embedder": Row({"model": recipe.embedder}), "policy": Row({"model": recipe.policy})}
+        moments = view.rows("moments").filter(IS_TRAIN)
+        frames = view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
+        if moments.is_empty() or frames.is_empty():
+            raise ValueError(
+                f"dataset {view.entry.name!r} has no train videos with captions to make tiny models from: "
+                f"{moments.height} train moments, {frames.height} readable train videos. Put its videos into "
+                f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
+            )
+        inputs = {
+            "captions": fingerprint(sorted(moments.select("video_id", "plain_query", "query").rows())),
+            "frames": fingerprint(sorted(frames.select("video_id", "content").rows())),
+        }
+        return {"embedder": Row(inputs), "policy": Row(inputs)}
+
+    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        yield from _trained_base(self, view, execution) if view.config.models.policy == "tiny" else _resolved(view, ids)
+
+
+def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterator[dict[str, Any]]:
+    """Both tiny models; the policy starts from the embedder's weights."""
+    from vsr1_core.models.checkpoints import LoadedPolicy, save_embedder, save_policy
+    from vsr1_core.models.policy import SoftQueryConfig, policy_from_body
+    from vsr1_core.stages.loading import patches_of
+    from vsr1_core.training.contrastive import train_embedder
+
+    recipe = view.config.models
+    moments = view.rows("moments").filter(IS_TRAIN)
+    frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
+    captions: dict[str, list[str]] = {}
+    for video_id, caption in moments.sort("query_id").select("video_id", "plain_query").iter_rows():
+        if video_id in frames:
+            captions.setdefault(video_id, []).append(caption)
+    embedder, curve = train_embedder(
+        recipe, captions, lambda v, config: patches_of(frames[v], config), _vocabulary(moments), execution.log
+    )
+    record = {"recipe": fingerprint(recipe), "num_videos": len(captions), "num_steps": recipe.contrastive_steps}
+    folder = stage.folder(view, "embedder")
+    digest = save_embedder(embedder, folder, record)
+    yield _row("embedder", folder, digest, record, curve)
+    soft = SoftQueryConfig(
+        embedding_size=embedder.hidden_size,
+        embedder_hidden_size=embedder.hidden_size,
+        num_soft_tokens=recipe.num_soft_tokens,
+        accumulate=recipe.accumulate,
+        seed_hidden=recipe.seed_hidden,
+        embedder=digest,
+    )
+    policy = LoadedPolicy(policy_from_body(embedder.model, soft, recipe.seed), embedder.tokenizer)
+    folder = stage.folder(view, "policy")
+    yield _row("policy", folder, save_policy(policy, folder, record), record, [])
+
+
+def _vocabulary(moments: pl.DataFrame) -> list[str]:
+    """What the tokenizer learns to spell: the dataset's words and the method's own sentences."""
+    from vsr1_core.models.embedder import INSTRUCTION
+    from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, user_text
+
+    texts = [t for row in moments.sort("query_id").select("plain_query", "query").iter_rows() for t in row]
+    frame = f"{INSTRUCTION} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
+    answers = [answer_text("0.0-5.0: the query's", True, 0.0, 5.0), answer_text("missing: not shown", False)]
+    return [*texts, *([frame, *answers] * 20)]
+
+
+def _resolved(view: View, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows that point to the configured models' folders; a model that cannot be had is a failed row that says how."""
+    from vsr1_core.models.checkpoints import digest_weights, fetch_model
+
+    names = {"embedder": view.config.models.embedder, "policy": view.config.models.policy}
+    for row_id in ids:
+        try:
+            folder = fetch_model(names[row_id])
+        except (OSError, ValueError) as error:
+            yield {"model_id": row_id, "error": f"model {names[row_id]!r} cannot be had: {error}"}
+            continue
+        yield _row(row_id, folder, digest_weights(folder), {"model": names[row_id]}, []) | {"source": names[row_id]}
+
+
+def _row(
+    row_id: str, folder: Path, digest: str, record: Mapping[str, Any], curve: Sequence[CurvePoint]
+) -> dict[str, Any]:
+    points = [{"step": p.step, "name": p.name, "value": p.value} for p in curve]
+    return {
+        "model_id": row_id,
+        "path": str(folder),
+        "digest": digest,
+        "record": json.dumps(record, sort_keys=True),
+        "curve": points,
+    }
+
+
+class TrainedStage(ModelStage):
+    """One checkpoint trained from `parent` (a stage and a row) on train rows only."""
+
+    key: ClassVar[str] = "checkpoint"
+    parent: ClassVar[tuple[str, str]]
+
+    def trains_on(self, view: View) -> dict[str, str]:
+        """The versions of the train rows that this stage reads."""
+        raise NotImplementedError
+
+    def own_rows(self, view: View) -> dict[str, Row]:
+        asset, row_id = self.parent
+        inputs = {
+            "parent": view.versions(asset).get(row_id, ""),
+            "embedder": view.versions("base_models").get("embedder", ""),
+            "corpus": fingerprint(sorted(_train_videos(view).select("video_id", "content").rows())),
+            **self.trains_on(view),
+        }
+        return {self.name: Row(inputs)}
+
+    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        from vsr1_core.models.checkpoints import save_policy
+        from vsr1_core.stages.loading import one_row, policy_of
+
+        asset, row_id = self.parent
+        policy = policy_of(view, execution, asset, row_id)
+        curve, facts = self.train(view, policy, execution)
+        recipe = self.recipe(view.config)
+        record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **facts}
+        folder = self.folder(view, self.name)
+        row = _row(self.name, folder, save_policy(policy, folder, record), record, curve)
+        row[self.key] = row.pop("model_id")
+        yield row | {"parent": record["parent"]}
+
+    def train(
+        self, view: View, policy: LoadedPolicy, execution: Execution
+    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+        """Train `policy` in place; the curve and facts for the record."""
+        raise NotImplementedError
+
+
+def _train_videos(view: View) -> pl.DataFrame:
+    return view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
+
+
+class SFTCheckpoint(TrainedStage):
+    """Stage 1 (METHOD 5)."""
+
+    name: ClassVar[str] = "sft_checkpoint"
+    parent: ClassVar[tuple[str, str]] = ("base_models", "policy")
+    upstream: ClassVar[tuple[str, ...]] = ("base_models", "sft_examples", "video_embeddings", "frame_tensors")
+
+    def recipe(self, config: Configuration) -> SFTRecipe:
+        return config.sft
+
+    def trains_on(self, view: View) -> dict[str, str]:
+        return {"sft_examples": view.version_of("sft_examples")}
+
+    def train(
+        self, view: View, policy: LoadedPolicy, execution: Execution
+    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+        from vsr1_core.stages.loading import embedder_of
+        from vsr1_core.training.sft import train_sft
+
+        data = _sft_data(view, policy, execution)
+        work = view.files(self.name) / "trainer"
+        recipe = self.recipe(view.config)
+        curve = train_sft(policy, embedder_of(view, execution), data, recipe, work, log=execution.log)
+        return curve, {"num_examples": len(data.examples)}
+
+
+def _sft_data(view: View, policy: LoadedPolicy, execution: Execution) -> SFTData:
+    from vsr1_core.stages.loading import frame_store, vectors_of
+    from vsr1_core.training.examples import build_examples
+    from vsr1_core.training.sft import SFTData
+
+    rows = view.rows("sft_examples").sort("query_id").to_dicts()
+    store = frame_store(view, policy.model.model, execution)
+    features = store.get([r["shown_video_id"] for r in rows])
+    examples = build_examples(policy, rows, [f.layout for f in features])
+    corpus = view.rows("video_embeddings", ["video_id", "splits"]).filter(IN_TRAIN)["video_id"].sort().to_list()
+    vectors = dict(zip(corpus, vectors_of(view, "video_embeddings", corpus), strict=True))
+    return SFTData(examples, store, vectors, never_negatives(view))
+
+
+def never_negatives(view: View) -> dict[str, frozenset[str]]:
+    """query id -> the videos whose train moments have the same query text (its own among them)."""
+    moments = view.rows("moments", ["query_id", "query", "video_id", "split"]).filter(IS_TRAIN)
+    shared = moments.group_by("query").agg(pl.col("video_id").alias("never"))
+    pairs = moments.join(shared, on="query").select("query_id", "never").iter_rows()
+    return {query_id: frozenset(videos) for query_id, videos in pairs}
+
+
+class FineTunedCheckpoint(SFTCheckpoint):
+    """The baseline: stage 1's rows without refinement (METHOD 9, FT)."""
+
+    name: ClassVar[str] = "fine_tuned_checkpoint"
+
+    def recipe(self, config: Configuration) -> SFTRecipe:
+        return config.fine_tuned
+
+
+class GRPOCheckpoint(TrainedStage):
+    """Stage 2 (METHOD 6), from stage 1's checkpoint."""
+
+    name: ClassVar[str] = "grpo_checkpoint"
+    parent: ClassVar[tuple[str, str]] = ("sft_checkpoint", "sft_checkpoint")
+    upstream: ClassVar[tuple[str, ...]] = (
+        "base_models",
+        "sft_checkpoint",
+        "grpo_prompts",
+        "video_index",
+        "video_embeddings",
+        "frame_tensors",
+    )
+
+    def recipe(self, config: Configuration) -> Any:
+        return config.grpo
+
+    def trains_on(self, view: View) -> dict[str, str]:
+        return {"grpo_prompts": view.version_of("grpo_prompts")}
+
+    def train(
+        self, view: View, policy: LoadedPolicy, execution: Execution
+    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+        from vsr1_core.search.index import read_index
+        from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, vectors_of
+        from vsr1_core.training.grpo import GRPOPrompt, train_grpo
+
+        rows = view.rows("grpo_prompts").sort("query_id").to_dicts()
+        if not rows:
+            raise ValueError("stage 2 has no prompts to train on: grpo_prompts is empty")
+        prompts = [
+            GRPOPrompt(
+                query_id=r["query_id"],
+                query=r["query"],
+                right_video_id=r["video_id"],
+                start_s=r["start_s"],
+                end_s=r["end_s"],
+                duration_s=r["duration_s"],
+                negative_ids=tuple(r["negative_ids"]),
+            )
+            for r in rows
+        ]
+        index = read_index(Path(one_row(view, "video_index", "train")["path"]))
+        vectors = dict(zip(index.ids, vectors_of(view, "video_embeddings", list(index.ids)), strict=True))
+        result = train_grpo(
+            policy,
+            embedder_of(view, execution),
+            prompts,
+            index=index,
+            features=frame_store(view, policy.model.model, execution),
+            vectors=vectors,
+            durations_s=durations_of(view),
+            never=never_negatives(view),
+            recipe=self.recipe(view.config),
+            work_folder=view.files(self.name) / "trainer",
+            log=execution.log,
+        )
+        return result.curve, {"num_prompts": len(prompts)}
+
+
+STAGES = (BaseModels, FineTunedCheckpoint, SFTCheckpoint, GRPOCheckpoint)

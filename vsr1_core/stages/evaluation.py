@@ -1,0 +1,219 @@
+"""Predictions: every evaluated query searched by one method. A stage a method; scores are `stages.reporting`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.stages.base import Execution, Row, Stage, View
+
+if TYPE_CHECKING:
+    from vsr1_core.search.episodes import Episode, EpisodeSettings, Searcher
+
+TURN = pl.Struct(
+    {
+        "turn": pl.Int64,
+        "video_id": pl.String,
+        "score": pl.Float64,
+        "rank": pl.Int64,
+        "decision": pl.String,
+        "matched_probability": pl.Float64,
+        "reasoning": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "num_text_tokens": pl.Int64,
+        "num_latent_tokens": pl.Int64,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the report (METHOD 9): which checkpoint searches, and whether it refines."""
+
+    asset: str
+    row_id: str
+    refine: bool
+
+
+METHODS: dict[str, Method] = {
+    "zero_shot": Method("base_models", "policy", refine=False),
+    "fine_tuned": Method("fine_tuned_checkpoint", "fine_tuned_checkpoint", refine=False),
+    "sqr_sft": Method("sft_checkpoint", "sft_checkpoint", refine=True),
+    "videosearch_r1": Method("grpo_checkpoint", "grpo_checkpoint", refine=True),
+}
+EXCLUDE = "+exclude_rejected"
+
+
+def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeSettings:
+    """How `method` searches. Without refinement and exclusion a second turn would repeat the first."""
+    from vsr1_core.models.decoding import DecodeSettings
+    from vsr1_core.search.episodes import EpisodeSettings
+
+    recipe, refine = config.evaluation, METHODS[method.removesuffix(EXCLUDE)].refine
+    excludes = method.endswith(EXCLUDE)
+    return EpisodeSettings(
+        num_turns=recipe.num_turns if refine or excludes else 1,
+        refine=refine,
+        exclude_rejected=excludes,
+        decode=DecodeSettings(recipe.max_new_tokens, 0.0, config.models.num_soft_tokens),
+        batch_size=batch_size,
+    )
+
+
+class Predictions(Stage):
+    """One row a query of the evaluated splits. Subclasses name the method."""
+
+    method: ClassVar[str]
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "evaluation"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "split": pl.String,
+        "query": pl.String,
+        "gt_video_id": pl.String,
+        "gt_start_s": pl.Float64,
+        "gt_end_s": pl.Float64,
+        "video_id": pl.String,
+        "rank": pl.Int64,
+        "first_rank": pl.Int64,
+        "decision": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "iou": pl.Float64,
+        "num_turns": pl.Int64,
+        "num_text_tokens": pl.Int64,
+        "num_latent_tokens": pl.Int64,
+        "matched_probability": pl.Float64,
+        "checkpoint": pl.String,
+        "turns": pl.List(TURN),
+    }
+
+    def recipe(self, config: Configuration) -> Any:
+        recipe = config.evaluation
+        return [self.method, recipe.num_turns, recipe.max_new_tokens, config.models.num_soft_tokens]
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        method = METHODS[self.method.removesuffix(EXCLUDE)]
+        indexes = view.versions("video_index")
+        checkpoint = view.versions(method.asset).get(method.row_id, "")
+        embedder = view.versions("base_models").get("embedder", "")
+        moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
+        return {
+            row["query_id"]: Row(
+                {
+                    "query": fingerprint(row["query"]),
+                    "moment": fingerprint([row["video_id"], row["start_s"], row["end_s"], row["split"]]),
+                    "video_index": indexes.get(row["split"], ""),
+                    "checkpoint": checkpoint,
+                    "embedder": embedder,
+                }
+            )
+            for row in moments.to_dicts()
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments = view.rows("moments").filter(pl.col("query_id").is_in(list(ids)))
+        indexes = view.versions("video_index")
+        for (split,), rows in moments.partition_by("split", as_dict=True).items():
+            if split not in indexes:
+                for row in rows.to_dicts():
+                    yield {"query_id": row["query_id"], "error": f"no video of split {split!r} could be indexed"}
+                continue
+            searcher, digest = searcher_of(view, str(split), self.method, execution)
+            # Chunks so that a killed run keeps what it has searched; a chunk is a few batches of decoding.
+            size = execution.batch_size * 8
+            for start in range(0, rows.height, size):
+                yield from _search(searcher, rows[start : start + size].to_dicts(), digest)
+
+
+def searcher_of(view: View, split: str, method: str, execution: Execution) -> tuple[Searcher, str]:
+    """A searcher over one split's corpus by `method`, and its checkpoint's digest."""
+    from vsr1_core.search.episodes import Searcher
+    from vsr1_core.search.index import read_index
+    from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of
+
+    how = METHODS[method.removesuffix(EXCLUDE)]
+    policy = policy_of(view, execution, how.asset, how.row_id)
+    searcher = Searcher(
+        policy=policy,
+        embedder=embedder_of(view, execution),
+        index=read_index(Path(one_row(view, "video_index", split)["path"])),
+        features=frame_store(view, policy.model.model, execution),
+        durations_s=durations_of(view),
+        settings=settings_of(method, view.config, execution.batch_size * 2),
+    )
+    return searcher, str(one_row(view, how.asset, how.row_id)["digest"])
+
+
+def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: str) -> Iterator[dict[str, Any]]:
+    from vsr1_core.search.episodes import EpisodeQuery
+
+    queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
+    for moment, episode in zip(moments, searcher.run(queries), strict=True):
+        yield prediction_row(moment, episode) | {"checkpoint": digest}
+
+
+def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any]:
+    """An episode as a predictions row: the strict answer (METHOD 2), which is a miss where nothing was matched."""
+    from vsr1_core.evaluation.metrics import temporal_iou
+
+    last = episode.turns[-1]
+    matched = episode.is_matched
+    start_s, end_s = (last.answer.start_s, last.answer.end_s) if matched else (None, None)
+    is_right = matched and last.video_id == moment["video_id"] and start_s is not None and end_s is not None
+    return {
+        "query_id": moment["query_id"],
+        "split": moment["split"],
+        "query": moment["query"],
+        "gt_video_id": moment["video_id"],
+        "gt_start_s": moment["start_s"],
+        "gt_end_s": moment["end_s"],
+        "video_id": last.video_id if matched else episode.final_video_id,
+        "rank": episode.final_rank,
+        "first_rank": episode.first_rank,
+        "decision": last.answer.decision,
+        "start_s": start_s,
+        "end_s": end_s,
+        "iou": temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]) if is_right else 0.0,
+        "num_turns": len(episode.turns),
+        "num_text_tokens": sum(t.decoded.num_text_tokens for t in episode.turns),
+        "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
+        "matched_probability": last.decoded.matched_probability,
+        "turns": [_turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
+    }
+
+
+def _turn_row(number: int, turn: Any) -> dict[str, Any]:
+    return {
+        "turn": number,
+        "video_id": turn.video_id,
+        "score": turn.score,
+        "rank": turn.rank,
+        "decision": turn.answer.decision,
+        "matched_probability": turn.decoded.matched_probability,
+        "reasoning": turn.answer.reasoning,
+        "start_s": turn.answer.start_s,
+        "end_s": turn.answer.end_s,
+        "num_text_tokens": turn.decoded.num_text_tokens,
+        "num_latent_tokens": turn.decoded.num_latent_tokens,
+    }
+
+
+def _stage_of(method: str) -> type[Predictions]:
+    asset = METHODS[method].asset
+    upstream = ("moments", "base_models", "frame_tensors", "video_embeddings", "video_index")
+    attributes = {
+        "name": f"predictions.{method}",
+        "method": method,
+        "upstream": (*upstream, *(() if asset in upstream else (asset,))),
+        "__doc__": f"Every evaluated query searched by {method}.",
+    }
+    return type(f"Predictions_{method}", (Predictions,), attributes)
+
+
+STAGES = tuple(_stage_of(method) for method in METHODS)
