@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vsr1_core.evaluation.metrics import temporal_iou
 from vsr1_core.lake import Lake
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.reporting import Metrics, Report
@@ -44,10 +45,19 @@ def fake_moments(num_queries: int, seed: int = 0, split: str = "test") -> list[d
         start = float(np.round(rng.uniform(0, 6), 1))
         length = float(np.round(rng.uniform(2, 6), 1))
         text = f"a {rng.choice(COLOURS)} {rng.choice(SHAPES)} {rng.choice(MOTIONS)} before a {rng.choice(SHAPES)}"
-        rows.append({
-            "query_id": f"{i:05d}_fig", "split": split, "query": text, "plain_query": text.partition(" before")[0],
-            "video_id": f"v_{i:05d}", "start_s": start, "end_s": start + length, "duration_s": 14.0, "clamped": False,
-        })
+        rows.append(
+            {
+                "query_id": f"{i:05d}_fig",
+                "split": split,
+                "query": text,
+                "plain_query": text.partition(" before")[0],
+                "video_id": f"v_{i:05d}",
+                "start_s": start,
+                "end_s": start + length,
+                "duration_s": 14.0,
+                "clamped": False,
+            }
+        )
     return rows
 
 
@@ -63,11 +73,24 @@ def fake_prediction(moment: dict[str, Any], strength: Strength, rng: Any, num_tu
     shared = {name: last[name] for name in ("video_id", "rank", "decision", "start_s", "end_s", "matched_probability")}
     gt = {f"gt_{name}": moment[name] for name in ("video_id", "start_s", "end_s")}
     return {
-        "query_id": moment["query_id"], "split": moment["split"], "query": moment["query"], **gt, **shared,
-        "first_rank": turns[0]["rank"], "iou": 0.0, "num_turns": len(turns), "checkpoint": "sft_checkpoint",
+        "query_id": moment["query_id"],
+        "split": moment["split"],
+        "query": moment["query"],
+        **gt,
+        **shared,
+        "first_rank": turns[0]["rank"],
+        "iou": _iou(moment, last),
+        "num_turns": len(turns),
+        "checkpoint": "sft_checkpoint",
         "num_text_tokens": sum(t["num_text_tokens"] for t in turns),
-        "num_latent_tokens": sum(t["num_latent_tokens"] for t in turns), "turns": turns,
+        "num_latent_tokens": sum(t["num_latent_tokens"] for t in turns),
+        "turns": turns,
     }
+
+
+def _iou(moment: dict[str, Any], turn: dict[str, Any]) -> float:
+    is_right = turn["video_id"] == moment["video_id"]
+    return float(temporal_iou(turn["start_s"], turn["end_s"], moment["start_s"], moment["end_s"])) if is_right else 0.0
 
 
 def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, is_right: bool) -> dict[str, Any]:
@@ -77,31 +100,64 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
     start, end = (moment[k] + rng.normal(0, strength.span_error * length) for k in ("start_s", "end_s"))
     wrong = f"v_{int(rng.integers(0, 10_000)):05d}x"
     return {
-        "turn": turn, "video_id": moment["video_id"] if is_right else wrong, "score": float(rng.uniform(0.3, 0.9)),
-        "rank": 1 if is_right else 2 + int(rng.exponential(12)), "decision": "matched" if matched else "not_matched",
+        "turn": turn,
+        "video_id": moment["video_id"] if is_right else wrong,
+        "score": float(rng.uniform(0.3, 0.9)),
+        "rank": 1 if is_right else 2 + int(rng.exponential(12)),
+        "decision": "matched" if matched else "not_matched",
         "matched_probability": float(np.clip(rng.normal(0.75 if matched else 0.25, 0.15), 0.01, 0.99)),
         "reasoning": f"The video shows {moment['query']} from {start:.1f} s to {end:.1f} s.",
-        "start_s": float(max(start, 0)) if matched else None, "end_s": float(max(end, 0)) if matched else None,
+        "start_s": float(max(start, 0)) if matched else None,
+        "end_s": float(max(end, 0)) if matched else None,
         "num_text_tokens": 30 + int(rng.integers(0, 15)),
         "num_latent_tokens": 0 if matched else strength.num_latent_tokens,
     }
 
 
-TURN = pl.Struct({
-    "turn": pl.Int64, "video_id": pl.String, "score": pl.Float64, "rank": pl.Int64, "decision": pl.String,
-    "matched_probability": pl.Float64, "reasoning": pl.String, "start_s": pl.Float64, "end_s": pl.Float64,
-    "num_text_tokens": pl.Int64, "num_latent_tokens": pl.Int64,
-})
+TURN = pl.Struct(
+    {
+        "turn": pl.Int64,
+        "video_id": pl.String,
+        "score": pl.Float64,
+        "rank": pl.Int64,
+        "decision": pl.String,
+        "matched_probability": pl.Float64,
+        "reasoning": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "num_text_tokens": pl.Int64,
+        "num_latent_tokens": pl.Int64,
+    }
+)
 PREDICTION_COLUMNS: dict[str, Any] = {
-    "split": pl.String, "query": pl.String, "gt_video_id": pl.String, "gt_start_s": pl.Float64,
-    "gt_end_s": pl.Float64, "video_id": pl.String, "rank": pl.Int64, "first_rank": pl.Int64, "decision": pl.String,
-    "start_s": pl.Float64, "end_s": pl.Float64, "iou": pl.Float64, "num_turns": pl.Int64,
-    "num_text_tokens": pl.Int64, "num_latent_tokens": pl.Int64, "checkpoint": pl.String,
-    "matched_probability": pl.Float64, "turns": pl.List(TURN),
+    "split": pl.String,
+    "query": pl.String,
+    "gt_video_id": pl.String,
+    "gt_start_s": pl.Float64,
+    "gt_end_s": pl.Float64,
+    "video_id": pl.String,
+    "rank": pl.Int64,
+    "first_rank": pl.Int64,
+    "decision": pl.String,
+    "start_s": pl.Float64,
+    "end_s": pl.Float64,
+    "iou": pl.Float64,
+    "num_turns": pl.Int64,
+    "num_text_tokens": pl.Int64,
+    "num_latent_tokens": pl.Int64,
+    "checkpoint": pl.String,
+    "matched_probability": pl.Float64,
+    "turns": pl.List(TURN),
 }
 MOMENT_COLUMNS: dict[str, Any] = {
-    "split": pl.String, "query": pl.String, "plain_query": pl.String, "video_id": pl.String, "start_s": pl.Float64,
-    "end_s": pl.Float64, "duration_s": pl.Float64, "clamped": pl.Boolean,
+    "split": pl.String,
+    "query": pl.String,
+    "plain_query": pl.String,
+    "video_id": pl.String,
+    "start_s": pl.Float64,
+    "end_s": pl.Float64,
+    "duration_s": pl.Float64,
+    "clamped": pl.Boolean,
 }
 
 
@@ -122,7 +178,8 @@ def fake_predictions(moments: list[dict[str, Any]], strength: Strength, seed: in
 
 
 CHECKPOINT_COLUMNS: dict[str, Any] = {
-    "path": pl.String, "curve": pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64})),
+    "path": pl.String,
+    "curve": pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64})),
 }
 
 

@@ -24,8 +24,17 @@ SHARED_DATA = Path(__file__).parents[2] / "../shared/data"
 
 def turn(number: int, video: str, decision: str, *, rank: int = 1, span: Any = None, probability: Any = None) -> dict:
     start, end = span if span else (None, None)
-    return {"turn": number, "video_id": video, "decision": decision, "rank": rank, "start_s": start, "end_s": end,
-            "matched_probability": probability, "num_text_tokens": 10, "num_latent_tokens": 8}
+    return {
+        "turn": number,
+        "video_id": video,
+        "decision": decision,
+        "rank": rank,
+        "start_s": start,
+        "end_s": end,
+        "matched_probability": probability,
+        "num_text_tokens": 10,
+        "num_latent_tokens": 8,
+    }
 
 
 def prediction(query_id: str, turns: list[dict], first_rank: int | None = 1, **changes: Any) -> dict:
@@ -53,34 +62,67 @@ GOLDEN_PREDICTIONS = [
     # a: right at once, IoU 0.8
     prediction("a", [turn(1, "video_of_a", "matched", span=(0, 8), probability=0.9)]),
     # b: a wrong video rejected, then right, IoU 0.4
-    prediction("b", [turn(1, "other", "not_matched", rank=4, probability=0.1),
-                     turn(2, "video_of_b", "matched", span=(6, 10), probability=0.8)], first_rank=4),
+    prediction(
+        "b",
+        [
+            turn(1, "other", "not_matched", rank=4, probability=0.1),
+            turn(2, "video_of_b", "matched", span=(6, 10), probability=0.8),
+        ],
+        first_rank=4,
+    ),
     # c: a wrong video accepted
     prediction("c", [turn(1, "other", "matched", rank=7, span=(0, 10), probability=0.7)], first_rank=7),
     # d: right video rejected twice, the second time less surely and with a span of IoU 0.6; third turn unknown
-    prediction("d", [turn(1, "video_of_d", "not_matched", probability=0.2),
-                     turn(2, "video_of_d", "not_matched", span=(0, 6), probability=0.45),
-                     turn(3, "other", "unknown", rank=12)]),
+    prediction(
+        "d",
+        [
+            turn(1, "video_of_d", "not_matched", probability=0.2),
+            turn(2, "video_of_d", "not_matched", span=(0, 6), probability=0.45),
+            turn(3, "other", "unknown", rank=12),
+        ],
+    ),
     # e: failed
     {"query_id": "e", "status": "failed", "error": "cannot decode", "rank": 1, "first_rank": 1},
     # f has no row at all
 ]
 GOLDEN = {
-    "first_recall_at_1": 2 / 6, "first_recall_at_5": 3 / 6, "first_recall_at_10": 4 / 6, "first_recall_at_100": 4 / 6,
-    "recall_at_1": 2 / 6, "recall_at_5": 2 / 6, "recall_at_10": 3 / 6, "recall_at_100": 4 / 6,
+    "first_recall_at_1": 2 / 6,
+    "first_recall_at_5": 3 / 6,
+    "first_recall_at_10": 4 / 6,
+    "first_recall_at_100": 4 / 6,
+    "recall_at_1": 2 / 6,
+    "recall_at_5": 2 / 6,
+    "recall_at_10": 3 / 6,
+    "recall_at_100": 4 / 6,
     "mrr": (1 + 1 + 1 / 7 + 1 / 12) / 6,
     "median_rank": (7 + 12) / 2,
-    "vcmr_0.3": 2 / 6, "vcmr_0.5": 1 / 6, "vcmr_0.7": 1 / 6, "miou": (0.8 + 0.4) / 6,
-    "vcmr_best_0.3": 3 / 6, "vcmr_best_0.5": 2 / 6, "vcmr_best_0.7": 1 / 6,
+    "vcmr_0.3": 2 / 6,
+    "vcmr_0.5": 1 / 6,
+    "vcmr_0.7": 1 / 6,
+    "miou": (0.8 + 0.4) / 6,
+    "vcmr_best_0.3": 3 / 6,
+    "vcmr_best_0.5": 2 / 6,
+    "vcmr_best_0.7": 1 / 6,
     "verification_accuracy": 3 / 9,  # a, b twice; c and d wrong; e and f count as one wrong verification each
     "verification_accuracy_turn_1": 2 / 6,
-    "matched_precision": 2 / 3, "matched_recall": 2 / 4,
-    "grounding_0.5": 1 / 2, "grounding_0.7": 1 / 2,
-    "num_text_tokens": (10 + 20 + 10 + 30) / 4, "num_latent_tokens": (8 + 16 + 8 + 24) / 4,
-    "recall_at_1_turns_1": 2 / 6, "recall_at_1_turns_2": 3 / 6, "recall_at_1_turns_3": 2 / 6,
-    "vcmr_0.3_turns_1": 1 / 6, "vcmr_0.3_turns_2": 2 / 6, "vcmr_0.3_turns_3": 2 / 6,
-    "vcmr_0.5_turns_1": 1 / 6, "vcmr_0.5_turns_2": 1 / 6, "vcmr_0.5_turns_3": 1 / 6,
-    "vcmr_0.7_turns_1": 1 / 6, "vcmr_0.7_turns_2": 1 / 6, "vcmr_0.7_turns_3": 1 / 6,
+    "matched_precision": 2 / 3,
+    "matched_recall": 2 / 4,
+    "grounding_0.5": 1 / 2,
+    "grounding_0.7": 1 / 2,
+    "num_text_tokens": (10 + 20 + 10 + 30) / 4,
+    "num_latent_tokens": (8 + 16 + 8 + 24) / 4,
+    "recall_at_1_turns_1": 2 / 6,
+    "recall_at_1_turns_2": 3 / 6,
+    "recall_at_1_turns_3": 2 / 6,
+    "vcmr_0.3_turns_1": 1 / 6,
+    "vcmr_0.3_turns_2": 2 / 6,
+    "vcmr_0.3_turns_3": 2 / 6,
+    "vcmr_0.5_turns_1": 1 / 6,
+    "vcmr_0.5_turns_2": 1 / 6,
+    "vcmr_0.5_turns_3": 1 / 6,
+    "vcmr_0.7_turns_1": 1 / 6,
+    "vcmr_0.7_turns_2": 1 / 6,
+    "vcmr_0.7_turns_3": 1 / 6,
 }
 
 
@@ -98,8 +140,14 @@ def test_every_metric_of_the_list_is_reported_once_and_in_order() -> None:
 
 def test_each_query_ends_in_one_outcome() -> None:
     found = dict(metrics.outcomes(episodes_of(GOLDEN_MOMENTS, GOLDEN_PREDICTIONS)).iter_rows())
-    assert found == {"a": "found", "b": "wrong_span", "c": "wrong_video_accepted", "d": "right_video_rejected",
-                     "e": "no_prediction", "f": "no_prediction"}
+    assert found == {
+        "a": "found",
+        "b": "wrong_span",
+        "c": "wrong_video_accepted",
+        "d": "right_video_rejected",
+        "e": "no_prediction",
+        "f": "no_prediction",
+    }
     assert set(found.values()) <= set(metrics.OUTCOMES)
 
 
@@ -138,8 +186,19 @@ def test_the_oracle_scores_the_same_through_the_tables() -> None:
 
 @pytest.mark.parametrize(
     ("span", "expected"),
-    [((0, 10), 1.0), ((0, 5), 0.5), ((5, 15), 1 / 3), ((10, 20), 0.0), ((5, 5), 0.0), ((5, 5 + 1e-10), 0.0),
-     ((8, 2), 0.0), ((None, 5), 0.0), ((float("nan"), 5), 0.0), ((0, float("inf")), 0.0), ((-1e308, 1e308), 0.0)],
+    [
+        ((0, 10), 1.0),
+        ((0, 5), 0.5),
+        ((5, 15), 1 / 3),
+        ((10, 20), 0.0),
+        ((5, 5), 0.0),
+        ((5, 5 + 1e-10), 0.0),
+        ((8, 2), 0.0),
+        ((None, 5), 0.0),
+        ((float("nan"), 5), 0.0),
+        ((0, float("inf")), 0.0),
+        ((-1e308, 1e308), 0.0),
+    ],
 )
 def test_iou_of_known_spans(span: tuple[float, float], expected: float) -> None:
     assert float(temporal_iou(*span, 0, 10)) == pytest.approx(expected)
@@ -196,8 +255,16 @@ def test_no_queries_give_no_numbers() -> None:
 def test_a_query_without_prediction_lowers_every_share() -> None:
     complete, missing = GOLDEN_MOMENTS[:1], [GOLDEN_MOMENTS[0], moment("z")]
     before, after = values_of(complete, GOLDEN_PREDICTIONS[:1]), values_of(missing, GOLDEN_PREDICTIONS[:1])
-    for name in ("recall_at_1", "first_recall_at_100", "mrr", "vcmr_0.7", "miou", "verification_accuracy",
-                 "verification_accuracy_turn_1", "vcmr_best_0.3"):
+    for name in (
+        "recall_at_1",
+        "first_recall_at_100",
+        "mrr",
+        "vcmr_0.7",
+        "miou",
+        "verification_accuracy",
+        "verification_accuracy_turn_1",
+        "vcmr_best_0.3",
+    ):
         assert after[name] == pytest.approx(before[name] / 2), name
     assert after["grounding_0.7"] == before["grounding_0.7"]
     assert after["num_text_tokens"] == before["num_text_tokens"]
@@ -215,8 +282,10 @@ def test_an_accepted_wrong_video_with_the_right_span_finds_nothing() -> None:
 
 
 def test_best_takes_the_earlier_turn_on_a_tie() -> None:
-    turns = [turn(1, "video_of_a", "not_matched", span=(0, 10), probability=0.4),
-             turn(2, "other", "not_matched", rank=2, span=(0, 10), probability=0.4)]
+    turns = [
+        turn(1, "video_of_a", "not_matched", span=(0, 10), probability=0.4),
+        turn(2, "other", "not_matched", rank=2, span=(0, 10), probability=0.4),
+    ]
     assert values_of([moment("a")], [prediction("a", turns)])["vcmr_best_0.7"] == 1.0
 
 
@@ -246,10 +315,13 @@ def test_intervals_hold_their_value_and_repeat_with_the_seed() -> None:
 
 def test_an_interval_has_the_width_that_theory_gives_a_share() -> None:
     moments = fake_moments(400)
-    rows = [prediction(m["query_id"], [turn(1, m["video_id"], "matched")], rank=1 if i % 2 else 50)
-            for i, m in enumerate(moments)]
-    row = summarise(score(episodes_of(moments, rows), 1), 1000).row(by_predicate=pl.col("metric") == "recall_at_1",
-                                                                    named=True)
+    rows = [
+        prediction(m["query_id"], [turn(1, m["video_id"], "matched")], rank=1 if i % 2 else 50)
+        for i, m in enumerate(moments)
+    ]
+    row = summarise(score(episodes_of(moments, rows), 1), 1000).row(
+        by_predicate=pl.col("metric") == "recall_at_1", named=True
+    )
     expected = 2 * 1.96 * math.sqrt(0.25 / 400)
     assert row["value"] == 0.5
     assert row["high"] - row["low"] == pytest.approx(expected, rel=0.12)

@@ -106,9 +106,7 @@ def test_another_process_that_holds_the_file_blocks_nobody(home: Path) -> None:
         holder.communicate("")
 
 
-def test_a_moved_home_reads_its_own_rows(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_moved_home_reads_its_own_rows(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vsr1_core.graph.all_stages", fake_stages)
     commit_results(home / "lake", "toy", num_queries=3)
     moved = tmp_path / "moved"

@@ -229,6 +229,25 @@ def rank_changes(predictions: pl.DataFrame, title: str = "") -> Figure:
     return figure
 
 
+def moment_spans(moments: pl.DataFrame, title: str = "") -> Figure:
+    """What the annotated moments look like. moments: start_s, end_s, duration_s (of the video)."""
+    frame = moments.drop_nulls(["start_s", "end_s", "duration_s"])
+    start, end, duration = (frame[name].to_numpy() for name in ("start_s", "end_s", "duration_s"))
+    share = np.clip((end - start) / np.maximum(duration, 1e-9), 0, 1)
+    middle = np.clip((start + end) / 2 / np.maximum(duration, 1e-9), 0, 1)
+    figure = _figure(9.0, 2.8, title or f"{frame.height:,} annotated moments")
+    drawn = (
+        ("video length (s)", duration),
+        ("span length / video length", share),
+        ("span centre / video length", middle),
+    )
+    for axis, (label, values) in zip(figure.subplots(1, 3), drawn, strict=True):
+        axis.hist(values, bins=20, color="#0072b2", alpha=0.85)
+        axis.set_xlabel(label)
+        _tidy(axis)
+    return figure
+
+
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
@@ -274,8 +293,15 @@ def _dumbbell(axis: Axes, row: int, hollow: Interval, filled: Interval, colour: 
     if filled[1] is not None and filled[2] is not None:
         axis.plot([100 * filled[1], 100 * filled[2]], [row, row], color=colour, linewidth=1.4, zorder=3)
     axis.plot(100 * filled[0], row, "o", color=colour, markersize=6, zorder=4)
-    axis.annotate(f"{100 * filled[0]:.1f}", (100 * filled[0], row), xytext=(0, 6), textcoords="offset points",
-                  ha="center", fontsize=7.5, color=INK)
+    axis.annotate(
+        f"{100 * filled[0]:.1f}",
+        (100 * filled[0], row),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7.5,
+        color=INK,
+    )
 
 
 def _turn_points(metrics: pl.DataFrame, method: str, prefix: str) -> list[tuple[int, float, float, float]]:

@@ -86,13 +86,15 @@ class Report(Stage):
         for split in view.config.evaluation.splits:
             truth = _truth(view, split)
             of_split = pl.col("split") == split
-            rows[split] = Row({
-                **shared,
-                "moments": _content(truth, ("query", "duration_s", *_SPAN)),
-                "predictions": fingerprint([[m, _answers(view, m, truth)] for m in _methods(view, truth)]),
-                "metrics": _versions(view, "metrics", of_split),
-                "video_index": _versions(view, "video_index", of_split),
-            })
+            rows[split] = Row(
+                {
+                    **shared,
+                    "moments": _content(truth, ("query", "duration_s", *_SPAN)),
+                    "predictions": fingerprint([[m, _answers(view, m, truth)] for m in _methods(view, truth)]),
+                    "metrics": _versions(view, "metrics", of_split),
+                    "video_index": _versions(view, "video_index", of_split),
+                }
+            )
         return rows
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:

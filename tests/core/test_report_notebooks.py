@@ -1,0 +1,85 @@
+"""The notebooks run on a small lake and on an empty one, and hold no results and no definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from fake_results import commit_results, commit_rows
+from nbclient import NotebookClient
+
+from vsr1_core import warehouse
+from vsr1_core.configurations import NANO
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.lake import Lake
+from vsr1_core.stages import corpus, evaluation, frames, reporting
+from vsr1_core.stages.base import Execution, Stage, View
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def stages() -> dict[str, Stage]:
+    modules = (corpus.STAGES, frames.STAGES, evaluation.STAGES, reporting.STAGES)
+    return {stage.name: stage() for module in modules for stage in module}
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def outputs_of(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a notebook on a home; all text it printed, and the types of what it showed."""
+    monkeypatch.setenv("VSR1_HOME", str(home))
+    notebook = read(path)
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    return str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+
+
+def commit_frames(home: Path, video_ids: list[str]) -> None:
+    path = home / "frames.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8))
+    rows = [
+        {"video_id": v, "path": str(path), "timestamps_s": [float(t) for t in range(6)], "duration_s": 6.0}
+        for v in video_ids
+    ]
+    columns = dict(frames.STAGES[0].columns)
+    commit_rows(Lake(home / "lake"), "frame_tensors", "toy", "video_id", columns, rows)
+
+
+@pytest.fixture(scope="module")
+def built_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    moments = commit_results(home / "lake", "toy", num_queries=30)
+    commit_frames(home, [moment["video_id"] for moment in moments])
+    view = View(Lake(home / "lake"), DatasetEntry("toy", "toy"), NANO, stages())
+    view.stages["metrics"].build(view, Execution())
+    warehouse.refresh(home, stages())
+    return home
+
+
+def test_all_three_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["compare_methods", "explore_dataset", "why_did_it_fail"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_carries_no_outputs_and_defines_nothing(path: Path) -> None:
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    assert not any(line.startswith(("def ", "class ")) for cell in cells for line in cell.source.splitlines())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_results(path: Path, built_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = outputs_of(path, built_home, monkeypatch)
+    assert "image/png" in shown
+    assert "shape: (0," not in shown or path.stem == "explore_dataset"  # it has no videos table here
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_before_anything_is_built(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warehouse.refresh(tmp_path, stages())
+    assert "Error" not in outputs_of(path, tmp_path, monkeypatch)
