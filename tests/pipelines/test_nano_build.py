@@ -1,0 +1,94 @@
+"""The whole graph through the command line, at the smallest size: rendered videos to report, twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from vsr1_core.graph import all_stages, open_view
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def processed(output: str) -> dict[str, int]:
+    """asset -> rows processed, from the progress lines."""
+    found = re.findall(r"^(\S+): ([\d,]+) rows processed", output, re.MULTILINE)
+    return {name: int(number.replace(",", "")) for name, number in found}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VSR1_HOME", str(folder))
+        patch.setenv("VSR1_DEVICE", "cpu")
+        run("dataset", "add", "nano", "--toy", "--config", "nano")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(home: Path) -> dict[str, Any]:
+    """The plan before, what the first build then did, and the plan after it."""
+    before = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+    output = run("build", "-d", "nano").output
+    after = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+    return {"before": before, "processed": processed(output), "after": after}
+
+
+def test_every_stage_ran_and_none_failed_a_row(home: Path, built: dict[str, Any]) -> None:
+    view = open_view(home, "nano")
+    manifests = {name: view.table(name).manifest() for name in all_stages()}
+    assert set(built["processed"]) == set(manifests)
+    assert {name: m["num_failed"] for name, m in manifests.items() if m["num_failed"]} == {}
+    for name in ("videos", "moments", "frame_tensors", "video_embeddings", "metrics", "report", "grpo_checkpoint"):
+        assert manifests[name]["num_rows"] > 0, name
+
+
+def test_what_was_planned_is_what_ran(built: dict[str, Any]) -> None:
+    known = {name: c["new"] + c["stale"] for name, c in built["before"].items() if "waits_for" not in c}
+    assert {name: built["processed"][name] for name in known} == known
+    assert known["videos"] > 0
+
+
+def test_after_a_build_nothing_is_due(built: dict[str, Any]) -> None:
+    assert {n: c for n, c in built["after"].items() if c["new"] or c["stale"] or c["orphaned"]} == {}
+
+
+def test_a_second_build_redoes_no_row(home: Path, built: dict[str, Any]) -> None:
+    again = processed(run("build", "-d", "nano").output)
+    assert set(again) == set(built["processed"])
+    assert set(again.values()) == {0}
+
+
+def test_metrics_and_report_answer(home: Path, built: dict[str, Any]) -> None:
+    query = "select method, metric, value from metrics where dataset = 'nano' and metric = 'recall_at_10'"
+    rows = json.loads(run("sql", query, "--format", "json").stdout)
+    assert {row["method"] for row in rows} >= {"zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1"}
+    out = run("report", "-d", "nano").stdout
+    assert "recall_at_10" in out
+    path = Path("".join(out.split("Report:")[1].split()))
+    assert path.is_file()
+
+
+def test_search_returns_ranked_videos(home: Path, built: dict[str, Any]) -> None:
+    out = run("search", "a red circle moves left", "--dataset", "nano", "--top-k", "3").stdout
+    assert "rank" in out
+
+
+def test_a_run_in_several_processes_finds_the_same_tables(home: Path, built: dict[str, Any]) -> None:
+    out = run("build", "-d", "nano", "--assets", "moments", "--executor", "multiprocess").stdout
+    line = next(line for line in out.splitlines() if "moments" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")][2] == "0"
