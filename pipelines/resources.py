@@ -50,6 +50,8 @@ def prepare_process() -> None:
     """Set what must be in the environment before torch is imported; a value the user set stays."""
     for name, value in _PROCESS_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # a progress bar is for a terminal; in captured logs it is thousands of lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def choose_device(device: str) -> str:
