@@ -344,7 +344,7 @@ def search(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos.")] = 5,
 ) -> None:
     """Find videos for a text, and the moment in the best one."""
-    from vsr1_core.search.episodes import search_once
+    from vsr1_core.find import search_once
 
     settings = read_settings()
     known_entry(settings, dataset)

@@ -22,7 +22,8 @@ def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
     table = view.table(asset)
     rows = table.rows().filter(pl.col(table.key) == row_id).to_dicts()
     if not rows:
-        raise LookupError(f"{asset} has no row {row_id!r}; run: vsr1 build --dataset {view.entry.name} --assets {asset}")
+        command = f"vsr1 build --dataset {view.entry.name} --assets {asset}"
+        raise LookupError(f"{asset} has no row {row_id!r}; run: {command}")
     if rows[0]["status"] != "ok":
         raise LookupError(f"{asset}/{row_id} failed: {rows[0]['error']}")
     return rows[0]

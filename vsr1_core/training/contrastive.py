@@ -59,7 +59,8 @@ def train_embedder(
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
         texts = [rng.choice(list(captions[v])) for v in chosen]
-        loss = _contrastive_loss(embedder, texts, [load(v, embedder.model.config) for v in chosen], recipe.contrastive_temperature)
+        videos = [load(v, embedder.model.config) for v in chosen]
+        loss = _contrastive_loss(embedder, texts, videos, recipe.contrastive_temperature)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(embedder.model.parameters(), 1.0)

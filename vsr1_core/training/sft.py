@@ -86,7 +86,7 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
         max_grad_norm=recipe.max_grad_norm,
         learning_rate=recipe.lr,
         lr_scheduler_type=recipe.schedule,
-        warmup_ratio=recipe.warmup_ratio,
+        warmup_steps=recipe.warmup_ratio,  # below 1 it is a share of all steps
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=recipe.gradient_checkpointing,
