@@ -23,8 +23,8 @@ SYSTEM_PROMPT = (
 _MATCHED = {"matched", "match"}
 _NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_ANY_TAG = r"</?(?:think|answer|start|end)>|<REFINE>"
-_THINK = rf"\s*<think>(?P<trace>(?:(?!{_ANY_TAG}).)*)</think>\s*"
+ANY_TAG = r"</?(?:think|answer|start|end)>|<REFINE>"
+_THINK = rf"\s*<think>(?P<trace>(?:(?!{ANY_TAG}).)*)</think>\s*"
 _SECONDS = r"(\d+(?:\.\d+)?)"
 _MATCH_FORM = re.compile(
     rf"{_THINK}<answer>matched</answer>\s*<start>{_SECONDS}</start>\s*<end>{_SECONDS}</end>\s*", re.DOTALL | re.ASCII
@@ -63,7 +63,7 @@ def answer_text(trace: str, matched: bool, start_s: float | None = None, end_s: 
 
     Raises ValueError when a match has no span, a mismatch has one, or the trace is blank or holds an answer's tags.
     """
-    if not trace.strip() or re.search(_ANY_TAG, trace):
+    if not trace.strip() or re.search(ANY_TAG, trace):
         raise ValueError(f"a reasoning trace must have words and none of the answer's tags, got {trace[:80]!r}")
     think = f"<think> {trace.strip()} </think>"
     if not matched:

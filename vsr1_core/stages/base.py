@@ -69,15 +69,25 @@ class View:
     def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table. `row_version` is exact while planning; unknown columns are null then."""
         if asset not in self.planned:
+            if asset in self.unsettled:  # which rows it wants is not known, so nothing is known of them
+                raise NotYetKnown(asset)
             return self.table(asset).ok_rows(columns)
         frame = self.planned[asset].filter(pl.col("status") == "ok")
         return frame if columns is None else frame.select(list(columns))
 
-    def results(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The ok rows of an upstream table with all columns true. Raises NotYetKnown while they are not."""
-        if asset in self.unsettled:
+    def results(
+        self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """The ok rows of an upstream table (that fit `where`) with all columns true.
+
+        Raises NotYetKnown while one of them is still to be made; `where` may use columns that are known before.
+        """
+        frame = self.rows(asset)
+        frame = frame if where is None else frame.filter(where)
+        # A row that is due has no `row_inputs` yet.
+        if asset in self.planned and frame["row_inputs"].null_count():
             raise NotYetKnown(asset)
-        return self.rows(asset, columns)
+        return frame if columns is None else frame.select(list(columns))
 
     def versions(self, asset: str) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows."""
@@ -145,7 +155,7 @@ class Stage(ABC):
         """Plan, process what is due, commit. Idempotent."""
         table = view.table(self.name)
         inputs = self.wanted_inputs(view, self.wanted(view))
-        return run_plan(
+        outcome = run_plan(
             table,
             inputs,
             make_plan(inputs, table),
@@ -154,3 +164,9 @@ class Stage(ABC):
             shard_rows=execution.shard_rows,
             log=execution.log,
         )
+        self.after_build(view)
+        return outcome
+
+    def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
+        """Called when the table is committed, and also when nothing was due: a run may have been killed in between.
+        For files made of the whole table; has to be cheap when they are there already."""

@@ -1,0 +1,329 @@
+"""Training data of both stages: the top-1 pool, the reasoning traces, SFT rows, GRPO prompts; train split only.
+
+SFT and GRPO rows are also written in the published JSON forms (METHOD 7). What a trace says is decided in
+`reasoning.teacher`, how an answer is spelled in `reasoning.conversation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.lake import read_json, write_json, write_jsonl
+from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, user_text
+from vsr1_core.reasoning.teacher import EventNote, TeacherTask, make_teacher, refusal
+from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
+
+SFT_FILE = "train_oneturn.json"
+GRPO_FILE = "train.minimal_top1.jsonl"
+MARKER = "published.json"
+"""Beside a published file: the data version of the table that it was written from."""
+PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
+
+
+class Top1Pool(Stage):
+    """Train queries with the first video of their ranking: so many whose first is right, so many whose first is wrong.
+
+    Chosen by a hash of (seed, query id), so that a changed row does not reshuffle the others; fewer than asked where
+    there are no more. Left out: queries whose right video is not in the index, and those whose first video is wrong
+    but has a moment with the same text (no one can say what its label should be).
+    No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
+    """
+
+    name: ClassVar[str] = "top1_pool"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {"label": pl.String, "shown_video_id": pl.String, "video_id": pl.String}
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        asked = {"matched": view.config.pool.num_matched, "not_matched": view.config.pool.num_not_matched}
+        labels: dict[str, dict[str, Row]] = {label: {} for label in asked}
+        for query_id, known in self._candidates(view).items():
+            labels[known["label"]][query_id] = Row({"first_ranking": fingerprint(known)}, known)
+        seed = view.config.pool.seed
+        return {
+            query_id: rows[query_id]
+            for label, rows in labels.items()
+            for query_id in sorted(rows, key=lambda i: _draw(seed, i))[: asked[label]]
+        }
+
+    @staticmethod
+    def _candidates(view: View) -> dict[str, dict[str, str]]:
+        rankings = view.results("first_ranking", ["query_id", "video_id", "rank", "top_video_ids"], where=IS_TRAIN)
+        never = same_text_videos(view)
+        found = {}
+        for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
+            shown = top[0]
+            if query_id in never and (shown == video_id or shown not in never[query_id]):
+                label = "matched" if shown == video_id else "not_matched"
+                found[query_id] = {"label": label, "shown_video_id": shown, "video_id": video_id}
+        return found
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        wanted = self.wanted(view)
+        for query_id in ids:
+            yield {"query_id": query_id, **wanted[query_id].known}
+
+
+def _draw(seed: int, query_id: str) -> str:
+    return hashlib.sha256(f"{seed}/{query_id}".encode()).hexdigest()
+
+
+class ReasoningTraces(Stage):
+    """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why."""
+
+    name: ClassVar[str] = "reasoning_traces"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "label": pl.String,
+        "shown_video_id": pl.String,
+        "trace": pl.String,
+        "finish_reason": pl.String,
+        "num_tokens": pl.Int64,
+    }
+
+    def recipe(self, config: Configuration) -> Any:
+        return config.teacher
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        versions = view.versions("top1_pool")
+        return {
+            task.query_id: Row(
+                {"top1_pool": versions[task.query_id], "moments": fingerprint([task.query, task.moment, task.events])},
+                {"label": task.label, "shown_video_id": task.shown_video_id},
+            )
+            for task in _teacher_tasks(view)
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        teacher = make_teacher(view.config.teacher)
+        due = set(ids)
+        tasks = {task.query_id: task for task in _teacher_tasks(view) if task.query_id in due}
+        for reply in teacher.write(list(tasks.values())):
+            task = tasks[reply.query_id]
+            yield {
+                "query_id": task.query_id,
+                "label": task.label,
+                "shown_video_id": task.shown_video_id,
+                "trace": reply.text,
+                "finish_reason": reply.finish_reason,
+                "num_tokens": reply.num_tokens,
+                "error": refusal(reply, task.label),
+            }
+
+
+def _teacher_tasks(view: View) -> list[TeacherTask]:
+    columns = ["query_id", "split", "query", "plain_query", "video_id", "start_s", "end_s"]
+    moments = view.rows("moments", columns).filter(IS_TRAIN).to_dicts()
+    notes = {m["query_id"]: _event_note(m) for m in moments}
+    queries = {m["query_id"]: m["query"] for m in moments}
+    events = defaultdict(set)
+    for moment in moments:
+        events[moment["video_id"]].add(notes[moment["query_id"]])
+    pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
+    return [
+        TeacherTask(query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])))
+        for query_id, label, shown in pool.iter_rows()
+        if query_id in notes
+    ]
+
+
+def _event_note(moment: Mapping[str, Any]) -> EventNote:
+    """A dataset without plain captions is described by its queries."""
+    caption = " ".join((moment["plain_query"] or moment["query"]).split()).rstrip(".")
+    return EventNote(moment["start_s"], moment["end_s"], caption)
+
+
+class SFTExamples(Stage):
+    """Rows of stage 1: the pool's pairs with the assistant's text. The span is the query's, in its right video."""
+
+    name: ClassVar[str] = "sft_examples"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "query": pl.String,
+        "video_id": pl.String,
+        "shown_video_id": pl.String,
+        "label": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "answer": pl.String,
+        "negative_ids": pl.List(pl.String),
+        "negative_scores": pl.List(pl.Float32),
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        pool, traces, negatives = (view.versions(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives"))
+        moments = _train_moments(view)
+        return {
+            query_id: Row(
+                {
+                    "top1_pool": pool[query_id],
+                    "reasoning_traces": version,
+                    "hard_negatives": negatives.get(query_id, "none"),
+                    "moments": fingerprint(moments[query_id]),
+                }
+            )
+            for query_id, version in traces.items()
+            if query_id in pool and query_id in moments
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments, negatives = _train_moments(view), _negatives(view)
+        traces = {r["query_id"]: r for r in view.rows("reasoning_traces").to_dicts()}
+        for query_id in ids:
+            trace, moment = traces[query_id], moments[query_id]
+            span = (moment["start_s"], moment["end_s"]) if trace["label"] == "matched" else ()
+            yield {
+                "query_id": query_id,
+                **moment,
+                **negatives[query_id],
+                "shown_video_id": trace["shown_video_id"],
+                "label": trace["label"],
+                "answer": answer_text(trace["trace"], trace["label"] == "matched", *span),
+            }
+
+    def after_build(self, view: View) -> None:
+        if path := _file_to_publish(view, self.name, SFT_FILE):
+            write_json(path, [published_sft_row(row) for row in view.rows(self.name).to_dicts()])
+            _mark_published(view, self.name)
+
+
+def published_sft_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `train_oneturn.json`. As in the authors' files, `videos` names frame files, `video_id` is the shown
+    video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
+    shown, label = row["shown_video_id"], PUBLISHED_LABELS[row["label"]]
+    return {
+        "qid": row["query_id"],
+        "query": row["query"],
+        "messages": [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": f"{user_text(row['query'])}<video>"},
+            {"role": "assistant", "content": row["answer"]},
+        ],
+        "videos": [f"{shown}.npy"],
+        "meta": {
+            "gold_label": label,
+            "video_id": shown,
+            "top1_video_id": shown,
+            "query_pos_video_id": row["video_id"],
+            "pair_id": f"{row['query_id']}::{shown}",
+            "num_negs": int(label == "neg"),
+        },
+    }
+
+
+class GRPOPrompts(Stage):
+    """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives."""
+
+    name: ClassVar[str] = "grpo_prompts"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "grpo"
+    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "hard_negatives", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "query": pl.String,
+        "video_id": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "retrieved_video_id": pl.String,
+        "label": pl.String,
+        "negative_ids": pl.List(pl.String),
+        "negative_scores": pl.List(pl.Float32),
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        negatives = view.versions("hard_negatives")
+        moments = _train_moments(view)
+        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
+        return {
+            query_id: Row(
+                {
+                    "first_ranking": version,
+                    "hard_negatives": negatives.get(query_id, "none"),
+                    "moments": fingerprint(moments[query_id]),
+                }
+            )
+            for query_id, version, _ in rankings.iter_rows()
+            if query_id in moments
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments, negatives = _train_moments(view), _negatives(view)
+        rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
+        for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(ids))).iter_rows():
+            video_id = moments[query_id]["video_id"]
+            if rank is None:
+                yield {
+                    "query_id": query_id,
+                    "error": f"its video {video_id} is not in the index, so no search finds it",
+                }
+                continue
+            yield {
+                "query_id": query_id,
+                **moments[query_id],
+                **negatives[query_id],
+                "retrieved_video_id": top[0],
+                "label": "matched" if top[0] == video_id else "not_matched",
+            }
+
+    def after_build(self, view: View) -> None:
+        if path := _file_to_publish(view, self.name, GRPO_FILE):
+            write_jsonl(path, map(published_grpo_row, view.rows(self.name).to_dicts()))
+            _mark_published(view, self.name)
+
+
+def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `train.minimal_top1.jsonl`; times in seconds."""
+    return {
+        "qid": row["query_id"],
+        "query": row["query"],
+        "gt_video": row["video_id"],
+        "gt_time": [row["start_s"], row["end_s"]],
+        "gt_duration": row["duration_s"],
+        "retrieved_video": row["retrieved_video_id"],
+        "label": row["label"],
+        "hard_negative_ids": row["negative_ids"],
+        "hard_negative_scores": row["negative_scores"],
+    }
+
+
+def _train_moments(view: View) -> dict[str, dict[str, Any]]:
+    """query id -> what both stages' rows take from its moment."""
+    columns = ["query", "video_id", "start_s", "end_s", "duration_s"]
+    rows = view.rows("moments", ["query_id", "split", *columns]).filter(IS_TRAIN).to_dicts()
+    return {row["query_id"]: {name: row[name] for name in columns} for row in rows}
+
+
+def _negatives(view: View) -> Mapping[str, dict[str, Any]]:
+    rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).iter_rows()
+    found = {query_id: {"negative_ids": ids, "negative_scores": scores} for query_id, ids, scores in rows}
+    return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)
+
+
+def _file_to_publish(view: View, asset: str, name: str) -> Path | None:
+    """Where the asset's JSON form has to be written; None where it is there and as new as the table."""
+    path, marker = view.files(asset) / name, view.files(asset) / MARKER
+    version = view.table(asset).manifest()["data_version"]
+    if path.exists() and marker.exists() and read_json(marker) == {"data_version": version}:
+        return None
+    return path
+
+
+def _mark_published(view: View, asset: str) -> None:
+    write_json(view.files(asset) / MARKER, {"data_version": view.table(asset).manifest()["data_version"]})
+
+
+STAGES = (Top1Pool, ReasoningTraces, SFTExamples, GRPOPrompts)
