@@ -53,4 +53,4 @@ def build_defs(
 
 
 prepare_process()
-# defs = build_defs()
+defs = build_defs()

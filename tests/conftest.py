@@ -13,7 +13,7 @@ prepare_process()  # before anything imports torch
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real annotations, clips and predictions beside the project; tests that need them skip where they are not there."""
+    """Real annotations, clips and predictions beside the project; tests that need them skip where there are none."""
     folder = Path(__file__).resolve().parents[1] / "../shared/data"
     if not folder.is_dir():
         pytest.skip(f"no outside data at {folder}")

@@ -166,4 +166,5 @@ def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 def _rate_line(asset: str, done: int, total: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
-    return f"{asset}: {done:,} of {total:,} rows, {rate:,.1f} rows/s, about {(total - done) / max(rate, 1e-9):,.0f} s left"
+    left = (total - done) / max(rate, 1e-9)
+    return f"{asset}: {done:,} of {total:,} rows, {rate:,.1f} rows/s, about {left:,.0f} s left"
