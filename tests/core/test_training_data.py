@@ -1,0 +1,368 @@
+"""The top-1 pool, the traces and both stages' rows on a made-up corpus, and the template's sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tests.core.fake_corpus import FakeCorpus, shape_corpus
+from vsr1_core.configurations import NANO
+from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, is_well_formed, parse_answer
+from vsr1_core.reasoning.teacher import (
+    ConfigurationError,
+    EventNote,
+    TeacherReply,
+    TeacherTask,
+    TemplateTeacher,
+    make_teacher,
+    missing_words,
+    refusal,
+)
+from vsr1_core.recipes import PoolRecipe, TeacherRecipe
+from vsr1_core.stages import training_data
+from vsr1_core.stages.base import NotYetKnown
+
+TRAIN_DATA = ("top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts")
+ALL = PoolRecipe(num_matched=1000, num_not_matched=1000)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return shape_corpus(tmp_path, config=dataclasses.replace(NANO, pool=ALL))
+
+
+def with_pool(corpus: FakeCorpus, matched: int, not_matched: int, seed: int = 42) -> None:
+    corpus.config = dataclasses.replace(
+        corpus.config, pool=PoolRecipe(num_matched=matched, num_not_matched=not_matched, seed=seed)
+    )
+
+
+def pool_of(corpus: FakeCorpus) -> dict[str, str]:
+    return {i: row["label"] for i, row in corpus.rows("top1_pool").items()}
+
+
+def test_the_pool_holds_train_queries_with_the_video_shown_first(corpus):
+    corpus.build()
+    rankings = corpus.rows("first_ranking")
+    rows = corpus.rows("top1_pool")
+    assert len(rows) == 48
+    for query_id, row in rows.items():
+        assert query_id.startswith("train")
+        assert row["shown_video_id"] == rankings[query_id]["top_video_ids"][0]
+        assert row["label"] == ("matched" if row["shown_video_id"] == row["video_id"] else "not_matched")
+    assert set(Counter(pool_of(corpus).values())) == {"matched", "not_matched"}
+
+
+def test_the_pool_is_balanced_and_takes_what_there_is(corpus):
+    with_pool(corpus, 5, 5)
+    corpus.build()
+    assert Counter(pool_of(corpus).values()) == {"matched": 5, "not_matched": 5}
+    with_pool(corpus, 5, 1000)
+    corpus.build()
+    counts = Counter(pool_of(corpus).values())
+    assert counts["matched"] == 5
+    assert 5 < counts["not_matched"] < 1000
+
+
+def test_asking_for_more_keeps_the_old_rows_and_makes_only_the_new(corpus):
+    with_pool(corpus, 5, 5)
+    corpus.build()
+    before = pool_of(corpus)
+    with_pool(corpus, 8, 5)
+    assert corpus.plan(*TRAIN_DATA)["top1_pool"] == 3
+    corpus.build()
+    assert before.items() < pool_of(corpus).items()
+
+
+def test_another_seed_draws_another_pool(corpus):
+    pools = []
+    for seed in (1, 2):
+        with_pool(corpus, 5, 5, seed)
+        corpus.build()
+        pools.append(set(pool_of(corpus)))
+    assert pools[0] != pools[1]
+
+
+def test_a_changed_row_does_not_reshuffle_the_pool(corpus):
+    with_pool(corpus, 8, 8)
+    corpus.build()
+    before = pool_of(corpus)
+    changed = sorted(before)[0]
+    moment = next(m for m in corpus.moments if m["query_id"] == changed)
+    moment["vector"] = corpus.vectors["train_20" if before[changed] == "matched" else moment["video_id"]]
+    corpus.write()
+    corpus.build()
+    after = pool_of(corpus)
+    assert len({*before.items()} ^ {*after.items()}) <= 4
+    assert Counter(after.values()) == {"matched": 8, "not_matched": 8}
+
+
+def test_a_query_that_is_true_of_the_shown_wrong_video_is_left_out(corpus):
+    corpus.build()
+    wrong = next(r for r in corpus.rows("top1_pool").values() if r["label"] == "not_matched")
+    query = next(m for m in corpus.moments if m["query_id"] == wrong["query_id"])["query"]
+    next(m for m in corpus.moments if m["video_id"] == wrong["shown_video_id"])["query"] = query.upper()
+    corpus.write()
+    corpus.build()
+    assert wrong["query_id"] not in corpus.rows("top1_pool")
+    assert wrong["shown_video_id"] not in corpus.rows("grpo_prompts")[wrong["query_id"]]["negative_ids"]
+
+
+def test_a_query_whose_right_video_is_missing_trains_nothing(corpus):
+    del corpus.vectors["train_03"]
+    corpus.write()
+    corpus.build()
+    assert "train_03_0_fig" not in corpus.rows("top1_pool")
+    row = corpus.rows("grpo_prompts")["train_03_0_fig"]
+    assert row["status"] == "failed"
+    assert "train_03 is not in the index" in row["error"]
+
+
+def test_a_dataset_without_a_train_split_gives_empty_tables(corpus):
+    corpus.moments = [m for m in corpus.moments if m["split"] == "test"]
+    corpus.vectors = {v: x for v, x in corpus.vectors.items() if v.startswith("test")}
+    corpus.write()
+    outcomes = corpus.build()
+    assert [outcomes[name].manifest["num_rows"] for name in TRAIN_DATA] == [0, 0, 0, 0]
+    assert outcomes["first_ranking"].manifest["num_ok"] == 12
+
+
+def test_traces_describe_the_shown_video_and_end_as_the_label_says(corpus):
+    corpus.build()
+    captions = {}
+    for moment in corpus.moments:
+        captions.setdefault(moment["video_id"], []).append(moment["plain_query"])
+    traces = corpus.rows("reasoning_traces")
+    assert len(traces) == 48
+    for row in traces.values():
+        assert row["status"] == "ok", row["error"]
+        for number, caption in enumerate(captions[row["shown_video_id"]]):
+            assert f"{5 * number}.0-{5 * number + 5}.0: {caption}." in row["trace"]
+        assert ("Fits: event" in row["trace"]) == (row["label"] == "matched")
+        assert ("lacks" in row["trace"]) == (row["label"] == "not_matched")
+        assert row["num_tokens"] == len(row["trace"].split())
+
+
+def test_a_caption_that_fits_the_wrong_video_contradicts_its_label(corpus):
+    corpus.build()
+    wrong = next(r for r in corpus.rows("top1_pool").values() if r["label"] == "not_matched")
+    shown = next(m for m in corpus.moments if m["video_id"] == wrong["shown_video_id"])
+    next(m for m in corpus.moments if m["query_id"] == wrong["query_id"])["plain_query"] = shown["plain_query"]
+    corpus.write()
+    corpus.build()
+    row = corpus.rows("reasoning_traces")[wrong["query_id"]]
+    assert row["status"] == "failed"
+    assert "contradicts the label" in row["error"]
+    assert wrong["query_id"] not in corpus.rows("sft_examples")
+    assert wrong["query_id"] in corpus.rows("grpo_prompts")
+
+
+def test_sft_answers_are_well_formed_and_carry_the_querys_span(corpus):
+    corpus.build()
+    moments = {m["query_id"]: m for m in corpus.moments}
+    negatives = corpus.rows("hard_negatives")
+    rows = corpus.rows("sft_examples")
+    assert len(rows) == 48
+    for query_id, row in rows.items():
+        answer = parse_answer(row["answer"], row["duration_s"])
+        assert is_well_formed(row["answer"])
+        assert answer.decision == row["label"]
+        if answer.decision == "matched":
+            assert (answer.start_s, answer.end_s) == (moments[query_id]["start_s"], moments[query_id]["end_s"])
+        assert row["negative_ids"] == negatives[query_id]["video_ids"]
+        assert row["query"] == moments[query_id]["query"]
+
+
+def test_the_sft_file_has_the_published_form(corpus):
+    corpus.build()
+    data = json.loads((corpus.view.files("sft_examples") / "train_oneturn.json").read_text())
+    table = corpus.rows("sft_examples")
+    assert [row["qid"] for row in data] == sorted(table)
+    for row in data:
+        source = table[row["qid"]]
+        assert set(row) == {"qid", "query", "messages", "videos", "meta"}
+        assert row["messages"] == [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": f'Query: "{row["query"]}"\nRetrieved video: <video>'},
+            {"role": "assistant", "content": source["answer"]},
+        ]
+        assert row["videos"] == [f"{source['shown_video_id']}.npy"]
+        assert row["meta"] == {
+            "gold_label": "pos" if source["label"] == "matched" else "neg",
+            "video_id": source["shown_video_id"],
+            "top1_video_id": source["shown_video_id"],
+            "query_pos_video_id": source["video_id"],
+            "pair_id": f"{row['qid']}::{source['shown_video_id']}",
+            "num_negs": int(source["label"] != "matched"),
+        }
+
+
+def test_the_grpo_file_has_the_published_form(corpus):
+    corpus.build()
+    lines = (corpus.view.files("grpo_prompts") / "train.minimal_top1.jsonl").read_text().splitlines()
+    rankings, negatives = corpus.rows("first_ranking"), corpus.rows("hard_negatives")
+    assert len(lines) == 48
+    for row in map(json.loads, lines):
+        moment = next(m for m in corpus.moments if m["query_id"] == row["qid"])
+        assert row == {
+            "qid": moment["query_id"],
+            "query": moment["query"],
+            "gt_video": moment["video_id"],
+            "gt_time": [moment["start_s"], moment["end_s"]],
+            "gt_duration": 10.0,
+            "retrieved_video": rankings[row["qid"]]["top_video_ids"][0],
+            "label": "matched" if row["retrieved_video"] == moment["video_id"] else "not_matched",
+            "hard_negative_ids": negatives[row["qid"]]["video_ids"],
+            "hard_negative_scores": pytest.approx(negatives[row["qid"]]["scores"]),
+        }
+
+
+def test_published_files_follow_the_table_and_are_not_written_twice(corpus):
+    with_pool(corpus, 5, 5)
+    corpus.build()
+    path = corpus.view.files("sft_examples") / "train_oneturn.json"
+    written = path.stat().st_mtime_ns
+    corpus.build()
+    assert path.stat().st_mtime_ns == written
+    with_pool(corpus, 8, 5)
+    corpus.build()
+    assert len(json.loads(path.read_text())) == 13
+
+
+def test_a_lost_published_file_is_written_again_although_no_row_is_due(corpus):
+    corpus.build()
+    path = corpus.view.files("grpo_prompts") / "train.minimal_top1.jsonl"
+    before = path.read_bytes()
+    path.unlink()
+    assert corpus.build("grpo_prompts")["grpo_prompts"].num_processed == 0
+    assert path.read_bytes() == before
+
+
+def test_doing_it_again_does_nothing_and_the_plan_says_so(corpus):
+    corpus.build()
+    assert corpus.plan(*TRAIN_DATA) == dict.fromkeys(TRAIN_DATA, 0)
+    assert [o.num_processed for o in corpus.build().values()] == [0] * 7
+
+
+def test_a_test_row_that_changes_touches_no_training_data(corpus):
+    corpus.build()
+    corpus.add_video("test_99", np.ones(16), "test")
+    corpus.moments[-1]["query"] = "something else"
+    corpus.write()
+    assert corpus.plan(*TRAIN_DATA) == dict.fromkeys(TRAIN_DATA, 0)
+    assert corpus.plan("first_ranking") == {"first_ranking": 12}
+    outcomes = corpus.build()
+    assert [outcomes[name].num_processed for name in TRAIN_DATA] == [0, 0, 0, 0]
+
+
+def test_a_changed_span_redoes_the_rows_that_show_it(corpus):
+    corpus.build()
+    moment = next(m for m in corpus.moments if pool_of(corpus).get(m["query_id"]) == "matched")
+    moment["end_s"] -= 0.5
+    corpus.write()
+    showing = [r for r in corpus.rows("top1_pool").values() if r["shown_video_id"] == moment["video_id"]]
+    expected = {"top1_pool": 0, "reasoning_traces": len(showing), "sft_examples": len(showing), "grpo_prompts": 1}
+    assert corpus.plan(*TRAIN_DATA) == expected
+    done = corpus.build()
+    assert {name: done[name].num_processed for name in TRAIN_DATA} == expected
+
+
+def test_a_new_train_video_waits_for_the_ranking_before_the_pool_is_planned(corpus):
+    corpus.build()
+    corpus.add_video("train_99", np.ones(16))
+    corpus.write()
+    plans = corpus.plan(*TRAIN_DATA)
+    assert plans["top1_pool"] == "first_ranking"
+    assert plans["reasoning_traces"] == plans["sft_examples"] == "top1_pool"
+    assert plans["grpo_prompts"] == 48
+    done = corpus.build()
+    assert done["top1_pool"].num_processed < 10, "the pool re-reads only what the new video changed"
+
+
+def test_the_pool_cannot_be_planned_before_the_first_ranking(corpus):
+    with pytest.raises(NotYetKnown, match="first_ranking"):
+        view = corpus.view
+        view.planned["first_ranking"] = view.table("first_ranking").frame(
+            [{"query_id": "q", "status": "ok", "split": "train", "video_id": "v"}]
+        )
+        view.stages["top1_pool"].wanted(view)
+
+
+def test_an_endpoint_teacher_that_is_not_set_up_stops_with_what_to_configure(corpus):
+    corpus.config = dataclasses.replace(corpus.config, teacher=TeacherRecipe(kind="endpoint", model="Qwen/Teacher"))
+    with pytest.raises(ConfigurationError, match=r"Qwen/Teacher.*TeacherRecipe\(kind='template'\)"):
+        corpus.build()
+    with pytest.raises(ConfigurationError, match="not one of"):
+        make_teacher(TeacherRecipe(kind="oracle"))
+
+
+def test_a_teacher_of_another_kind_drops_in(corpus, monkeypatch):
+    class Curt:
+        def write(self, tasks):
+            replies = {0: {"text": "seen"}, 1: {"text": "  "}, 2: {"text": "so lo", "finish_reason": "length"}}
+            for number, task in enumerate(tasks):
+                yield TeacherReply(task.query_id, **replies[number % 3])
+
+    monkeypatch.setattr(training_data, "make_teacher", lambda recipe: Curt())
+    corpus.build()
+    errors = Counter(row["error"] for row in corpus.rows("reasoning_traces").values())
+    assert errors[None] == errors["the teacher wrote nothing"] == len(corpus.rows("sft_examples")) == 16
+    assert sum("cut off" in str(error) for error in errors) == 1
+
+
+RED = EventNote(0.0, 5.0, "a red circle moves left on a black background")
+BLUE = EventNote(5.0, 9.0, "a blue square grows on a black background")
+GREEN = EventNote(9.0, 14.0, "a green bar moves up on a black background")
+NEAR = EventNote(0.0, 5.0, "a red circle moves right on a black background")
+
+
+def trace(label, moment, *events):
+    task = TeacherTask("q", "a crimson disc slides leftwards", label, "v", moment, events)
+    (reply,) = TemplateTeacher().write([task])
+    return reply
+
+
+def test_the_template_for_a_match():
+    reply = trace("matched", BLUE, RED, BLUE, GREEN)
+    assert reply.text == (
+        "Asked: a blue square grows on a black background. "
+        "0.0-5.0: a red circle moves left on a black background. "
+        "5.0-9.0: a blue square grows on a black background. "
+        "9.0-14.0: a green bar moves up on a black background. "
+        "Fits: event 2, 5.0-9.0, before event 3."
+    )
+    assert reply.verdict == "matched"
+    assert trace("matched", BLUE, RED, BLUE).text.endswith("Fits: event 2, 5.0-9.0, after event 1.")
+    assert trace("matched", RED, RED).text.endswith("Fits: event 1, 0.0-5.0.")
+
+
+def test_the_template_for_a_mismatch_names_what_the_closest_event_lacks():
+    reply = trace("not_matched", RED, NEAR, BLUE)
+    assert reply.text.endswith("Closest: event 1, 0.0-5.0, lacks left.")
+    assert reply.verdict == "not_matched"
+    assert trace("not_matched", BLUE, RED).text.endswith("lacks blue, square, grows.")
+
+
+def test_traces_are_short():
+    assert max(trace(x, RED, RED, BLUE, GREEN).num_tokens for x in ("matched", "not_matched")) <= 60
+
+
+def test_what_the_teacher_cannot_write_is_refused():
+    assert "nothing to describe" in refusal(trace("matched", RED), "matched")
+    assert "not among those" in refusal(trace("matched", RED, BLUE), "matched")
+    assert "contradicts" in refusal(trace("not_matched", RED, RED), "not_matched")
+    assert "tags" in refusal(TeacherReply("q", "it is <answer>matched</answer>"), "matched")
+    assert "'content_filter'" in refusal(TeacherReply("q", "x", "content_filter"), "matched")
+    assert refusal(TeacherReply("q", "a dog barks"), "matched") is None
+
+
+def test_missing_words_mind_order_but_not_articles_or_punctuation():
+    assert missing_words("a red circle before a blue square", "a red square before a blue circle") == [
+        "circle",
+        "square",
+    ]
+    assert missing_words("The dog barks.", "a dog, barks") == []
