@@ -12,6 +12,9 @@ from assets._factory import AssetInfo
 from assets._metadata import cell, markdown_table, picture
 from vsr1_core.stages.base import View
 
+MAX_TURNS = 16
+"""Only for the order of rows: curves by number of turns come last."""
+
 METHODS = {
     "zero_shot": "The base policy, no refinement.",
     "fine_tuned": "The fine-tuned policy, no refinement.",
@@ -42,8 +45,12 @@ def metrics_table(frame: pl.DataFrame) -> str:
 
 def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a line a metric, a column a method. frame: method, metric, value, low, high."""
-    methods = frame["method"].unique(maintain_order=True).to_list()
-    names = frame["metric"].unique(maintain_order=True).to_list()
+    from vsr1_core.evaluation.metrics import metric_names
+    from vsr1_core.evaluation.plots import in_method_order
+
+    methods = in_method_order(frame["method"].unique().to_list())
+    order = {name: place for place, name in enumerate(metric_names(MAX_TURNS))}
+    names = sorted(frame["metric"].unique().to_list(), key=lambda name: (order.get(name, len(order)), name))
     cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
     return ["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names]
 

@@ -77,6 +77,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except BrokenPipeError:  # `vsr1 report | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except _known_errors() as error:
             if _debug["on"] or isinstance(error, KeyError | IndexError):
                 raise
