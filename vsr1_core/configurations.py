@@ -23,6 +23,8 @@ TINY_SFT = SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule
 TINY = Configuration(
     name="tiny",
     frames=TINY_FRAMES,
+    models=ModelRecipe(contrastive_steps=300),
+    pool=PoolRecipe(fill_matched=True),
     sft=TINY_SFT,
     fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
     grpo=GRPORecipe(steps=20, queries_per_step=8, group_size=4, lr=5e-5, refine_lr=5e-5),
@@ -34,7 +36,7 @@ NANO = Configuration(
     frames=TINY_FRAMES,
     models=ModelRecipe(hidden_size=32, num_layers=2, num_heads=2, vision_hidden_size=32, contrastive_steps=2,
                        contrastive_batch=8),
-    pool=PoolRecipe(num_matched=8, num_not_matched=8),
+    pool=PoolRecipe(num_matched=8, num_not_matched=8, fill_matched=True),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
     fine_tuned=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine=False),
     grpo=GRPORecipe(steps=1, queries_per_step=2, group_size=2, num_turns=2, max_new_tokens=24),

@@ -130,6 +130,8 @@ class PoolRecipe:
 
     num_matched: int = 1000
     num_not_matched: int = 1000
+    fill_matched: bool = False
+    """Where too few are ranked first, show the right video of other queries. Not in the paper; for weak embedders."""
     seed: int = 42
 
 

@@ -109,7 +109,7 @@ class Moment:
     @property
     def plain_caption(self) -> str:
         background, colour, shape, motion, relation, other = self.key
-        return f"a {colour} {shape} {motion} on a {background} background {relation} a {other}"
+        return f"a {colour} {shape} {motion} on {background} {relation} a {other}"
 
 
 def scenes(recipe: ToyRecipe) -> list[Scene]:

@@ -16,6 +16,7 @@ import polars as pl
 from vsr1_core.increments import row_version
 from vsr1_core.recipes import Configuration, SFTRecipe, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vsr1_core.training.sft import SFTData
 
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
-IS_TRAIN = pl.col("split") == "train"
 IN_TRAIN = pl.col("splits").list.contains("train")
 
 
@@ -265,15 +265,7 @@ def _sft_data(view: View, policy: LoadedPolicy, execution: Execution) -> SFTData
     examples = build_examples(policy, rows, [f.layout for f in features])
     corpus = view.rows("video_embeddings", ["video_id", "splits"]).filter(IN_TRAIN)["video_id"].sort().to_list()
     vectors = dict(zip(corpus, vectors_of(view, "video_embeddings", corpus), strict=True))
-    return SFTData(examples, store, vectors, never_negatives(view))
-
-
-def never_negatives(view: View) -> dict[str, frozenset[str]]:
-    """query id -> the videos whose train moments have the same query text (its own among them)."""
-    moments = view.rows("moments", ["query_id", "query", "video_id", "split"]).filter(IS_TRAIN)
-    shared = moments.group_by("query").agg(pl.col("video_id").alias("never"))
-    pairs = moments.join(shared, on="query").select("query_id", "never").iter_rows()
-    return {query_id: frozenset(videos) for query_id, videos in pairs}
+    return SFTData(examples, store, vectors, same_text_videos(view))
 
 
 class FineTunedCheckpoint(SFTCheckpoint):
@@ -337,7 +329,7 @@ class GRPOCheckpoint(TrainedStage):
             features=frame_store(view, policy.model.model, execution),
             vectors=vectors,
             durations_s=durations_of(view),
-            never=never_negatives(view),
+            never=same_text_videos(view),
             recipe=self.recipe(view.config),
             work_folder=view.files(self.name) / "trainer",
             log=execution.log,

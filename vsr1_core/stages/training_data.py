@@ -33,7 +33,9 @@ class Top1Pool(Stage):
 
     Chosen by a hash of (seed, query id), so that a changed row does not reshuffle the others; fewer than asked where
     there are no more. Left out: queries whose right video is not in the index, and those whose first video is wrong
-    but has a moment with the same text (no one can say what its label should be).
+    but has a moment with the same text (no one can say what its label should be). With `fill_matched`, where too few
+    are ranked first, spare queries are shown their right video all the same: a weak embedder ranks 3 % of the toy
+    train queries first, which is too few to learn from what a match looks like.
     No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
     """
 
@@ -49,11 +51,20 @@ class Top1Pool(Stage):
         for query_id, known in self._candidates(view).items():
             labels[known["label"]][query_id] = Row({"first_ranking": fingerprint(known)}, known)
         seed = view.config.pool.seed
-        return {
-            query_id: rows[query_id]
-            for label, rows in labels.items()
-            for query_id in sorted(rows, key=lambda i: _draw(seed, i))[: asked[label]]
-        }
+        ordered = {label: sorted(rows, key=lambda i: _draw(seed, i)) for label, rows in labels.items()}
+        chosen = {q: labels[label][q] for label, ids in ordered.items() for q in ids[: asked[label]]}
+        if view.config.pool.fill_matched:
+            short = asked["matched"] - len(ordered["matched"][: asked["matched"]])
+            spare = ordered["not_matched"][asked["not_matched"] :][: max(0, short)]
+            chosen |= {query_id: self._shown_right(labels["not_matched"][query_id]) for query_id in spare}
+        return chosen
+
+    @staticmethod
+    def _shown_right(row: Row) -> Row:
+        """The same query with its right video shown, though another was ranked first."""
+        video_id = row.known["video_id"]
+        known = {"label": "matched", "shown_video_id": video_id, "video_id": video_id}
+        return Row({"first_ranking": fingerprint(known)}, known)
 
     @staticmethod
     def _candidates(view: View) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.checkpoints import LoadedPolicy
@@ -62,6 +62,7 @@ def train_sft(
         args=_arguments(recipe, work_folder),
         callbacks=[LogLines(log)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     policy.model.eval()
     return curve_of(trainer.state.log_history)
@@ -89,7 +90,7 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
         warmup_steps=recipe.warmup_ratio,  # below 1 it is a share of all steps
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing=recipe.gradient_checkpointing,
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=10,
