@@ -1,0 +1,307 @@
+"""Stage 2 (METHOD 6): GRPO over whole search episodes, on TRL's GRPOTrainer. Sampling and replay are `rollout`.
+
+Why a subclass and not a loop of our own: TRL's part (GRPOConfig, the sampler that repeats a prompt for its group,
+generating once and splitting into micro-batches, accumulation, schedule, clipping, logging) needs three overrides of
+about ten lines: what a rollout is, what the loss is, and two learning rates. TRL's reference model is not used: it is
+loaded by name, ours is a frozen copy of the policy as it stands, without a second vision tower.
+
+Differences from the authors' code, all as METHOD 6 says: whole episodes instead of one turn on a stored video, and the
+soft tokens learn, through L_ret of the episode's last refined query. With `accumulate` that query holds the latents of
+all turns, and gradients flow through all of them. Difference from TRL: a sequence is an episode (`training.losses`).
+Left out: several processes (the loss runs the policy's parts and not its forward, which data parallelism hooks into),
+and several passes over one set of rollouts.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from vsr1_core.models.checkpoints import LoadedPolicy
+from vsr1_core.models.decoding import DecodeSettings, end_tokens
+from vsr1_core.models.embedder import Embedder
+from vsr1_core.models.policy import Policy
+from vsr1_core.models.vision import FeatureStore
+from vsr1_core.recipes import GRPORecipe
+from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn
+from vsr1_core.search.index import VideoIndex
+from vsr1_core.training.contrastive import CurvePoint
+from vsr1_core.training.losses import PolicyLoss, policy_loss
+from vsr1_core.training.rewards import RewardBreakdown
+from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
+from vsr1_core.training.sft import LogLines, curve_of, parameter_groups
+
+NUM_TRACED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class EpisodeTrace:
+    """One sampled episode to read. turns: of each, the video shown, the right video's rank, and what was written."""
+
+    step: int
+    query_id: str
+    query: str
+    turns: tuple[str, ...]
+    reward: RewardBreakdown
+    advantage: float
+
+
+@dataclass(frozen=True)
+class GRPOResult:
+    """curve: losses and rewards of every step; episodes: the first group of about twenty steps."""
+
+    curve: list[CurvePoint]
+    episodes: list[EpisodeTrace]
+
+
+def train_grpo(
+    policy: LoadedPolicy,
+    embedder: Embedder,
+    prompts: Sequence[GRPOPrompt],
+    index: VideoIndex,
+    features: FeatureStore,
+    vectors: Mapping[str, Tensor],
+    durations_s: Mapping[str, float],
+    never: Mapping[str, frozenset[str]],
+    recipe: GRPORecipe,
+    work_folder: Path,
+    log: Callable[[str], None] = lambda line: None,
+    micro_batch_size: int = 8,
+) -> GRPOResult:
+    """Train `policy.model` in place, the embedder frozen. `vectors`: video id -> unit vector of each
+    video that may be a negative; `never`: query id -> videos that are no negatives of it; `durations_s`: of every video
+    in the index; `micro_batch_size`: episodes a backward pass (memory; only `bnpo` gives another result).
+    `work_folder` is the trainer's own. With fewer prompts than queries a step, a step takes all of them.
+
+    Raises ValueError when there are no prompts, or a prompt's right video has no vector.
+    """
+    _check_prompts(prompts, vectors)
+    _freeze(policy, embedder)
+    settings = EpisodeSettings(
+        num_turns=recipe.num_turns,
+        decode=DecodeSettings(recipe.max_new_tokens, recipe.temperature, policy.model.soft_query.num_soft_tokens),
+    )
+    device = next(policy.model.parameters()).device
+    sampler = RolloutSampler(
+        searcher=Searcher(policy, embedder, index, features, durations_s, settings),
+        recipe=recipe,
+        vectors=vectors,
+        never=never,
+        generator=torch.Generator(device).manual_seed(recipe.seed),
+        rng=random.Random(recipe.seed),
+    )
+    trainer = EpisodeGRPOTrainer(
+        policy=policy,
+        prompts=prompts,
+        sampler=sampler,
+        recipe=recipe,
+        args=_arguments(recipe, work_folder, min(recipe.queries_per_step, len(prompts)), micro_batch_size),
+        callbacks=[LogLines(log, shown="/mean")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    policy.model.eval()
+    return GRPOResult(curve_of(trainer.state.log_history), trainer.traces)
+
+
+def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor]) -> None:
+    if not prompts:
+        raise ValueError("stage 2 has no prompts to train on: grpo_prompts is empty; is there a split named train?")
+    lost = sorted({p.right_video_id for p in prompts if p.right_video_id not in vectors})
+    if lost:
+        raise ValueError(
+            f"{len(lost)} right videos have no vector, e.g. {', '.join(lost[:3])}: build video_embeddings and "
+            "grpo_prompts again"
+        )
+
+
+def _freeze(policy: LoadedPolicy, embedder: Embedder) -> None:
+    """The text model and P, R, A learn; both vision towers, the embedder and the unused gate do not."""
+    policy.model.requires_grad_(True)
+    policy.model.model.visual.requires_grad_(False)
+    policy.model.refine_gate.requires_grad_(False)
+    embedder.model.requires_grad_(False)
+
+
+def _frozen_copy(model: Policy) -> Policy:
+    """The reference of the KL term. The vision tower is shared: it does not learn, and features are cached."""
+    shared = {id(model.model.visual): model.model.visual}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def _arguments(recipe: GRPORecipe, work_folder: Path, num_queries: int, micro_batch_size: int) -> GRPOConfig:
+    num_episodes = num_queries * recipe.group_size
+    size = max(n for n in range(1, num_episodes + 1) if num_episodes % n == 0 and n <= max(1, micro_batch_size))
+    return GRPOConfig(
+        output_dir=str(work_folder),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=1,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=num_episodes // size,
+        num_generations=recipe.group_size,
+        max_completion_length=recipe.num_turns * recipe.max_new_tokens,
+        temperature=recipe.temperature,
+        learning_rate=recipe.lr,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        epsilon=recipe.clip,
+        beta=0.0,  # no reference model by name; see EpisodeGRPOTrainer.reference
+        loss_type=recipe.loss_type,
+        bf16=recipe.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        activation_checkpointing=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _scored_with_the_rollouts(**_: Any) -> list[float]:
+    """TRL asks for a reward function; ours needs the whole episode and is called in RolloutSampler."""
+    raise NotImplementedError("episodes are scored in RolloutSampler.sample")
+
+
+class EpisodeGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose completions are search episodes and whose loss also runs through their latents."""
+
+    def __init__(
+        self,
+        *,
+        policy: LoadedPolicy,
+        prompts: Sequence[GRPOPrompt],
+        sampler: RolloutSampler,
+        recipe: GRPORecipe,
+        **kwargs: Any,
+    ) -> None:
+        self.policy, self.prompts, self.sampler, self.recipe = policy, prompts, sampler, recipe
+        self.reference = _frozen_copy(policy.model) if recipe.beta else None
+        self.traces: list[EpisodeTrace] = []
+        super().__init__(
+            model=policy.model,
+            processing_class=policy.tokenizer,
+            reward_funcs=_scored_with_the_rollouts,
+            train_dataset=Dataset.from_dict({"prompt": list(range(len(prompts)))}),
+            **kwargs,
+        )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with the refine modules' own learning rate."""
+        groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
+        return self.optimizer
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The step's episodes, sampled and scored. TRL shuffles and splits what comes back into micro-batches."""
+        self.policy.model.eval()
+        with self.accelerator.autocast():
+            rollouts = self.sampler.sample([self.prompts[row["prompt"]] for row in inputs])
+        self.policy.model.train()
+        self._note_rollouts(rollouts)
+        return {
+            "advantages": torch.tensor([r.advantage for r in rollouts], device=self.accelerator.device),
+            "rollouts": rollouts,
+            "num_tokens": torch.tensor(sum(r.num_sampled_tokens for r in rollouts)),
+            "num_refined": torch.tensor(sum(r.is_refined for r in rollouts)),
+        }
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The micro-batch's share of the step's loss: TRL adds shares up, so the means are divided here."""
+        rollouts: list[Rollout] = inputs["rollouts"]
+        with self.accelerator.autocast():
+            played = self._replay(self.policy.model, rollouts)
+        policy = self._policy_loss(rollouts, played, inputs)
+        self._note("kl", policy.kl)
+        self._note("clip_fraction", policy.clip_fraction)
+        self._note("entropy", played.entropy[played.mask].mean())
+        is_shared = self.recipe.loss_type == "dapo"  # already divided by the whole step's tokens
+        loss = policy.loss if is_shared else policy.loss / self.current_gradient_accumulation_steps
+        self._note("policy_loss", policy.loss * (self.current_gradient_accumulation_steps if is_shared else 1))
+        if not any(played.latents):
+            return loss
+        with self.accelerator.autocast():
+            losses = self._refined_losses(rollouts, played)
+        self._note("retrieval_loss", losses.mean())
+        return loss + self.recipe.retrieval_weight * losses.sum() / inputs["num_refined"]
+
+    def _replay(self, model: Policy, rollouts: list[Rollout], with_latents: bool = True) -> Replay:
+        features, tokenizer = self.sampler.searcher.features, self.policy.tokenizer
+        return replay(model, tokenizer, rollouts, features, self.recipe.temperature, with_latents)
+
+    def _policy_loss(self, rollouts: list[Rollout], played: Replay, inputs: dict[str, Any]) -> PolicyLoss:
+        """Recorded log-probabilities are those of temperature 1. At another one the old policy is the present one,
+        which made these samples: a ratio of 1 with a gradient."""
+        old = played.log_probs.detach()
+        if self.recipe.temperature == 1:
+            old = recorded_log_probs(rollouts).to(old)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                reference = self._replay(self.reference, rollouts, with_latents=False).log_probs
+        return policy_loss(
+            played.log_probs,
+            old,
+            inputs["advantages"],
+            played.mask,
+            reference_logprobs=reference,
+            clip=self.recipe.clip,
+            beta=self.recipe.beta,
+            loss_type=self.recipe.loss_type,
+            max_tokens=self.max_completion_length,
+            num_tokens=int(inputs["num_tokens"]),
+        )
+
+    def _refined_losses(self, rollouts: list[Rollout], played: Replay) -> Tensor:
+        refined = [(rollout, soft) for rollout, soft in zip(rollouts, played.latents, strict=True) if soft]
+        return self.sampler.refined_losses([r for r, _ in refined], [soft for _, soft in refined])
+
+    def _note(self, name: str, value: Tensor | float) -> None:
+        self._metrics["train"][name].append(float(torch.as_tensor(value).detach()))
+
+    def _note_rollouts(self, rollouts: list[Rollout]) -> None:
+        """Mean and spread of each reward, and what the episodes look like; every n-th step its first group to read."""
+        for part in fields(RewardBreakdown):
+            values = torch.tensor([getattr(r.reward, part.name) for r in rollouts])
+            name = f"rewards/{part.name}"
+            self._note(f"{name}/mean", values.mean())
+            self._note(f"{name}/std", values.std())
+        groups = torch.tensor([r.reward.total for r in rollouts]).view(-1, self.recipe.group_size)
+        self._note("groups_of_equal_reward", (groups.std(dim=1) < 1e-6).float().mean())
+        turns = [turn for r in rollouts for turn in r.episode.turns]
+        self._note("num_turns", len(turns) / len(rollouts))
+        self._note("num_text_tokens", sum(r.num_sampled_tokens for r in rollouts) / len(rollouts))
+        self._note("share_at_token_limit", sum(self._is_cut(turn) for turn in turns) / len(turns))
+        self._note("share_matched", sum(r.episode.is_matched for r in rollouts) / len(rollouts))
+        self._note("share_final_rank_1", sum(r.episode.final_rank == 1 for r in rollouts) / len(rollouts))
+        if self.state.global_step % max(1, self.state.max_steps // NUM_TRACED_STEPS) == 0:
+            self.traces += [_trace(self.state.global_step, r) for r in rollouts[: self.recipe.group_size]]
+
+    def _is_cut(self, turn: Turn) -> bool:
+        return turn.decoded.token_ids[-1] not in end_tokens(self.policy.tokenizer)
+
+
+def _trace(step: int, rollout: Rollout) -> EpisodeTrace:
+    return EpisodeTrace(
+        step=step,
+        query_id=rollout.prompt.query_id,
+        query=rollout.prompt.query,
+        turns=tuple(f"{t.video_id} (right video at rank {t.rank}): {t.decoded.text}" for t in rollout.episode.turns),
+        reward=rollout.reward,
+        advantage=rollout.advantage,
+    )

@@ -1,0 +1,229 @@
+"""Whole episodes as training rows (METHOD 6): who is asked, what was sampled, what it earned, and its differentiable
+replay. No optimiser and no trainer here; rewards are `training.rewards`, the search is `search.episodes`.
+
+Actions of an episode are the tokens that the policy drew in all its turns, a stop token and a <REFINE> of its own
+among them. A <REFINE> that the loop forced is none, nor are the latents. A text that met the token limit has its kept
+tokens as actions: the draw beyond the limit is never kept, whatever it was, so nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from vsr1_core.models.decoding import end_tokens, teacher_forced
+from vsr1_core.models.inputs import Prompt, extended
+from vsr1_core.models.policy import Policy
+from vsr1_core.models.vision import FeatureStore
+from vsr1_core.reasoning.conversation import REFINE_TOKEN
+from vsr1_core.recipes import GRPORecipe
+from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
+from vsr1_core.training.examples import choose_negatives
+from vsr1_core.training.losses import group_advantages, retrieval_losses
+from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecord, score_episode
+
+
+@dataclass(frozen=True)
+class GRPOPrompt:
+    """One row of grpo_prompts: a query, its moment in seconds, and videos that are like the right one."""
+
+    query_id: str
+    query: str
+    right_video_id: str
+    start_s: float
+    end_s: float
+    duration_s: float
+    negative_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled episode. negatives: [K, D], the same for a whole group, so that rewards of a group compare."""
+
+    prompt: GRPOPrompt
+    episode: Episode
+    negatives: Tensor
+    reward: RewardBreakdown
+    advantage: float
+
+    @property
+    def is_refined(self) -> bool:
+        return bool(self.episode.latents)
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(turn.decoded.num_text_tokens for turn in self.episode.turns)
+
+
+@dataclass
+class RolloutSampler:
+    """Samples and scores episodes. vectors: video id -> its unit vector [D]; never: query id -> no negatives."""
+
+    searcher: Searcher
+    recipe: GRPORecipe
+    vectors: Mapping[str, Tensor]
+    never: Mapping[str, frozenset[str]]
+    generator: torch.Generator
+    rng: random.Random
+
+    def __post_init__(self) -> None:
+        self.corpus_ids = sorted(self.vectors)
+        self.first_vectors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[GRPOPrompt]) -> list[Rollout]:
+        """One episode a prompt, all as one batch. `prompts` holds each query group_size times in a row."""
+        queries = [EpisodeQuery(p.query_id, p.query, p.right_video_id) for p in prompts]
+        episodes = self.searcher.run(queries, self._first_vectors(queries), self.generator)
+        by_query = {p.query_id: self._negatives(p) for p in prompts[:: self.recipe.group_size]}
+        negatives = [by_query[p.query_id] for p in prompts]
+        rewards = self._rewards(prompts, episodes, negatives)
+        advantages = group_advantages(torch.tensor([r.total for r in rewards]), self.recipe.group_size)
+        return [Rollout(*row) for row in zip(prompts, episodes, negatives, rewards, advantages.tolist(), strict=True)]
+
+    def retrieval_losses(
+        self, prompts: Sequence[GRPOPrompt], query_vectors: Tensor, negatives: Sequence[Tensor]
+    ) -> Tensor:
+        """L_ret [B] of the queries [B, D]; gradients flow to them."""
+        padded = pad_sequence(list(negatives), batch_first=True)
+        mask = pad_sequence([torch.ones(len(n), dtype=torch.bool) for n in negatives], batch_first=True)
+        device = query_vectors.device
+        positives = torch.stack([self.vectors[p.right_video_id] for p in prompts])
+        return retrieval_losses(
+            query_vectors,
+            positives.to(device),
+            padded.to(device),
+            mask.to(device),
+            temperature=self.recipe.retrieval_temperature,
+        )
+
+    def refined_losses(self, rollouts: Sequence[Rollout], latents: Sequence[Sequence[Tensor]]) -> Tensor:
+        """L_ret [B] of each episode's last refined query, built from `latents[b]`, one [N, D] a turn, with gradients
+        through them and the frozen embedder."""
+        refined = [Episode(r.episode.query, latents=list(soft)) for r, soft in zip(rollouts, latents, strict=True)]
+        vectors = self.searcher.embed(refined)
+        return self.retrieval_losses([r.prompt for r in rollouts], vectors, [r.negatives for r in rollouts])
+
+    def _rewards(
+        self, prompts: Sequence[GRPOPrompt], episodes: Sequence[Episode], negatives: Sequence[Tensor]
+    ) -> list[RewardBreakdown]:
+        last_vectors = torch.stack([e.final_vector for e in episodes if e.final_vector is not None])
+        losses = self.retrieval_losses(prompts, last_vectors, negatives).tolist()
+        return [
+            score_episode(episode_record(*row), self.recipe.rewards)
+            for row in zip(prompts, episodes, losses, strict=True)
+        ]
+
+    def _first_vectors(self, queries: Sequence[EpisodeQuery]) -> Tensor:
+        """Vectors [B, D] of the plain queries: the embedder is frozen, so each is embedded once a training run,
+        unless a head that learns comes after it."""
+        if self.searcher.embedder.head is not None:
+            self.first_vectors.clear()
+        new = {q.query_id: q for q in queries if q.query_id not in self.first_vectors}
+        if new:
+            vectors = self.searcher.embed([Episode(query) for query in new.values()])
+            self.first_vectors.update(zip(new, vectors, strict=True))
+        return torch.stack([self.first_vectors[q.query_id] for q in queries])
+
+    def _negatives(self, prompt: GRPOPrompt) -> Tensor:
+        never = self.never.get(prompt.query_id, frozenset()) | {prompt.right_video_id}
+        ids = choose_negatives(prompt.negative_ids, self.corpus_ids, never, self.recipe.num_negatives, self.rng)
+        return torch.stack([self.vectors[video_id] for video_id in ids])
+
+
+def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) -> EpisodeRecord:
+    """What the rewards read of an episode."""
+    turns = [
+        TurnRecord(
+            text=turn.decoded.text,
+            decision=turn.answer.decision,
+            shown_is_right=turn.video_id == prompt.right_video_id,
+            start_s=turn.answer.start_s,
+            end_s=turn.answer.end_s,
+        )
+        for turn in episode.turns
+    ]
+    return EpisodeRecord(turns, prompt.start_s, prompt.end_s, retrieval_loss)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rollouts run again with gradients. A row is an episode, its columns the sampled tokens of all its turns.
+
+    log_probs, entropy: [B, L]; mask: [B, L], False in padding; latents[b]: one [N, D] for each turn that refined.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    mask: Tensor
+    latents: list[list[Tensor]]
+
+
+def replay(
+    model: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Sequence[Rollout],
+    features: FeatureStore,
+    temperature: float,
+    with_latents: bool = True,
+) -> Replay:
+    """What `model` makes of the sampled tokens: log-probabilities at `temperature`, and the latents after them."""
+    turns = [turn for rollout in rollouts for turn in rollout.episode.turns]
+    rows = [extended(turn.prompt, fed_tokens(turn, tokenizer)) for turn in turns]
+    refining = [i for i, turn in enumerate(turns) if with_latents and turn.decoded.latents is not None]
+    hidden, latents, _ = teacher_forced(
+        model,
+        rows,
+        features.get([turn.video_id for turn in turns]),
+        refining=refining,
+        pad_id=tokenizer.pad_token_id,
+        num_soft_tokens=model.soft_query.num_soft_tokens,
+    )
+    states = torch.cat([_predicting(*each) for each in zip(hidden, rows, turns, strict=True)])
+    targets = torch.tensor([t for turn in turns for t in turn.decoded.token_ids], device=states.device)
+    log_probs = (model.lm_head(states).float() / temperature).log_softmax(-1)
+    chosen = log_probs.gather(-1, targets[:, None])[:, 0]
+    entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
+    lengths = [rollout.num_sampled_tokens for rollout in rollouts]
+    by_turn = iter(latents)
+    return Replay(
+        log_probs=_rows(chosen, lengths),
+        entropy=_rows(entropy, lengths),
+        mask=_rows(torch.ones_like(targets, dtype=torch.bool), lengths),
+        latents=[
+            [next(by_turn) for turn in r.episode.turns if with_latents and turn.decoded.latents is not None]
+            for r in rollouts
+        ],
+    )
+
+
+def recorded_log_probs(rollouts: Sequence[Rollout]) -> Tensor:
+    """What the decoding loop noted for the same tokens, at temperature 1: [B, L], zero in padding."""
+    flat = [value for r in rollouts for turn in r.episode.turns for value in turn.decoded.log_probs]
+    return _rows(torch.tensor(flat), [r.num_sampled_tokens for r in rollouts])
+
+
+def fed_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the policy read after the prompt: all it sampled but the last token, which it only predicted. A turn that
+    refined read its text and <REFINE>, which stands in the place of a stop token."""
+    sampled = turn.decoded.token_ids
+    if turn.decoded.latents is None:
+        return sampled[:-1]
+    text = sampled[:-1] if sampled and sampled[-1] in end_tokens(tokenizer) else sampled
+    return [*text, tokenizer.convert_tokens_to_ids(REFINE_TOKEN)]
+
+
+def _predicting(hidden: Tensor, row: Prompt, turn: Turn) -> Tensor:
+    """The states [n, H] that predict the turn's n sampled tokens; `hidden` [L, H] is left-padded."""
+    first = len(hidden) - len(row.token_ids) + len(turn.prompt.token_ids) - 1
+    return hidden[first : first + turn.decoded.num_text_tokens]
+
+
+def _rows(flat: Tensor, lengths: list[int]) -> Tensor:
+    return pad_sequence(list(flat.split(lengths)), batch_first=True)
