@@ -87,6 +87,20 @@ def test_another_seed_draws_another_pool(corpus):
     assert pools[0] != pools[1]
 
 
+def test_too_few_matches_are_filled_with_right_videos_when_asked(corpus):
+    with_pool(corpus, 30, 10)
+    corpus.build()
+    plain = pool_of(corpus)
+    assert Counter(plain.values())["matched"] < 30
+    corpus.config = dataclasses.replace(corpus.config, pool=dataclasses.replace(corpus.config.pool, fill_matched=True))
+    corpus.build()
+    rows = corpus.rows("top1_pool")
+    assert Counter(pool_of(corpus).values()) == {"matched": 30, "not_matched": 10}
+    assert plain.items() < pool_of(corpus).items()
+    assert all((r["shown_video_id"] == r["video_id"]) == (r["label"] == "matched") for r in rows.values())
+    assert all(r["status"] == "ok" for r in corpus.rows("sft_examples").values())
+
+
 def test_a_changed_row_does_not_reshuffle_the_pool(corpus):
     with_pool(corpus, 8, 8)
     corpus.build()
