@@ -75,9 +75,7 @@ class View:
         frame = self.planned[asset].filter(pl.col("status") == "ok")
         return frame if columns is None else frame.select(list(columns))
 
-    def results(
-        self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None
-    ) -> pl.DataFrame:
+    def results(self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table (that fit `where`) with all columns true.
 
         Raises NotYetKnown while one of them is still to be made; `where` may use columns that are known before.
