@@ -6,6 +6,7 @@ A checkpoint is a folder: `model.safetensors` with METHOD 3's names beside Qwen3
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from vsr1_core.models.policy import Policy, SoftQueryConfig, soft_query_modules,
 from vsr1_core.models.vision import batch_vision_attention
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
 
-_SAFE = {"use_safetensors": True, "output_loading_info": True}
+# Wrong shapes are let through by transformers and refused by `_check_loaded`, which can say which and why.
+_SAFE = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,67 @@ def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype = to
     """
     path = Path(folder)
     _require_folder(path)
-    model, info = Policy.from_pretrained(path, dtype=dtype, **_SAFE)
-    _check_loaded(str(path), info, allowed_missing=("lm_head.weight",))
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return load_configured(path, Qwen3VLConfig.from_pretrained(path), device, dtype)
+
+
+def load_configured(
+    folder: Path, config: Qwen3VLConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedPolicy:
+    """The policy that `config` (with its soft_query section) describes, every tensor of it from `folder`.
+
+    Raises ValueError naming every missing, unexpected or wrongly shaped tensor, and for a tokenizer that has no
+    <REFINE> or more tokens than the model has embeddings.
+    """
+    model, info = Policy.from_pretrained(folder, config=config, dtype=dtype, **_SAFE)
+    _check_loaded(str(folder), info, allowed_missing=_tied(config))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    _check_tokenizer(str(folder), tokenizer, model)
     batch_vision_attention(model.model)
-    return LoadedPolicy(model.to(device).eval(), tokenizer, str(path))
+    return LoadedPolicy(model.to(device).eval(), tokenizer, str(folder))
 
 
 def load_base_policy(
-    model_id: str, soft_query: SoftQueryConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model_id: str,
+    soft_query: SoftQueryConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 42,
 ) -> LoadedPolicy:
-    """A published Qwen3-VL (hub id or folder) with fresh soft query modules and the <REFINE> token added."""
+    """A published Qwen3-VL (hub id or folder) with fresh soft query modules and the <REFINE> token added.
+
+    The same `seed` gives the same fresh weights. Raises ValueError for a checkpoint that brings soft query modules of
+    its own: those are weights to load (`load_policy`, `released.load_released_policy`), not to start anew.
+    """
     config = with_soft_query(Qwen3VLConfig.from_pretrained(model_id), soft_query)
-    model, info = Policy.from_pretrained(model_id, config=config, dtype=dtype, **_SAFE)
-    fresh = soft_query_modules(
-        config.text_config.hidden_size, soft_query.embedding_size, soft_query.embedder_hidden_size
-    )
-    names = tuple(f"{name}.{key}" for name, module in fresh.items() for key in module.state_dict())
-    _check_loaded(model_id, info, allowed_missing=("lm_head.weight", *names))
-    for name, module in fresh.items():
-        model.get_submodule(name).load_state_dict(module.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
-    if REFINE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [REFINE_TOKEN]})
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = Policy.from_pretrained(model_id, config=config, dtype=dtype, **_SAFE)
+        fresh = _fresh_modules(model, model_id, info)
+        _check_loaded(model_id, info, allowed_missing=(*_tied(config), *fresh))
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        if REFINE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_tokens([REFINE_TOKEN], special_tokens=True)
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+    _check_tokenizer(model_id, tokenizer, model)
     batch_vision_attention(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer, model_id)
+
+
+def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Give `model`'s soft query modules their starting weights; returns them by name."""
+    soft, hidden_size = model.soft_query, model.config.text_config.hidden_size
+    modules = soft_query_modules(hidden_size, soft.embedding_size, soft.embedder_hidden_size)
+    fresh = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    wrong_shape = {key for key, *_ in info["mismatched_keys"]}
+    trained = sorted(set(fresh) - set(info["missing_keys"]) | set(fresh) & wrong_shape)
+    if trained:
+        raise ValueError(
+            f"{source} brings soft query modules of its own ({trained[0]} and {len(trained) - 1} more tensors): load "
+            "it as a checkpoint; one in the authors' form is imported with vsr1_core.models.released"
+        )
+    model.load_state_dict(fresh, strict=False)
+    return fresh
 
 
 def open_policy(
@@ -137,10 +173,28 @@ def _require_folder(path: Path) -> None:
         raise FileNotFoundError(f"{path} is not a checkpoint folder: it has no config.json")
 
 
-def _check_loaded(source: str, info: dict[str, Any], allowed_missing: tuple[str, ...]) -> None:
+def _tied(config: Qwen3VLConfig) -> tuple[str, ...]:
+    """The head may be missing only where it is the embedding matrix."""
+    return ("lm_head.weight",) if config.tie_word_embeddings else ()
+
+
+def _check_loaded(source: str, info: dict[str, Any], allowed_missing: Collection[str]) -> None:
     problems = [f"missing {k}" for k in sorted(set(info["missing_keys"]) - set(allowed_missing))]
     problems += [f"unexpected {k}" for k in sorted(info["unexpected_keys"])]
-    problems += [f"wrong shape {k}" for k in sorted(map(str, info["mismatched_keys"]))]
+    problems += [
+        f"{name} has the shape {list(stored)}, the config asks for {list(wanted)}"
+        for name, stored, wanted in sorted(info["mismatched_keys"])
+    ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ValueError(f"checkpoint {source} does not fit its config: {shown}")
+
+
+def _check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model: Policy) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if REFINE_TOKEN not in tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer of {source} has no {REFINE_TOKEN}: it is not the one the policy was trained with"
+        )
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer of {source} has {len(tokenizer)} tokens, its model {rows} embeddings")

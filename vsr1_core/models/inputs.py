@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
+VIDEO_PAD = "<|video_pad|>"
 _VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
 
 
@@ -63,9 +63,13 @@ class VideoLayout:
 
 
 def video_text(layout: VideoLayout, merge_size: int) -> str:
-    """The video as prompt text: for each pair of frames a time mark and its placeholders."""
+    """The video as prompt text: for each pair of frames a time mark and its placeholders.
+
+    It stands in place of the one placeholder of the chat template, whose own vision_start and vision_end stay around
+    it: so do transformers since 5.10 and vLLM with it (before, the outer pair was replaced too).
+    """
     _, height, width = layout.grid
-    pads = "<|video_pad|>" * (height * width // merge_size**2)
+    pads = VIDEO_PAD * (height * width // merge_size**2)
     return "".join(f"<{mark:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for mark in layout.marks_s)
 
 
@@ -98,19 +102,24 @@ def build_prompts(
     model: Qwen3VLModel,
     conversations: Sequence[Sequence[dict[str, Any]]],
     layouts: Sequence[VideoLayout | None],
+    add_special_tokens: bool = False,
 ) -> list[Prompt]:
     """Render, tokenize and position one conversation a row, with at most one video each, up to the assistant's turn.
 
-    Raises ValueError when a conversation and its layout disagree about whether there is a video.
+    `add_special_tokens` lets the tokenizer append its end-of-text token where it has that habit: right for an
+    embedding, wrong for a prompt that is to be continued. Raises ValueError when a conversation and its layout
+    disagree about whether there is a video, or a text holds a placeholder of its own.
     """
     merge_size = model.config.vision_config.spatial_merge_size
     texts = []
     for conversation, layout in zip(conversations, layouts, strict=True):
         text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        if (VIDEO_PLACEHOLDER in text) != (layout is not None):
-            raise ValueError("a conversation with a video needs a layout, one without must have none")
-        texts.append(text if layout is None else text.replace(VIDEO_PLACEHOLDER, video_text(layout, merge_size)))
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        if text.count(VIDEO_PAD) != (layout is not None):
+            raise ValueError(
+                "a conversation has one video and a layout or neither, and no text in it spells a video placeholder"
+            )
+        texts.append(text if layout is None else text.replace(VIDEO_PAD, video_text(layout, merge_size)))
+    ids = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
     return [_positioned(model, torch.tensor(row), layout) for row, layout in zip(ids, layouts, strict=True)]
 
 

@@ -82,9 +82,16 @@ class Policy(Qwen3VLForConditionalGeneration):
 
     @property
     def refine_parameters(self) -> list[nn.Parameter]:
-        """The parameters of P, R and A, which have a learning rate of their own."""
-        modules = (self.refine_projector, self.refine_latent_input_projector, self.refine_append_input_projector)
+        """The parameters of P, R, A and the query head where there is one: they have a learning rate of their own."""
+        modules = [self.refine_projector, self.refine_latent_input_projector, self.refine_append_input_projector]
+        if self.query_head is not None:
+            modules.append(self.query_head)
         return [p for module in modules for p in module.parameters()]
+
+    @property
+    def query_head(self) -> nn.Module | None:
+        """Linear(E, D) where the corpus vectors have another size than the embedder; see `Embedder.with_head`."""
+        return getattr(self, "query_embedder_head", None)
 
     def latent(self, hidden: Tensor) -> Tensor:
         """P: hidden states [..., H] -> soft tokens [..., D]."""

@@ -1,14 +1,16 @@
 """Vision features: computed once a video, shared over queries, turns and group samples.
 
-A feature's key is (digest of the vision weights, video id, version of its frames): new weights or new frames make a
-new key, nothing else does. The store is bounded by bytes and forgets the least recently used video.
+In memory the key is the video id, because a store belongs to one model and one set of frames; it is bounded by bytes
+and forgets the least recently used video. On disk the key names all that a feature depends on (`feature_key`): new
+vision weights, another precision or new frames make a new key, nothing else does.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from vsr1_core.models.inputs import VideoLayout, VideoPatches
+from vsr1_core.models.tensor_folder import TensorFolder
 
 
 @dataclass(frozen=True)
@@ -49,47 +52,112 @@ def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[V
     ]
 
 
-class FeatureStore:
-    """Features by video id for one set of vision weights, at most `max_bytes` of them in memory."""
+def vision_digest(model: Qwen3VLModel) -> str:
+    """Digest of the vision tower's weights and precision, 16 hex digits: what features depend on beside the frames.
 
-    def __init__(
-        self,
-        model: Qwen3VLModel,
-        load: Callable[[str], VideoPatches],
-        max_bytes: int = 2 << 30,
-        batch_size: int = 32,
-    ) -> None:
-        self.model = model
-        self.load = load
-        self.max_bytes = max_bytes
-        self.batch_size = batch_size
-        self._kept: OrderedDict[str, VideoFeatures] = OrderedDict()
-        self._bytes = 0
+    Training that leaves the tower alone (the default) leaves it as it is, so all checkpoints of a run share features.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.visual.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def feature_key(weights: str, video_id: str, frames_version: str) -> str:
+    """The key on disk: `weights` is a vision_digest, `frames_version` the row version of the video's frames."""
+    return f"{video_id}/{frames_version}/{weights}"
+
+
+@dataclass
+class FeatureStore:
+    """Features by video id for one vision tower, at most `max_bytes` of them in memory.
+
+    load: video id -> its patches. key_of: video id -> `feature_key`; with it, features outlive the process in `disk`.
+    One pass of the tower takes at most `batch_size` videos and `max_patches` patches (at least one video).
+    """
+
+    model: Qwen3VLModel
+    load: Callable[[str], VideoPatches]
+    max_bytes: int = 2 << 30
+    batch_size: int = 32
+    max_patches: int = 131_072
+    disk: TensorFolder | None = None
+    key_of: Callable[[str], str] | None = None
+    _kept: OrderedDict[str, VideoFeatures] = field(default_factory=OrderedDict, repr=False)
+    num_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.disk is None) != (self.key_of is None):
+            raise ValueError("features on disk need both the folder and the keys")
+
+    @property
+    def num_videos(self) -> int:
+        return len(self._kept)
 
     def get(self, video_ids: Sequence[str]) -> list[VideoFeatures]:
-        """Features in the order of `video_ids`; what is not kept is loaded and encoded in batches."""
+        """Features in the order of `video_ids`; what is not kept is read from disk, or encoded in batches."""
         found: dict[str, VideoFeatures] = {}
+        missing = []
         for video_id in dict.fromkeys(video_ids):
-            if video_id in self._kept:
-                self._kept.move_to_end(video_id)
-                found[video_id] = self._kept[video_id]
-        missing = [v for v in dict.fromkeys(video_ids) if v not in found]
-        for start in range(0, len(missing), self.batch_size):
-            names = missing[start : start + self.batch_size]
+            feature = self._recall(video_id)
+            if feature is None:
+                missing.append(video_id)
+            else:
+                found[video_id] = feature
+        for some in self._batches(missing):
             with torch.no_grad():
-                features = encode_videos(self.model, [self.load(v) for v in names])
-            for name, feature in zip(names, features, strict=True):
-                found[name] = self._keep(name, feature)
+                features = encode_videos(self.model, list(some.values()))
+            for video_id, feature in zip(some, features, strict=True):
+                # Clones: a split is a view that would hold the whole batch's memory.
+                own = VideoFeatures(feature.tokens.clone(), tuple(d.clone() for d in feature.deepstack), feature.layout)
+                if self.disk is not None and self.key_of is not None:
+                    self.disk.put(self.key_of(video_id), *_stored(own))
+                found[video_id] = self._keep(video_id, own)
         return [found[v] for v in video_ids]
 
-    def _keep(self, name: str, feature: VideoFeatures) -> VideoFeatures:
-        # Clones: a split is a view that would hold the whole batch's memory.
-        own = VideoFeatures(feature.tokens.clone(), tuple(d.clone() for d in feature.deepstack), feature.layout)
-        self._kept[name] = own
-        self._bytes += own.num_bytes
-        while self._bytes > self.max_bytes and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].num_bytes
-        return own
+    def _recall(self, video_id: str) -> VideoFeatures | None:
+        if video_id in self._kept:
+            self._kept.move_to_end(video_id)
+            return self._kept[video_id]
+        if self.disk is None or self.key_of is None:
+            return None
+        entry = self.disk.get(self.key_of(video_id))
+        return None if entry is None else self._keep(video_id, _restored(*entry, self.model))
+
+    def _batches(self, video_ids: Sequence[str]) -> Iterator[dict[str, VideoPatches]]:
+        """The videos' patches in groups that one pass may take."""
+        group: dict[str, VideoPatches] = {}
+        size = 0
+        for video_id in video_ids:
+            video = self.load(video_id)
+            if group and (len(group) == self.batch_size or size + len(video.patches) > self.max_patches):
+                yield group
+                group, size = {}, 0
+            group[video_id] = video
+            size += len(video.patches)
+        if group:
+            yield group
+
+    def _keep(self, video_id: str, feature: VideoFeatures) -> VideoFeatures:
+        self._kept[video_id] = feature
+        self.num_bytes += feature.num_bytes
+        while self.num_bytes > self.max_bytes and len(self._kept) > 1:
+            self.num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+        return feature
+
+
+def _stored(feature: VideoFeatures) -> tuple[dict[str, Tensor], dict[str, object]]:
+    levels = {f"deepstack.{i}": level for i, level in enumerate(feature.deepstack)}
+    note: dict[str, object] = {"grid": feature.layout.grid, "marks_s": feature.layout.marks_s}
+    return {"tokens": feature.tokens, **levels}, note
+
+
+def _restored(tensors: dict[str, Tensor], note: dict[str, Any], model: Qwen3VLModel) -> VideoFeatures:
+    device = model.visual.patch_embed.proj.weight.device
+    levels = tuple(tensors[f"deepstack.{i}"].to(device) for i in range(len(tensors) - 1))
+    layout = VideoLayout(tuple(note["grid"]), tuple(note["marks_s"]))
+    return VideoFeatures(tensors["tokens"].to(device), levels, layout)
 
 
 class BatchedVisionAttention(Qwen3VLVisionAttention):

@@ -7,15 +7,15 @@ Every turn is one batch of the queries that are still open, sorted by prompt len
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vsr1_core.models.checkpoints import LoadedPolicy
 from vsr1_core.models.decoding import Decoded, DecodeSettings, decode
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import Prompt, build_prompts
+from vsr1_core.models.embedder import Embedder, QueryVectors
+from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.reasoning.conversation import Answer, build_messages, parse_answer
 from vsr1_core.search.index import VideoIndex
@@ -56,7 +56,8 @@ class Turn:
 @dataclass
 class Episode:
     """All turns of one query. `final_rank` is the right video's rank in the last ranking made: that of the matched
-    turn, or the one after the last refinement. `final_vector` is the query vector of that ranking."""
+    turn, or the one after the last refinement; `final_video_id` and `final_score` are its first video. `final_vector`
+    is the query's vector as it stands: that of this ranking."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Episode:
     first_rank: int | None = None
     final_rank: int | None = None
     final_video_id: str = ""
+    final_score: float = 0.0
     final_vector: Tensor | None = None
 
     @property
@@ -83,6 +85,10 @@ class Searcher:
     durations_s: Mapping[str, float]
     settings: EpisodeSettings
 
+    def __post_init__(self) -> None:
+        self.embedder = self.embedder.with_head(self.policy.model.query_head)
+        self._plain = QueryVectors(self.embedder)
+
     @torch.no_grad()
     def run(
         self,
@@ -90,66 +96,83 @@ class Searcher:
         first_vectors: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Episode]:
-        """One episode a query, in order. `first_vectors` [Q, D] saves embedding the plain queries again."""
+        """One episode a query, in order. `first_vectors` [Q, D] saves embedding the plain queries again.
+
+        An episode that has rejected the whole corpus (`exclude_rejected`) ends with the ranking it made last.
+        """
         episodes = [Episode(query) for query in queries]
         if not episodes:
             return episodes
-        vectors = first_vectors if first_vectors is not None else self.embed(episodes)
-        open_rows = list(range(len(episodes)))
+        self._set_vectors(episodes, first_vectors)
+        open_ones = episodes
         for _ in range(self.settings.num_turns):
-            shown = self._rank([episodes[i] for i in open_rows], vectors)
-            self._verify([episodes[i] for i in open_rows], shown, generator)
-            open_rows = [i for i in open_rows if not episodes[i].is_matched]
-            if not open_rows or not (self.settings.refine or self.settings.exclude_rejected):
+            open_ones = self._rank(open_ones)
+            if not open_ones:
                 break
-            vectors = self.embed([episodes[i] for i in open_rows])
+            self._verify(open_ones, generator)
+            open_ones = [e for e in open_ones if not e.is_matched]
+            if not open_ones or not (self.settings.refine or self.settings.exclude_rejected):
+                break
+            if self.settings.refine:
+                self._set_vectors(open_ones)
         else:
-            self._rank([episodes[i] for i in open_rows], vectors)
+            self._rank(open_ones)
         return episodes
 
-    def embed(self, episodes: Sequence[Episode]) -> Tensor:
-        """Query vectors [Q, D] of the episodes as they stand: text and the latents collected so far."""
-        keep_all = self.policy.model.soft_query.accumulate
-        rows = []
-        for start in range(0, len(episodes), self.settings.batch_size):
-            some = episodes[start : start + self.settings.batch_size]
-            soft = [
-                self.policy.model.append_input(torch.cat(e.latents if keep_all else e.latents[-1:]))
-                if e.latents
-                else None
-                for e in some
-            ]
-            rows.append(self.embedder.embed_queries([e.query.text for e in some], soft))
-        return torch.cat(rows)
+    def _set_vectors(self, episodes: Sequence[Episode], vectors: Tensor | None = None) -> None:
+        for episode, vector in zip(episodes, self.embed(episodes) if vectors is None else vectors, strict=True):
+            episode.final_vector = vector
 
-    def _rank(self, episodes: Sequence[Episode], vectors: Tensor) -> list[tuple[str, float]]:
-        """Rank all videos; note rank and first video in each episode; return (video id, score) to show."""
-        queries = vectors.float().cpu().numpy()
+    def embed(self, episodes: Sequence[Episode]) -> Tensor:
+        """Query vectors [Q, D] of the episodes as they stand: text and the latents collected so far.
+
+        Differentiable where gradients are on and there are latents; the vectors of plain queries are kept.
+        """
+        vectors: list[Tensor | None] = [None] * len(episodes)
+        plain = [i for i, e in enumerate(episodes) if not e.latents]
+        if plain:
+            for i, vector in zip(plain, self._plain.get([episodes[i].query.text for i in plain]), strict=True):
+                vectors[i] = vector
+        refined = [i for i, e in enumerate(episodes) if e.latents]
+        refined.sort(key=lambda i: len(episodes[i].query.text))
+        for start in range(0, len(refined), self.settings.batch_size):
+            some = refined[start : start + self.settings.batch_size]
+            soft = [self._soft_tokens(episodes[i]) for i in some]
+            made = self.embedder.embed_queries([episodes[i].query.text for i in some], soft)
+            for i, vector in zip(some, made, strict=True):
+                vectors[i] = vector
+        return torch.stack([vector for vector in vectors if vector is not None])
+
+    def _soft_tokens(self, episode: Episode) -> Tensor:
+        """A(z) of all turns so far, or in compat of the last one, [n, E]."""
+        policy = self.policy.model
+        return policy.append_input(torch.cat(episode.latents if policy.soft_query.accumulate else episode.latents[-1:]))
+
+    def _rank(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Rank all videos by the episodes' vectors and note what comes first. Returns those with a video to show."""
+        if not episodes:
+            return []
+        queries = torch.stack([e.final_vector for e in episodes if e.final_vector is not None]).float().cpu().numpy()
         exclude = [e.rejected for e in episodes] if self.settings.exclude_rejected else None
         ids, scores = self.index.search(queries, 1, exclude=exclude)
         ranks = self.index.ranks(queries, [e.query.right_video_id for e in episodes], exclude=exclude)
-        shown = []
-        for row, episode in enumerate(episodes):
-            episode.final_rank = ranks[row]
-            episode.final_vector = vectors[row]
-            episode.final_video_id = ids[row][0]
+        showing = []
+        for episode, found, score, rank in zip(episodes, ids, scores, ranks, strict=True):
+            if not found:
+                continue
+            episode.final_video_id, episode.final_score, episode.final_rank = found[0], float(score[0]), rank
             if not episode.turns:
-                episode.first_rank = ranks[row]
-            shown.append((ids[row][0], float(scores[row][0])))
-        return shown
+                episode.first_rank = rank
+            showing.append(episode)
+        return showing
 
-    def _verify(
-        self,
-        episodes: Sequence[Episode],
-        shown: Sequence[tuple[str, float]],
-        generator: torch.Generator | None,
-    ) -> None:
-        """Ask the policy about the shown video of each episode; append the turn and its latents."""
-        videos = self.features.get([video_id for video_id, _ in shown])
+    def _verify(self, episodes: Sequence[Episode], generator: torch.Generator | None) -> None:
+        """Ask the policy about the video each episode found; append the turn and its latents."""
+        videos = self.features.get([e.final_video_id for e in episodes])
         prompts = self.prompts([e.query.text for e in episodes], [f.layout for f in videos])
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         soft_tokens = self.settings.decode.num_soft_tokens if self.settings.refine else 0
-        settings = DecodeSettings(self.settings.decode.max_new_tokens, self.settings.decode.temperature, soft_tokens)
+        settings = replace(self.settings.decode, num_soft_tokens=soft_tokens)
         for start in range(0, len(order), self.settings.batch_size):
             chunk = order[start : start + self.settings.batch_size]
             outputs = decode(
@@ -162,18 +185,18 @@ class Searcher:
                 generator=generator,
             )
             for i, decoded in zip(chunk, outputs, strict=True):
-                self._note(episodes[i], shown[i], prompts[i], decoded)
+                self._note(episodes[i], prompts[i], decoded)
 
-    def prompts(self, queries: Sequence[str], layouts: Sequence[object]) -> list[Prompt]:
+    def prompts(self, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
         """The prompt of each (query, video), with the checkpoint's own system prompt."""
         system = self.policy.model.soft_query.system_prompt
         conversations = [build_messages(q, system) if system else build_messages(q) for q in queries]
         return build_prompts(self.policy.tokenizer, self.policy.model.model, conversations, layouts)
 
-    def _note(self, episode: Episode, shown: tuple[str, float], prompt: Prompt, decoded: Decoded) -> None:
-        video_id, score = shown
+    def _note(self, episode: Episode, prompt: Prompt, decoded: Decoded) -> None:
+        video_id = episode.final_video_id
         answer = parse_answer(decoded.text, self.durations_s[video_id])
-        episode.turns.append(Turn(video_id, score, episode.final_rank, prompt, decoded, answer))
+        episode.turns.append(Turn(video_id, episode.final_score, episode.final_rank, prompt, decoded, answer))
         if answer.decision != "matched":
             episode.rejected.add(video_id)
             if decoded.latents is not None:

@@ -1,0 +1,242 @@
+"""The search loop with scripted answers and with real ones: what is shown, what is refined, what the ranks mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core import naive
+from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
+from vsr1_core.models.decoding import Decoded, DecodeSettings
+from vsr1_core.models.vision import FeatureStore, encode_videos
+from vsr1_core.reasoning.conversation import answer_text
+from vsr1_core.search import episodes
+from vsr1_core.search.episodes import Episode, EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.index import build_index
+
+IDS = [f"v{i}" for i in range(6)]
+YES, NO = answer_text("a ring.", True, 0.0, 1.0), answer_text("no ring.", False)
+QUERIES = [EpisodeQuery(f"q{i}", query_text(i), IDS[i % len(IDS)]) for i in range(8)]
+
+
+def searcher(num_videos: int = 6, policy: Any = None, **settings: Any) -> Searcher:
+    policy, embedder = policy or tiny_policy(), tiny_embedder()
+    ids = IDS[:num_videos]
+    with torch.no_grad():
+        vectors = embedder.embed_videos(
+            [encode_videos(embedder.model, [random_video(i, embedder.model.config)])[0] for i in range(num_videos)]
+        )
+    return Searcher(
+        policy=policy,
+        embedder=embedder,
+        index=build_index(ids, vectors.numpy()),
+        features=FeatureStore(policy.model.model, lambda v: random_video(int(v[1:]), policy.model.config)),
+        durations_s=dict.fromkeys(ids, 10.0),
+        settings=EpisodeSettings(**{"decode": DecodeSettings(max_new_tokens=3), **settings}),
+    )
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], list[list[str]]]:
+    """Answers for each turn in place of the policy's; the returned list gets each turn's batch of asked queries."""
+
+    def install(answers: Sequence[str]) -> list[list[str]]:
+        asked: list[list[str]] = []
+
+        def decode(
+            policy: Any, tokenizer: Any, prompts: Any, features: Any, settings: DecodeSettings, **rest: Any
+        ) -> list[Decoded]:
+            asked.append([tokenizer.decode(p.token_ids) for p in prompts])
+            text = answers[min(len(asked), len(answers)) - 1]
+            refined = settings.num_soft_tokens and rest["wants_refine"](text)
+            size = policy.soft_query.embedding_size
+            generator = torch.Generator().manual_seed(len(asked))
+            return [
+                Decoded(
+                    [1],
+                    [0.0],
+                    text,
+                    torch.randn(settings.num_soft_tokens, size, generator=generator) if refined else None,
+                )
+                for _ in prompts
+            ]
+
+        monkeypatch.setattr(episodes, "decode", decode)
+        return asked
+
+    return install
+
+
+def shown(episode: Episode) -> list[str]:
+    return [turn.video_id for turn in episode.turns]
+
+
+def vector_rank(search: Searcher, vector: Tensor, video_id: str, without: Sequence[str] = ()) -> int:
+    """The rank by sorting, over the videos that are not excluded."""
+    scores = search.index.vectors @ vector.numpy()
+    own = scores[IDS.index(video_id)]
+    return 1 + sum(s > own + 1e-6 for v, s in zip(search.index.ids, scores, strict=True) if v not in without)
+
+
+def test_a_match_ends_the_search_at_once(script: Any) -> None:
+    asked = script([YES])
+    for episode in searcher().run(QUERIES):
+        assert episode.is_matched
+        assert len(episode.turns) == 1
+        assert episode.latents == []
+        assert episode.final_rank == episode.first_rank == episode.turns[0].rank
+        assert episode.final_video_id == episode.turns[0].video_id
+        assert (episode.turns[0].answer.start_s, episode.turns[0].answer.end_s) == (0.0, 1.0)
+    assert len(asked) == 1
+
+
+@torch.no_grad()
+def test_a_query_that_is_never_matched_gets_a_final_ranking_by_its_last_refinement(script: Any) -> None:
+    asked = script([NO])
+    search = searcher(num_turns=3)
+    for episode in search.run(QUERIES):
+        assert not episode.is_matched
+        assert len(episode.turns) == len(episode.latents) == 3
+        vector = search.embed([episode])[0]
+        torch.testing.assert_close(episode.final_vector, vector, atol=1e-5, rtol=1e-5)
+        assert episode.final_rank == vector_rank(search, vector, str(episode.query.right_video_id))
+        best = IDS[int(np.argmax(search.index.vectors @ vector.numpy()))]
+        assert episode.final_video_id == best
+    assert len(asked) == 3
+
+
+@torch.no_grad()
+def test_a_turn_shows_the_first_video_of_its_own_ranking(script: Any) -> None:
+    script([NO, NO, YES])
+    search = searcher(num_turns=3)
+    for episode in search.run(QUERIES):
+        for turn, used in zip(episode.turns, range(3), strict=True):
+            so_far = Episode(episode.query, latents=episode.latents[:used])
+            scores = search.index.vectors @ search.embed([so_far])[0].numpy()
+            assert turn.video_id == IDS[int(np.argmax(scores))]
+            assert turn.score == pytest.approx(float(scores.max()), abs=1e-5)
+        assert episode.final_rank == episode.turns[-1].rank
+
+
+def test_an_unknown_answer_refines_like_a_rejection(script: Any) -> None:
+    script(["<think> hm </think> perhaps", YES])
+    for episode in searcher(num_turns=2).run(QUERIES):
+        assert episode.turns[0].answer.decision == "unknown"
+        assert len(episode.latents) == 1
+        assert episode.turns[0].video_id in episode.rejected
+
+
+def test_without_refinement_the_policy_is_asked_once_and_the_ranking_stays(script: Any) -> None:
+    asked = script([NO])
+    for episode in searcher(refine=False).run(QUERIES):
+        assert len(episode.turns) == 1
+        assert episode.latents == []
+        assert episode.final_rank == episode.first_rank
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_rejected_video_is_never_shown_again(script: Any, refine: bool) -> None:
+    script([NO])
+    for episode in searcher(num_turns=5, refine=refine, exclude_rejected=True).run(QUERIES):
+        assert len(set(shown(episode))) == 5
+        assert episode.final_video_id not in shown(episode)
+
+
+def test_without_that_option_it_may_be_shown_again(script: Any) -> None:
+    script([NO])
+    assert any(len(set(shown(e))) < 5 for e in searcher(num_turns=5).run(QUERIES))
+
+
+def test_ranks_leave_out_what_was_rejected_and_are_none_for_a_rejected_right_video(script: Any) -> None:
+    script([NO])
+    search = searcher(num_turns=3, exclude_rejected=True, refine=False)
+    found = search.run(QUERIES)
+    assert any(str(e.query.right_video_id) in e.rejected for e in found)
+    for episode in found:
+        right = str(episode.query.right_video_id)
+        assert episode.final_vector is not None
+        expected = vector_rank(search, episode.final_vector, right, sorted(episode.rejected))
+        assert episode.final_rank == (None if right in episode.rejected else expected)
+
+
+def test_an_episode_that_has_rejected_the_whole_corpus_ends_with_its_last_ranking(script: Any) -> None:
+    script([NO])
+    for episode in searcher(num_videos=2, num_turns=4, exclude_rejected=True).run(QUERIES[:3]):
+        assert sorted(shown(episode)) == IDS[:2]
+        assert episode.final_video_id == shown(episode)[-1]
+
+
+def test_queries_whose_answer_is_not_known_have_no_ranks(script: Any) -> None:
+    script([NO, YES])
+    episode = searcher().run([EpisodeQuery("q", "a red bar")])[0]
+    assert (episode.first_rank, episode.final_rank) == (None, None)
+    assert episode.final_video_id in IDS
+
+
+def test_no_queries_are_no_work(script: Any) -> None:
+    assert script([NO]) == []
+    assert searcher().run([]) == []
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_a_query_carries_the_latents_of_all_its_turns_or_of_the_last_one(script: Any, accumulate: bool) -> None:
+    script([NO])
+    policy = tiny_policy(accumulate=accumulate)
+    search = searcher(policy=policy, num_turns=2)
+    episode = search.run(QUERIES[:1])[0]
+    soft = torch.cat(episode.latents if accumulate else episode.latents[-1:])
+    weights = dict(policy.model.named_parameters())
+    with torch.no_grad():
+        expected = naive.query_vector(
+            search.embedder.model, search.embedder.tokenizer, weights, episode.query.text, soft
+        )
+    torch.testing.assert_close(episode.final_vector, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_many_queries_in_chunks_are_what_each_is_alone() -> None:
+    together = searcher(batch_size=3).run(QUERIES)
+    search = searcher()
+    for query, episode in zip(QUERIES, together, strict=True):
+        alone = search.run([query])[0]
+        assert shown(episode) == shown(alone)
+        assert [t.decoded.text for t in episode.turns] == [t.decoded.text for t in alone.turns]
+        assert (episode.first_rank, episode.final_rank) == (alone.first_rank, alone.final_rank)
+        torch.testing.assert_close(episode.final_vector, alone.final_vector, atol=1e-4, rtol=1e-4)
+
+
+def test_vectors_given_for_the_first_turn_are_used() -> None:
+    search = searcher(refine=False)
+    vectors = torch.from_numpy(search.index.vectors[:2])
+    found = search.run(QUERIES[:2], first_vectors=vectors)
+    assert [e.turns[0].video_id for e in found] == IDS[:2]
+    assert [e.first_rank for e in found] == [1, 1]
+
+
+def test_a_policy_with_a_query_head_searches_a_corpus_of_another_size(script: Any) -> None:
+    script([NO])
+    policy = tiny_policy(embedding_size=24, embedder_size=48)
+    vectors = torch.nn.functional.normalize(torch.randn(6, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    search = Searcher(
+        policy=policy,
+        embedder=tiny_embedder(),
+        index=build_index(IDS, vectors.numpy()),
+        features=FeatureStore(policy.model.model, lambda v: random_video(int(v[1:]), policy.model.config)),
+        durations_s=dict.fromkeys(IDS, 10.0),
+        settings=EpisodeSettings(num_turns=2),
+    )
+    episode = search.run(QUERIES[:1])[0]
+    assert episode.final_vector is not None
+    weights = dict(policy.model.named_parameters())
+    embedder = search.embedder
+    with torch.no_grad():
+        expected = naive.query_vector(
+            embedder.model, embedder.tokenizer, weights, episode.query.text, torch.cat(episode.latents)
+        )
+    torch.testing.assert_close(episode.final_vector, expected, atol=1e-5, rtol=1e-5)
+    assert episode.final_rank == vector_rank(search, expected, str(episode.query.right_video_id))

@@ -1,0 +1,125 @@
+"""What outlives a process on disk: exact, bounded, keyed by all it depends on, and never trusted when broken."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.core.test_vision import MODEL, Loader
+from tests.core.tiny_models import query_text, small_config, spread, tiny_embedder
+from vsr1_core.models.embedder import QueryVectors
+from vsr1_core.models.tensor_folder import TensorFolder
+from vsr1_core.models.vision import FeatureStore, Qwen3VLModel, feature_key, vision_digest
+
+DIGEST = vision_digest(MODEL)
+
+
+def store(folder: Path, load: Loader, frames_version: str = "f1", digest: str = DIGEST) -> FeatureStore:
+    return FeatureStore(
+        MODEL, load, disk=TensorFolder(folder), key_of=lambda video_id: feature_key(digest, video_id, frames_version)
+    )
+
+
+def test_another_process_reads_the_same_features_without_the_video(tmp_path: Path) -> None:
+    load = Loader()
+    first = store(tmp_path, load).get(["1", "2"])
+    again = store(tmp_path, load).get(["2", "1"])[::-1]
+    assert load.reads == Counter(["1", "2"])
+    for one, other in zip(first, again, strict=True):
+        assert one.layout == other.layout
+        assert torch.equal(one.tokens, other.tokens)
+        assert all(torch.equal(a, b) for a, b in zip(one.deepstack, other.deepstack, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"frames_version": "f2"}, {"digest": "other"}])
+def test_new_frames_or_new_weights_are_computed_anew(tmp_path: Path, change: dict[str, str]) -> None:
+    load = Loader()
+    store(tmp_path, load).get(["1"])
+    store(tmp_path, load, **change).get(["1"])
+    assert load.reads["1"] == 2
+
+
+def test_the_digest_follows_the_vision_weights_and_nothing_else() -> None:
+    model = Qwen3VLModel(small_config()).eval()
+    spread(model, 3)
+    digest = vision_digest(model)
+    model.language_model.norm.weight.data += 1
+    assert vision_digest(model) == digest
+    assert vision_digest(model.bfloat16()) != digest
+    model = model.float()
+    model.visual.patch_embed.proj.bias.data[0] += 1
+    assert vision_digest(model) != digest
+
+
+def test_a_broken_file_is_computed_anew_and_replaced(tmp_path: Path) -> None:
+    load = Loader()
+    store(tmp_path, load).get(["1"])
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    store(tmp_path, load).get(["1"])
+    store(tmp_path, load).get(["1"])
+    assert load.reads["1"] == 2
+
+
+def test_the_folder_keeps_its_bound_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    tensor = {"x": torch.zeros(1000)}
+    folder = TensorFolder(tmp_path, max_bytes=6 * 4200)
+    for n in range(5):
+        folder.put(f"k{n}", tensor, {"n": n})
+        os.utime(folder._path(f"k{n}"), (n, n))
+    assert folder.get("k0") is not None
+    for n in range(5, 12):
+        folder.put(f"k{n}", tensor, {"n": n})
+    size = sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert size <= 6 * 4200
+    assert folder.get("k1") is None
+    entry = folder.get("k11")
+    assert entry is not None
+    assert entry[1] == {"n": 11}
+    assert TensorFolder(tmp_path, max_bytes=1)._bytes == size
+
+
+def test_keys_of_any_spelling_stay_inside_the_folder(tmp_path: Path) -> None:
+    folder = TensorFolder(tmp_path / "inside")
+    for key in ("../../outside", "a/b", "a_b", "ü" * 300):
+        folder.put(key, {"x": torch.ones(1)}, {"key": key})
+    assert [p.name for p in tmp_path.iterdir()] == ["inside"]
+    assert folder.get("a/b")[1] != folder.get("a_b")[1]  # type: ignore[index]
+
+
+def test_folder_and_keys_come_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="both"):
+        FeatureStore(MODEL, Loader(), disk=TensorFolder(tmp_path))
+    with pytest.raises(ValueError, match="both"):
+        QueryVectors(tiny_embedder(), disk=TensorFolder(tmp_path))
+
+
+def test_each_query_is_embedded_once_in_order_and_on_disk_once_for_all(tmp_path: Path) -> None:
+    embedder = tiny_embedder()
+    texts = [query_text(s) for s in (3, 1, 3, 2, 1)]
+    passes: list[int] = []
+    hook = embedder.model.language_model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: passes.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        vectors = QueryVectors(embedder, disk=TensorFolder(tmp_path), weights="w1")
+        first, again = vectors.get(texts), vectors.get(texts)
+        other_process = QueryVectors(embedder, disk=TensorFolder(tmp_path), weights="w1").get(texts)
+        assert sum(passes) == 3
+        QueryVectors(embedder, disk=TensorFolder(tmp_path), weights="w2").get(texts)
+        assert sum(passes) == 6
+    finally:
+        hook.remove()
+    assert torch.equal(first, again)
+    assert torch.equal(first, other_process)
+    torch.testing.assert_close(first, embedder.embed_queries(texts), atol=1e-6, rtol=1e-5)
+
+
+def test_kept_queries_have_a_bound() -> None:
+    vectors = QueryVectors(tiny_embedder(), max_queries=2)
+    vectors.get([query_text(s) for s in range(5)])
+    assert len(vectors._kept) == 2

@@ -1,0 +1,52 @@
+"""The tiny models' tokenizer: spells anything, keeps what matters whole, and is the same each time it is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.core.tiny_models import TEXTS, tiny_tokenizer
+from vsr1_core.models.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from vsr1_core.reasoning.conversation import answer_text, build_messages
+
+TOKENIZER = tiny_tokenizer()
+
+
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "日本語, ünï — 🎬", "  two  spaces\n\nand\tbreaks ", "", "<answer> broken <ans"]
+)
+def test_any_text_comes_back_as_it_was(text: str) -> None:
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+def test_special_tokens_are_one_token_each_and_are_read_inside_text() -> None:
+    for token in SPECIAL_TOKENS:
+        assert TOKENIZER(f"a{token}b")["input_ids"].count(TOKENIZER.convert_tokens_to_ids(token)) == 1
+
+
+def test_tags_and_decisions_are_whole_and_numbers_are_written_digit_by_digit() -> None:
+    tokens = TOKENIZER.tokenize(answer_text("a ring grows.", True, 12.5, 40.0))
+    assert "<answer>" in tokens
+    assert tokens[tokens.index("<answer>") + 1] == "matched"
+    first = tokens.index("<start>")
+    assert tokens[first : first + 6] == ["<start>", "1", "2", ".", "5", "</start>"]
+    assert "not_matched" in TOKENIZER.tokenize(answer_text("no.", False))
+
+
+def test_the_chat_form_is_qwens() -> None:
+    text = TOKENIZER.apply_chat_template(build_messages("a bar", "Look."), tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n"
+        'Query: "a bar"\nRetrieved video: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n'
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_training_twice_gives_the_same_tokenizer() -> None:
+    again = train_tokenizer(TEXTS * 4, 700)
+    assert again.get_vocab() == TOKENIZER.get_vocab()
+    assert again(TEXTS[3])["input_ids"] == TOKENIZER(TEXTS[3])["input_ids"]
+
+
+def test_the_vocabulary_keeps_its_bound() -> None:
+    assert len(train_tokenizer(TEXTS, 300)) <= 300

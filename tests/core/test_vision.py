@@ -1,0 +1,121 @@
+"""Vision features: the batched attention is the original one, and each video is encoded once while it is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from tests.core.tiny_models import random_video, small_config, spread
+from vsr1_core.models.inputs import VideoPatches
+from vsr1_core.models.vision import FeatureStore, batch_vision_attention, encode_videos
+
+
+def plain_model() -> Qwen3VLModel:
+    model = Qwen3VLModel(small_config()).eval()
+    spread(model, 3)
+    return model
+
+
+PLAIN = plain_model()
+MODEL = batch_vision_attention(copy.deepcopy(PLAIN))
+
+
+def video(seed: int) -> VideoPatches:
+    return random_video(seed, MODEL.config)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 0, 0], [1, 2, 3, 4]], ids=["one", "of one size", "of several sizes"])
+@torch.no_grad()
+def test_batched_attention_equals_the_original(seeds: list[int]) -> None:
+    videos = [video(seed) for seed in seeds]
+    for ours, theirs in zip(encode_videos(MODEL, videos), encode_videos(PLAIN, videos), strict=True):
+        torch.testing.assert_close(ours.tokens, theirs.tokens, atol=1e-5, rtol=1e-5)
+        assert len(ours.deepstack) == 2
+        for a, b in zip(ours.deepstack, theirs.deepstack, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_batched_attention_has_the_originals_gradients_and_names() -> None:
+    grads = []
+    for model in (MODEL, PLAIN):
+        model.zero_grad()
+        feature = encode_videos(model, [video(2)])[0]
+        (feature.tokens.square().sum() + sum(d.sum() for d in feature.deepstack)).backward()
+        grads.append({n: p.grad for n, p in model.visual.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], atol=1e-3, rtol=1e-3, msg=name)
+
+
+@torch.no_grad()
+def test_features_of_a_video_do_not_depend_on_its_batch() -> None:
+    together = encode_videos(MODEL, [video(seed) for seed in range(5)])
+    for seed, feature in enumerate(together):
+        alone = encode_videos(MODEL, [video(seed)])[0]
+        torch.testing.assert_close(feature.tokens, alone.tokens, atol=1e-5, rtol=1e-5)
+        assert feature.layout == alone.layout
+
+
+class Loader:
+    """Counts how often each video is read."""
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+
+    def __call__(self, video_id: str) -> VideoPatches:
+        self.reads[video_id] += 1
+        return video(int(video_id))
+
+
+def test_a_video_is_encoded_once_for_all_queries_turns_and_samples() -> None:
+    load = Loader()
+    store = FeatureStore(MODEL, load, batch_size=2)
+    first = store.get(["1", "2", "1", "3", "1"])
+    again = store.get(["3", "1"])
+    assert set(load.reads.values()) == {1}
+    assert first[0] is first[2] is first[4] is again[1]
+    assert [f.layout for f in first] == [f.layout for f in store.get(["1", "2", "1", "3", "1"])]
+
+
+def test_the_store_keeps_its_bound_and_forgets_the_least_recently_used() -> None:
+    sizes = {str(s): encode_videos(MODEL, [video(s)])[0].num_bytes for s in range(6)}
+    load = Loader()
+    store = FeatureStore(MODEL, load, max_bytes=sizes["0"] + sizes["1"] + sizes["2"])
+    store.get(["0", "1", "2"])
+    store.get(["0"])
+    store.get(["3"])
+    assert store.num_bytes <= sizes["0"] + sizes["1"] + sizes["2"]
+    store.get(["0"])
+    assert load.reads["0"] == 1, "the most recently used stays"
+    store.get(["1"])
+    assert load.reads["1"] == 2, "the least recently used has gone"
+
+
+def test_more_videos_at_once_than_fit_still_all_come_back() -> None:
+    store = FeatureStore(MODEL, Loader(), max_bytes=1)
+    assert len(store.get([str(s) for s in range(6)])) == 6
+    assert store.num_videos <= 1
+
+
+def test_a_kept_video_holds_no_other_videos_memory() -> None:
+    store = FeatureStore(MODEL, Loader(), batch_size=8)
+    for feature in store.get(["1", "2", "3"]):
+        assert feature.tokens.untyped_storage().nbytes() == feature.tokens.numel() * feature.tokens.element_size()
+
+
+@torch.no_grad()
+def test_a_pass_of_the_vision_tower_takes_no_more_patches_than_allowed() -> None:
+    seen: list[int] = []
+    hook = MODEL.visual.register_forward_pre_hook(lambda _m, args: seen.append(len(args[0])))
+    largest = max(len(video(s).patches) for s in range(6))
+    try:
+        features = FeatureStore(MODEL, Loader(), max_patches=largest).get([str(s) for s in range(6)])
+    finally:
+        hook.remove()
+    assert max(seen) <= largest
+    assert sum(seen) == sum(len(video(s).patches) for s in range(6))
+    assert all(f.layout.grid == video(s).grid for s, f in enumerate(features))
