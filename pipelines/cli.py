@@ -195,8 +195,8 @@ def _verified_entry(
     return DatasetEntry(
         name,
         "verified",
-        str(videos.expanduser().absolute()) if videos else known.videos,
-        str(annotations.expanduser().absolute()) if annotations else known.annotations,
+        str(videos.expanduser().resolve()) if videos else known.videos,
+        str(annotations.expanduser().resolve()) if annotations else known.annotations,
         config or known.config,
         models_from or "",
     )
@@ -209,7 +209,7 @@ def _folder_entry(
 
     if videos is None:
         raise UserError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
-    found = find_videos(videos.expanduser().absolute())
+    found = find_videos(videos.expanduser().resolve())
     if not found:
         raise UserError(f"no video files in {videos}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
     if annotations is not None and not annotations.expanduser().is_file():
@@ -220,8 +220,8 @@ def _folder_entry(
     typer.echo(
         f"{name}: {len(found):,} videos, {'annotated' if annotations else 'no annotations'}, models from {source}"
     )
-    annotation_path = str(annotations.expanduser().absolute()) if annotations else ""
-    return DatasetEntry(name, "folder", str(videos.expanduser().absolute()), annotation_path, config, source)
+    annotation_path = str(annotations.expanduser().resolve()) if annotations else ""
+    return DatasetEntry(name, "folder", str(videos.expanduser().resolve()), annotation_path, config, source)
 
 
 @datasets.command("remove")
