@@ -50,6 +50,7 @@ QWEN3_VL_2B = Configuration(
     teacher=TeacherRecipe(kind="endpoint", model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
     sft=SFTRecipe(gradient_checkpointing=True),
     fine_tuned=SFTRecipe(refine=False, gradient_checkpointing=True),
+    grpo=GRPORecipe(gradient_checkpointing=True),
 )
 
 CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B)}

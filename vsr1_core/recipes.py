@@ -202,6 +202,7 @@ class GRPORecipe:
     retrieval_temperature: float = 0.1
     num_negatives: int = 24
     rewards: RewardWeights = field(default_factory=RewardWeights)
+    gradient_checkpointing: bool = False
     bf16: bool = True
     seed: int = 42
 

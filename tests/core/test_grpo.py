@@ -213,10 +213,11 @@ def test_reward_is_that_of_the_last_query_vector(world: World) -> None:
         assert rollout.reward.retrieval == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 def test_gradients_reach_text_and_refinement_but_no_frozen_weight(
-    world: World, some_match: None, tmp_path: Path
+    world: World, some_match: None, tmp_path: Path, bf16: bool
 ) -> None:
-    trainer = trainer_of(world, RECIPE, tmp_path)
+    trainer = trainer_of(world, replace(RECIPE, bf16=bf16), tmp_path)
     trainer._compute_loss(trainer.model, inputs_of(world.sample())).backward()
     model = world.policy.model
     for module in (model.refine_projector, model.refine_latent_input_projector, model.refine_append_input_projector):
@@ -306,12 +307,14 @@ def test_loss_equals_the_one_worked_out_by_hand(world: World, some_match: None, 
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
-def test_micro_batches_change_nothing(world: World, some_match: None, tmp_path: Path, loss_type: str) -> None:
-    recipe = replace(RECIPE, loss_type=loss_type, lr=1e-2)
+def test_micro_batches_and_checkpointing_change_nothing(
+    world: World, some_match: None, tmp_path: Path, loss_type: str
+) -> None:
+    recipe = replace(RECIPE, loss_type=loss_type)
     grads = []
-    for size in (8, 2):
+    for size, is_checkpointed in ((8, False), (2, True)):
         copied = copy.deepcopy(world)
-        curve = copied.train(recipe, tmp_path, size).curve
+        curve = copied.train(replace(recipe, gradient_checkpointing=is_checkpointed), tmp_path, size).curve
         grads.append([p.value for p in curve if p.name in ("grad_norm", "loss")])
     assert len(grads[0]) == 2
     assert grads[0] == pytest.approx(grads[1], rel=1e-3)
@@ -344,6 +347,13 @@ def test_every_reward_is_logged_apart_and_episodes_can_be_read(world: World, tmp
     weights = RECIPE.rewards
     weighted = sum(getattr(weights, n) * getattr(trace.reward, n) for n in ("format", "verification", "retrieval"))
     assert trace.reward.total == pytest.approx(weighted + weights.grounding * trace.reward.grounding)
+
+
+def test_a_corpus_without_negatives_still_trains(world: World, tmp_path: Path) -> None:
+    world.vectors = {video_id: world.vectors[video_id] for video_id in ("v0",)}
+    world.prompts = [replace(world.prompts[0], negative_ids=())]
+    losses = [p.value for p in world.train(RECIPE, tmp_path).curve if p.name == "retrieval_loss"]
+    assert losses == [0.0]
 
 
 def test_no_prompts_and_lost_videos_are_refused_with_what_to_do(world: World, tmp_path: Path) -> None:

@@ -106,11 +106,12 @@ def train_grpo(
         sampler=sampler,
         recipe=recipe,
         args=_arguments(recipe, work_folder, min(recipe.queries_per_step, len(prompts)), micro_batch_size),
-        callbacks=[LogLines(log, shown="/mean")],
+        callbacks=[LogLines(log, "stage 2", shown="/mean")],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     policy.model.eval()
+    policy.model.__dict__.pop("forward", None)  # TRL and accelerate wrapped it; the policy leaves as it came
     return GRPOResult(curve_of(trainer.state.log_history), trainer.traces)
 
 
@@ -161,7 +162,7 @@ def _arguments(recipe: GRPORecipe, work_folder: Path, num_queries: int, micro_ba
         loss_type=recipe.loss_type,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=False,
+        activation_checkpointing=recipe.gradient_checkpointing,
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,

@@ -132,9 +132,11 @@ class RolloutSampler:
         return torch.stack([self.first_vectors[q.query_id] for q in queries])
 
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:
+        """[K, D], as in stage 1: a wrong video that the first ranking shows stands first in `negative_ids`."""
         never = self.never.get(prompt.query_id, frozenset()) | {prompt.right_video_id}
         ids = choose_negatives(prompt.negative_ids, self.corpus_ids, never, self.recipe.num_negatives, self.rng)
-        return torch.stack([self.vectors[video_id] for video_id in ids])
+        size = len(self.vectors[prompt.right_video_id])
+        return torch.stack([self.vectors[video_id] for video_id in ids]) if ids else torch.zeros(0, size)
 
 
 def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) -> EpisodeRecord:
