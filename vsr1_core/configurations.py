@@ -34,8 +34,9 @@ NANO = Configuration(
     name="nano",
     toy=ToyRecipe(num_train=24, num_val=4, num_test=8),
     frames=TINY_FRAMES,
-    models=ModelRecipe(hidden_size=32, num_layers=2, num_heads=2, vision_hidden_size=32, contrastive_steps=2,
-                       contrastive_batch=8),
+    models=ModelRecipe(
+        hidden_size=32, num_layers=2, num_heads=2, vision_hidden_size=32, contrastive_steps=2, contrastive_batch=8
+    ),
     pool=PoolRecipe(num_matched=8, num_not_matched=8, fill_matched=True),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
     fine_tuned=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine=False),

@@ -84,7 +84,5 @@ def _future(view: View, stage: Stage, wanted: Mapping[str, Row], plan: Plan) -> 
     table = view.table(stage.name)
     kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
     inputs = stage.wanted_inputs(view, wanted)
-    due = [
-        {stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **wanted[i].known} for i in plan.due()
-    ]
+    due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **wanted[i].known} for i in plan.due()]
     return pl.concat([kept, table.frame(due)])

@@ -113,6 +113,8 @@ class ModelRecipe:
     contrastive_batch: int = 64
     contrastive_lr: float = 1e-3
     contrastive_temperature: float = 0.07
+    caption_weight: float = 1.0
+    """Weight of writing the captions from the video, beside matching them."""
     seed: int = 42
 
 
@@ -234,5 +236,3 @@ class Configuration:
     fine_tuned: SFTRecipe = SFTRecipe(refine=False)
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()
-
-

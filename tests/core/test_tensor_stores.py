@@ -119,6 +119,15 @@ def test_each_query_is_embedded_once_in_order_and_on_disk_once_for_all(tmp_path:
     torch.testing.assert_close(first, embedder.embed_queries(texts), atol=1e-6, rtol=1e-5)
 
 
+def test_vectors_behind_a_head_follow_it_as_it_learns() -> None:
+    head = torch.nn.Linear(48, 24)
+    vectors = QueryVectors(tiny_embedder().with_head(head))
+    first = vectors.get([query_text(0)])
+    with torch.no_grad():
+        head.weight += 1
+    assert not torch.allclose(first, vectors.get([query_text(0)]))
+
+
 def test_kept_queries_have_a_bound() -> None:
     vectors = QueryVectors(tiny_embedder(), max_queries=2)
     vectors.get([query_text(s) for s in range(5)])

@@ -139,6 +139,7 @@ class QueryVectors:
     In memory the key is the text, because an instance belongs to one embedder; at most `max_queries` are kept, the
     least recently used go first. With `disk` and `weights` (a digest of the embedder's and its head's weights and
     precision) they outlive the process; the key there is (weights, text), so new weights make new keys, nothing else.
+    A head is part of a policy that may be learning: vectors behind one are never kept.
     """
 
     def __init__(
@@ -155,6 +156,10 @@ class QueryVectors:
     @torch.no_grad()
     def get(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Unit vectors [Q, D] in the order of `texts`; equal texts are embedded once."""
+        if self.embedder.head is not None:
+            return torch.cat(
+                [self.embedder.embed_queries(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+            )
         found: dict[str, Tensor] = {}
         missing = []
         for text in dict.fromkeys(texts):

@@ -101,8 +101,9 @@ class BaseModels(ModelStage):
                 f"{moments.height} train moments, {frames.height} readable train videos. Put its videos into "
                 f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
             )
+        read = moments.select("video_id", "start_s", "end_s", "plain_query", "query")
         inputs = {
-            "captions": fingerprint(sorted(moments.select("video_id", "plain_query", "query").rows())),
+            "captions": fingerprint(sorted(read.rows())),
             "frames": fingerprint(sorted(frames.select("video_id", "content").rows())),
         }
         return {"embedder": Row(inputs), "policy": Row(inputs)}
@@ -115,20 +116,22 @@ def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterat
     """Both tiny models; the policy starts from the embedder's weights."""
     from vsr1_core.models.checkpoints import LoadedPolicy, save_embedder, save_policy
     from vsr1_core.models.policy import SoftQueryConfig, policy_from_body
+    from vsr1_core.reasoning.teacher import EventNote
     from vsr1_core.stages.loading import patches_of
-    from vsr1_core.training.contrastive import train_embedder
+    from vsr1_core.training.contrastive import train_base
 
     recipe = view.config.models
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
-    captions: dict[str, list[str]] = {}
-    for video_id, caption in moments.sort("query_id").select("video_id", "plain_query").iter_rows():
+    events: dict[str, list[EventNote]] = {}
+    columns = ("video_id", "start_s", "end_s", "plain_query")
+    for video_id, *note in moments.sort("video_id", "start_s", "query_id").select(columns).iter_rows():
         if video_id in frames:
-            captions.setdefault(video_id, []).append(caption)
-    embedder, curve = train_embedder(
-        recipe, captions, lambda v, config: patches_of(frames[v], config), _vocabulary(moments), execution.log
+            events.setdefault(video_id, []).append(EventNote(*note))
+    embedder, curve = train_base(
+        recipe, events, lambda v, config: patches_of(frames[v], config), _vocabulary(moments), execution.log
     )
-    record = {"recipe": fingerprint(recipe), "num_videos": len(captions), "num_steps": recipe.contrastive_steps}
+    record = {"recipe": fingerprint(recipe), "num_videos": len(events), "num_steps": recipe.contrastive_steps}
     folder = stage.folder(view, "embedder")
     digest = save_embedder(embedder, folder, record)
     yield _row("embedder", folder, digest, record, curve)
@@ -217,9 +220,7 @@ class TrainedStage(ModelStage):
         row[self.key] = row.pop("model_id")
         yield row | {"parent": record["parent"]}
 
-    def train(
-        self, view: View, policy: LoadedPolicy, execution: Execution
-    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
         """Train `policy` in place; the curve and facts for the record."""
         raise NotImplementedError
 
@@ -241,9 +242,7 @@ class SFTCheckpoint(TrainedStage):
     def trains_on(self, view: View) -> dict[str, str]:
         return {"sft_examples": view.version_of("sft_examples")}
 
-    def train(
-        self, view: View, policy: LoadedPolicy, execution: Execution
-    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
         from vsr1_core.stages.loading import embedder_of
         from vsr1_core.training.sft import train_sft
 
@@ -297,9 +296,7 @@ class GRPOCheckpoint(TrainedStage):
     def trains_on(self, view: View) -> dict[str, str]:
         return {"grpo_prompts": view.version_of("grpo_prompts")}
 
-    def train(
-        self, view: View, policy: LoadedPolicy, execution: Execution
-    ) -> tuple[list[CurvePoint], dict[str, Any]]:
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
         from vsr1_core.search.index import read_index
         from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, vectors_of
         from vsr1_core.training.grpo import GRPOPrompt, train_grpo

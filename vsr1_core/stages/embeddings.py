@@ -64,9 +64,7 @@ class VideoEmbeddings(Stage):
         embedder = view.versions("base_models").get("embedder", "")
         rows = view.rows("frame_tensors", ["video_id", "content", "splits"]).iter_rows()
         return {
-            video_id: Row(
-                {"frames": content, "splits": " ".join(splits), "embedder": embedder}, {"splits": splits}
-            )
+            video_id: Row({"frames": content, "splits": " ".join(splits), "embedder": embedder}, {"splits": splits})
             for video_id, content, splits in rows
         }
 

@@ -1,4 +1,9 @@
-"""Training of the tiny embedder: captions against videos, symmetrical InfoNCE. Only the toy models are made here."""
+"""Training of the tiny base model: captions against videos, and captions written from videos. Only for toy models.
+
+One model serves twice: frozen as the embedder, and as the weights that the policy starts from. So it learns both
+what a published pair of models brings along: vectors in which a caption finds its video (symmetrical InfoNCE), and
+saying what a video shows and when (next-token cross-entropy). Both read one pass over the video.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,13 @@ from torch.nn import functional as F
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1_core.models.batching import language_model_kwargs, left_padded
 from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import VideoPatches
+from vsr1_core.models.inputs import VideoPatches, extended
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import batch_vision_attention, encode_videos
+from vsr1_core.reasoning.teacher import EventNote
 from vsr1_core.recipes import ModelRecipe
 
 
@@ -37,48 +44,81 @@ def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_embedder(
+def train_base(
     recipe: ModelRecipe,
-    captions: Mapping[str, Sequence[str]],
+    events: Mapping[str, Sequence[EventNote]],
     load: Callable[[str, Qwen3VLConfig], VideoPatches],
     vocabulary_texts: Sequence[str],
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Embedder, list[CurvePoint]]:
-    """A tiny embedder from scratch. `captions`: video id -> its captions; a batch has distinct videos, one caption
-    each. `vocabulary_texts`: what the tokenizer learns to spell. The same recipe and data give the same weights."""
+    """A tiny model from scratch. `events`: video id -> its captioned events in time order; a batch has distinct videos
+    with one caption each. `vocabulary_texts`: what the tokenizer learns to spell. The same recipe and data give the
+    same weights."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     tokenizer = train_tokenizer(vocabulary_texts, recipe.vocab_size)
     embedder = Embedder(batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
-    embedder.model.train()
-    optimizer = torch.optim.AdamW(embedder.model.parameters(), lr=recipe.contrastive_lr, weight_decay=0.01)
+    model, video_ids, curve = embedder.model.train(), sorted(events), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.contrastive_lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.contrastive_lr, total_steps=recipe.contrastive_steps + 1, pct_start=0.25
+        optimizer, recipe.contrastive_lr, total_steps=recipe.contrastive_steps + 1, pct_start=0.15
     )
-    video_ids, curve, started = sorted(captions), [], time.monotonic()
+    lines = StepLines(log, "base model", recipe.contrastive_steps)
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
-        texts = [rng.choice(list(captions[v])) for v in chosen]
-        videos = [load(v, embedder.model.config) for v in chosen]
-        loss = _contrastive_loss(embedder, texts, videos, recipe.contrastive_temperature)
+        captions = [rng.choice(list(events[v])).caption for v in chosen]
+        with torch.autocast("cpu", torch.bfloat16):
+            queries = embedder.embed_queries(captions)
+            videos, caption_loss = _read_videos(
+                embedder, [load(v, model.config) for v in chosen], [describe(events[v]) for v in chosen]
+            )
+        contrastive_loss = info_nce(queries, videos, recipe.contrastive_temperature)
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(embedder.model.parameters(), 1.0)
+        (contrastive_loss + recipe.caption_weight * caption_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        curve.append(CurvePoint(step, "contrastive_loss", loss.item()))
-        if step % 20 == 19:
-            seconds = (time.monotonic() - started) / (step + 1)
-            left = (recipe.contrastive_steps - step - 1) * seconds
-            log(f"embedder: step {step + 1} of {recipe.contrastive_steps}, loss {loss.item():.3f}, {left:.0f} s left")
-    embedder.model.eval()
+        losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
+        curve += [CurvePoint(step, name, value) for name, value in losses.items()]
+        lines.note(step + 1, losses)
+    model.eval()
     return embedder, curve
 
 
-def _contrastive_loss(
-    embedder: Embedder, texts: list[str], videos: list[VideoPatches], temperature: float
-) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        video_vectors = embedder.embed_videos(encode_videos(embedder.model, videos))
-        query_vectors = embedder.embed_queries(texts)
-    return info_nce(query_vectors, video_vectors, temperature)
+def describe(events: Sequence[EventNote]) -> str:
+    """What a video shows and when, as the template teacher says it."""
+    return " ".join(f"{event.times}: {event.caption}." for event in events)
+
+
+def _read_videos(
+    embedder: Embedder, videos: Sequence[VideoPatches], descriptions: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """The videos' unit vectors [B, E], read before the description, and the description's mean cross-entropy."""
+    features = encode_videos(embedder.model, videos)
+    ends = [embedder.tokenizer.eos_token_id]
+    texts = [ids + ends for ids in embedder.tokenizer(list(descriptions), add_special_tokens=False)["input_ids"]]
+    prompts = [extended(embedder.video_prompt(f.layout), ids) for f, ids in zip(features, texts, strict=True)]
+    batch = left_padded(embedder.model, prompts, features, embedder.tokenizer.pad_token_id)
+    hidden = embedder.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
+    before = torch.stack([hidden[row, -len(ids) - 1] for row, ids in enumerate(texts)])
+    states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(texts)])
+    targets = torch.tensor([token for ids in texts for token in ids], device=hidden.device)
+    logits = states @ embedder.model.language_model.embed_tokens.weight.T
+    return F.normalize(before.float(), dim=-1), F.cross_entropy(logits.float(), targets)
+
+
+class StepLines:
+    """A line with the losses, the rate and the time left, every ten seconds at most."""
+
+    def __init__(self, log: Callable[[str], None], name: str, total: int) -> None:
+        self.log, self.name, self.total = log, name, total
+        self.started = self.last = time.monotonic()
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if step < self.total and now - self.last < 10:
+            return
+        self.last = now
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        left = (self.total - step) * (now - self.started) / max(step, 1)
+        self.log(f"{self.name}: step {step} of {self.total}, {shown}; about {left:.0f} s left")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -24,9 +23,9 @@ from vsr1_core.models.decoding import teacher_forced
 from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import SFTRecipe
-from vsr1_core.training.contrastive import CurvePoint
+from vsr1_core.training.contrastive import CurvePoint, StepLines
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
-from vsr1_core.training.losses import retrieval_loss
+from vsr1_core.training.losses import retrieval_loss, token_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,12 @@ class RefineSFTTrainer(SFTTrainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
-        examples: list[SFTExample] = inputs["examples"]
+        # accelerate wraps the model's forward, which this loss does not call.
+        with self.accelerator.autocast():
+            loss = self._loss(inputs["examples"])
+        return (loss, None) if return_outputs else loss
+
+    def _loss(self, examples: list[SFTExample]) -> Tensor:
         text_loss, latents, parts = self._text_loss(examples)
         self._note("text_loss", text_loss)
         for name, value in parts.items():
@@ -151,9 +155,9 @@ class RefineSFTTrainer(SFTTrainer):
             search_loss = self._retrieval_loss([e for e in examples if e.refines], latents)
             self._note("retrieval_loss", search_loss)
             loss = loss + self.recipe.retrieval_weight * search_loss
-        return (loss, None) if return_outputs else loss
+        return loss
 
-    def _text_loss(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _text_loss(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over all answer tokens, the latents [R, N, D], and each part's mean."""
         refining = [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine else []
         hidden, latents, batch = teacher_forced(
@@ -166,10 +170,9 @@ class RefineSFTTrainer(SFTTrainer):
         )
         states = torch.cat([hidden[i, -len(e.parts) - 1 : -1] for i, e in enumerate(examples)])
         targets = torch.cat([batch.token_ids[i, -len(e.parts) :] for i, e in enumerate(examples)])
-        kinds = torch.cat([e.parts for e in examples]).to(states.device)
-        losses = F.cross_entropy(self.policy.model.lm_head(states).float(), targets, reduction="none")
-        parts = {name: losses[kinds == k].mean() for k, name in enumerate(PART_NAMES) if bool((kinds == k).any())}
-        return losses.mean(), latents, parts
+        kinds = torch.cat([e.parts for e in examples])
+        loss, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
+        return loss, latents, parts
 
     def _retrieval_loss(self, examples: list[SFTExample], latents: Tensor) -> Tensor:
         """L_ret of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents."""
@@ -206,28 +209,19 @@ class RefineSFTTrainer(SFTTrainer):
 
 
 class LogLines(TrainerCallback):
-    """A line with the values whose names end in `shown` and the time left, every ten seconds at most."""
+    """The trainer's logs as lines: the values whose names end in `shown`."""
 
-    def __init__(self, log: Callable[[str], None], shown: str = "loss") -> None:
-        self.log_line = log
-        self.shown = shown
-        self.started = self.last = 0.0
+    def __init__(self, log: Callable[[str], None], name: str = "stage 1", shown: str = "_loss") -> None:
+        self.log_line, self.name, self.shown = log, name, shown
+        self.lines: StepLines | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        import time
-
-        self.started = self.last = time.monotonic()
+        self.lines = StepLines(self.log_line, self.name, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        import time
-
-        now = time.monotonic()
-        if not logs or now - self.last < 10 or not state.global_step:
-            return
-        self.last = now
-        left = (state.max_steps - state.global_step) * (now - self.started) / state.global_step
-        shown = ", ".join(f"{k} {float(v):.3f}" for k, v in logs.items() if k.endswith(self.shown))
-        self.log_line(f"step {state.global_step} of {state.max_steps}: {shown}; about {left:.0f} s left")
+        values = {name: float(value) for name, value in (logs or {}).items() if name.endswith(self.shown)}
+        if values and "train_runtime" not in (logs or {}) and self.lines:
+            self.lines.note(state.global_step, values)
 
 
 def curve_of(history: Sequence[Mapping[str, Any]]) -> list[CurvePoint]:

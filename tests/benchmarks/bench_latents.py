@@ -1,0 +1,439 @@
+"""How much faster the cached loop is than the plain way, measured in one run: `make bench`.
+
+    python -m tests.benchmarks.bench_latents                            # CPU, tiny model
+    python -m tests.benchmarks.bench_latents --device cuda --size 2b    # Qwen3-VL-2B's true size, random weights, bf16
+
+Three comparisons, each with its own baseline: soft query tokens against N full passes a row; refinement after
+generation against N bare steps; a whole evaluation against the same search one query at a time, nothing kept.
+Weights are random, so texts run to their limit and every query refines in every turn: the same work on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen3VLConfig, set_seed
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from tests.core import naive
+from tests.core.tiny_models import query_text, tiny_tokenizer
+from vsr1_core.models.batching import language_model_kwargs, left_padded
+from vsr1_core.models.checkpoints import LoadedPolicy
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decode
+from vsr1_core.models.embedder import Embedder
+from vsr1_core.models.inputs import Prompt, VideoLayout, VideoPatches, build_prompts, video_patches
+from vsr1_core.models.kv_cache import InPlaceCache
+from vsr1_core.models.policy import Policy, SoftQueryConfig, with_soft_query
+from vsr1_core.models.tiny import tiny_config
+from vsr1_core.models.vision import FeatureStore, VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages, parse_answer
+from vsr1_core.recipes import ModelRecipe
+from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.index import VideoIndex, build_index
+
+NUM_SOFT_TOKENS = 8
+REFINE_ID = tiny_tokenizer().convert_tokens_to_ids(REFINE_TOKEN)
+STOPS = [tiny_tokenizer().eos_token_id, tiny_tokenizer().pad_token_id, REFINE_ID]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(
+            f"There is no CUDA device here, so nothing was measured. On a machine that has one, run:\n"
+            f"  python -m tests.benchmarks.bench_latents --device cuda --size {options.size}"
+        )
+        return 0
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bench = Bench.of(options)
+    print(bench.title())
+    print(f"{'':46}{'plain':>12}{'ours':>12}{'ratio':>9}   {'wanted'}")
+    for line in (*bench.latents(), *bench.refinement(), *bench.evaluation()):
+        print(line)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", choices=["tiny", "2b"], default="tiny")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU, bfloat16 on CUDA")
+    parser.add_argument("--batch", type=int, default=16, help="rows of the latent comparisons")
+    parser.add_argument("--queries", type=int, default=64, help="queries of the evaluation")
+    parser.add_argument("--plain-queries", type=int, default=8, help="how many of them the plain loop answers")
+    parser.add_argument("--max-new-tokens", type=int, default=48, help="text tokens a turn in the evaluation")
+    parser.add_argument("--repeats", type=int, default=3, help="medians of so many runs")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    return parser
+
+
+@dataclass
+class Measured:
+    """Seconds of each repeat, the highest memory over the start of any, and what the work returned last."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    result: Any = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def run(self, work: Callable[[], Any], device: str) -> None:
+        with PeakMemory(device) as memory:
+            _synchronize(device)
+            started = time.perf_counter()
+            self.result = work()
+            _synchronize(device)
+            self.seconds.append(time.perf_counter() - started)
+        self.peak_bytes = max(self.peak_bytes, memory.peak_bytes)
+
+
+class PeakMemory:
+    """The most memory taken above what was taken at the start: resident set on a CPU, allocated on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.is_cuda = device == "cuda"
+        self.peak_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._start = self._now()
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self.is_cuda:
+            self.peak_bytes = torch.cuda.max_memory_allocated() - self._start
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.01) and not self.is_cuda:
+            self.peak_bytes = max(self.peak_bytes, self._now() - self._start)
+
+    def _now(self) -> int:
+        if self.is_cuda:
+            return torch.cuda.memory_allocated()
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * 4096
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(repeats: int, device: str, *works: Callable[[], Any]) -> list[Measured]:
+    """Each work `repeats` times in turn, after one run that warms it up: a busy machine slows all of them alike."""
+    measured = [Measured() for _ in works]
+    for work in works:
+        work()
+    for _ in range(repeats):
+        for one, work in zip(measured, works, strict=True):
+            one.run(work, device)
+    return measured
+
+
+def line(name: str, plain: str, ours: str, ratio: float, wanted: str) -> str:
+    return f"{name:46}{plain:>12}{ours:>12}{ratio:>8.2f}x   {wanted}"
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+@dataclass
+class Bench:
+    """A policy and an embedder with random weights, and how they are measured."""
+
+    policy: LoadedPolicy
+    embedder: Embedder
+    options: argparse.Namespace
+    device: str
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Bench:
+        set_seed(0)
+        dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
+        config = tiny_config(ModelRecipe(), tiny_tokenizer()) if options.size == "tiny" else config_2b()
+        size = config.text_config.hidden_size
+        with torch.device(options.device):
+            policy = Policy(with_soft_query(config, SoftQueryConfig(size, size))).to(dtype).eval()
+            torch.nn.init.normal_(policy.refine_projector[3].weight, std=0.3)
+            body = Qwen3VLModel(config).to(dtype).eval()
+        for model in (policy.model, body):
+            batch_vision_attention(model).requires_grad_(False)
+        loaded = LoadedPolicy(policy, tiny_tokenizer())
+        return cls(loaded, Embedder(body, tiny_tokenizer()), options, options.device)
+
+    @property
+    def model(self) -> Policy:
+        return self.policy.model
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
+
+    def title(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        where = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return f"{parameters / 1e6:,.1f} M parameters, {self.model.dtype}, {where}, torch {torch.__version__}"
+
+    def prompts(self, videos: Sequence[VideoPatches]) -> list[Prompt]:
+        layouts = [VideoLayout(v.grid, v.marks_s) for v in videos]
+        conversations = [build_messages(query_text(i)) for i in range(len(videos))]
+        return build_prompts(self.policy.tokenizer, self.model.model, conversations, layouts)
+
+    def decode(
+        self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures], max_new_tokens: int, soft_tokens: int
+    ) -> list[Decoded]:
+        settings = DecodeSettings(max_new_tokens, 0.0, soft_tokens)
+        return decode(self.model, self.policy.tokenizer, prompts, features, settings, wants_refine=lambda _text: True)
+
+    @torch.no_grad()
+    def naive_latents(self, prompt: Prompt, text_ids: Sequence[int], video: VideoPatches) -> Tensor:
+        ids = torch.cat([prompt.token_ids, torch.tensor([*text_ids, REFINE_ID])]).to(self.device)
+        patches = video.patches.to(self.device)
+        return naive.latents(self.model, self.weights, ids, patches, video.grid, NUM_SOFT_TOKENS)
+
+    def latents(self) -> list[str]:
+        """z_1..z_N of a batch: vision tower, prompt and latents, against N full passes for each row."""
+        videos = [random_frames(seed, 12, 384, 512, self.model.config) for seed in range(self.options.batch)]
+        prompts = self.prompts(videos)
+        plain, ours = interleaved(
+            self.options.repeats,
+            self.device,
+            lambda: [self.naive_latents(p, [], v) for p, v in zip(prompts, videos, strict=True)],
+            lambda: self.decode(prompts, encode_videos(self.model.model, videos), 0, NUM_SOFT_TOKENS),
+        )
+        after = self._refinement_seconds(prompts, videos)[0]
+        ratio = plain.median / ours.median
+        expected, made = torch.stack(plain.result), torch.stack([row.latents for row in ours.result])
+        rows = len(prompts)
+        difference = float((made - expected).abs().max() / expected.abs().max())
+        return [
+            f"{rows} rows of {len(prompts[0].token_ids)} tokens; largest difference {difference:.1e} of the largest latent",
+            line(
+                "latents with prompt and video, ms a row",
+                f"{plain.median / rows * 1e3:.1f}",
+                f"{ours.median / rows * 1e3:.1f}",
+                ratio,
+                "",
+            ),
+            line(
+                "latents after generation, ms a row",
+                f"{plain.median / rows * 1e3:.1f}",
+                f"{after / rows * 1e3:.1f}",
+                plain.median / after,
+                ">= 10x",
+            ),
+            line(
+                "  peak memory",
+                megabytes(plain.peak_bytes),
+                megabytes(ours.peak_bytes),
+                plain.peak_bytes / max(1, ours.peak_bytes),
+                "",
+            ),
+        ]
+
+    def refinement(self) -> list[str]:
+        """What refining costs after text, against N bare steps of the language model on the same cache."""
+        videos = [random_frames(seed, 12, 384, 512, self.model.config) for seed in range(self.options.batch)]
+        refined, steps = self._refinement_seconds(self.prompts(videos), videos)
+        per_row = f"{steps / len(videos) * 1e3:.1f}", f"{refined / len(videos) * 1e3:.1f}"
+        return [
+            line(f"refinement against {NUM_SOFT_TOKENS} bare steps, ms a row", *per_row, refined / steps, "<= 1.3x")
+        ]
+
+    @torch.no_grad()
+    def _refinement_seconds(self, prompts: Sequence[Prompt], videos: Sequence[VideoPatches]) -> tuple[float, float]:
+        """Median seconds of the whole batch: from the end of the text to the last latent, and N bare steps."""
+        features = encode_videos(self.model.model, videos)
+        batch = left_padded(self.model.model, prompts, features, self.policy.tokenizer.pad_token_id)
+        refined, bare = [], []
+        for _ in range(max(5, self.options.repeats)):
+            refined.append(self._seconds_after_text(prompts, features))
+            cache = InPlaceCache(self.model.config.text_config.num_hidden_layers, NUM_SOFT_TOKENS)
+            self.model.model.language_model(**language_model_kwargs(batch), past_key_values=cache)
+            bare.append(self._seconds_of_steps(batch.mask, batch.positions.amax(dim=(0, 2)), cache))
+        return statistics.median(refined), statistics.median(bare)
+
+    def _seconds_after_text(self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures]) -> float:
+        """The clock starts when the loop asks the first row whether it wants to refine: all texts end together."""
+        started: list[float] = []
+
+        def begin(_text: str) -> bool:
+            if not started:
+                _synchronize(self.device)
+                started.append(time.perf_counter())
+            return True
+
+        settings = DecodeSettings(4, 0.0, NUM_SOFT_TOKENS)
+        decode(self.model, self.policy.tokenizer, prompts, features, settings, wants_refine=begin)
+        _synchronize(self.device)
+        return time.perf_counter() - started[0]
+
+    def _seconds_of_steps(self, mask: Tensor, positions: Tensor, cache: InPlaceCache) -> float:
+        embeds = self.model.get_input_embeddings().weight[: len(mask), None]
+        _synchronize(self.device)
+        started = time.perf_counter()
+        for step in range(NUM_SOFT_TOKENS):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            at = (positions + 1 + step)[None, :, None].expand(3, -1, -1)
+            self.model.model.language_model(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=at, past_key_values=cache
+            )
+        _synchronize(self.device)
+        return time.perf_counter() - started
+
+    def evaluation(self) -> list[str]:
+        """Queries a second of a three-turn search over a corpus like the toy one's test split."""
+        size, frames = ((64, 64), 12) if self.options.size == "tiny" else ((448, 448), 16)
+        videos = {
+            f"v{seed}": random_frames(seed, frames, *size, self.model.config) for seed in range(self.options.queries)
+        }
+        with torch.no_grad():
+            store = FeatureStore(self.embedder.model, videos.__getitem__, batch_size=16)
+            vectors = torch.cat([self.embedder.embed_videos(store.get([v])) for v in videos])
+        index = build_index(list(videos), vectors.float().cpu().numpy())
+        queries = [EpisodeQuery(f"q{i}", distinct_query(i), f"v{i}") for i in range(self.options.queries)]
+        few = queries[: self.options.plain_queries]
+        plain, ours = interleaved(
+            self.options.repeats,
+            self.device,
+            lambda: [self._plain_search(q, index, videos) for q in few],
+            lambda: self._search(queries, index, videos),
+        )
+        rates = len(few) / plain.median, len(queries) / ours.median
+        same = sum(shown == [t.video_id for t in e.turns] for shown, e in zip(plain.result, ours.result, strict=False))
+        turns = sum(len(e.turns) for e in ours.result)
+        tokens = sum(t.decoded.num_text_tokens + t.decoded.num_latent_tokens for e in ours.result for t in e.turns)
+        return [
+            f"{len(queries)} queries, {turns} turns, {tokens} tokens ({tokens / ours.median:,.0f} a second); "
+            f"{same} of {len(few)} queries show the same videos in the same order",
+            line("evaluation, queries a second", f"{rates[0]:.2f}", f"{rates[1]:.2f}", rates[1] / rates[0], ">= 5x"),
+            line(
+                "  peak memory",
+                megabytes(plain.peak_bytes),
+                megabytes(ours.peak_bytes),
+                plain.peak_bytes / max(1, ours.peak_bytes),
+                "",
+            ),
+        ]
+
+    def _search(self, queries: Sequence[EpisodeQuery], index: VideoIndex, videos: dict[str, VideoPatches]) -> list[Any]:
+        """Nothing is kept from an earlier run: the searcher and its stores are new."""
+        settings = EpisodeSettings(decode=DecodeSettings(self.options.max_new_tokens, 0.0, NUM_SOFT_TOKENS))
+        searcher = Searcher(
+            policy=self.policy,
+            embedder=self.embedder,
+            index=index,
+            features=FeatureStore(self.model.model, videos.__getitem__),
+            durations_s=dict.fromkeys(videos, 12.0),
+            settings=settings,
+        )
+        return searcher.run(queries)
+
+    @torch.no_grad()
+    def _plain_search(self, query: EpisodeQuery, index: VideoIndex, videos: dict[str, VideoPatches]) -> list[str]:
+        """One query at a time, the video read in every pass, N full passes a refinement: as METHOD 2 and 3 say it."""
+        body, tokenizer = self.embedder.model, self.policy.tokenizer
+        latents: list[Tensor] = []
+        shown: list[str] = []
+        for _turn in range(3):
+            soft = torch.cat(latents) if latents else None
+            vector = naive.query_vector(body, tokenizer, self.weights, query.text, soft)
+            ids, _ = index.search(vector[None].float().cpu().numpy(), 1)
+            shown.append(ids[0][0])
+            video = videos[shown[-1]]
+            prompt = self._plain_prompt(query.text, video)
+            patches = video.patches.to(self.device, self.model.dtype)
+            written = naive.greedy_ids(
+                self.model,
+                prompt.token_ids.to(self.device),
+                patches,
+                video.grid,
+                max_new_tokens=self.options.max_new_tokens,
+                eos_token_id=STOPS,
+                pad_token_id=STOPS[1],
+            )
+            text = [t for t in written if t not in STOPS]
+            if parse_answer(tokenizer.decode(text), 12.0).decision == "matched":
+                break
+            latents.append(self.naive_latents(prompt, text, video))
+        return shown
+
+    def _plain_prompt(self, query: str, video: VideoPatches) -> Prompt:
+        layout = VideoLayout(video.grid, video.marks_s)
+        return build_prompts(self.policy.tokenizer, self.model.model, [build_messages(query)], [layout])[0]
+
+
+def distinct_query(number: int) -> str:
+    return f"{query_text(number)} at {number % 60}.{number // 60} seconds"
+
+
+def random_frames(seed: int, count: int, height: int, width: int, config: Qwen3VLConfig) -> VideoPatches:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return video_patches(pixels, [float(t) for t in range(count)], config)
+
+
+def config_2b() -> Qwen3VLConfig:
+    """Qwen3-VL-2B's sizes; token ids are those of the tests' tokenizer."""
+    tokenizer = tiny_tokenizer()
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    text = {
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000.0,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "depth": 24,
+        "num_heads": 16,
+        "patch_size": 16,
+        "out_hidden_size": 2048,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
