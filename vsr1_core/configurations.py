@@ -23,11 +23,21 @@ TINY_SFT = SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule
 TINY = Configuration(
     name="tiny",
     frames=TINY_FRAMES,
-    models=ModelRecipe(contrastive_steps=300),
+    models=ModelRecipe(contrastive_steps=300, contrastive_lr=1.5e-3),
     pool=PoolRecipe(fill_matched=True),
     sft=TINY_SFT,
     fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
-    grpo=GRPORecipe(steps=20, queries_per_step=8, group_size=4, lr=5e-5, refine_lr=5e-5),
+    grpo=GRPORecipe(
+        steps=15,
+        queries_per_step=8,
+        group_size=4,
+        num_turns=2,
+        max_new_tokens=160,
+        lr=5e-5,
+        refine_lr=1e-4,
+        warmup_steps=2,
+    ),
+    evaluation=EvalRecipe(max_new_tokens=160),
 )
 
 NANO = Configuration(

@@ -165,7 +165,9 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any
     last = episode.turns[-1]
     matched = episode.is_matched
     start_s, end_s = (last.answer.start_s, last.answer.end_s) if matched else (None, None)
-    is_right = matched and last.video_id == moment["video_id"] and start_s is not None and end_s is not None
+    iou = 0.0
+    if start_s is not None and end_s is not None and last.video_id == moment["video_id"]:
+        iou = float(temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]))
     return {
         "query_id": moment["query_id"],
         "split": moment["split"],
@@ -179,7 +181,7 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any
         "decision": last.answer.decision,
         "start_s": start_s,
         "end_s": end_s,
-        "iou": temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]) if is_right else 0.0,
+        "iou": iou,
         "num_turns": len(episode.turns),
         "num_text_tokens": sum(t.decoded.num_text_tokens for t in episode.turns),
         "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
