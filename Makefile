@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
 # instead of 46 while another process used a core.
@@ -56,7 +57,7 @@ ui: setup  ## Dagster's web UI on http://localhost:3000
 	$(BIN)/vsr1 ui
 
 bench: setup  ## Benchmarks (numbers, not pass or fail)
-	$(BIN)/python -m pytest -q -s tests/benchmarks
+	$(BIN)/python -m tests.benchmarks.bench_latents $(BENCH_ARGS)
 
 clean:  ## Remove the environment and caches; the data under vsr1_home stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
