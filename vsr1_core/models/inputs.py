@@ -16,7 +16,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 VIDEO_PAD = "<|video_pad|>"
-_VIDEO_TYPE = 2  # mm_token_type_ids: 0 text, 1 image, 2 video
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,23 @@ def _positioned(model: Qwen3VLModel, token_ids: Tensor, layout: VideoLayout | No
     video_mask = token_ids == model.config.video_token_id
     if layout is None:
         return Prompt(token_ids, torch.arange(len(token_ids)).expand(3, -1), video_mask)
-    positions, _ = model.get_rope_index(
-        token_ids[None],
-        mm_token_type_ids=(video_mask.int() * _VIDEO_TYPE)[None],
-        video_grid_thw=torch.tensor([layout.grid]),
-    )
-    return Prompt(token_ids, positions[:, 0], video_mask)
+    merge_size = model.config.vision_config.spatial_merge_size
+    return Prompt(token_ids, _positions(video_mask, layout, merge_size), video_mask)
+
+
+def _positions(video_mask: Tensor, layout: VideoLayout, merge_size: int) -> Tensor:
+    """Rotary positions [3, L]: what `Qwen3VLModel.get_rope_index` gives (tested), without its walk over all tokens
+    (2 ms for 1,200, and an evaluation asks for one prompt a turn).
+
+    Text moves on by one. A pair of frames stands at one place: its rows and columns count from there, and what
+    follows moves on by its longer side.
+    """
+    num_frames, height, width = layout.grid[0], layout.grid[1] // merge_size, layout.grid[2] // merge_size
+    ends = video_mask & ~torch.cat([video_mask[1:], video_mask.new_zeros(1)])
+    advance = torch.where(ends, max(height, width), (~video_mask).long())
+    positions = (advance.cumsum(0) - advance).repeat(3, 1)
+    rows = torch.arange(height).repeat_interleave(width).repeat(num_frames)
+    columns = torch.arange(width).repeat(height * num_frames)
+    positions[1, video_mask] += rows
+    positions[2, video_mask] += columns
+    return positions
