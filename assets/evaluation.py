@@ -32,6 +32,14 @@ def prediction_extras(view: View, asset: str) -> dict[str, Any]:
     return {"answers": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}
 
 
+def probe_extras(view: View, asset: str) -> dict[str, Any]:
+    """How often the verdict is right, on right and on wrong videos."""
+    frame = view.rows(asset, ["split", "label", "decision", "iou"])
+    right = (pl.col("decision") == pl.col("label")).mean().alias("right verdict")
+    table = frame.group_by("split", "label").agg(pl.len().alias("probes"), right, pl.col("iou").mean())
+    return {"verdicts": dg.MetadataValue.md(markdown_table(table.columns, table.sort("split", "label").rows()))}
+
+
 def metrics_extras(view: View, asset: str) -> dict[str, Any]:
     """A line a metric, a column a method, with the interval."""
     return {"metrics": dg.MetadataValue.md(metrics_table(view.rows(asset)))}
@@ -76,7 +84,13 @@ def _prediction_info(method: str) -> AssetInfo:
     return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras)
 
 
+def _probe_info(method: str) -> AssetInfo:
+    text = f"{METHODS[method]} Shown one right and one wrong video a query, without search."
+    return AssetInfo(f"verification_probe.{method}", text, frozenset({"pytorch", "parquet"}), probe_extras)
+
+
 ASSETS = (
+    *(_probe_info(name) for name in METHODS if name != "zero_shot"),
     *(_prediction_info(name + option) for name in METHODS for option in ("", "+exclude_rejected")),
     AssetInfo(
         "metrics", "Per method: retrieval, verification, grounding, tokens, with 95 % intervals.", extras=metrics_extras

@@ -33,6 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "sft_checkpoint": 1,
     "grpo_checkpoint": 1,
     "predictions": 1,
+    "verification_probe": 1,
     "metrics": 1,
     "report": 1,
 }

@@ -27,6 +27,7 @@ PREDICTION_COLUMNS = (
     *("first_rank", "decision", "start_s", "end_s", "iou", "num_turns", "num_text_tokens", "num_latent_tokens"),
     *("status", "error", "checkpoint"),
 )
+PROBES = "verification_probe."
 TURN_COLUMNS = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
 COMMENTS = {
     "annotation_files": "The annotation files of a dataset, with their digests",
@@ -40,6 +41,7 @@ COMMENTS = {
     "first_ranking": "The ranking by the query's own text: rank of the right video, best ids and scores",
     "hard_negatives": "Wrong videos that rank high, per train query",
     "predictions": "One row a query and method: the answer, the right video's rank, the tokens spent",
+    "verification_probes": "One row a query, method and shown video, one right and one wrong: the verdict and the span",
     "turns": "One row a turn of an episode: what was shown, what was decided, and the reasoning",
     "metrics": "One row a method and metric with its 95 % interval; shares are in [0, 1], null is undefined",
     "failures": "Every failed row of every asset, with the reason",
@@ -117,11 +119,16 @@ def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
 
 
 def _statements(root: Path, stages: Mapping[str, Stage]) -> list[str]:
-    views = {name: _asset_view(root, stage) for name, stage in stages.items() if not name.startswith(PREDICTIONS)}
+    of_methods = (PREDICTIONS, PROBES)
+    views = {name: _asset_view(root, stage) for name, stage in stages.items() if not name.startswith(of_methods)}
     prediction_stages = [stage for name, stage in stages.items() if name.startswith(PREDICTIONS)]
     if prediction_stages:
         views["predictions"] = _predictions_view(root, prediction_stages[0])
         views["turns"] = _turns_view(root, prediction_stages[0])
+    probe_stages = [stage for name, stage in stages.items() if name.startswith(PROBES)]
+    if probe_stages:
+        columns = _names(["dataset", "method", *probe_stages[0].columns, "status", "error", probe_stages[0].key])
+        views["verification_probes"] = f"SELECT {columns} FROM {_with_method(root, PROBES)}"
     views["failures"] = _failures_view(root, stages)
     views["lake"] = f"SELECT {_text(root)} AS path"
     statements = []
@@ -141,17 +148,15 @@ def _asset_view(root: Path, stage: Stage) -> str:
 
 def _predictions_view(root: Path, stage: Stage) -> str:
     rest = [name for name in stage.columns if name not in (*PREDICTION_COLUMNS, "turns")]
-    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(root)}"
+    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(root, PREDICTIONS)}"
 
 
 def _turns_view(root: Path, stage: Stage) -> str:
     fields = [field.name for field in stage.columns["turns"].inner.fields]
     ordered = [*TURN_COLUMNS, *(name for name in fields if name not in TURN_COLUMNS)]
     columns = ", ".join(f"t.{_name(name)}" for name in ordered)
-    return (
-        f"SELECT dataset, method, query_id, {columns} "
-        f"FROM (SELECT dataset, method, query_id, unnest(turns) AS t FROM {_with_method(root)} WHERE status = 'ok')"
-    )
+    turns = f"SELECT dataset, method, query_id, unnest(turns) AS t FROM {_with_method(root, PREDICTIONS)}"
+    return f"SELECT dataset, method, query_id, {columns} FROM ({turns} WHERE status = 'ok')"
 
 
 def _failures_view(root: Path, stages: Mapping[str, Stage]) -> str:
@@ -172,9 +177,11 @@ def _scan(root: Path, asset: str) -> str:
     )
 
 
-def _with_method(root: Path) -> str:
-    method = r"regexp_extract(filename, '.*/predictions\.([^/]+)/dataset=[^/]+/rows\.parquet$', 1)"
-    return f"(SELECT *, {method} AS method FROM {_scan(root, PREDICTIONS + '*')})"
+def _with_method(root: Path, prefix: str) -> str:
+    """All rows of the assets `<prefix><method>`, with the method."""
+    name = prefix.replace(".", r"\.")
+    method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/rows\.parquet$', 1)"
+    return f"(SELECT *, {method} AS method FROM {_scan(root, prefix + '*')})"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -149,6 +149,19 @@ PREDICTION_COLUMNS: dict[str, Any] = {
     "matched_probability": pl.Float64,
     "turns": pl.List(TURN),
 }
+PROBE_COLUMNS: dict[str, Any] = {
+    "query_id": pl.String,
+    "split": pl.String,
+    "label": pl.String,
+    "shown_video_id": pl.String,
+    "decision": pl.String,
+    "matched_probability": pl.Float64,
+    "start_s": pl.Float64,
+    "end_s": pl.Float64,
+    "iou": pl.Float64,
+    "num_text_tokens": pl.Int64,
+}
+PROBED = [method for method in STRENGTHS if method != "zero_shot"]
 MOMENT_COLUMNS: dict[str, Any] = {
     "split": pl.String,
     "query": pl.String,
@@ -205,6 +218,7 @@ def fake_stages() -> dict[str, Stage]:
     for name in ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"):
         tables.append(table_stage(name, "model_id" if name == "base_models" else "checkpoint", CHECKPOINT_COLUMNS))
     tables += [table_stage(f"predictions.{method}", "query_id", PREDICTION_COLUMNS) for method in STRENGTHS]
+    tables += [table_stage(f"verification_probe.{method}", "probe_id", PROBE_COLUMNS) for method in PROBED]
     return {stage.name: stage for stage in (*tables, Metrics(), Report())}
 
 

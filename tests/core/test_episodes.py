@@ -16,7 +16,7 @@ from vsr1_core.models.decoding import Decoded, DecodeSettings
 from vsr1_core.models.vision import FeatureStore, encode_videos
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.search import episodes
-from vsr1_core.search.episodes import Episode, EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.episodes import Episode, EpisodeQuery, EpisodeSettings, Searcher, verify
 from vsr1_core.search.index import build_index
 
 IDS = [f"v{i}" for i in range(6)]
@@ -240,3 +240,14 @@ def test_a_policy_with_a_query_head_searches_a_corpus_of_another_size(script: An
         )
     torch.testing.assert_close(episode.final_vector, expected, atol=1e-5, rtol=1e-5)
     assert episode.final_rank == vector_rank(search, expected, str(episode.query.right_video_id))
+
+
+def test_a_verification_without_search_answers_as_the_first_turn_about_the_same_video() -> None:
+    search = searcher(refine=False, decode=DecodeSettings(max_new_tokens=12))
+    found = search.run(QUERIES)
+    pairs = [(e.query.text, e.turns[0].video_id) for e in found]
+    asked = verify(search.policy, search.features, search.durations_s, pairs, DecodeSettings(12, num_soft_tokens=0), 3)
+    assert [a.decoded.token_ids for a in asked] == [e.turns[0].decoded.token_ids for e in found]
+    assert [a.answer for a in asked] == [e.turns[0].answer for e in found]
+    assert all(a.decoded.latents is None for a in asked)
+    assert verify(search.policy, search.features, search.durations_s, [], DecodeSettings(12), 3) == []

@@ -123,12 +123,13 @@ GOLDEN = {
     "vcmr_0.7_turns_1": 1 / 6,
     "vcmr_0.7_turns_2": 1 / 6,
     "vcmr_0.7_turns_3": 1 / 6,
+    **dict.fromkeys(metrics.PROBE_METRICS, math.nan),  # nothing was probed
 }
 
 
 def test_six_queries_score_as_worked_out_by_hand() -> None:
     found = values_of(GOLDEN_MOMENTS, GOLDEN_PREDICTIONS)
-    assert found == pytest.approx(GOLDEN)
+    assert found == pytest.approx(GOLDEN, nan_ok=True)
 
 
 def test_every_metric_of_the_list_is_reported_once_and_in_order() -> None:
@@ -291,7 +292,7 @@ def test_best_takes_the_earlier_turn_on_a_tie() -> None:
 
 def test_predictions_of_other_queries_do_not_count() -> None:
     extra = [*GOLDEN_PREDICTIONS, prediction("not_annotated", [turn(1, "x", "matched")])]
-    assert values_of(GOLDEN_MOMENTS, extra) == pytest.approx(GOLDEN)
+    assert values_of(GOLDEN_MOMENTS, extra) == pytest.approx(GOLDEN, nan_ok=True)
 
 
 def test_two_rows_for_one_query_are_refused() -> None:
@@ -383,3 +384,49 @@ def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
     assert table.height == len(names) + 1
     assert seconds < 20
     assert peak < 300e6
+
+
+# ---- probes: one right and one wrong video a query -----------------------------------------------------------------
+
+
+def probe(query_id: str, label: str, decision: str, span: Any = (None, None), **changes: Any) -> dict:
+    row = {"query_id": query_id, "label": label, "decision": decision, "start_s": span[0], "end_s": span[1]}
+    return {**row, "status": "ok", **changes}
+
+
+PROBES = [
+    probe("a", "matched", "matched", (0.0, 8.0)),  # IoU 0.8
+    probe("a", "not_matched", "not_matched"),
+    probe("b", "matched", "matched", (6.0, 10.0)),  # IoU 0.4
+    probe("b", "not_matched", "matched", (0.0, 10.0)),
+    probe("c", "matched", "not_matched"),
+    probe("c", "not_matched", "unknown"),  # neither answer: wrong
+    probe("d", "matched", "matched", (0.0, 10.0)),  # no wrong video to show: grounding only
+    probe("e", "matched", "matched", (0.0, 10.0), status="failed"),
+]
+
+
+def probe_values(train: list[dict]) -> dict[str, float]:
+    schema = {"query_id": pl.String, "label": pl.String, "decision": pl.String, "start_s": pl.Float64,
+              "end_s": pl.Float64, "status": pl.String}  # fmt: skip
+    moments = moments_frame([{**m, "duration_s": 20.0} for m in GOLDEN_MOMENTS[:-1]] + [moment("f", 10.0, 20.0)])
+    moments = moments.with_columns(duration_s=pl.lit(20.0))
+    found = metrics.load_probes(moments, pl.DataFrame(PROBES, schema=schema), moments_frame(train))
+    values = metrics.values(score(load_episodes(moments, predictions_frame(GOLDEN_PREDICTIONS)), 3, found))
+    return {name: values[name] for name in metrics.PROBE_METRICS}
+
+
+def test_probes_score_as_worked_out_by_hand() -> None:
+    train = [{**moment("t", 0.0, 4.0), "duration_s": 8.0}]  # the first half of a video
+    assert probe_values(train) == {
+        "balanced_verification_accuracy": 3 / 6,  # a twice, b's right one; d lacks its wrong one, e failed
+        "balanced_grounding_0.5": 2 / 4,
+        "grounding_given_matched_0.5": 2 / 3,
+        "constant_span_grounding_0.5": 1.0,  # a to d lie in the first half of 20 seconds
+    }
+
+
+def test_the_constant_span_never_sees_the_moments_it_is_judged_on() -> None:
+    last_quarter = [{**moment("t", 6.0, 8.0), "duration_s": 8.0}]
+    assert probe_values(last_quarter)["constant_span_grounding_0.5"] == 0.0
+    assert math.isnan(probe_values([])["constant_span_grounding_0.5"])

@@ -10,6 +10,7 @@ from fake_results import (
     CHECKPOINT_COLUMNS,
     MOMENT_COLUMNS,
     PREDICTION_COLUMNS,
+    PROBE_COLUMNS,
     STRENGTHS,
     commit_results,
     commit_rows,
@@ -19,11 +20,12 @@ from fake_results import (
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
-from vsr1_core.evaluation.metrics import metric_names
+from vsr1_core.evaluation.metrics import PROBE_METRICS, metric_names
 from vsr1_core.lake import Lake
 from vsr1_core.stages.base import Execution, NotYetKnown, View
 
 NUM_METRICS = len(metric_names(NANO.evaluation.num_turns))
+NUM_OF_EPISODES = NUM_METRICS - len(PROBE_METRICS)
 
 
 def view_of(root: Path, kind: str = "toy") -> View:
@@ -81,7 +83,7 @@ def test_a_changed_answer_rescores_its_method_alone(view: View) -> None:
     change(view, "predictions.sqr_sft", "00010_fig", rank=77)
     plan = view.stages["metrics"].plan(view)
     assert {row_id.split("/")[0] for row_id in plan.stale} == {"sqr_sft"}
-    assert build(view) == {"metrics": NUM_METRICS, "report": 1}
+    assert build(view) == {"metrics": NUM_OF_EPISODES, "report": 1}
 
 
 def test_a_changed_query_text_rewrites_the_report_and_rescores_nothing(view: View) -> None:
@@ -93,13 +95,14 @@ def test_a_changed_query_text_rewrites_the_report_and_rescores_nothing(view: Vie
 def test_a_changed_span_rescores_every_method(view: View) -> None:
     build(view)
     change(view, "moments", "00010_fig", start_s=0.0, end_s=0.5)
-    assert build(view) == {"metrics": 4 * NUM_METRICS, "report": 1}
+    of_probes = 3 * len(PROBE_METRICS)  # zero_shot is not probed
+    assert build(view) == {"metrics": 4 * NUM_OF_EPISODES + of_probes, "report": 1}
 
 
 def test_a_query_of_another_split_changes_nothing(view: View) -> None:
     build(view)
     table = view.table("moments")
-    other = {**table.rows().to_dicts()[0], "query_id": "train_fig", "split": "train"}
+    other = {**table.rows().to_dicts()[0], "query_id": "val_fig", "split": "val"}
     table.commit(table.frame([*table.rows().to_dicts(), other]), {})
     assert build(view) == {"metrics": 0, "report": 0}
 
@@ -152,7 +155,7 @@ def test_the_plan_of_a_changed_answer_names_what_will_run(view: View, tmp_path: 
     fresh = view_of(tmp_path)
     for name in ("moments", "predictions.sqr_sft"):  # committed tables stand for themselves here
         fresh.planned[name] = fresh.table(name).rows()
-    assert len(fresh.stages["metrics"].plan(fresh).stale) == NUM_METRICS
+    assert len(fresh.stages["metrics"].plan(fresh).stale) == NUM_OF_EPISODES
 
 
 def test_moment_columns_are_those_of_the_real_stage() -> None:
@@ -161,3 +164,40 @@ def test_moment_columns_are_those_of_the_real_stage() -> None:
     real = {stage.name: stage for stage in (*corpus.STAGES, *evaluation.STAGES)}
     assert dict(real["moments"].columns) == MOMENT_COLUMNS
     assert dict(real["predictions.sqr_sft"].columns) == PREDICTION_COLUMNS
+    assert dict(real["verification_probe.sqr_sft"].columns) == PROBE_COLUMNS
+
+
+def probes(num_queries: int = 40, decision: str = "matched") -> list[dict[str, object]]:
+    """Both probes of every query, all answered `decision` with the span of 0 to 7 seconds."""
+    shared = {"split": "test", "decision": decision, "start_s": 0.0, "end_s": 7.0}
+    return [
+        {"probe_id": f"{i:05d}_fig/{side}", "query_id": f"{i:05d}_fig", "label": label, **shared}
+        for i in range(num_queries)
+        for side, label in (("right", "matched"), ("wrong", "not_matched"))
+    ]
+
+
+def test_probes_are_scored_for_their_method_and_rescore_nothing_of_its_episodes(view: View, tmp_path: Path) -> None:
+    build(view)
+    assert "balanced set" not in Path(view.rows("report")["path"][0]).read_text()
+    commit_rows(Lake(tmp_path), "verification_probe.sqr_sft", "toy", "probe_id", PROBE_COLUMNS, probes())
+    assert build(view) == {"metrics": len(PROBE_METRICS), "report": 1}
+    assert metric(view, "sqr_sft/balanced_verification_accuracy") == 0.5
+    row = view.rows("metrics").row(by_predicate=pl.col("metric_id") == "fine_tuned/balanced_grounding_0.5", named=True)
+    assert (row["value"], row["num_queries"]) == (None, 0)
+    text = Path(view.rows("report")["path"][0]).read_text()
+    assert "## Verification on a balanced set" in text
+    assert "| sqr_sft | 50.0 [50.0, 50.0] |" in text
+
+
+def test_the_constant_span_is_fitted_on_train_moments_and_changes_with_these_alone(view: View, tmp_path: Path) -> None:
+    commit_rows(Lake(tmp_path), "verification_probe.sqr_sft", "toy", "probe_id", PROBE_COLUMNS, probes())
+    build(view)
+    constant = pl.col("metric_id") == "sqr_sft/constant_span_grounding_0.5"
+    assert view.rows("metrics").filter(constant)["value"].to_list() == [None]
+    table = view.table("moments")
+    rows = table.rows().to_dicts()
+    train = [{**r, "query_id": f"train_{r['query_id']}", "split": "train"} for r in rows]
+    table.commit(table.frame([*rows, *train]), {})
+    assert build(view) == {"metrics": 3 * len(PROBE_METRICS), "report": 1}
+    assert 0.2 < view.rows("metrics").filter(constant)["value"][0] < 1.0

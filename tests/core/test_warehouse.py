@@ -17,6 +17,8 @@ from vsr1_core.lake import Lake
 DESIGNED = {
     "predictions": "dataset method query_id split query gt_video_id gt_start_s gt_end_s video_id rank first_rank "
     "decision start_s end_s iou num_turns num_text_tokens num_latent_tokens status error checkpoint",
+    "verification_probes": "dataset method query_id split label shown_video_id decision matched_probability start_s "
+    "end_s iou num_text_tokens status error",
     "turns": "dataset method query_id turn video_id score rank decision reasoning start_s end_s",
     "metrics": "dataset method metric value low high num_queries seed",
     "failures": "dataset asset row_id error",

@@ -3,8 +3,9 @@
 What is scored: every annotated query. One without a usable prediction (its video is missing, its row failed) has no
 rank and no answer: it scores 0 in recall, MRR, VCMR and mIoU, counts as one wrong verification, and its rank is
 infinite in the median (`median_rank` is infinite when more than half of the queries have no rank).
-Two kinds of metrics are conditional and leave such queries out, because there is nothing to judge: `grounding_*` and
-`matched_*`; token counts are means over the queries that ran, so that failing never looks cheap.
+Three kinds of metrics are conditional and leave such queries out, because there is nothing to judge: `grounding_*`,
+`matched_*`, and those of verification probes (`PROBE_METRICS`); token counts are means over the queries that ran, so
+that failing never looks cheap.
 Shares are in [0, 1]. No tables are read or written here, no plots are drawn.
 """
 
@@ -35,6 +36,14 @@ OUTCOMES = {
     "no_prediction": "failed or without a prediction",
 }
 """Where a query ends: each query has exactly one of these."""
+
+PROBE_METRICS = (
+    "balanced_verification_accuracy",
+    "balanced_grounding_0.5",
+    "grounding_given_matched_0.5",
+    "constant_span_grounding_0.5",
+)
+"""What is scored on one right and one wrong video a query, and not on the episodes; see `score`."""
 
 _CHUNK_CELLS = 2_000_000
 
@@ -216,7 +225,7 @@ def outcomes(episodes: Episodes) -> pl.DataFrame:
 def best_constant_span(moments: pl.DataFrame, threshold: float = 0.5, steps: int = 20) -> tuple[float, float, float]:
     """(start, end, share): the one span, in shares of each video's length, that hits most moments at this IoU.
 
-    Chosen with hindsight on the very moments it is scored on: what grounding without looking could reach at best.
+    The share is with hindsight, on the very moments the span is chosen on: grounding without looking at its best.
     moments: start_s, end_s, duration_s. (0, 1, 0) for no moments.
     """
     start, end, duration = (_floats(moments[name]) for name in ("start_s", "end_s", "duration_s"))
@@ -227,6 +236,59 @@ def best_constant_span(moments: pl.DataFrame, threshold: float = 0.5, steps: int
             share = float((iou >= threshold).mean()) if iou.size else 0.0
             best = max(best, (first / steps, last / steps, share), key=lambda span: span[2])
     return best
+
+
+# ---- probes as arrays --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Verdicts on one right and one wrong video a query, shapes (Q,), in the order of `Episodes.query_ids`.
+
+    has_right, has_wrong: which were asked. accepts_right: matched. rejects_wrong: not_matched. iou: 0 unless the right
+    video was matched. constant_iou: of the span fitted on the train moments, NaN where there are none.
+    """
+
+    has_right: BoolArray
+    has_wrong: BoolArray
+    accepts_right: BoolArray
+    rejects_wrong: BoolArray
+    iou: FloatArray
+    constant_iou: FloatArray
+
+
+def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.DataFrame) -> Probes:
+    """Align a method's `verification_probe.<method>` rows with the annotated queries.
+
+    moments: query_id, start_s, end_s, duration_s of the scored queries. train_moments: start_s, end_s, duration_s of
+    the train split, which alone decides the constant span. Raises polars' ComputeError where a query has two rows of
+    one label.
+    """
+    columns = {"gt_start": "start_s", "gt_end": "end_s", "duration": "duration_s"}
+    truth = moments.select("query_id", **columns).sort("query_id")
+    rows = probes.filter(pl.col("status") == "ok") if "status" in probes.columns else probes
+    rows = rows.select("query_id", "label", "decision", "start_s", "end_s", is_shown=pl.lit(True))
+    right, wrong = (
+        truth.join(rows.filter(pl.col("label") == label), on="query_id", how="left", validate="1:1").sort("query_id")
+        for label in ("matched", "not_matched")
+    )
+    accepts_right = _equals(right["decision"], "matched")
+    return Probes(
+        has_right=right["is_shown"].fill_null(False).to_numpy(),
+        has_wrong=wrong["is_shown"].fill_null(False).to_numpy(),
+        accepts_right=accepts_right,
+        rejects_wrong=_equals(wrong["decision"], "not_matched"),
+        iou=np.where(accepts_right, _span_iou(right), 0.0),
+        constant_iou=_constant_iou(truth, train_moments),
+    )
+
+
+def _constant_iou(truth: pl.DataFrame, train_moments: pl.DataFrame) -> FloatArray:
+    if train_moments.is_empty():
+        return np.full(truth.height, np.nan)
+    start, end, _ = best_constant_span(train_moments)
+    duration = _floats(truth["duration"])
+    return temporal_iou(start * duration, end * duration, _floats(truth["gt_start"]), _floats(truth["gt_end"]))
 
 
 # ---- scores: every metric as a ratio of sums over queries ---------------------------------------------------------
@@ -263,6 +325,7 @@ def metric_names(num_turns: int) -> tuple[str, ...]:
         "matched_recall",
         "grounding_0.5",
         "grounding_0.7",
+        *PROBE_METRICS,
         "num_text_tokens",
         "num_latent_tokens",
         *(f"recall_at_1_turns_{turn}" for turn in range(1, num_turns + 1)),
@@ -270,13 +333,17 @@ def metric_names(num_turns: int) -> tuple[str, ...]:
     )
 
 
-def score(episodes: Episodes, num_turns: int) -> Scores:
+def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> Scores:
     """Every metric of `metric_names(num_turns)`, per query.
 
     `vcmr_*`: the strict policy. `vcmr_best_*`: a query that was never matched answers with the shown video of the
     highest match probability (the earlier turn on a tie) and that turn's span, if it has one.
     `grounding_*`: over the verdicts `matched` on the right video, the share with IoU at least the threshold.
     `*_turns_t`: the episode as it stood when t turns were allowed.
+    `balanced_verification_accuracy`: over the probes of queries that were shown both a right and a wrong video.
+    `balanced_grounding_0.5`: share of right-video probes that were matched with IoU at least 0.5;
+    `grounding_given_matched_0.5`: the same over the matched ones only; `constant_span_grounding_0.5`: of the best
+    constant span of the train split, on all right-video probes. Nothing is judged without `probes`.
     """
     parts: dict[str, tuple[FloatArray, FloatArray]] = {}
     every = np.ones(len(episodes.query_ids))
@@ -293,6 +360,7 @@ def score(episodes: Episodes, num_turns: int) -> Scores:
     parts["num_text_tokens"] = episodes.num_text_tokens * ran, ran
     parts["num_latent_tokens"] = episodes.num_latent_tokens * ran, ran
     parts |= _verification_parts(episodes) | _turn_parts(episodes, num_turns)
+    parts |= _probe_parts(probes) if probes else dict.fromkeys(PROBE_METRICS, (0.0 * every, 0.0 * every))
     names = tuple(name for name in metric_names(num_turns) if name != "median_rank")
     numerators, denominators = (np.stack([parts[name][side] for name in names], axis=1) for side in (0, 1))
     return Scores(episodes.query_ids, names, numerators, denominators, episodes.rank)
@@ -332,6 +400,21 @@ def _verification_parts(episodes: Episodes) -> dict[str, tuple[FloatArray, Float
         "grounding_0.5": ratio(v.iou >= 0.5, accepted),
         "grounding_0.7": ratio(v.iou >= 0.7, accepted),
     }
+
+
+def _probe_parts(probes: Probes) -> dict[str, tuple[FloatArray, FloatArray]]:
+    both = (probes.has_right & probes.has_wrong).astype(float)
+    num_correct = probes.accepts_right.astype(float) + probes.rejects_wrong
+    right, accepted = probes.has_right.astype(float), probes.accepts_right.astype(float)
+    grounded = accepted * (probes.iou >= 0.5)
+    is_fitted = right * ~np.isnan(probes.constant_iou)
+    parts = (
+        (num_correct * both, 2 * both),
+        (grounded, right),
+        (grounded, accepted),
+        (is_fitted * (probes.constant_iou >= 0.5), is_fitted),
+    )
+    return dict(zip(PROBE_METRICS, parts, strict=True))
 
 
 def _turn_parts(episodes: Episodes, num_turns: int) -> dict[str, tuple[FloatArray, FloatArray]]:

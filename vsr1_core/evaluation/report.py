@@ -94,7 +94,8 @@ def markdown(inputs: ReportInputs, analysis: Analysis) -> str:
     """The report's text."""
     sections: list[Section] = [_failures, _training, _missing]
     if analysis.episodes:
-        scored = [_overview, _retrieval, _moment_retrieval, _verification, _turns, _differences, _tokens, _published]
+        scored = [_overview, _retrieval, _moment_retrieval, _verification, _balanced, _turns, _differences]
+        scored += [_tokens, _published]
         sections = [*scored, _endings, _failures, _training, _worst, _examples, _missing, _reading]
     blocks = [_opening(inputs), *("\n".join(section(inputs, analysis)) for section in sections)]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -221,6 +222,25 @@ def _verification(inputs: ReportInputs, analysis: Analysis) -> list[str]:
             f"constant span chosen with hindsight on these queries, reaches IoU ≥ 0.5 on {100 * share:.1f} % of them.",
         ]
     return [*lines, *_plot(analysis, "iou")]
+
+
+def _balanced(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """As many right as wrong videos, without search; nothing where no method was probed."""
+    columns = {
+        "accuracy": "balanced_verification_accuracy", "grounding, IoU ≥ 0.5": "balanced_grounding_0.5",
+        "of the matched": "grounding_given_matched_0.5", "constant span": "constant_span_grounding_0.5",
+    }  # fmt: skip
+    judged = inputs.metrics.filter(pl.col("metric").is_in(list(m.PROBE_METRICS))).drop_nulls("value")
+    if judged.is_empty():
+        return []
+    note = (
+        "Each query shown its right video once, and once the wrong one that ranks first, without any search: guessing "
+        "reaches an accuracy of 50 %. Grounding: share of the right videos that were matched with such a span. "
+        "Constant span: what the span of best fit on the train split reaches on the same videos without looking."
+    )
+    methods = [name for name in inputs.methods if name in judged["method"].to_list()]
+    rows = [[name, *(_number(inputs, name, metric) for metric in columns.values())] for name in methods]
+    return ["## Verification on a balanced set", "", note, "", *markdown_table(["method", *columns], rows)]
 
 
 def _turns(inputs: ReportInputs, analysis: Analysis) -> list[str]:

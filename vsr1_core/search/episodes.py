@@ -74,6 +74,56 @@ class Episode:
         return bool(self.turns) and self.turns[-1].answer.decision == "matched"
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What the policy was asked about one video, and what it answered."""
+
+    prompt: Prompt
+    decoded: Decoded
+    answer: Answer
+
+
+@torch.no_grad()
+def verify(
+    policy: LoadedPolicy,
+    features: FeatureStore,
+    durations_s: Mapping[str, float],
+    pairs: Sequence[tuple[str, str]],
+    settings: DecodeSettings,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+) -> list[Verification]:
+    """Ask the policy about each (query text, video id), in order; latents follow what is not matched, if any are set.
+
+    Decoded in chunks of `batch_size` of about the same prompt length. `durations_s`: video id -> seconds.
+    """
+    videos = features.get([video_id for _, video_id in pairs])
+    prompts = prompts_of(policy, [text for text, _ in pairs], [f.layout for f in videos])
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+    found: dict[int, Verification] = {}
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        outputs = decode(
+            policy.model,
+            policy.tokenizer,
+            [prompts[i] for i in chunk],
+            [videos[i] for i in chunk],
+            settings,
+            wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
+            generator=generator,
+        )
+        for i, decoded in zip(chunk, outputs, strict=True):
+            found[i] = Verification(prompts[i], decoded, parse_answer(decoded.text, durations_s[pairs[i][1]]))
+    return [found[i] for i in range(len(pairs))]
+
+
+def prompts_of(policy: LoadedPolicy, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
+    """The prompt of each (query, video), with the checkpoint's own system prompt."""
+    system = policy.model.soft_query.system_prompt
+    conversations = [build_messages(q, system) if system else build_messages(q) for q in queries]
+    return build_prompts(policy.tokenizer, policy.model.model, conversations, layouts)
+
+
 @dataclass
 class Searcher:
     """Everything an episode needs. `durations_s`: video id -> seconds."""
@@ -168,35 +218,17 @@ class Searcher:
 
     def _verify(self, episodes: Sequence[Episode], generator: torch.Generator | None) -> None:
         """Ask the policy about the video each episode found; append the turn and its latents."""
-        videos = self.features.get([e.final_video_id for e in episodes])
-        prompts = self.prompts([e.query.text for e in episodes], [f.layout for f in videos])
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
         soft_tokens = self.settings.decode.num_soft_tokens if self.settings.refine else 0
+        pairs = [(e.query.text, e.final_video_id) for e in episodes]
         settings = replace(self.settings.decode, num_soft_tokens=soft_tokens)
-        for start in range(0, len(order), self.settings.batch_size):
-            chunk = order[start : start + self.settings.batch_size]
-            outputs = decode(
-                self.policy.model,
-                self.policy.tokenizer,
-                [prompts[i] for i in chunk],
-                [videos[i] for i in chunk],
-                settings,
-                wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
-                generator=generator,
-            )
-            for i, decoded in zip(chunk, outputs, strict=True):
-                self._note(episodes[i], prompts[i], decoded)
+        size = self.settings.batch_size
+        asked = verify(self.policy, self.features, self.durations_s, pairs, settings, size, generator)
+        for episode, verification in zip(episodes, asked, strict=True):
+            self._note(episode, verification)
 
-    def prompts(self, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
-        """The prompt of each (query, video), with the checkpoint's own system prompt."""
-        system = self.policy.model.soft_query.system_prompt
-        conversations = [build_messages(q, system) if system else build_messages(q) for q in queries]
-        return build_prompts(self.policy.tokenizer, self.policy.model.model, conversations, layouts)
-
-    def _note(self, episode: Episode, prompt: Prompt, decoded: Decoded) -> None:
-        video_id = episode.final_video_id
-        answer = parse_answer(decoded.text, self.durations_s[video_id])
-        episode.turns.append(Turn(video_id, episode.final_score, episode.final_rank, prompt, decoded, answer))
+    def _note(self, episode: Episode, asked: Verification) -> None:
+        video_id, answer, decoded = episode.final_video_id, asked.answer, asked.decoded
+        episode.turns.append(Turn(video_id, episode.final_score, episode.final_rank, asked.prompt, decoded, answer))
         if answer.decision != "matched":
             episode.rejected.add(video_id)
             if decoded.latents is not None:

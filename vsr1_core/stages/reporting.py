@@ -10,13 +10,22 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.evaluation.metrics import load_episodes, metric_names, score, summarise
+from vsr1_core.evaluation.metrics import (
+    PROBE_METRICS,
+    Probes,
+    load_episodes,
+    load_probes,
+    metric_names,
+    score,
+    summarise,
+)
 from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
 
 CHECKPOINTS = ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint")
-PREDICTIONS = tuple(stage.name for stage in evaluation.STAGES)
+PREDICTIONS = tuple(stage.name for stage in evaluation.PREDICTIONS)
+PROBES = tuple(stage.name for stage in evaluation.PROBES)
 
 
 class Metrics(Stage):
@@ -35,7 +44,7 @@ class Metrics(Stage):
         "seed": pl.Int64,
         "split": pl.String,
     }
-    upstream = ("moments", *PREDICTIONS)
+    upstream = ("moments", *PREDICTIONS, *PROBES)
 
     def recipe(self, config: Configuration) -> Any:
         return [config.evaluation.num_turns, config.evaluation.num_resamples, config.evaluation.seed]
@@ -46,9 +55,11 @@ class Metrics(Stage):
             truth = _truth(view, split)
             for method in _methods(view, truth):
                 inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
+                of_probes = _probe_inputs(view, method, truth)
                 for metric in metric_names(view.config.evaluation.num_turns):
                     known = {"method": method, "metric": metric, "split": split}
-                    rows[_metric_id(view, method, metric, split)] = Row(inputs, known)
+                    reads = of_probes if metric in PROBE_METRICS else inputs
+                    rows[_metric_id(view, method, metric, split)] = Row(reads, known)
         return rows
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
@@ -59,7 +70,8 @@ class Metrics(Stage):
                 due_here = {_metric_id(view, method, name, split) for name in metric_names(recipe.num_turns)} & due
                 if not due_here:
                     continue
-                scores = score(load_episodes(truth, view.rows(f"predictions.{method}")), recipe.num_turns)
+                episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
+                scores = score(episodes, recipe.num_turns, _probes(view, method, truth))
                 for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
                     metric_id = _metric_id(view, method, row["metric"], split)
                     if metric_id in due_here:
@@ -124,6 +136,7 @@ class Report(Stage):
 
 
 _SPAN = ("video_id", "start_s", "end_s")
+_TIMES = ("start_s", "end_s", "duration_s")
 
 
 def _metric_id(view: View, method: str, metric: str, split: str) -> str:
@@ -168,6 +181,25 @@ def _answers(view: View, method: str, truth: pl.DataFrame) -> str:
     """One version for a method's rows of these queries: which there are, and which failed."""
     rows = _all_rows(view, f"predictions.{method}", ["query_id", "row_version", "status"])
     return fingerprint(sorted(rows.filter(pl.col("query_id").is_in(truth["query_id"].to_list())).rows()))
+
+
+def _probe_inputs(view: View, method: str, truth: pl.DataFrame) -> dict[str, str]:
+    """What the metrics of probes read; a method that has none is judged by none."""
+    asset = f"verification_probe.{method}"
+    if asset not in view.stages:
+        return {"probes": "none"}
+    queries = truth["query_id"].to_list()
+    probes = _all_rows(view, asset, ["probe_id", "query_id", "row_version", "status"])
+    return {
+        "probes": fingerprint(sorted(probes.filter(pl.col("query_id").is_in(queries)).rows())),
+        "moments": _content(truth, _TIMES),
+        "train_moments": _content(_truth(view, "train"), _TIMES),
+    }
+
+
+def _probes(view: View, method: str, truth: pl.DataFrame) -> Probes | None:
+    asset = f"verification_probe.{method}"
+    return load_probes(truth, view.rows(asset), _truth(view, "train")) if asset in view.stages else None
 
 
 def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:

@@ -181,9 +181,9 @@ class HardNegatives(Stage):
             }
 
 
-def same_text_videos(view: View) -> dict[str, frozenset[str]]:
-    """Train query id -> the videos of all train moments with the same query text, its own among them."""
-    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(IS_TRAIN)
+def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
+    """Query id -> the videos of all moments of the split with the same query text, its own among them."""
+    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
     texts = moments.with_columns(text=pl.col("query").str.strip_chars().str.to_lowercase())
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
     pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
