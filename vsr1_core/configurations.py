@@ -18,7 +18,7 @@ from vsr1_core.recipes import (
 
 TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 
-TINY_SFT = SFTRecipe(steps=400, batch_size=32, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.25)
+TINY_SFT = SFTRecipe(steps=400, batch_size=16, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.15)
 
 TINY = Configuration(
     name="tiny",
@@ -26,9 +26,9 @@ TINY = Configuration(
     models=ModelRecipe(contrastive_steps=300, contrastive_lr=1.5e-3),
     pool=PoolRecipe(fill_matched=True),
     sft=TINY_SFT,
-    fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
+    fine_tuned=dataclasses.replace(TINY_SFT, refine=False),
     grpo=GRPORecipe(
-        steps=15,
+        steps=10,
         queries_per_step=8,
         group_size=4,
         num_turns=2,

@@ -115,7 +115,7 @@ class ModelRecipe:
     contrastive_lr: float = 1e-3
     contrastive_temperature: float = 0.07
     caption_weight: float = 1.0
-    """Weight of writing the captions from the video, beside matching them."""
+    """Weight of writing captions (from the video, and again from the text), beside matching them."""
     seed: int = 42
 
 

@@ -70,11 +70,11 @@ class Teacher(Protocol):
 
 
 class TemplateTeacher:
-    """Short, regular sentences: what the query asks in plain words, every event of the shown video with its times, then
+    """Short, regular sentences: every event of the shown video with its times, what the query asks in plain words, then
     the event that answers (and its neighbour), or the closest one and the words it lacks.
 
-    The query in plain words comes first, so that it cannot give the label away; the description comes before the
-    verdict, so that the verdict can be read off it.
+    The description comes first, so that it is read off the video: after the query's plain words a small model copied
+    those instead. The verdict comes last, so that it can be read off both.
     """
 
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
@@ -92,7 +92,7 @@ class TemplateTeacher:
         missing = [missing_words(asked, event.caption) for event in task.events]
         shown = [f"{event.times}: {event.caption}." for event in task.events]
         ending = _match_clause(task) if task.label == "matched" else _mismatch_clause(task, missing)
-        text = " ".join([f"Asked: {asked}.", *shown, ending])
+        text = " ".join([*shown, f"Asked: {asked}.", ending])
         verdict: Label = "not_matched" if all(missing) else "matched"
         return TeacherReply(task.query_id, text, "stop", len(text.split()), verdict)
 

@@ -2,7 +2,7 @@
 
 One model serves twice: frozen as the embedder, and as the weights that the policy starts from. So it learns both
 what a published pair of models brings along: vectors in which a caption finds its video (symmetrical InfoNCE), and
-saying what a video shows and when (next-token cross-entropy). Both read one pass over the video.
+saying what a video shows and when (next-token cross-entropy, on the same pass over the video), and repeating words.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.models.batching import language_model_kwargs, left_padded
 from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import VideoPatches, extended
+from vsr1_core.models.inputs import Prompt, VideoPatches, build_prompts, extended
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
-from vsr1_core.models.vision import batch_vision_attention, encode_videos
+from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.reasoning.conversation import user_text
 from vsr1_core.reasoning.teacher import EventNote
 from vsr1_core.recipes import ModelRecipe
+
+
+NUM_REPEATED = 32
+"""How many of a batch's captions are also repeated."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,18 @@ def train_base(
             videos, caption_loss = _read_videos(
                 embedder, [load(v, model.config) for v in chosen], [describe(events[v]) for v in chosen]
             )
+            repeat_loss = _repeat_loss(embedder, captions[:NUM_REPEATED])
         contrastive_loss = info_nce(queries, videos, recipe.contrastive_temperature)
         optimizer.zero_grad()
-        (contrastive_loss + recipe.caption_weight * caption_loss).backward()
+        (contrastive_loss + recipe.caption_weight * (caption_loss + repeat_loss)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
+        losses = {
+            "contrastive_loss": contrastive_loss.item(),
+            "caption_loss": caption_loss.item(),
+            "repeat_loss": repeat_loss.item(),
+        }
         curve += [CurvePoint(step, name, value) for name, value in losses.items()]
         lines.note(step + 1, losses)
     model.eval()
@@ -97,8 +107,28 @@ def _read_videos(
     features = encode_videos(embedder.model, videos)
     ends = [embedder.tokenizer.eos_token_id]
     texts = [ids + ends for ids in embedder.tokenizer(list(descriptions), add_special_tokens=False)["input_ids"]]
-    prompts = [extended(embedder.video_prompt(f.layout), ids) for f, ids in zip(features, texts, strict=True)]
-    batch = left_padded(embedder.model, prompts, features, embedder.tokenizer.pad_token_id)
+    prompts = [embedder.video_prompt(f.layout) for f in features]
+    return _written(embedder, prompts, features, texts)
+
+
+def _repeat_loss(embedder: Embedder, captions: Sequence[str]) -> Tensor:
+    """Cross-entropy of saying a caption again after the policy's question with it, without a video: what any language
+    model can do, and what a trace needs to name what is asked."""
+    conversations = [[{"role": "user", "content": user_text(c)}] for c in captions]
+    prompts = build_prompts(embedder.tokenizer, embedder.model, conversations, [None] * len(captions))
+    answers = embedder.tokenizer([f"Asked: {c}." for c in captions], add_special_tokens=False)["input_ids"]
+    return _written(embedder, prompts, [None] * len(captions), answers)[1]
+
+
+def _written(
+    embedder: Embedder,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    texts: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor]:
+    """Unit vectors [B, E] read at the prompts' ends, and the mean cross-entropy of the `texts` that follow them."""
+    rows = [extended(prompt, ids) for prompt, ids in zip(prompts, texts, strict=True)]
+    batch = left_padded(embedder.model, rows, features, embedder.tokenizer.pad_token_id)
     hidden = embedder.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
     before = torch.stack([hidden[row, -len(ids) - 1] for row, ids in enumerate(texts)])
     states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(texts)])
