@@ -97,6 +97,8 @@ def verify(
 
     Decoded in chunks of `batch_size` of about the same prompt length. `durations_s`: video id -> seconds.
     """
+    if not pairs:
+        return []
     videos = features.get([video_id for _, video_id in pairs])
     prompts = prompts_of(policy, [text for text, _ in pairs], [f.layout for f in videos])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
