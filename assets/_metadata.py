@@ -17,33 +17,47 @@ from vsr1_core.lake import BASE_COLUMNS, Table
 from vsr1_core.stages.base import Stage
 
 _MAX_CELL = 60
+_MAX_REASON = 400
+"""The reason of a failed row says what to do at its end, so it is hardly ever cut."""
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], max_cell: int = _MAX_CELL) -> str:
     """A Markdown table; cells are shortened and cannot break out of it."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell(value, max_cell) for value in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def cell(value: Any) -> str:
-    """`value` for one table cell: floats to 4 digits, long lists and texts cut."""
+def cell(value: Any, max_cell: int = _MAX_CELL) -> str:
+    """`value` for one table cell: floats to 4 digits, long lists and texts cut; of a path the end is kept."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
         inner = ", ".join(cell(item) for item in value[:3])
         return f"[{inner}, ... {len(value)} in all]" if len(value) > 3 else f"[{inner}]"
     text = "" if value is None else str(value)
-    text = text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+    if len(text) > max_cell:
+        text = "…" + text[1 - max_cell :] if text.startswith("/") and " " not in text else text[: max_cell - 1] + "…"
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def sample_table(table: Table, num_rows: int = 5) -> str:
-    """The first ok rows, without the bookkeeping columns."""
-    names = [name for name in table.schema if name not in BASE_COLUMNS]
+    """The first ok rows, without bookkeeping, without columns that are empty in all of them, and without nested
+    tables (turns, curves), which would make a row as tall as a page.
+    """
+    names = [name for name, dtype in table.schema.items() if name not in BASE_COLUMNS and not _is_table(dtype)]
     frame = pl.scan_parquet(table.rows_path, hive_partitioning=False).filter(pl.col("status") == "ok")
-    rows = frame.select(names).head(num_rows).collect().rows()
-    return markdown_table(names, rows) if rows else "No ok rows."
+    shown = without_empty_columns(frame.select(names).head(num_rows).collect())
+    return markdown_table(shown.columns, shown.rows()) if shown.height else "No ok rows."
+
+
+def _is_table(dtype: Any) -> bool:
+    return isinstance(dtype, pl.Struct) or (isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct))
+
+
+def without_empty_columns(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` without the columns that hold nothing but nulls."""
+    return frame.select(column for column in frame if column.null_count() < frame.height)
 
 
 def failure_table(table: Table, num_rows: int = 20) -> str:
@@ -51,7 +65,7 @@ def failure_table(table: Table, num_rows: int = 20) -> str:
     frame = table.rows([table.key, "status", "error"]).filter(pl.col("status") != "ok")
     if frame.is_empty():
         return ""
-    shown = markdown_table([table.key, "error"], frame.select(table.key, "error").head(num_rows).rows())
+    shown = markdown_table([table.key, "error"], frame.select(table.key, "error").head(num_rows).rows(), _MAX_REASON)
     return shown if frame.height <= num_rows else f"{shown}\n\n{frame.height:,} failed rows in all."
 
 
@@ -78,7 +92,20 @@ def folder_bytes(folder: Path) -> int:
 
 def picture(png: bytes, alt: str) -> dg.MetadataValue:
     """A PNG inside Markdown: the UI shows it without a file server."""
-    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+    return dg.MetadataValue.md(f"![{alt}]({_data_uri(png)})")
+
+
+def with_pictures(markdown: str, folder: Path) -> dg.MetadataValue:
+    """Markdown whose links to PNG files of `folder` are replaced by the pictures themselves."""
+    for path in sorted(folder.glob("*.png")):
+        link = f"]({path.name})"
+        if link in markdown:
+            markdown = markdown.replace(link, f"]({_data_uri(path.read_bytes())})")
+    return dg.MetadataValue.md(markdown)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:

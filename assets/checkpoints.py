@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import markdown_table, picture
+from assets._metadata import markdown_table, picture, without_empty_columns
 from vsr1_core.stages.base import View
 
 
@@ -16,8 +16,8 @@ def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
     """The loss curves of each trained checkpoint, and what it was trained from."""
     frame, key = view.rows(asset), view.stages[asset].key
     named = [name for name in ("digest", "parent", "source", "path") if name in frame.columns]
-    listing = markdown_table([key, *named], frame.select(key, *named).rows())
-    extras: dict[str, Any] = {"checkpoints": dg.MetadataValue.md(listing)}
+    listed = without_empty_columns(frame.select(key, *named))
+    extras: dict[str, Any] = {"checkpoints": dg.MetadataValue.md(markdown_table(listed.columns, listed.rows()))}
     if "curve" in frame.columns:
         for row_id, curve in frame.select(key, "curve").iter_rows():
             if curve:

@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import cell, markdown_table, picture
+from assets._metadata import cell, markdown_table, with_pictures
 from vsr1_core.stages.base import View
 
 MAX_TURNS = 16
@@ -69,13 +69,12 @@ def _with_interval(row: dict[str, Any]) -> str:
 
 
 def report_extras(view: View, asset: str) -> dict[str, Any]:
-    """The report itself and the plots that lie beside it."""
-    extras: dict[str, Any] = {}
-    for split, path in view.rows(asset, ["split", "path"]).sort("split").iter_rows():
-        extras[f"report/{split}"] = dg.MetadataValue.md(Path(path).read_text(encoding="utf-8"))
-        for plot in sorted(Path(path).parent.glob("*.png")):
-            extras[f"plots/{split}/{plot.stem}"] = picture(plot.read_bytes(), plot.stem)
-    return extras
+    """The report of each split, its plots inside."""
+    listed = view.rows(asset, ["split", "path"]).sort("split").iter_rows()
+    return {
+        f"report/{split}": with_pictures(Path(path).read_text(encoding="utf-8"), Path(path).parent)
+        for split, path in listed
+    }
 
 
 def _prediction_info(method: str) -> AssetInfo:

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from assets._factory import asset_key, code_version, outcome_metadata, summary_line
-from assets._metadata import cell, contact_sheet, failure_table, folder_bytes, markdown_table, picture, sample_table
+from assets._metadata import (
+    cell,
+    contact_sheet,
+    failure_table,
+    folder_bytes,
+    markdown_table,
+    picture,
+    sample_table,
+    with_pictures,
+)
 from assets.evaluation import metrics_table
 from tests.fakes import Numbers, fake_stages, register_versions, write_numbers
 from vsr1_core.graph import open_view
@@ -36,6 +45,18 @@ def test_long_values_are_cut_and_floats_rounded() -> None:
     assert cell(0.123456) == "0.1235"
     assert cell([0.5] * 2048) == "[0.5, 0.5, 0.5, ... 2048 in all]"
     assert cell(None) == ""
+
+
+def test_a_cut_path_keeps_its_end() -> None:
+    assert cell("/lake/" + "x" * 100 + "/report.md").endswith("/report.md")
+
+
+def test_a_report_carries_its_pictures(tmp_path: Path) -> None:
+    """The UI serves no files: a link to a file beside the report shows nothing there."""
+    (tmp_path / "recall.png").write_bytes(b"\x89PNG")
+    shown = with_pictures("![Recall.](recall.png) and ![gone](gone.png)", tmp_path).value
+    assert "![Recall.](data:image/png;base64," in shown
+    assert "](gone.png)" in shown
 
 
 def test_a_contact_sheet_has_a_line_a_video(tmp_path: Path) -> None:
@@ -69,7 +90,7 @@ def test_metadata_counts_are_those_of_the_plan(view: View) -> None:
     metadata = outcome_metadata(view.table("numbers"), view.files("numbers"), outcome)
     assert (metadata["rows/new"], metadata["rows/processed"], metadata["rows/unchanged"]) == (2, 2, 0)
     assert "2 | new row" in metadata["why"].value
-    assert metadata["bytes"] == folder_bytes(view.table("numbers").folder) > 0
+    assert metadata["size_mib"] == round(folder_bytes(view.table("numbers").folder) / 2**20, 3)
     assert summary_line("numbers", outcome).startswith("numbers: 2 rows processed, 2 in all")
 
 
