@@ -49,7 +49,7 @@ def run_build(
     """Build `assets` (names, groups or a Dagster selection, comma separated; empty: all) and all they need."""
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets)
-    config = _run_config(settings, retry_failed, executor)
+    config = _run_config(settings, retry_failed)
     with open_instance(settings.home) as instance:
         close_dead_runs(instance)
         if executor == "multiprocess":
@@ -113,13 +113,11 @@ def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
     return dg.AssetSelection.from_string(part)
 
 
-def _run_config(settings: Settings, retry_failed: bool, executor: ExecutorName) -> dict[str, Any]:
+def _run_config(settings: Settings, retry_failed: bool) -> dict[str, Any]:
     config: dict[str, Any] = {"loggers": {"progress": {}}}
     if retry_failed:  # a resource given in run config is given whole
         resource = {"home": str(settings.home), "device": settings.device, "workers": settings.workers}
         config["resources"] = {"workplace": {"config": {**resource, "retry_failed": True}}}
-    if executor == "multiprocess":
-        config["execution"] = {"config": {"multiprocess": {"max_concurrent": 2}}}
     return config
 
 

@@ -367,7 +367,9 @@ def ui(
 
     settings = read_settings()
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
-    arguments = ["dev", "-m", "pipelines.definitions", "-h", host, "-p", str(port)]
+    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"
+    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
+    arguments = ["dev", *location, "-h", host, "-p", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
 
 

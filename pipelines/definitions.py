@@ -13,7 +13,7 @@ from assets.warehouse import warehouse_asset
 from pipelines.automation import automation_sensor, when_inputs_changed
 from pipelines.checks import build_checks
 from pipelines.io import HandleIOManager
-from pipelines.jobs import build_jobs
+from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
 from pipelines.progress import progress_logger
 from pipelines.resources import Settings, prepare_process, read_settings, workplace
@@ -48,6 +48,7 @@ def build_defs(
         jobs=build_jobs(partitions_def, groups),
         sensors=[automation_sensor()],
         resources=resources,
+        executor=executor(),
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},
     )
 

@@ -9,29 +9,48 @@ import dagster as dg
 
 WHOLE_GRAPH = "whole_graph"
 
+MAX_CONCURRENT_STEPS = 2
+"""Steps of a run at once, each a process. Dagster's default is one a core; with torch in each, 2 fill a laptop."""
+
+_BASE_MODELS = dg.AssetSelection.key_substring("base_models")
+
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "corpus": ("Sources to frames: what is there to search.", ("sources", "corpus", "media")),
-    "search": ("Embeddings, index and first ranking.", ("embeddings", "retrieval")),
-    "training": ("Training data and checkpoints.", ("checkpoints", "sft", "grpo")),
-    "evaluation": ("Predictions, metrics, report and warehouse.", ("evaluation", "warehouse")),
+    "corpus": ("1. Sources to frames: what there is to search.", ("sources", "corpus", "media")),
+    "search": ("2. Base models, embeddings, index, first ranking. Needs the corpus.", ("embeddings", "retrieval")),
+    "training": ("3. Training data and checkpoints. Needs the search.", ("checkpoints", "sft", "grpo")),
+    "evaluation": (
+        "4. Predictions, metrics, report and warehouse. Needs the training.",
+        ("evaluation", "warehouse"),
+    ),
 }
-"""Job name -> what it does, and the groups it builds."""
+"""Job name -> what it does, and its groups. Run in this order, each finds what it reads."""
+
+
+def executor() -> dg.ExecutorDefinition:
+    """A process a step: one that dies takes no other with it, and its memory comes back."""
+    return dg.multiprocess_executor.configured({"max_concurrent": MAX_CONCURRENT_STEPS})
 
 
 def build_jobs(partitions_def: dg.PartitionsDefinition, groups: Iterable[str]) -> list[Any]:
-    """The jobs for the groups that are there."""
+    """The whole graph, and the parts of which something is there."""
     present = set(groups)
     whole = dg.define_asset_job(
-        WHOLE_GRAPH, dg.AssetSelection.all(), description="Raw videos to report.", partitions_def=partitions_def
+        WHOLE_GRAPH,
+        dg.AssetSelection.all(),
+        description="Raw videos to report, all in one run.",
+        partitions_def=partitions_def,
     )
     parts = [
-        dg.define_asset_job(
-            name,
-            dg.AssetSelection.groups(*(g for g in of_job if g in present)),
-            description=text,
-            partitions_def=partitions_def,
-        )
+        dg.define_asset_job(name, _selection(name, present), description=text, partitions_def=partitions_def)
         for name, (text, of_job) in PARTS.items()
         if present.intersection(of_job)
     ]
     return [whole, *parts]
+
+
+def _selection(name: str, present: set[str]) -> dg.AssetSelection:
+    """The job's groups; `base_models` is a checkpoint, but embedding needs it long before any training."""
+    selection = dg.AssetSelection.groups(*(group for group in PARTS[name][1] if group in present))
+    if name == "search":
+        return selection | _BASE_MODELS
+    return selection - _BASE_MODELS
