@@ -128,12 +128,13 @@ def query_vector(
 ) -> Tensor:
     """The unit vector of one query; A(z) goes in right after its text, the head is used where there is one."""
     ids, place = insertion_point(tokenizer, query)
-    embeds = model.get_input_embeddings()(torch.tensor(ids))
+    device = model.get_input_embeddings().weight.device
+    embeds = model.get_input_embeddings()(torch.tensor(ids, device=device))
     if soft_tokens is not None:
         added = input_projector(weights, "append", soft_tokens)
         embeds = torch.cat([embeds[:place], added, embeds[place:]])
-    positions = torch.arange(len(embeds)).expand(3, 1, -1)
+    positions = torch.arange(len(embeds), device=device).expand(3, 1, -1)
     hidden = model.language_model(inputs_embeds=embeds[None], position_ids=positions).last_hidden_state[0, -1]
     if "query_embedder_head.weight" in weights:
         hidden = F.linear(hidden, weights["query_embedder_head.weight"], weights["query_embedder_head.bias"])
-    return hidden / hidden.norm()
+    return hidden.float() / hidden.float().norm()
