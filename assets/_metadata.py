@@ -17,6 +17,10 @@ from vsr1_core.lake import BASE_COLUMNS, Table
 from vsr1_core.stages.base import Stage
 
 _MAX_CELL = 60
+_GAP = 2
+"""Pixels between the frames of a contact sheet."""
+_MAX_WIDTH = 1000
+"""Pixels. A wider picture is cut off in the UI's dialog on a laptop's screen."""
 _MAX_REASON = 400
 """The reason of a failed row says what to do at its end, so it is hardly ever cut."""
 
@@ -75,9 +79,19 @@ def reason_table(why: Mapping[str, int]) -> str:
 
 
 def column_schema(stage: Stage) -> dg.TableSchema:
-    """The columns of a stage's table, bookkeeping included."""
-    columns = {stage.key: pl.String, **BASE_COLUMNS, **stage.columns}
-    return dg.TableSchema(columns=[dg.TableColumn(name, str(dtype)) for name, dtype in columns.items()])
+    """The columns of a stage's table, bookkeeping last."""
+    columns = {stage.key: pl.String, **stage.columns, **BASE_COLUMNS}
+    return dg.TableSchema(
+        columns=[dg.TableColumn(name, str(dtype), _MEANINGS.get(name)) for name, dtype in columns.items()]
+    )
+
+
+_MEANINGS = {
+    "row_version": "Hash of the stage's version, its recipe and `row_inputs`.",
+    "row_inputs": "What the row was made from: name and version of each input, JSON.",
+    "status": "`ok` or `failed`.",
+    "error": "Of a failed row: what is wrong, where, and what to do.",
+}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -100,8 +114,17 @@ def with_pictures(markdown: str, folder: Path) -> dg.MetadataValue:
     for path in sorted(folder.glob("*.png")):
         link = f"]({path.name})"
         if link in markdown:
-            markdown = markdown.replace(link, f"]({_data_uri(path.read_bytes())})")
+            markdown = markdown.replace(link, f"]({_data_uri(fitting(path.read_bytes()))})")
     return dg.MetadataValue.md(markdown)
+
+
+def fitting(png: bytes) -> bytes:
+    """The PNG, made smaller where it is too wide for the UI. The event log keeps a copy of it a materialisation."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((_MAX_WIDTH, 10 * _MAX_WIDTH))
+    return _png_of(image.quantize(128))
 
 
 def _data_uri(png: bytes) -> str:
@@ -111,19 +134,19 @@ def _data_uri(png: bytes) -> str:
 def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:
     """A PNG with one line a video: evenly spaced frames of uint8 [T,H,W,3] files."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     sheet = Image.new("RGB", (num_columns * cell_pixels, len(paths) * cell_pixels), "white")
     for line, path in enumerate(paths):
         frames = np.load(path, mmap_mode="r")
         for column, index in enumerate(np.linspace(0, len(frames) - 1, min(num_columns, len(frames))).round()):
-            image = Image.fromarray(np.asarray(frames[int(index)]))
-            image.thumbnail((cell_pixels, cell_pixels))
+            frame = Image.fromarray(np.asarray(frames[int(index)]))
+            image = ImageOps.contain(frame, (cell_pixels - _GAP, cell_pixels - _GAP))
             sheet.paste(image, (column * cell_pixels, line * cell_pixels))
     return _png_of(sheet)
 
 
 def _png_of(image: Any) -> bytes:
     out = io.BytesIO()
-    image.save(out, format="PNG")
+    image.save(out, format="PNG", optimize=True)
     return out.getvalue()

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import markdown_table, picture, without_empty_columns
+from assets._metadata import fitting, markdown_table, picture, without_empty_columns
 from vsr1_core.stages.base import View
 
 
@@ -29,7 +29,7 @@ def _curve_picture(row_id: str, curve: list[dict[str, Any]]) -> dg.MetadataValue
     from vsr1_core.evaluation import plots
 
     figure = plots.loss_curves({row_id: pl.DataFrame(curve)})
-    return picture(plots.png(figure), f"training curves of {row_id}")
+    return picture(fitting(plots.png(figure)), f"training curves of {row_id}")
 
 
 ASSETS = (

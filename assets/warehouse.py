@@ -20,7 +20,7 @@ def warehouse_asset(
         name="warehouse",
         group_name="warehouse",
         kinds={"duckdb"},
-        deps=[asset_key(stage.name) for stage in stages.values()],
+        deps=[asset_key(name) for name in last_stages(stages)],
         partitions_def=partitions_def,
         description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
     )
@@ -32,3 +32,11 @@ def warehouse_asset(
         return dg.MaterializeResult(metadata={"path": dg.MetadataValue.path(str(path))})
 
     return body
+
+
+def last_stages(stages: Mapping[str, Stage]) -> list[str]:
+    """The stages that no other reads. Waiting for these is waiting for all, and the graph is drawn without an edge
+    from every asset.
+    """
+    read = {name for stage in stages.values() for name in stage.upstream}
+    return [name for name in stages if name not in read]

@@ -29,11 +29,18 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> T
     listed = [list(row) for row in rows]
     shown = Table(title=title, title_justify="left", header_style="bold")
     for index, name in enumerate(header):
-        numeric = all(isinstance(row[index], int | float) for row in listed) and bool(listed)
+        numeric = bool(listed) and all(_is_number(row[index]) for row in listed)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         shown.add_row(*(escape(text(value)) for value in row))
     return shown
+
+
+def _is_number(value: Any) -> bool:
+    """Numbers, also written with thousands separated, and the blanks between them."""
+    return (
+        isinstance(value, int | float) or (isinstance(value, str) and value.replace(",", "").isdigit()) or value == ""
+    )
 
 
 def text(value: Any) -> str:

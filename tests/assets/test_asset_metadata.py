@@ -16,6 +16,7 @@ from assets._metadata import (
     cell,
     contact_sheet,
     failure_table,
+    fitting,
     folder_bytes,
     markdown_table,
     picture,
@@ -53,10 +54,16 @@ def test_a_cut_path_keeps_its_end() -> None:
 
 def test_a_report_carries_its_pictures(tmp_path: Path) -> None:
     """The UI serves no files: a link to a file beside the report shows nothing there."""
-    (tmp_path / "recall.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (1300, 650)).save(tmp_path / "recall.png")
     shown = with_pictures("![Recall.](recall.png) and ![gone](gone.png)", tmp_path).value
     assert "![Recall.](data:image/png;base64," in shown
     assert "](gone.png)" in shown
+
+
+def test_a_wide_picture_is_made_to_fit() -> None:
+    wide = io.BytesIO()
+    Image.new("RGB", (1300, 650)).save(wide, format="PNG")
+    assert Image.open(io.BytesIO(fitting(wide.getvalue()))).size == (1000, 500)
 
 
 def test_a_contact_sheet_has_a_line_a_video(tmp_path: Path) -> None:
