@@ -52,6 +52,14 @@ def many_failures(view: View, asset: str) -> Problem:
     return f"{failed.height:,} of {frame.height:,} rows failed, e.g. {failed['error'][0]}"
 
 
+def nothing_readable(view: View, asset: str) -> Problem:
+    """At least one row is ok, where there are any: nothing can be built on none."""
+    frame = view.table(asset).rows(["status", "error"])
+    if frame.is_empty() or (frame["status"] == "ok").any():
+        return ""
+    return f"none of the {frame.height:,} rows of {asset} is usable, e.g. {frame['error'][0]}"
+
+
 def not_unit_vectors(view: View, asset: str) -> Problem:
     """Every vector is finite and of length 1, and all have one size."""
     vectors = view.rows(asset, ["vector"])["vector"]
@@ -84,8 +92,15 @@ EVERY = (
     Check("ids_are_sound", "Ids are unique; failed rows say why.", unsound_ids),
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
 )
+SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where there are any.", nothing_readable)
 SPECIAL: dict[str, tuple[Check, ...]] = {
-    "moments": (Check("videos_are_known", "Every annotated video is listed in videos.", unknown_videos),),
+    "videos": (SOME_USABLE,),
+    "frame_tensors": (SOME_USABLE,),
+    "base_models": (SOME_USABLE,),
+    "moments": (
+        SOME_USABLE,
+        Check("videos_are_known", "Every annotated video is listed in videos.", unknown_videos),
+    ),
     "query_embeddings": (
         Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors),
         Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),

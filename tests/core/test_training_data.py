@@ -343,10 +343,10 @@ def trace(label, moment, *events):
 def test_the_template_for_a_match():
     reply = trace("matched", BLUE, RED, BLUE, GREEN)
     assert reply.text == (
-        "Asked: a blue square grows on a black background. "
         "0.0-5.0: a red circle moves left on a black background. "
         "5.0-9.0: a blue square grows on a black background. "
         "9.0-14.0: a green bar moves up on a black background. "
+        "Asked: a blue square grows on a black background. "
         "Fits: event 2, 5.0-9.0, before event 3."
     )
     assert reply.verdict == "matched"
