@@ -18,15 +18,15 @@ from vsr1_core.recipes import (
 
 TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 
-TINY_SFT = SFTRecipe(steps=400, batch_size=16, lr=1e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.15)
+TINY_SFT = SFTRecipe(steps=400, batch_size=16, lr=1.5e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.15)
 
 TINY = Configuration(
     name="tiny",
     frames=TINY_FRAMES,
-    models=ModelRecipe(contrastive_steps=300, contrastive_lr=1.5e-3),
+    models=ModelRecipe(contrastive_steps=280, contrastive_lr=1.5e-3),
     pool=PoolRecipe(fill_matched=True),
     sft=TINY_SFT,
-    fine_tuned=dataclasses.replace(TINY_SFT, refine=False),
+    fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
     grpo=GRPORecipe(
         steps=10,
         queries_per_step=8,

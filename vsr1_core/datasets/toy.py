@@ -31,8 +31,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "brown": (95, 55, 25),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
-MOTIONS = ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks")
+SHAPES = ("circle", "square", "triangle", "cross")
+MOTIONS = ("moves left", "moves right", "moves up", "moves down")
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "red": ("crimson", "scarlet"),
@@ -49,14 +49,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "square": ("box", "block"),
     "triangle": ("wedge", "pyramid"),
     "cross": ("plus sign", "crucifix"),
-    "ring": ("hoop", "annulus"),
-    "bar": ("stick", "rod"),
     "moves left": ("slides leftwards", "drifts toward the left edge"),
     "moves right": ("slides rightwards", "drifts toward the right edge"),
     "moves up": ("climbs", "rises toward the top"),
     "moves down": ("sinks", "falls toward the bottom"),
-    "grows": ("swells", "gets bigger"),
-    "shrinks": ("dwindles", "gets smaller"),
 }
 SPLITS = ("train", "val", "test")
 
@@ -252,7 +248,7 @@ def _cover(event: Event, progress: float, size: int) -> np.ndarray:
     travel = 0.6 * (progress - 0.5)
     dx = {"moves left": -travel, "moves right": travel}.get(event.motion, 0.0)
     dy = {"moves up": -travel, "moves down": travel}.get(event.motion, 0.0)
-    radius = {"grows": 0.10 + 0.26 * progress, "shrinks": 0.36 - 0.26 * progress}.get(event.motion, 0.19)
+    radius = 0.2
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     x, y = (grid[None, :] - dx) / radius, (grid[:, None] - dy) / radius
     return np.clip(-_distance(event.shape, x, y) * radius * size + 0.5, 0, 1)
@@ -267,8 +263,4 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.maximum(across, far) - 0.85
     if shape == "triangle":
         return np.maximum(0.87 * across - 0.5 * y - 0.5, y - 0.7)
-    if shape == "cross":
-        return np.minimum(np.maximum(across - 0.3, far - 1), np.maximum(across - 1, far - 0.3))
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.8) - 0.22
-    return np.maximum(across - 1.1, far - 0.3)  # bar
+    return np.minimum(np.maximum(across - 0.3, far - 1), np.maximum(across - 1, far - 0.3))  # cross
