@@ -28,7 +28,6 @@ from vsr1_core.reasoning.conversation import user_text
 from vsr1_core.reasoning.teacher import EventNote
 from vsr1_core.recipes import ModelRecipe
 
-
 NUM_REPEATED = 32
 """How many of a batch's captions are also repeated."""
 
