@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from pathlib import Path
 
@@ -215,7 +216,19 @@ def test_torchcodec_picks_the_same_frames(tmp_path: Path) -> None:
     assert [number_of(p) for p in ours.pixels] == [number_of(p) for p in theirs.pixels]
 
 
-@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
+def test_ffmpeg_picks_the_same_frames_also_of_a_variable_frame_rate(tmp_path: Path) -> None:
+    times = [0.5 + k / 10 + (0.3 if k > 20 else 0.0) for k in range(45)]
+    path = write_video(tmp_path / "a.mp4", times)
+    ours, theirs = sample_frames(path, SMALL), sample_frames(path, FrameRecipe(2.0, 16, 64 * 64, backend="ffmpeg"))
+    np.testing.assert_allclose(ours.timestamps_s, theirs.timestamps_s, atol=2e-3)
+    assert [number_of(p) for p in ours.pixels] == [number_of(p) for p in theirs.pixels]
+    (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:600])
+    with pytest.raises(VideoError):
+        sample_frames(tmp_path / "cut.mp4", FrameRecipe(backend="ffmpeg"))
+
+
+@pytest.mark.parametrize("backend", ["decord", "ffmpeg", "torchcodec"])
 def test_an_absent_decoder_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     for name in (backend, f"{backend}.decoders"):
         monkeypatch.setitem(sys.modules, name, None)

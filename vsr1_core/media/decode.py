@@ -6,6 +6,7 @@ time. Times count from the video's first frame.
 
 from __future__ import annotations
 
+import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
     """Sample a video as METHOD 7 says. Raises VideoError with the reason when it cannot be used.
 
     Backends: `pyav` (and `auto`) is right on everything we know of; `torchcodec` takes wrong frames where an edit list
-    cuts between key frames, `decord` where start or edit lists are not trivial. Both are optional packages.
+    cuts between key frames, `decord` where start or edit lists are not trivial; both are optional packages. `ffmpeg`
+    needs the program.
     """
     backend = _BACKENDS.get(recipe.backend)
     if backend is None:
@@ -205,6 +207,35 @@ def _with_torchcodec(path: Path, recipe: FrameRecipe) -> Frames:
         raise VideoError(f"{path.name} cannot be decoded by torchcodec: {str(error).splitlines()[0]}") from error
 
 
+def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
+    """Through the ffmpeg program: it turns rotated videos upright, and says nothing of frames that it could not give."""
+    info = probe(path)
+    try:
+        import ffmpeg
+    except ImportError as error:
+        raise _absent("ffmpeg", "ffmpeg-python and FFmpeg") from error
+    if shutil.which("ffmpeg") is None:
+        raise _absent("ffmpeg", "ffmpeg-python and FFmpeg")
+    with open_video(path) as (container, stream):
+        stream_index, begins_s = stream.index, np.array(read_index(container, stream, path.name).times_s)
+    numbers = sorted(set(_wanted_numbers(recipe, info, begins_s)))
+    chosen = ffmpeg.input(f"file:{path.absolute()}")[str(stream_index)]
+    chosen = chosen.filter("select", "+".join(f"eq(n,{number})" for number in numbers))
+    try:
+        raw, _ = chosen.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough").run(
+            capture_stdout=True, capture_stderr=True
+        )
+    except ffmpeg.Error as error:
+        last = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise VideoError(f"{path.name} cannot be decoded by ffmpeg: {' '.join(last)}") from error
+    if len(raw) != len(numbers) * info.height * info.width * 3:
+        raise VideoError(
+            f"{path.name}: ffmpeg gave other frames than the {len(numbers)} asked for; the file may be cut"
+        )
+    frames = np.frombuffer(raw, np.uint8).reshape(len(numbers), info.height, info.width, 3)
+    return _by_number(recipe, info, begins_s, lambda i: frames[numbers.index(i)])
+
+
 def _absent(backend: str, packages: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
         f"the frame recipe asks for the {backend} decoder, which is not installed here: install {packages}, or set "
@@ -217,11 +248,16 @@ def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read:
     turn rotated videos upright themselves."""
     painter = _Painter(recipe, None)
     picked = []
-    for time_s in sample_times(float(begins_s[-1]), num_frames(info.duration_s, recipe)):
-        number = max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1)
+    for number in _wanted_numbers(recipe, info, begins_s):
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(read(number)), format="rgb24")
         picked.append(painter(float(begins_s[number]), frame))
     return _as_frames(picked, info.duration_s, info.start_s)
+
+
+def _wanted_numbers(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray) -> list[int]:
+    """The number of the frame shown at each sample time."""
+    times_s = sample_times(float(begins_s[-1]), num_frames(info.duration_s, recipe))
+    return [max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1) for time_s in times_s]
 
 
 _BACKENDS: dict[str, Callable[[Path, FrameRecipe], Frames]] = {
@@ -229,4 +265,5 @@ _BACKENDS: dict[str, Callable[[Path, FrameRecipe], Frames]] = {
     "pyav": _with_pyav,
     "torchcodec": _with_torchcodec,
     "decord": _with_decord,
+    "ffmpeg": _with_ffmpeg,
 }
