@@ -208,7 +208,7 @@ def _with_torchcodec(path: Path, recipe: FrameRecipe) -> Frames:
 
 
 def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
-    """Through the ffmpeg program: it turns rotated videos upright, and says nothing of frames that it could not give."""
+    """Through the ffmpeg program, which turns rotated videos upright and is silent about frames that it cannot give."""
     info = probe(path)
     try:
         import ffmpeg
