@@ -120,7 +120,8 @@ class RefineSFTTrainer(SFTTrainer):
     def __init__(
         self, *, policy: LoadedPolicy, embedder: Embedder, data: SFTData, recipe: SFTRecipe, **kwargs: Any
     ) -> None:
-        self.policy, self.embedder, self.data, self.recipe = policy, embedder, data, recipe
+        self.policy, self.data, self.recipe = policy, data, recipe
+        self.embedder = embedder.with_head(policy.model.query_head)
         self.negatives_rng = random.Random(recipe.seed)
         self.corpus_ids = sorted(data.vectors)
         super().__init__(
