@@ -169,7 +169,10 @@ def moments(recipe: ToyRecipe) -> list[Moment]:
             rng.shuffle(unique)
             one_an_event = {m.event: m for m in unique}
             limit = recipe.moments_per_train_video if split == "train" else recipe.moments_per_eval_video
-            found.extend(sorted(one_an_event.values(), key=lambda m: m.event)[:limit])
+            chosen = list(one_an_event.values())
+            if len(chosen) > limit:  # not the first ones: where all moments lie early, a constant span grounds well
+                chosen = rng.sample(chosen, limit)
+            found.extend(sorted(chosen, key=lambda m: m.event))
     return found
 
 
