@@ -10,7 +10,7 @@ import numpy as np
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.toy import Scene
 from vsr1_core.lake import atomic_path, digest_file, read_json, write_json, write_jsonl
-from vsr1_core.recipes import ToyRecipe, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS, ToyRecipe, fingerprint
 
 
 def scene_fingerprint(scene: Scene, recipe: ToyRecipe) -> str:
@@ -60,6 +60,11 @@ def annotation_path(folder: Path, split: str) -> Path:
     return folder / f"toy_fig_{split}.jsonl"
 
 
+def _world(recipe: ToyRecipe) -> str:
+    """Changes with the recipe, and with the code that describes scenes: by the stage version, bumped by hand."""
+    return fingerprint([recipe, STAGE_VERSIONS["annotation_files"]])
+
+
 def _record_path(folder: Path) -> Path:
     return folder / "written.json"
 
@@ -67,7 +72,7 @@ def _record_path(folder: Path) -> Path:
 def is_written(folder: Path, recipe: ToyRecipe) -> bool:
     """Whether the annotation files there are this recipe's (they may have been edited by hand since)."""
     record = _record_path(folder)
-    if not record.is_file() or read_json(record)["recipe"] != fingerprint(recipe):
+    if not record.is_file() or read_json(record)["recipe"] != _world(recipe):
         return False
     return all(annotation_path(folder, split).is_file() for split in read_json(record)["digests"])
 
@@ -78,7 +83,7 @@ def write_annotations(folder: Path, recipe: ToyRecipe) -> None:
     for split, rows in toy.annotations(recipe).items():
         write_jsonl(annotation_path(folder, split), rows)
         digests[split] = digest_file(annotation_path(folder, split))
-    write_json(_record_path(folder), {"recipe": fingerprint(recipe), "digests": digests})
+    write_json(_record_path(folder), {"recipe": _world(recipe), "digests": digests})
 
 
 def annotation_content(folder: Path, recipe: ToyRecipe, split: str) -> str:
@@ -88,4 +93,4 @@ def annotation_content(folder: Path, recipe: ToyRecipe, split: str) -> str:
         digest = digest_file(annotation_path(folder, split))
         if digest != read_json(_record_path(folder))["digests"][split]:
             return digest
-    return fingerprint(recipe)
+    return _world(recipe)
