@@ -130,9 +130,22 @@ def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildR
     for record in failures:
         event = record.event_log_entry.get_dagster_event()
         error = event.step_failure_data.error
-        problems.append(f"{str(event.step_key).replace('__', '.')}: {_root_message(error)}")
+        if "AssetCheckFailedError" not in _root_message(error):  # `_failed_checks` says what was found
+            problems.append(f"{str(event.step_key).replace('__', '.')}: {_root_message(error)}")
         traces.append(error.to_string() if error else "")
-    return BuildResult(success, run_id, built, problems, "\n".join(traces))
+    return BuildResult(success, run_id, built, problems + _failed_checks(instance, run_id), "\n".join(traces))
+
+
+def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """What each failed check that stops a build found."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    found = []
+    for record in records:
+        event = record.event_log_entry.get_dagster_event()
+        check = event.asset_check_evaluation_data
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
+            found.append(f"{'.'.join(check.asset_key.path)}: {check.metadata['problem'].value}")
+    return found
 
 
 def _built(event: dg.AssetMaterialization | None) -> BuiltAsset | None:

@@ -93,9 +93,13 @@ EVERY = (
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
 )
 SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where there are any.", nothing_readable)
+SOME_READABLE = Check(
+    "some_videos_are_readable",  # here and not on videos: moments are wanted even where every video is missing
+    "At least one video can be read, where there are any.",
+    lambda view, _: nothing_readable(view, "videos"),
+)
 SPECIAL: dict[str, tuple[Check, ...]] = {
-    "videos": (SOME_USABLE,),
-    "frame_tensors": (SOME_USABLE,),
+    "frame_tensors": (SOME_USABLE, SOME_READABLE),
     "base_models": (SOME_USABLE,),
     "moments": (
         SOME_USABLE,
@@ -109,7 +113,7 @@ SPECIAL: dict[str, tuple[Check, ...]] = {
     "first_ranking": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
     "hard_negatives": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
 }
-NEEDS = {"videos_are_known": ("videos",), "queries_are_known": ("moments",)}
+NEEDS = {"some_videos_are_readable": ("videos",), "videos_are_known": ("videos",), "queries_are_known": ("moments",)}
 """Check name -> the other assets it reads."""
 
 

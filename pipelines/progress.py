@@ -13,8 +13,9 @@ class _PlainLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         meta = getattr(record, "dagster_meta", {})
-        if meta.get("dagster_event") is None:
-            sys.stderr.write(f"{meta.get('orig_message', record.getMessage())}\n")
+        line = meta.get("orig_message", record.getMessage())
+        if meta.get("dagster_event") is None and not line.startswith("Dependencies for step"):
+            sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
