@@ -7,6 +7,7 @@ needs not know. Every folder is named by its row's version: a rebuilt checkpoint
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,13 +41,13 @@ class ModelStage(Stage):
         "curve": CURVE,
     }
 
+    @abstractmethod
     def own_rows(self, view: View) -> dict[str, Row]:
         """The rows of a dataset that makes its own models."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         """Make the rows of a dataset that makes its own models."""
-        raise NotImplementedError
 
     def wanted(self, view: View) -> dict[str, Row]:
         lender = view.lender()
@@ -192,9 +193,9 @@ class TrainedStage(ModelStage):
     key: ClassVar[str] = "checkpoint"
     parent: ClassVar[tuple[str, str]]
 
+    @abstractmethod
     def trains_on(self, view: View) -> dict[str, str]:
         """The versions of the train rows that this stage reads."""
-        raise NotImplementedError
 
     def own_rows(self, view: View) -> dict[str, Row]:
         asset, row_id = self.parent
@@ -220,9 +221,9 @@ class TrainedStage(ModelStage):
         row[self.key] = row.pop("model_id")
         yield row | {"parent": record["parent"]}
 
+    @abstractmethod
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
         """Train `policy` in place; the curve and facts for the record."""
-        raise NotImplementedError
 
 
 def _train_videos(view: View) -> pl.DataFrame:
