@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import fitting, markdown_table, picture, without_empty_columns
+from assets._metadata import cell, fitting, markdown_table, picture, without_empty_columns
 from vsr1_core.stages.base import View
 
 
@@ -23,6 +23,27 @@ def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
             if curve:
                 extras[f"curves/{row_id}"] = _curve_picture(row_id, curve)
     return extras
+
+
+def grpo_extras(view: View, asset: str) -> dict[str, Any]:
+    """Also the last sampled group: what its episodes wrote, and what that earned."""
+    extras = checkpoint_extras(view, asset)
+    episodes = [e for (found,) in view.rows(asset, ["episodes"]).iter_rows() for e in found or ()]
+    if episodes:
+        last = [e for e in episodes if e["step"] == episodes[-1]["step"]]
+        extras["episodes"] = dg.MetadataValue.md("\n\n".join(_episode_text(e) for e in last))
+    return extras
+
+
+def _episode_text(episode: dict[str, Any]) -> str:
+    """One episode as Markdown: the query, its rewards, and a line a turn."""
+    parts = [name for name in episode if name.startswith("reward_")]
+    rewards = ", ".join(f"{name.removeprefix('reward_')} {episode[name]:.2f}" for name in parts)
+    lines = [f"**{cell(episode['query'], 200)}** (step {episode['step']}, sample {episode['sample']}): {rewards}"]
+    for turn in episode["turns"]:
+        shown = "the right video" if turn["video_id"] == episode["right_video_id"] else turn["video_id"]
+        lines.append(f"{turn['turn']}. {shown}, right one at rank {turn['rank']}: {cell(turn['text'], 500)}")
+    return "\n".join(lines)
 
 
 def _curve_picture(row_id: str, curve: list[dict[str, Any]]) -> dg.MetadataValue:
@@ -58,7 +79,7 @@ ASSETS = (
         "grpo_checkpoint",
         "Stage 2: GRPO over whole search episodes.",
         frozenset({"pytorch"}),
-        checkpoint_extras,
+        grpo_extras,
         "training",
     ),
 )

@@ -137,11 +137,17 @@ class Table:
 
     def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows, sorted by id; an empty frame with the right columns where nothing was built yet."""
-        wanted = list(columns) if columns is not None else None
+        wanted = list(columns) if columns is not None else list(self.schema)
         if not self.exists():
-            empty = pl.DataFrame(schema=self.schema)
-            return empty.select(wanted) if wanted is not None else empty
-        return pl.read_parquet(self.rows_path, columns=wanted, hive_partitioning=False)
+            return pl.DataFrame(schema=self.schema).select(wanted)
+        kept = pl.read_parquet_schema(self.rows_path)
+        same = [name for name in wanted if kept.get(name) == self.schema.get(name, kept.get(name))]
+        frame = pl.read_parquet(self.rows_path, columns=same, hive_partitioning=False)
+        if len(same) == len(wanted):
+            return frame
+        # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
+        new = [pl.lit(None, dtype=self.schema[name]).alias(name) for name in wanted if name not in same]
+        return frame.with_columns(new).select(wanted)
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows whose status is `ok`."""

@@ -28,6 +28,7 @@ PREDICTION_COLUMNS = (
     *("status", "error", "checkpoint"),
 )
 PROBES = "verification_probe."
+EPISODE_KEY = ("step", "sample", "query_id")
 TURN_COLUMNS = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
 COMMENTS = {
     "annotation_files": "The annotation files of a dataset, with their digests",
@@ -43,6 +44,9 @@ COMMENTS = {
     "predictions": "One row a query and method: the answer, the right video's rank, the tokens spent",
     "verification_probes": "One row a query, method and shown video, one right and one wrong: the verdict and the span",
     "turns": "One row a turn of an episode: what was shown, what was decided, and the reasoning",
+    "curves": "One row a logged value of a training: the checkpoint, the step, the value's name",
+    "grpo_episodes": "One row an episode that stage 2 sampled in training (some of them): rewards, advantage, ranks",
+    "grpo_turns": "One row a turn of these episodes: what was shown and all that the policy wrote",
     "metrics": "One row a method and metric with its 95 % interval; shares are in [0, 1], null is undefined",
     "failures": "Every failed row of every asset, with the reason",
     "lake": "The folder that these views read",
@@ -129,6 +133,7 @@ def _statements(root: Path, stages: Mapping[str, Stage]) -> list[str]:
     if probe_stages:
         columns = _names(["dataset", "method", *probe_stages[0].columns, "status", "error", probe_stages[0].key])
         views["verification_probes"] = f"SELECT {columns} FROM {_with_method(root, PROBES)}"
+    views |= _training_views(root, stages)
     views["failures"] = _failures_view(root, stages)
     views["lake"] = f"SELECT {_text(root)} AS path"
     statements = []
@@ -154,9 +159,32 @@ def _predictions_view(root: Path, stage: Stage) -> str:
 def _turns_view(root: Path, stage: Stage) -> str:
     fields = [field.name for field in stage.columns["turns"].inner.fields]
     ordered = [*TURN_COLUMNS, *(name for name in fields if name not in TURN_COLUMNS)]
-    columns = ", ".join(f"t.{_name(name)}" for name in ordered)
     turns = f"SELECT dataset, method, query_id, unnest(turns) AS t FROM {_with_method(root, PREDICTIONS)}"
-    return f"SELECT dataset, method, query_id, {columns} FROM ({turns} WHERE status = 'ok')"
+    return f"SELECT dataset, method, query_id, {_fields('t', ordered)} FROM ({turns} WHERE status = 'ok')"
+
+
+def _training_views(root: Path, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """What trainings logged, under the dataset that ran them: rows of a borrowed model repeat its lender's."""
+    is_own = "status = 'ok' AND coalesce(source, '') NOT LIKE 'lent by %'"
+    logged = [
+        f"SELECT dataset, {_name(stage.key)} AS checkpoint, unnest(curve) AS c FROM {_scan(root, name)} WHERE {is_own}"
+        for name, stage in stages.items()
+        if {"curve", "source"} <= set(stage.columns)
+    ]
+    if not logged:
+        return {}
+    views = {"curves": f"SELECT dataset, checkpoint, c.step, c.name, c.value FROM ({' UNION ALL '.join(logged)})"}
+    for name, stage in stages.items():
+        if "episodes" in stage.columns:
+            fields = stage.columns["episodes"].inner.to_schema()
+            of_turns = fields.pop("turns").inner.to_schema()
+            episodes = f"SELECT dataset, unnest(episodes) AS e FROM {_scan(root, name)} WHERE {is_own}"
+            turns = f"SELECT dataset, e, unnest(e.turns) AS t FROM ({episodes})"
+            views["grpo_episodes"] = f"SELECT dataset, {_fields('e', fields)} FROM ({episodes})"
+            views["grpo_turns"] = (
+                f"SELECT dataset, {_fields('e', EPISODE_KEY)}, {_fields('t', of_turns)} FROM ({turns})"
+            )
+    return views
 
 
 def _failures_view(root: Path, stages: Mapping[str, Stage]) -> str:
@@ -182,6 +210,10 @@ def _with_method(root: Path, prefix: str) -> str:
     name = prefix.replace(".", r"\.")
     method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/rows\.parquet$', 1)"
     return f"(SELECT *, {method} AS method FROM {_scan(root, prefix + '*')})"
+
+
+def _fields(of: str, names: Iterable[str]) -> str:
+    return ", ".join(f"{of}.{_name(name)}" for name in names)
 
 
 def _names(names: Iterable[str]) -> str:

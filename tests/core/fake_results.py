@@ -11,6 +11,7 @@ import polars as pl
 
 from vsr1_core.evaluation.metrics import temporal_iou
 from vsr1_core.lake import Lake
+from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.reporting import Metrics, Report
 
@@ -114,53 +115,8 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
     }
 
 
-TURN = pl.Struct(
-    {
-        "turn": pl.Int64,
-        "video_id": pl.String,
-        "score": pl.Float64,
-        "rank": pl.Int64,
-        "decision": pl.String,
-        "matched_probability": pl.Float64,
-        "reasoning": pl.String,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "num_text_tokens": pl.Int64,
-        "num_latent_tokens": pl.Int64,
-    }
-)
-PREDICTION_COLUMNS: dict[str, Any] = {
-    "split": pl.String,
-    "query": pl.String,
-    "gt_video_id": pl.String,
-    "gt_start_s": pl.Float64,
-    "gt_end_s": pl.Float64,
-    "video_id": pl.String,
-    "rank": pl.Int64,
-    "first_rank": pl.Int64,
-    "decision": pl.String,
-    "start_s": pl.Float64,
-    "end_s": pl.Float64,
-    "iou": pl.Float64,
-    "num_turns": pl.Int64,
-    "num_text_tokens": pl.Int64,
-    "num_latent_tokens": pl.Int64,
-    "checkpoint": pl.String,
-    "matched_probability": pl.Float64,
-    "turns": pl.List(TURN),
-}
-PROBE_COLUMNS: dict[str, Any] = {
-    "query_id": pl.String,
-    "split": pl.String,
-    "label": pl.String,
-    "shown_video_id": pl.String,
-    "decision": pl.String,
-    "matched_probability": pl.Float64,
-    "start_s": pl.Float64,
-    "end_s": pl.Float64,
-    "iou": pl.Float64,
-    "num_text_tokens": pl.Int64,
-}
+PREDICTION_COLUMNS = dict(evaluation.Predictions.columns)
+PROBE_COLUMNS = dict(evaluation.VerificationProbe.columns)
 PROBED = [method for method in STRENGTHS if method != "zero_shot"]
 MOMENT_COLUMNS: dict[str, Any] = {
     "split": pl.String,

@@ -267,7 +267,7 @@ def test_one_step_makes_the_rewarded_episodes_likelier(
     with torch.no_grad():
         before = replayed(world, rollouts).log_probs.sum(1)
     trace = world.train(recipe, tmp_path).episodes[-1]
-    assert trace.turns[0].endswith(rollouts[-1].episode.turns[0].decoded.text)  # one seed: the same episodes
+    assert trace.turns[0]["text"] == rollouts[-1].episode.turns[0].decoded.text  # one seed: the same episodes
     with torch.no_grad():
         change = replayed(world, rollouts).log_probs.sum(1) - before
     is_rewarded = torch.tensor([r.reward.total for r in rollouts]) == 1
@@ -342,8 +342,9 @@ def test_every_reward_is_logged_apart_and_episodes_can_be_read(world: World, tmp
     assert len(result.episodes) == 2 * RECIPE.group_size
     trace = result.episodes[0]
     assert trace.query in {p.query for p in world.prompts}
-    assert len(trace.turns) == RECIPE.num_turns
-    assert "right video at rank" in trace.turns[0]
+    assert [turn["turn"] for turn in trace.turns] == list(range(1, RECIPE.num_turns + 1))
+    assert (trace.turns[0]["rank"], trace.turns[0]["num_text_tokens"] > 0) == (trace.first_rank, True)
+    assert [t.sample for t in result.episodes] == 2 * list(range(RECIPE.group_size))
     weights = RECIPE.rewards
     weighted = sum(getattr(weights, n) * getattr(trace.reward, n) for n in ("format", "verification", "retrieval"))
     assert trace.reward.total == pytest.approx(weighted + weights.grounding * trace.reward.grounding)

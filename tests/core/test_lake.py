@@ -95,6 +95,15 @@ def test_an_unbuilt_table_is_empty_and_typed(table: Table) -> None:
         table.manifest()
 
 
+def test_what_an_older_version_did_not_write_or_wrote_otherwise_is_null(table: Table) -> None:
+    old = Table(table.folder, "things", "toy", "thing_id", {"value": pl.String, "gone": pl.Int64})
+    old.commit(old.frame([{"thing_id": "a", "row_version": "1", "status": "ok", "value": "x", "gone": 1}]), {})
+    assert table.rows().schema == pl.DataFrame(schema=table.schema).schema
+    assert table.rows(["value", "thing_id"]).rows() == [(None, "a")]
+    table.add_pending([{"thing_id": "b", "row_version": "2", "status": "ok", "value": 1}])
+    assert pl.concat([table.rows(), table.pending()]).height == 2
+
+
 def test_an_unknown_column_is_an_error(table: Table) -> None:
     with pytest.raises(ValueError, match="no column colour"):
         table.frame([{"thing_id": "a", "colour": "red"}])

@@ -13,6 +13,7 @@ from fake_results import MOMENT_COLUMNS, STRENGTHS, commit_results, commit_rows,
 
 from vsr1_core import warehouse
 from vsr1_core.lake import Lake
+from vsr1_core.stages.checkpoints import GRPOCheckpoint
 
 DESIGNED = {
     "predictions": "dataset method query_id split query gt_video_id gt_start_s gt_end_s video_id rank first_rank "
@@ -64,6 +65,26 @@ def test_turns_are_one_row_each_with_their_method(home: Path) -> None:
     assert promised == found > 0
     longest = "select max(turn), count(distinct method) from turns where dataset = 'toy'"
     assert warehouse.query(home, longest).row(0) == (3, 4)
+
+
+def test_episodes_and_curves_of_a_training_are_those_of_the_dataset_that_ran_it(home: Path) -> None:
+    stage = GRPOCheckpoint()
+    warehouse.refresh(home, {**fake_stages(), stage.name: stage})
+    assert warehouse.query(home, "select * from grpo_turns").is_empty()
+    turns = [{"turn": n, "video_id": f"v{n}", "text": "<think>"} for n in (1, 2)]
+    episode = {"step": 5, "sample": 1, "query_id": "q", "reward_total": 0.5, "turns": turns}
+    curve = [{"step": 5, "name": "loss", "value": 2.0}]
+    row = {"checkpoint": stage.name, "path": "x", "curve": curve, "episodes": [episode]}
+    for dataset, source in (("toy", None), ("mine", "lent by toy")):
+        commit_rows(
+            Lake(home / "lake"), stage.name, dataset, stage.key, dict(stage.columns), [{**row, "source": source}]
+        )
+    found = warehouse.query(home, "select dataset, step, sample, query_id, turn, video_id, text from grpo_turns")
+    assert found.rows() == [("toy", 5, 1, "q", 1, "v1", "<think>"), ("toy", 5, 1, "q", 2, "v2", "<think>")]
+    assert warehouse.query(home, "select dataset, query_id, reward_total from grpo_episodes").rows() == [
+        ("toy", "q", 0.5)
+    ]
+    assert warehouse.query(home, "select * from curves").rows() == [("toy", "grpo_checkpoint", 5, "loss", 2.0)]
 
 
 def test_datasets_keep_their_names_whatever_these_look_like(home: Path) -> None:

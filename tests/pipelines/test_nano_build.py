@@ -83,6 +83,14 @@ def test_metrics_and_report_answer(home: Path, built: dict[str, Any]) -> None:
     assert path.is_file()
 
 
+def test_what_stage_2_did_in_training_can_be_read(home: Path, built: dict[str, Any]) -> None:
+    query = "select sample, reward_total, e.query, t.turn, t.text from grpo_turns t join grpo_episodes e using "
+    rows = json.loads(run("sql", query + "(dataset, step, sample, query_id)", "--format", "json").stdout)
+    assert {row["sample"] for row in rows} == {0, 1}
+    assert {row["turn"] for row in rows} == {1, 2}
+    assert all(row["query"] and row["reward_total"] is not None for row in rows)
+
+
 def test_search_returns_ranked_videos(home: Path, built: dict[str, Any]) -> None:
     out = run("search", "a red circle moves left", "--dataset", "nano", "--top-k", "3").stdout
     assert "rank" in out

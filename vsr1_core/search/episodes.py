@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,24 @@ class Episode:
     @property
     def is_matched(self) -> bool:
         return bool(self.turns) and self.turns[-1].answer.decision == "matched"
+
+
+def turn_row(number: int, turn: Turn) -> dict[str, Any]:
+    """A turn as plain values, for a table. `number` counts from 1; `text` is all that the policy wrote."""
+    return {
+        "turn": number,
+        "video_id": turn.video_id,
+        "score": turn.score,
+        "rank": turn.rank,
+        "decision": turn.answer.decision,
+        "matched_probability": turn.decoded.matched_probability,
+        "reasoning": turn.answer.reasoning,
+        "start_s": turn.answer.start_s,
+        "end_s": turn.answer.end_s,
+        "num_text_tokens": turn.decoded.num_text_tokens,
+        "num_latent_tokens": turn.decoded.num_latent_tokens,
+        "text": turn.decoded.text,
+    }
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,14 +18,33 @@ import polars as pl
 from vsr1_core.increments import row_version
 from vsr1_core.recipes import Configuration, SFTRecipe, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.evaluation import TURN
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
     from vsr1_core.training.contrastive import CurvePoint
+    from vsr1_core.training.grpo import EpisodeTrace
     from vsr1_core.training.sft import SFTData
 
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
+EPISODE = pl.Struct(
+    {
+        "step": pl.Int64,
+        "sample": pl.Int64,
+        "query_id": pl.String,
+        "query": pl.String,
+        "right_video_id": pl.String,
+        "gt_start_s": pl.Float64,
+        "gt_end_s": pl.Float64,
+        "first_rank": pl.Int64,
+        "rank": pl.Int64,
+        **{f"reward_{part}": pl.Float64 for part in ("format", "verification", "retrieval", "grounding", "total")},
+        "advantage": pl.Float64,
+        "turns": pl.List(TURN),
+    }
+)
+"""An episode of stage 2's training: samples of one group share step and query."""
 IN_TRAIN = pl.col("splits").list.contains("train")
 
 
@@ -187,6 +207,15 @@ def _row(
     }
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives beside the weights: its curve, facts for the record, values of the stage's own columns."""
+
+    curve: Sequence[CurvePoint]
+    facts: Mapping[str, Any]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
 class TrainedStage(ModelStage):
     """One checkpoint trained from `parent` (a stage and a row) on train rows only."""
 
@@ -213,17 +242,17 @@ class TrainedStage(ModelStage):
 
         asset, row_id = self.parent
         policy = policy_of(view, execution, asset, row_id)
-        curve, facts = self.train(view, policy, execution)
+        trained = self.train(view, policy, execution)
         recipe = self.recipe(view.config)
-        record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **facts}
+        record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **trained.facts}
         folder = self.folder(view, self.name)
-        row = _row(self.name, folder, save_policy(policy, folder, record), record, curve)
+        row = _row(self.name, folder, save_policy(policy, folder, record), record, trained.curve)
         row[self.key] = row.pop("model_id")
-        yield row | {"parent": record["parent"]}
+        yield row | {"parent": record["parent"], **trained.columns}
 
     @abstractmethod
-    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
-        """Train `policy` in place; the curve and facts for the record."""
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
+        """Train `policy` in place."""
 
 
 def _train_videos(view: View) -> pl.DataFrame:
@@ -243,7 +272,7 @@ class SFTCheckpoint(TrainedStage):
     def trains_on(self, view: View) -> dict[str, str]:
         return {"sft_examples": view.version_of("sft_examples")}
 
-    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.stages.loading import embedder_of
         from vsr1_core.training.sft import train_sft
 
@@ -251,7 +280,7 @@ class SFTCheckpoint(TrainedStage):
         work = view.files(self.name) / "trainer"
         recipe = self.recipe(view.config)
         curve = train_sft(policy, embedder_of(view, execution), data, recipe, work, log=execution.log)
-        return curve, {"num_examples": len(data.examples)}
+        return Trained(curve, {"num_examples": len(data.examples)})
 
 
 def _sft_data(view: View, policy: LoadedPolicy, execution: Execution) -> SFTData:
@@ -278,9 +307,10 @@ class FineTunedCheckpoint(SFTCheckpoint):
 
 
 class GRPOCheckpoint(TrainedStage):
-    """Stage 2 (METHOD 6), from stage 1's checkpoint."""
+    """Stage 2 (METHOD 6), from stage 1's checkpoint. `episodes`: a sample of what the policy did, to be read."""
 
     name: ClassVar[str] = "grpo_checkpoint"
+    columns: ClassVar[Mapping[str, Any]] = {**ModelStage.columns, "episodes": pl.List(EPISODE)}
     parent: ClassVar[tuple[str, str]] = ("sft_checkpoint", "sft_checkpoint")
     upstream: ClassVar[tuple[str, ...]] = (
         "base_models",
@@ -297,7 +327,7 @@ class GRPOCheckpoint(TrainedStage):
     def trains_on(self, view: View) -> dict[str, str]:
         return {"grpo_prompts": view.version_of("grpo_prompts")}
 
-    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> tuple[list[CurvePoint], dict[str, Any]]:
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.search.index import read_index
         from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, vectors_of
         from vsr1_core.training.grpo import GRPOPrompt, train_grpo
@@ -332,7 +362,15 @@ class GRPOCheckpoint(TrainedStage):
             work_folder=view.files(self.name) / "trainer",
             log=execution.log,
         )
-        return result.curve, {"num_prompts": len(prompts)}
+        episodes = [_episode_row(trace) for trace in result.episodes]
+        return Trained(result.curve, {"num_prompts": len(prompts)}, {"episodes": episodes})
+
+
+def _episode_row(trace: EpisodeTrace) -> dict[str, Any]:
+    """A traced episode as an EPISODE, its rewards side by side."""
+    plain = asdict(trace)
+    reward = plain.pop("reward")
+    return plain | {f"reward_{part}": value for part, value in reward.items()}
 
 
 STAGES = (BaseModels, FineTunedCheckpoint, SFTCheckpoint, GRPOCheckpoint)

@@ -30,8 +30,10 @@ TURN = pl.Struct(
         "end_s": pl.Float64,
         "num_text_tokens": pl.Int64,
         "num_latent_tokens": pl.Int64,
+        "text": pl.String,
     }
 )
+"""What `search.episodes.turn_row` gives."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: st
 def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any]:
     """An episode as a predictions row: the strict answer (METHOD 2), which is a miss where nothing was matched."""
     from vsr1_core.evaluation.metrics import temporal_iou
+    from vsr1_core.search.episodes import turn_row
 
     last = episode.turns[-1]
     matched = episode.is_matched
@@ -188,23 +191,7 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any
         "num_text_tokens": sum(t.decoded.num_text_tokens for t in episode.turns),
         "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
         "matched_probability": last.decoded.matched_probability,
-        "turns": [_turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
-    }
-
-
-def _turn_row(number: int, turn: Any) -> dict[str, Any]:
-    return {
-        "turn": number,
-        "video_id": turn.video_id,
-        "score": turn.score,
-        "rank": turn.rank,
-        "decision": turn.answer.decision,
-        "matched_probability": turn.decoded.matched_probability,
-        "reasoning": turn.answer.reasoning,
-        "start_s": turn.answer.start_s,
-        "end_s": turn.answer.end_s,
-        "num_text_tokens": turn.decoded.num_text_tokens,
-        "num_latent_tokens": turn.decoded.num_latent_tokens,
+        "turns": [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
     }
 
 

@@ -33,7 +33,7 @@ from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import GRPORecipe
-from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn
+from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
 from vsr1_core.search.index import VideoIndex
 from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.losses import PolicyLoss, policy_loss
@@ -46,14 +46,21 @@ NUM_TRACED_STEPS = 20
 
 @dataclass(frozen=True)
 class EpisodeTrace:
-    """One sampled episode to read. turns: of each, the video shown, the right video's rank, and what was written."""
+    """One sampled episode to read, in plain values. sample: its place in its group; ranks: of the right video;
+    turns: what `search.episodes.turn_row` says of each."""
 
     step: int
+    sample: int
     query_id: str
     query: str
-    turns: tuple[str, ...]
+    right_video_id: str
+    gt_start_s: float
+    gt_end_s: float
+    first_rank: int | None
+    rank: int | None
     reward: RewardBreakdown
     advantage: float
+    turns: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -291,18 +298,26 @@ class EpisodeGRPOTrainer(GRPOTrainer):
         self._note("share_matched", sum(r.episode.is_matched for r in rollouts) / len(rollouts))
         self._note("share_final_rank_1", sum(r.episode.final_rank == 1 for r in rollouts) / len(rollouts))
         if self.state.global_step % max(1, self.state.max_steps // NUM_TRACED_STEPS) == 0:
-            self.traces += [_trace(self.state.global_step, r) for r in rollouts[: self.recipe.group_size]]
+            step, group = self.state.global_step, rollouts[: self.recipe.group_size]
+            self.traces += [_trace(step, sample, rollout) for sample, rollout in enumerate(group)]
 
     def _is_cut(self, turn: Turn) -> bool:
         return turn.decoded.token_ids[-1] not in end_tokens(self.policy.tokenizer)
 
 
-def _trace(step: int, rollout: Rollout) -> EpisodeTrace:
+def _trace(step: int, sample: int, rollout: Rollout) -> EpisodeTrace:
+    prompt, episode = rollout.prompt, rollout.episode
     return EpisodeTrace(
         step=step,
-        query_id=rollout.prompt.query_id,
-        query=rollout.prompt.query,
-        turns=tuple(f"{t.video_id} (right video at rank {t.rank}): {t.decoded.text}" for t in rollout.episode.turns),
+        sample=sample,
+        query_id=prompt.query_id,
+        query=prompt.query,
+        right_video_id=prompt.right_video_id,
+        gt_start_s=prompt.start_s,
+        gt_end_s=prompt.end_s,
+        first_rank=episode.first_rank,
+        rank=episode.final_rank,
         reward=rollout.reward,
         advantage=rollout.advantage,
+        turns=tuple(turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)),
     )
