@@ -32,9 +32,9 @@ STAGE_VERSIONS: dict[str, int] = {
     "fine_tuned_checkpoint": 1,
     "sft_checkpoint": 1,
     "grpo_checkpoint": 2,
-    "predictions": 2,
+    "predictions": 3,
     "verification_probe": 1,
-    "metrics": 1,
+    "metrics": 2,
     "report": 1,
 }
 

@@ -81,12 +81,21 @@ def fake_prediction(moment: dict[str, Any], strength: Strength, rng: Any, num_tu
         **shared,
         "first_rank": turns[0]["rank"],
         "iou": _iou(moment, last),
+        **_fake_best(moment, turns),
         "num_turns": len(turns),
         "checkpoint": "sft_checkpoint",
         "num_text_tokens": sum(t["num_text_tokens"] for t in turns),
         "num_latent_tokens": sum(t["num_latent_tokens"] for t in turns),
         "turns": turns,
     }
+
+
+def _fake_best(moment: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The surest turn; where it was not matched, the video's first half is its span."""
+    best = turns[-1] if turns[-1]["decision"] == "matched" else max(turns, key=lambda t: t["matched_probability"])
+    span = (best["start_s"], best["end_s"]) if best["decision"] == "matched" else (0.0, moment["duration_s"] / 2)
+    shown = {"video_id": best["video_id"], "start_s": span[0], "end_s": span[1]}
+    return {**{f"best_{k}": v for k, v in shown.items()}, "best_turn": best["turn"], "best_iou": _iou(moment, shown)}
 
 
 def _iou(moment: dict[str, Any], turn: dict[str, Any]) -> float:

@@ -18,7 +18,7 @@ from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny
 from vsr1_core.models.decoding import decision_tokens
 from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import encode_videos
-from vsr1_core.reasoning.conversation import answer_text
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, answer_text
 
 QUERIES = [query_text(seed) for seed in range(6)]
 
@@ -103,6 +103,12 @@ def test_the_decision_is_read_where_the_answer_begins(which: str, before: str, m
     assert len(places) == 1
     assert ids[places[0]] == (tokens.matched if matched else tokens.not_matched)
     assert tokenizer.decode(ids[: places[0]]).endswith("<answer>")
+    forced = tokens.as_match(ids)
+    assert forced is not None
+    assert tokenizer.decode(forced) == text.partition("<answer>")[0] + MATCH_TO_SPAN
+    if matched:
+        assert ids[: len(forced)] == forced  # spelled as the policy writes it
+    assert tokens.as_match(ids[: places[0] - 1]) is None
 
 
 def test_a_template_without_the_query_is_refused() -> None:

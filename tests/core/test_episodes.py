@@ -12,11 +12,20 @@ from torch import Tensor
 
 from tests.core import naive
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
-from vsr1_core.models.decoding import Decoded, DecodeSettings
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens
 from vsr1_core.models.vision import FeatureStore, encode_videos
-from vsr1_core.reasoning.conversation import answer_text
+from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
-from vsr1_core.search.episodes import Episode, EpisodeQuery, EpisodeSettings, Searcher, verify
+from vsr1_core.search.episodes import (
+    BestAnswer,
+    Episode,
+    EpisodeQuery,
+    EpisodeSettings,
+    Searcher,
+    Turn,
+    prompts_of,
+    verify,
+)
 from vsr1_core.search.index import build_index
 
 IDS = [f"v{i}" for i in range(6)]
@@ -251,3 +260,60 @@ def test_a_verification_without_search_answers_as_the_first_turn_about_the_same_
     assert [a.answer for a in asked] == [e.turns[0].answer for e in found]
     assert all(a.decoded.latents is None for a in asked)
     assert verify(search.policy, search.features, search.durations_s, [], DecodeSettings(12), 3) == []
+
+
+def decided(search: Searcher, episode: Episode, answers: Sequence[tuple[str, str, float | None]]) -> Episode:
+    """`episode` with these turns: what was shown, what was written, and how probable a match was."""
+    for video_id, text, probability in answers:
+        ids = search.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        features = search.features.get([video_id])[0]
+        prompt = prompts_of(search.policy, [episode.query.text], [features.layout])[0]
+        made = Decoded(ids, [0.0] * len(ids), text, matched_probability=probability)
+        episode.turns.append(Turn(video_id, 0.5, 1, prompt, made, parse_answer(text, 10.0)))
+    return episode
+
+
+def test_the_best_answer_is_the_surest_turn_grounded_behind_its_own_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searcher()
+    no_span = YES.partition("<start>")[0]
+    cases = {
+        "matched": [("v0", NO, 0.4), ("v1", YES, 0.9)],
+        "surest": [("v0", NO, 0.1), ("v1", NO, 0.4), ("v2", NO, 0.4), ("v3", "hm", None)],
+        "matched without a span": [("v2", no_span, 0.8)],
+        "undecided": [("v0", "hm", None)],
+    }
+    made = [decided(search, Episode(EpisodeQuery(name, "a red bar")), turns) for name, turns in cases.items()]
+    asked: list[str] = []
+
+    def decode(policy: Any, tokenizer: Any, prompts: Any, features: Any, settings: Any, **_: Any) -> list[Decoded]:
+        assert (settings.temperature, settings.num_soft_tokens) == (0.0, 0)
+        asked.extend(tokenizer.decode(p.token_ids) for p in prompts)
+        return [Decoded([1, 2, 3], [0.0] * 3, "2.5</start> <end>99.0</end>") for _ in prompts]
+
+    monkeypatch.setattr(episodes, "decode", decode)
+    found = dict(zip(cases, search.best_answers(made), strict=True))
+    assert found == {
+        "matched": BestAnswer(2, "v1", 0.0, 1.0),
+        "surest": BestAnswer(2, "v1", 2.5, 10.0, num_text_tokens=3),
+        "matched without a span": BestAnswer(1, "v2", 2.5, 10.0, num_text_tokens=3),
+        "undecided": None,
+    }
+    endings = [text.partition("assistant\n")[2].partition("<think>")[2] for text in asked]
+    forced = " </think> <answer>matched</answer> <start>"
+    assert sorted(endings) == [f" a ring.{forced}", f" no ring.{forced}"]
+
+
+def test_a_forced_span_is_what_the_policy_writes_after_that_text() -> None:
+    search = searcher()
+    episode = decided(search, Episode(QUERIES[0]), [("v0", NO, 0.3)])
+    turn, policy = episode.turns[0], search.policy
+    ids = decision_tokens(policy.tokenizer).as_match(turn.decoded.token_ids)
+    assert ids is not None
+    video = random_video(0, policy.model.config)
+    expected = naive.greedy_ids(
+        policy.model, torch.cat([turn.prompt.token_ids, torch.tensor(ids)]), video.patches, video.grid,
+        max_new_tokens=episodes.MAX_SPAN_TOKENS, eos_token_id=sorted(end_tokens(policy.tokenizer)),
+    )  # fmt: skip
+    [best] = search.best_answers([episode])
+    assert best is not None
+    assert best.num_text_tokens == len(expected)

@@ -41,7 +41,8 @@ def prediction(query_id: str, turns: list[dict], first_rank: int | None = 1, **c
     last = turns[-1]
     row = {name: last[name] for name in ("video_id", "decision", "rank", "start_s", "end_s")}
     tokens = {name: sum(t[name] for t in turns) for name in ("num_text_tokens", "num_latent_tokens")}
-    return {"query_id": query_id, "first_rank": first_rank, "turns": turns, **row, **tokens, **changes}
+    best = {f"best_{name}": last[name] for name in ("video_id", "start_s", "end_s") if last["decision"] == "matched"}
+    return {"query_id": query_id, "first_rank": first_rank, "turns": turns, **row, **tokens, **best, **changes}
 
 
 def moment(query_id: str, start: float = 0.0, end: float = 10.0) -> dict:
@@ -72,14 +73,17 @@ GOLDEN_PREDICTIONS = [
     ),
     # c: a wrong video accepted
     prediction("c", [turn(1, "other", "matched", rank=7, span=(0, 10), probability=0.7)], first_rank=7),
-    # d: right video rejected twice, the second time less surely and with a span of IoU 0.6; third turn unknown
+    # d: right video rejected twice; third turn unknown; the best answer is the right video with a span of IoU 0.6
     prediction(
         "d",
         [
             turn(1, "video_of_d", "not_matched", probability=0.2),
-            turn(2, "video_of_d", "not_matched", span=(0, 6), probability=0.45),
+            turn(2, "video_of_d", "not_matched", probability=0.45),
             turn(3, "other", "unknown", rank=12),
         ],
+        best_video_id="video_of_d",
+        best_start_s=0,
+        best_end_s=6,
     ),
     # e: failed
     {"query_id": "e", "status": "failed", "error": "cannot decode", "rank": 1, "first_rank": 1},
@@ -282,12 +286,9 @@ def test_an_accepted_wrong_video_with_the_right_span_finds_nothing() -> None:
     assert found["vcmr_best_0.3"] == 0.0
 
 
-def test_best_takes_the_earlier_turn_on_a_tie() -> None:
-    turns = [
-        turn(1, "video_of_a", "not_matched", span=(0, 10), probability=0.4),
-        turn(2, "other", "not_matched", rank=2, span=(0, 10), probability=0.4),
-    ]
-    assert values_of([moment("a")], [prediction("a", turns)])["vcmr_best_0.7"] == 1.0
+def test_the_best_answer_needs_the_right_video() -> None:
+    rows = [prediction("a", [turn(1, "other", "unknown")], best_video_id="other", best_start_s=0, best_end_s=10)]
+    assert values_of([moment("a")], rows)["vcmr_best_0.3"] == 0.0
 
 
 def test_predictions_of_other_queries_do_not_count() -> None:

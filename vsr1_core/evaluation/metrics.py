@@ -129,7 +129,7 @@ class Verifications:
 @dataclass(frozen=True)
 class Episodes:
     """One method's results for all annotated queries, each array of shape (Q,). `iou` is the strict answer's: 0 unless
-    the right video was accepted."""
+    the right video was accepted. `best_iou` is that of the answer policy `best`: 0 unless it names the right video."""
 
     query_ids: tuple[str, ...]
     has_prediction: BoolArray
@@ -138,6 +138,7 @@ class Episodes:
     is_matched: BoolArray
     is_right_video: BoolArray
     iou: FloatArray
+    best_iou: FloatArray
     num_text_tokens: FloatArray
     num_latent_tokens: FloatArray
     verifications: Verifications
@@ -156,9 +157,11 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
     if truth["query_id"].n_unique() != truth.height or rows["query_id"].n_unique() != rows.height:
         raise ValueError("a query_id occurs twice: metrics need one moment and at most one prediction a query")
     columns = ["query_id", "video_id", "first_rank", "rank", "decision", "start_s", "end_s"]
-    rows = rows.select(*columns, "num_text_tokens", "num_latent_tokens", "turns", has_prediction=pl.lit(True))
+    columns += ["best_video_id", "best_start_s", "best_end_s", "num_text_tokens", "num_latent_tokens", "turns"]
+    rows = rows.select(*columns, has_prediction=pl.lit(True))
     frame = truth.join(rows, on="query_id", how="left").sort("query")
     is_right, is_matched = _is_right(frame), _equals(frame["decision"], "matched")
+    best = frame.select("gt_video", "gt_start", "gt_end", pl.col("^best_.*$").name.map(lambda n: n[len("best_") :]))
     return Episodes(
         query_ids=tuple(frame["query_id"].to_list()),
         has_prediction=frame["has_prediction"].fill_null(False).to_numpy(),
@@ -167,6 +170,7 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
         is_matched=is_matched,
         is_right_video=is_right,
         iou=_answer_iou(is_right, is_matched, _span_iou(frame)),
+        best_iou=np.where(_is_right(best), _span_iou(best), 0.0),
         num_text_tokens=np.nan_to_num(_floats(frame["num_text_tokens"])),
         num_latent_tokens=np.nan_to_num(_floats(frame["num_latent_tokens"])),
         verifications=_verifications(frame),
@@ -336,8 +340,7 @@ def metric_names(num_turns: int) -> tuple[str, ...]:
 def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> Scores:
     """Every metric of `metric_names(num_turns)`, per query.
 
-    `vcmr_*`: the strict policy. `vcmr_best_*`: a query that was never matched answers with the shown video of the
-    highest match probability (the earlier turn on a tie) and that turn's span, if it has one.
+    `vcmr_*`: the strict policy. `vcmr_best_*`: the policy `best`, which also answers where nothing was matched.
     `grounding_*`: over the verdicts `matched` on the right video, the share with IoU at least the threshold.
     `*_turns_t`: the episode as it stood when t turns were allowed.
     `balanced_verification_accuracy`: over the probes of queries that were shown both a right and a wrong video.
@@ -352,10 +355,9 @@ def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> S
         parts[f"recall_at_{k}"] = (episodes.rank <= k).astype(float), every
     parts["mrr"] = 1.0 / episodes.rank, every
     parts["miou"] = episodes.iou, every
-    best_iou = _best_iou(episodes)
     for threshold in IOU_THRESHOLDS:
         parts[f"vcmr_{threshold}"] = (episodes.iou >= threshold).astype(float), every
-        parts[f"vcmr_best_{threshold}"] = (best_iou >= threshold).astype(float), every
+        parts[f"vcmr_best_{threshold}"] = (episodes.best_iou >= threshold).astype(float), every
     ran = episodes.has_prediction.astype(float)
     parts["num_text_tokens"] = episodes.num_text_tokens * ran, ran
     parts["num_latent_tokens"] = episodes.num_latent_tokens * ran, ran
@@ -369,17 +371,6 @@ def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> S
 def _per_query(episodes: Episodes, counted: BoolArray) -> FloatArray:
     """How many of each query's verifications are counted, shape (Q,). counted: shape (V,)."""
     return np.bincount(episodes.verifications.query[counted], minlength=len(episodes.query_ids)).astype(np.float64)
-
-
-def _best_iou(episodes: Episodes) -> FloatArray:
-    """IoU of the `best` answer policy. Shape (Q,)."""
-    v = episodes.verifications
-    candidates = np.flatnonzero(~np.isnan(v.probability))
-    order = candidates[np.lexsort((v.turn[candidates], -v.probability[candidates], v.query[candidates]))]
-    query, first = np.unique(v.query[order], return_index=True)
-    best = np.zeros(len(episodes.query_ids))
-    best[query] = v.iou[order][first]
-    return np.where(episodes.is_matched, episodes.iou, best)
 
 
 def _verification_parts(episodes: Episodes) -> dict[str, tuple[FloatArray, FloatArray]]:

@@ -203,7 +203,10 @@ def _moment_retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     lines = ["## Moment retrieval (VCMR, R@1)", ""]
     lines += ["Strict, the headline: a query that was never matched is a miss.", ""]
     lines += [*_metric_table(inputs, {**strict, "mIoU": "miou"}), ""]
-    lines += ["Best: such a query answers with the shown video of the highest match probability.", ""]
+    lines += [
+        "Best: such a query answers with the shown video of the highest match probability, made to ground it.",
+        "",
+    ]
     return [*lines, *_metric_table(inputs, best), *_plot(analysis, "vcmr")]
 
 

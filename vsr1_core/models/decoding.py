@@ -22,7 +22,7 @@ from vsr1_core.models.inputs import Prompt
 from vsr1_core.models.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.vision import VideoFeatures
-from vsr1_core.reasoning.conversation import REFINE_TOKEN
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, REFINE_TOKEN
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,18 @@ class DecisionTokens:
     prefixes: tuple[tuple[int, ...], ...]
     matched: int
     not_matched: int
+    match_to_span: tuple[int, ...]
+    """What a match goes on with behind a prefix, up to where its first number stands."""
 
     def follow(self, token_ids: Sequence[int]) -> bool:
         """Whether the token after `token_ids` decides."""
         return any(tuple(token_ids[-len(prefix) :]) == prefix for prefix in self.prefixes)
+
+    def as_match(self, token_ids: Sequence[int]) -> list[int] | None:
+        """`token_ids` up to their first decision, then a match up to its span; None where nothing was decided."""
+        decided = (n for n in range(len(token_ids) + 1) if self.follow(token_ids[:n]))
+        place = next(decided, None)
+        return None if place is None else [*token_ids[:place], *self.match_to_span]
 
 
 _BEFORE_ANSWER = (" ", "\n", "")
@@ -77,9 +85,10 @@ def decision_tokens(tokenizer: PreTrainedTokenizerBase) -> DecisionTokens:
     Raises ValueError when one spelling begins with the other, or both part before `<answer>` is complete.
     """
     forms = [_parting(tokenizer, before) for before in _BEFORE_ANSWER]
-    _, matched, not_matched = forms[0]
+    written, matched, not_matched = forms[0]
     prefixes = dict.fromkeys(prefix for prefix, *pair in forms if pair == [matched, not_matched])
-    return DecisionTokens(tuple(prefixes), matched, not_matched)
+    match = tokenizer(f"{_BEFORE_ANSWER[0]}{MATCH_TO_SPAN}", add_special_tokens=False)["input_ids"]
+    return DecisionTokens(tuple(prefixes), matched, not_matched, tuple(match[len(written) :]))
 
 
 def _parting(tokenizer: PreTrainedTokenizerBase, before: str) -> tuple[tuple[int, ...], int, int]:

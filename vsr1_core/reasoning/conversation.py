@@ -20,6 +20,9 @@ SYSTEM_PROMPT = (
     "and <end></end>, or <answer>not_matched</answer> and end with " + REFINE_TOKEN + "."
 )
 
+MATCH_TO_SPAN = "<answer>matched</answer> <start>"
+"""How a match is written up to its first number."""
+
 _MATCHED = {"matched", "match"}
 _NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -72,7 +75,7 @@ def answer_text(trace: str, matched: bool, start_s: float | None = None, end_s: 
         return f"{think} <answer>not_matched</answer> {REFINE_TOKEN}"
     if start_s is None or end_s is None:
         raise ValueError("a match needs a start and an end in seconds")
-    return f"{think} <answer>matched</answer> <start>{start_s:.1f}</start> <end>{end_s:.1f}</end>"
+    return f"{think} {MATCH_TO_SPAN}{start_s:.1f}</start> <end>{end_s:.1f}</end>"
 
 
 def parse_answer(text: str, duration_s: float) -> Answer:

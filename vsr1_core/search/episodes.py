@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decode
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, decode
 from vsr1_core.models.embedder import Embedder, QueryVectors
-from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts
-from vsr1_core.models.vision import FeatureStore
-from vsr1_core.reasoning.conversation import Answer, build_messages, parse_answer
+from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
+from vsr1_core.models.vision import FeatureStore, VideoFeatures
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
 from vsr1_core.search.index import VideoIndex
 
 
@@ -93,6 +93,23 @@ def turn_row(number: int, turn: Turn) -> dict[str, Any]:
     }
 
 
+MAX_SPAN_TOKENS = 32
+"""Enough for two numbers and their tags where a tag is not one token."""
+
+
+def best_turn(episode: Episode) -> Turn | None:
+    """The turn that the answer policy `best` answers with: the match, else the highest match probability, the earlier
+    one on a tie. None where no turn came to a decision."""
+    if episode.is_matched:
+        return episode.turns[-1]
+    decided = [turn for turn in episode.turns if turn.decoded.matched_probability is not None]
+    return max(decided, key=lambda turn: turn.decoded.matched_probability or 0.0, default=None)
+
+
+def _has_span(turn: Turn) -> bool:
+    return turn.answer.decision == "matched" and turn.answer.start_s is not None
+
+
 @dataclass(frozen=True)
 class Verification:
     """What the policy was asked about one video, and what it answered."""
@@ -100,6 +117,18 @@ class Verification:
     prompt: Prompt
     decoded: Decoded
     answer: Answer
+
+
+@dataclass(frozen=True)
+class BestAnswer:
+    """What the answer policy `best` says (METHOD 2): the video, its span in seconds (None where none can be read), the
+    turn it was shown in, and how many tokens were decoded for the span beyond the episode's own."""
+
+    turn: int
+    video_id: str
+    start_s: float | None
+    end_s: float | None
+    num_text_tokens: int = 0
 
 
 @torch.no_grad()
@@ -120,8 +149,24 @@ def verify(
         return []
     videos = features.get([video_id for _, video_id in pairs])
     prompts = prompts_of(policy, [text for text, _ in pairs], [f.layout for f in videos])
+    outputs = _decode_in_chunks(policy, prompts, videos, settings, batch_size, generator)
+    return [
+        Verification(prompt, decoded, parse_answer(decoded.text, durations_s[video_id]))
+        for prompt, decoded, (_, video_id) in zip(prompts, outputs, pairs, strict=True)
+    ]
+
+
+def _decode_in_chunks(
+    policy: LoadedPolicy,
+    prompts: Sequence[Prompt],
+    videos: Sequence[VideoFeatures],
+    settings: DecodeSettings,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+) -> list[Decoded]:
+    """One outcome a prompt, in order; decoded in chunks of about the same length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
-    found: dict[int, Verification] = {}
+    found: dict[int, Decoded] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         outputs = decode(
@@ -133,9 +178,8 @@ def verify(
             wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
             generator=generator,
         )
-        for i, decoded in zip(chunk, outputs, strict=True):
-            found[i] = Verification(prompts[i], decoded, parse_answer(decoded.text, durations_s[pairs[i][1]]))
-    return [found[i] for i in range(len(pairs))]
+        found |= zip(chunk, outputs, strict=True)
+    return [found[i] for i in range(len(prompts))]
 
 
 def prompts_of(policy: LoadedPolicy, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
@@ -189,6 +233,48 @@ class Searcher:
         else:
             self._rank(open_ones)
         return episodes
+
+    @torch.no_grad()
+    def best_answers(self, episodes: Sequence[Episode]) -> list[BestAnswer | None]:
+        """The answer policy `best`: the video of the match, else that of the highest match probability, grounded.
+
+        A video that was not matched has no span yet: the policy is made to match it, behind its own trace, and the
+        span is decoded greedily. None where no turn came to a decision.
+        """
+        tokens = decision_tokens(self.policy.tokenizer)
+        best = [best_turn(episode) for episode in episodes]
+        forced: dict[int, tuple[Turn, list[int]]] = {}
+        for i, turn in enumerate(best):
+            ids = None if turn is None or _has_span(turn) else tokens.as_match(turn.decoded.token_ids)
+            if turn is not None and ids is not None:
+                forced[i] = turn, ids
+        spans = self._ground(forced)
+        answers: list[BestAnswer | None] = []
+        for i, (episode, turn) in enumerate(zip(episodes, best, strict=True)):
+            if turn is None:
+                answers.append(None)
+                continue
+            answer, num_tokens = spans.get(i, (turn.answer, 0))
+            number = 1 + [t is turn for t in episode.turns].index(True)
+            answers.append(BestAnswer(number, turn.video_id, answer.start_s, answer.end_s, num_tokens))
+        return answers
+
+    def _ground(self, forced: Mapping[int, tuple[Turn, list[int]]]) -> dict[int, tuple[Answer, int]]:
+        """The answer that follows each turn's prompt and forced tokens, and how many tokens that took."""
+        if not forced:
+            return {}
+        turns = [turn for turn, _ in forced.values()]
+        outputs = _decode_in_chunks(
+            self.policy,
+            [extended(turn.prompt, ids) for turn, ids in forced.values()],
+            self.features.get([turn.video_id for turn in turns]),
+            DecodeSettings(MAX_SPAN_TOKENS, 0.0, num_soft_tokens=0),
+            self.settings.batch_size,
+        )
+        return {
+            i: (parse_answer(MATCH_TO_SPAN + d.text, self.durations_s[turn.video_id]), d.num_text_tokens)
+            for i, turn, d in zip(forced, turns, outputs, strict=True)
+        }
 
     def _set_vectors(self, episodes: Sequence[Episode], vectors: Tensor | None = None) -> None:
         for episode, vector in zip(episodes, self.embed(episodes) if vectors is None else vectors, strict=True):

@@ -15,7 +15,7 @@ from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.retrieval import same_text_videos
 
 if TYPE_CHECKING:
-    from vsr1_core.search.episodes import Episode, EpisodeSettings, Searcher, Verification
+    from vsr1_core.search.episodes import BestAnswer, Episode, EpisodeSettings, Searcher, Verification
 
 TURN = pl.Struct(
     {
@@ -71,7 +71,11 @@ def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeS
 
 
 class Predictions(Stage):
-    """One row a query of the evaluated splits. Subclasses name the method."""
+    """One row a query of the evaluated splits. Subclasses name the method.
+
+    video_id, start_s, end_s, iou: the strict answer. best_*: that of the policy `best` (`search.episodes.BestAnswer`);
+    num_best_tokens were decoded for its span alone and are not part of num_text_tokens.
+    """
 
     method: ClassVar[str]
     key: ClassVar[str] = "query_id"
@@ -94,6 +98,12 @@ class Predictions(Stage):
         "num_latent_tokens": pl.Int64,
         "matched_probability": pl.Float64,
         "checkpoint": pl.String,
+        "best_video_id": pl.String,
+        "best_turn": pl.Int64,
+        "best_start_s": pl.Float64,
+        "best_end_s": pl.Float64,
+        "best_iou": pl.Float64,
+        "num_best_tokens": pl.Int64,
         "turns": pl.List(TURN),
     }
 
@@ -158,21 +168,19 @@ def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: st
     from vsr1_core.search.episodes import EpisodeQuery
 
     queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
-    for moment, episode in zip(moments, searcher.run(queries), strict=True):
-        yield prediction_row(moment, episode) | {"checkpoint": digest}
+    episodes = searcher.run(queries)
+    for moment, episode, best in zip(moments, episodes, searcher.best_answers(episodes), strict=True):
+        yield prediction_row(moment, episode, best) | {"checkpoint": digest}
 
 
-def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any]:
-    """An episode as a predictions row: the strict answer (METHOD 2), which is a miss where nothing was matched."""
-    from vsr1_core.evaluation.metrics import temporal_iou
+def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer | None) -> dict[str, Any]:
+    """An episode as a predictions row: the strict answer (METHOD 2), which is a miss where nothing was matched, and
+    beside it the best one."""
     from vsr1_core.search.episodes import turn_row
 
     last = episode.turns[-1]
     matched = episode.is_matched
     start_s, end_s = (last.answer.start_s, last.answer.end_s) if matched else (None, None)
-    iou = 0.0
-    if start_s is not None and end_s is not None and last.video_id == moment["video_id"]:
-        iou = float(temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]))
     return {
         "query_id": moment["query_id"],
         "split": moment["split"],
@@ -186,13 +194,28 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode) -> dict[str, Any
         "decision": last.answer.decision,
         "start_s": start_s,
         "end_s": end_s,
-        "iou": iou,
+        "iou": _iou(moment, last.video_id, start_s, end_s),
+        "best_video_id": best.video_id if best else None,
+        "best_turn": best.turn if best else None,
+        "best_start_s": best.start_s if best else None,
+        "best_end_s": best.end_s if best else None,
+        "best_iou": _iou(moment, best.video_id, best.start_s, best.end_s) if best else 0.0,
+        "num_best_tokens": best.num_text_tokens if best else 0,
         "num_turns": len(episode.turns),
         "num_text_tokens": sum(t.decoded.num_text_tokens for t in episode.turns),
         "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
         "matched_probability": last.decoded.matched_probability,
         "turns": [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
     }
+
+
+def _iou(moment: Mapping[str, Any], video_id: str, start_s: float | None, end_s: float | None) -> float:
+    """0 in a wrong video and without a span."""
+    from vsr1_core.evaluation.metrics import temporal_iou
+
+    if video_id != moment["video_id"] or start_s is None or end_s is None:
+        return 0.0
+    return float(temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]))
 
 
 def _stage_of(method: str) -> type[Predictions]:
