@@ -14,6 +14,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import Workplace, asset_key
+from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.stages.base import Stage, View
 
 MAX_FAILED_SHARE = 0.05
@@ -88,6 +89,12 @@ def unknown_queries(view: View, asset: str) -> Problem:
     return f"{strange.height:,} queries of {asset} are not in moments" if strange.height else ""
 
 
+def unpublished_row_counts(view: View, asset: str) -> Problem:
+    """Every file of a public dataset has as many rows as it was published with."""
+    rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.name in BENCHMARKS else ()
+    return "; ".join(problem for file_id, num_rows in rows if (problem := wrong_row_count(file_id, num_rows)))
+
+
 EVERY = (
     Check("ids_are_sound", "Ids are unique; failed rows say why.", unsound_ids),
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
@@ -99,6 +106,14 @@ SOME_READABLE = Check(
     lambda view, _: nothing_readable(view, "videos"),
 )
 SPECIAL: dict[str, tuple[Check, ...]] = {
+    "annotation_files": (
+        Check(
+            "row_counts_are_the_published_ones",
+            "Files of a public dataset have as many rows as published.",
+            unpublished_row_counts,
+            blocking=False,
+        ),
+    ),
     "frame_tensors": (SOME_USABLE, SOME_READABLE),
     "base_models": (SOME_USABLE,),
     "moments": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,7 @@ from rich.table import Table
 from assets.evaluation import metrics_grid
 from pipelines.builds import BuiltAsset
 from vsr1_core.graph import StagePlan
+from vsr1_core.stages.base import View
 
 COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 
@@ -81,6 +83,20 @@ def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
     """A line an asset: what ran."""
     rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in assets]
     return table(f"Built {dataset}", ["asset", "rows", "processed", "failed", "seconds"], rows)
+
+
+def status_table(view: View) -> Table:
+    """A line an asset of one dataset: what was built, and when."""
+    rows = []
+    for name in view.stages:
+        built = view.table(name)
+        if not built.manifest_path.exists():
+            rows.append([name, "", "", "", "not built"])
+            continue
+        manifest = built.manifest()
+        when = datetime.fromtimestamp(built.manifest_path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        rows.append([name, f"{manifest['num_rows']:,}", manifest["num_failed"] or "", manifest["data_version"], when])
+    return table(f"Status of {view.entry.name}", ["asset", "rows", "failed", "data version", "last change"], rows)
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.lake import check_name, read_json, write_json
 
 REAL_CONFIG = "qwen3-vl-2b"
@@ -29,7 +30,7 @@ class DatasetEntry:
 def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
     """The four datasets every home has; their folders are under `<home>/data/` unless registered otherwise."""
     entries = [DatasetEntry("toy", "toy", str(home / "data/toy/videos"), str(home / "data/toy"))]
-    for name in ("charades", "didemo", "activitynet"):
+    for name in BENCHMARKS:
         data = home / "data" / name
         entries.append(DatasetEntry(name, "verified", str(data / "videos"), str(data / "annotations"), REAL_CONFIG))
     return {entry.name: entry for entry in entries}

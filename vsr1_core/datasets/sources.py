@@ -103,5 +103,5 @@ def toy_scenes(entry: DatasetEntry, config: Configuration) -> dict[str, tuple[to
 def missing_video_error(entry: DatasetEntry, video_id: str) -> str:
     return (
         f"no video file for {video_id!r}: put {video_id}.mp4 (or .mkv, .avi, .mov, .webm, ...) into "
-        f"{Path(entry.videos).absolute()} and build again"
+        f"{Path(entry.videos).absolute()} and build again; what else is missing: vsr1 dataset check {entry.name}"
     )

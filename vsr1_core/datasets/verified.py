@@ -10,24 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.lake import read_jsonl
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
 from vsr1_core.recipes import fingerprint
-
-FILES: dict[str, dict[str, str]] = {
-    "charades": {"charades_fig_train.jsonl": "train", "charades_fig_test.jsonl": "test"},
-    "didemo": {
-        "didemo_fig_train.jsonl": "train",
-        "didemo_fig_val.jsonl": "val",
-        "didemo_fig_test.jsonl": "test",
-    },
-    "activitynet": {
-        "activitynet_fig_train.jsonl": "train",
-        "activitynet_fig_val_1.jsonl": "val",
-        "activitynet_fig_val_2.jsonl": "test",
-    },
-}
-"""Dataset -> file name -> split, as published. ActivityNet has two validation files; the second is the test split."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +67,17 @@ def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
     A dataset under another name has `<name>_fig_<split>.jsonl`. FileNotFoundError, with what to put where, when none
     of the files is there; a single missing file is the caller's to report.
     """
-    names = FILES.get(name) or {p.name: _split_of(p, name) for p in sorted(folder.glob(f"{name}_fig_*.jsonl"))}
+    if name in BENCHMARKS:
+        names = BENCHMARKS[name].splits
+    else:
+        names = {p.name: _split_of(p, name) for p in sorted(folder.glob(f"{name}_fig_*.jsonl"))}
     paths = {folder / file: split for file, split in names.items()}
     if not any(path.is_file() for path in paths):
         wanted = ", ".join(names) or f"{name}_fig_train.jsonl, {name}_fig_val.jsonl, {name}_fig_test.jsonl"
         raise FileNotFoundError(
             f"dataset {name!r} has no annotations: put {wanted} (VERIFIED FIG) into {folder}, or register the folder "
-            f"that holds them with: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER"
+            f"that holds them with: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER. "
+            f"Where to get them: vsr1 dataset show {name}"
         )
     order = ("train", "val", "test")
     return dict(sorted(paths.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))

@@ -1,0 +1,62 @@
+"""What all command modules share: known errors without a traceback, exits, and a dataset by its name."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.resources import Settings
+from vsr1_core.datasets.registry import DatasetEntry, get_entry
+from vsr1_core.stages.base import NotYetKnown
+
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
+debugging = {"on": False}
+"""Whether tracebacks are shown (`vsr1 --debug`)."""
+
+
+class UserError(Exception):
+    """Something the user can put right; the message says what, where, and how."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose known errors are printed without a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except BrokenPipeError:  # `vsr1 report | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except _known_errors() as error:
+            if debugging["on"] or isinstance(error, KeyError | IndexError):
+                raise
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("stopped; finished shards are kept, the same command goes on from there")
+
+    return wrapped
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """What has a message for a person; DuckDB's errors only where DuckDB is loaded at all."""
+    known = (UserError, NotYetKnown, OSError, ValueError, LookupError, ImportError)
+    duckdb = sys.modules.get("duckdb")
+    return known if duckdb is None else (*known, duckdb.Error)
+
+
+def fail(message: str) -> None:
+    """Print to stderr and exit with 1."""
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
+
+
+def known_entry(settings: Settings, name: str) -> DatasetEntry:
+    try:
+        return get_entry(settings.home, name)
+    except KeyError as error:
+        raise UserError(error.args[0]) from error

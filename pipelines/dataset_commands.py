@@ -1,0 +1,204 @@
+"""`vsr1 dataset ...`: which datasets there are, and whether their files are what the annotations say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from pipelines import show
+from pipelines.commands import UserError, command, known_entry
+from pipelines.resources import Settings, read_settings
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
+from vsr1_core.datasets.file_check import KINDS, Finding, check_files
+from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, remove_entry, save_entry
+from vsr1_core.graph import open_view
+
+MAX_LISTED = 20
+"""Findings of one kind that the table lists; CSV and JSON list all."""
+FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
+
+datasets = typer.Typer(help="Datasets: list, add, show, check, remove.", no_args_is_help=True)
+
+
+@datasets.command("list")
+@command
+def dataset_list() -> None:
+    """All datasets of this home."""
+    settings = read_settings()
+    rows = [[e.name, e.kind, e.config, e.models_from, e.videos] for e in load_entries(settings.home).values()]
+    header = ["name", "kind", "config", "models from", "videos"]
+    show.console().print(show.table(f"Datasets of {settings.home}", header, rows))
+
+
+@datasets.command("show")
+@command
+def dataset_show(name: str) -> None:
+    """One dataset: where its files are and come from, and what has been built."""
+    settings = read_settings()
+    entry = known_entry(settings, name)
+    rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
+    rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
+    show.console().print(show.table(entry.name, ["", ""], rows))
+    if name in BENCHMARKS:
+        _show_benchmark(BENCHMARKS[name], entry)
+    show.console().print(show.status_table(open_view(settings.home, name)))
+
+
+def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
+    """Which files a public dataset has, where to get them, and what to type once they are there."""
+    folder = Path(entry.annotations)
+    files = [
+        [f.name, f.split, f"{f.num_rows:,}", "yes" if (folder / f.name).is_file() else "no"] for f in benchmark.files
+    ]
+    show.console().print(show.table(f"Files of {benchmark.title}", ["file", "split", "rows", "is there"], files))
+    facts = [
+        ["annotations from", benchmark.annotations_from],
+        ["videos from", benchmark.videos_from],
+        ["video ids", f"like {benchmark.id_example}"],
+        ["video files", f"<id> with {', '.join(benchmark.suffixes)} or another video suffix"],
+        ["note", benchmark.videos_note],
+    ]
+    show.console().print(show.table("Where to get it", ["", ""], facts))
+    name = benchmark.name
+    typer.echo(f"With files elsewhere: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER")
+    typer.echo(f"Then: vsr1 dataset check {name}, and: vsr1 build --dataset {name}")
+
+
+@datasets.command("check", epilog="Exit code 0: nothing was found; 1: something was.")
+@command
+def dataset_check(
+    name: str,
+    output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
+    allow_extra: Annotated[
+        bool, typer.Option("--allow-extra", help="Videos that no annotation names are no finding.")
+    ] = False,
+) -> None:
+    """Compare annotations with the files on disk: missing, extra, too short, undecodable videos; wrong row counts."""
+    if output not in ("table", "csv", "json"):
+        raise UserError(f"no format {output!r}; use table, csv or json")
+    settings = read_settings()
+    entry = known_entry(settings, name)
+    config = CONFIGURATIONS[entry.config]
+    findings = [f for f in check_files(entry, config, settings.workers) if not (allow_extra and f.kind == "extra")]
+    if output == "table":
+        _print_findings(name, findings)
+    else:
+        frame = pl.DataFrame([dataclasses.asdict(f) for f in findings], schema=FINDING_COLUMNS)
+        typer.echo(show.frame_csv(frame) if output == "csv" else show.frame_json(frame), nl=output == "json")
+    if findings:
+        raise typer.Exit(1)
+
+
+def _print_findings(name: str, findings: Sequence[Finding]) -> None:
+    """How many there are of each kind, then the first of each."""
+    if not findings:
+        typer.echo(f"{name}: the files on disk are what the annotations say.")
+        return
+    counts = Counter(f.kind for f in findings)
+    found = {kind: meaning for kind, meaning in KINDS.items() if kind in counts}
+    rows = [[kind, counts[kind], meaning] for kind, meaning in found.items()]
+    show.console().print(show.table(f"Check of {name}", ["finding", "number", "what it is"], rows))
+    listed = [f for kind in found for f in [f for f in findings if f.kind == kind][:MAX_LISTED]]
+    rows = [[f.kind, f.row_id, f.detail] for f in listed]
+    show.console().print(show.table("", ["finding", "id", "detail"], rows))
+    if len(listed) < len(findings):
+        typer.echo(f"{len(findings) - len(listed):,} more: vsr1 dataset check {name} --format csv")
+
+
+@datasets.command(
+    "add", epilog="Example: [bold]vsr1 dataset add mine --videos ~/clips --annotations ~/clips.csv[/bold]"
+)
+@command
+def dataset_add(
+    name: str,
+    videos: Annotated[Path | None, typer.Option(help="Folder of video files, searched in all subfolders.")] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="JSONL in the FIG schema, or CSV with video, start, end, query; a folder for VERIFIED FIG."),
+    ] = None,
+    models_from: Annotated[str | None, typer.Option(help="Dataset whose models are used (default: toy).")] = None,
+    config: Annotated[str | None, typer.Option(help=f"One of: {', '.join(CONFIGURATIONS)}.")] = None,
+    toy: Annotated[
+        bool, typer.Option("--toy", help="Rendered videos instead of your own, e.g. with --config nano.")
+    ] = False,
+) -> None:
+    """Register a dataset: your own videos, or the folders of a VERIFIED FIG one. Becomes a partition after a reload."""
+    settings = read_settings()
+    if config is not None and config not in CONFIGURATIONS:
+        raise UserError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
+    if toy:
+        entry = _toy_entry(settings, name, config or "tiny")
+    elif name in BENCHMARKS:
+        entry = _verified_entry(settings, name, videos, annotations, config, models_from)
+    else:
+        entry = _folder_entry(settings, name, videos, annotations, config or "tiny", models_from)
+    save_entry(settings.home, entry)
+    typer.echo(f"Added {name}. Next: vsr1 build --dataset {name}")
+
+
+def _toy_entry(settings: Settings, name: str, config: str) -> DatasetEntry:
+    data = settings.home / "data" / name
+    return DatasetEntry(name, "toy", str(data / "videos"), str(data), config)
+
+
+def _verified_entry(
+    settings: Settings,
+    name: str,
+    videos: Path | None,
+    annotations: Path | None,
+    config: str | None,
+    models_from: str | None,
+) -> DatasetEntry:
+    known = get_entry(settings.home, name)
+    if annotations is not None and not annotations.is_dir():
+        raise UserError(f"{annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
+    if models_from:
+        known_entry(settings, models_from)
+    typer.echo(f"{name}: VERIFIED FIG annotations from {annotations or known.annotations}")
+    return DatasetEntry(
+        name,
+        "verified",
+        str(videos.expanduser().resolve()) if videos else known.videos,
+        str(annotations.expanduser().resolve()) if annotations else known.annotations,
+        config or known.config,
+        models_from or "",
+    )
+
+
+def _folder_entry(
+    settings: Settings, name: str, videos: Path | None, annotations: Path | None, config: str, models_from: str | None
+) -> DatasetEntry:
+    from vsr1_core.datasets.folder import find_videos
+
+    if videos is None:
+        raise UserError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
+    found = find_videos(videos.expanduser().resolve())
+    if not found:
+        raise UserError(f"no video files in {videos}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
+    if annotations is not None and not annotations.expanduser().is_file():
+        raise UserError(f"the annotation file {annotations} is not there")
+    source = models_from if models_from is not None else "toy"
+    if source:
+        known_entry(settings, source)
+    typer.echo(
+        f"{name}: {len(found):,} videos, {'annotated' if annotations else 'no annotations'}, models from {source}"
+    )
+    annotation_path = str(annotations.expanduser().resolve()) if annotations else ""
+    return DatasetEntry(name, "folder", str(videos.expanduser().resolve()), annotation_path, config, source)
+
+
+@datasets.command("remove")
+@command
+def dataset_remove(name: str) -> None:
+    """Forget a registered dataset. Its videos and tables stay on disk."""
+    settings = read_settings()
+    if not remove_entry(settings.home, name):
+        raise UserError(f"{name!r} was not registered; see: vsr1 dataset list")
+    typer.echo(f"Forgot {name}. Its tables stay under {settings.home / 'lake'}.")

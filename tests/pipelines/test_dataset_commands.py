@@ -1,0 +1,85 @@
+"""`vsr1 dataset show` and `check`: what they print, in which formats, and how they exit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipelines.cli import app
+from tests.videos import write_video
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VSR1_WORKERS", "1")
+    return tmp_path / "home"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("name", ["charades", "didemo", "activitynet"])
+def test_a_public_dataset_says_where_its_files_come_from_before_it_was_added(home: Path, name: str) -> None:
+    out = " ".join(run("dataset", "show", name).stdout.split())
+    assert "github.com/hlchen23/VERIFIED" in out
+    assert f"{name}_fig_train.jsonl" in out
+    assert f"vsr1 dataset add {name}" in out
+    assert not home.exists()
+
+
+@pytest.fixture
+def clips(home: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_video(folder / "a.mp4", range(5))
+    (tmp_path / "a.csv").write_text("video,start,end,query\na,0,4,one\n")
+    added = run("dataset", "add", "mine", "--videos", str(folder), "--annotations", str(tmp_path / "a.csv"))
+    assert added.exit_code == 0, added.output
+    return folder
+
+
+def test_a_clean_dataset_exits_with_0(clips: Path) -> None:
+    result = run("dataset", "check", "mine")
+    assert result.exit_code == 0, result.output
+    assert "are what the annotations say" in result.stdout
+
+
+def test_findings_exit_with_1_and_come_as_table_csv_and_json(clips: Path) -> None:
+    (clips / "a.mp4").rename(clips / "b.mp4")
+    table = run("dataset", "check", "mine")
+    assert table.exit_code == 1
+    assert "missing" in table.stdout
+    as_json = run("dataset", "check", "mine", "--format", "json")
+    assert as_json.exit_code == 1
+    assert [(f["kind"], f["row_id"]) for f in json.loads(as_json.stdout)] == [("missing", "a")]
+    as_csv = run("dataset", "check", "mine", "--format", "csv")
+    assert [row["kind"] for row in csv.DictReader(io.StringIO(as_csv.stdout))] == ["missing"]
+
+
+def test_extra_videos_can_be_allowed(home: Path, tmp_path: Path) -> None:
+    row = {"video": "a", "time": [0, 1], "desc_id": 1, "duration": 9, "cog_desc": "x", "fig_desc": "y"}
+    data = home / "data/activitynet"
+    for name in ("train", "val_1", "val_2"):
+        (data / "annotations").mkdir(parents=True, exist_ok=True)
+        (data / f"annotations/activitynet_fig_{name}.jsonl").write_text(json.dumps(row | {"desc_id": name}) + "\n")
+    (data / "videos").mkdir()
+    for name in "ab":
+        write_video(data / f"videos/{name}.mp4", range(5))
+    kinds = [
+        {f["kind"] for f in json.loads(run("dataset", "check", "activitynet", "-f", "json", *option).stdout)}
+        for option in ([], ["--allow-extra"])
+    ]
+    assert kinds == [{"wrong count", "strange id", "extra"}, {"wrong count", "strange id"}]
+
+
+def test_a_check_without_annotations_says_what_to_put_where(home: Path) -> None:
+    result = run("dataset", "check", "didemo")
+    assert result.exit_code == 1
+    assert "didemo_fig_train.jsonl" in result.output

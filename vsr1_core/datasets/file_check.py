@@ -1,0 +1,112 @@
+"""A dataset's annotations against its files on disk, before anything is built: what is missing, extra or unusable.
+
+Reads the files themselves, not the tables; every video is opened, and one frame of it decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsr1_core.datasets import folder, sources
+from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.datasets.verified import Moment
+from vsr1_core.engine import map_rows
+from vsr1_core.lake import read_jsonl
+from vsr1_core.recipes import Configuration
+
+KINDS = {
+    "wrong count": "an annotation file is not there, or has another number of rows than the published one",
+    "bad row": "an annotated row that is no moment",
+    "strange id": "an annotated video id that does not look like this dataset's",
+    "missing": "an annotated video without a file",
+    "clash": "several files claim one video",
+    "extra": "a video file that no annotation names",
+    "undecodable": "a video file that cannot be read",
+    "too short": "a span that begins beyond the end of its video's file",
+}
+"""What is looked for, in the order it is reported."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. row_id: a video, a query, or `<file>:<line>`."""
+
+    kind: str
+    row_id: str
+    file: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Spans:
+    """One video file and when its annotated moments begin: (query_id, start_s, end_s)."""
+
+    video_id: str
+    path: Path
+    moments: Sequence[tuple[str, float, float]]
+
+
+def check_files(entry: DatasetEntry, config: Configuration, workers: int = 1) -> Iterator[Finding]:
+    """All findings; those for which no video is opened come first. FileNotFoundError: no annotations at all."""
+    yield from _annotation_findings(entry, config)
+    spans: dict[str, list[tuple[str, float, float]]] = {}
+    for row_id, moment in sources.moments(entry, config).items():
+        if isinstance(moment, Moment):
+            spans.setdefault(moment.video_id, []).append((row_id, moment.start_s, moment.end_s))
+        else:
+            yield Finding("bad row", row_id, row_id.rsplit(":", 1)[0], moment.reason)
+    yield from _strange_ids(entry, spans)
+    files = sources.video_files(entry)
+    yield from _name_findings(entry, spans, files)
+    single = (Spans(i, paths[0], spans.get(i, ())) for i, paths in files.items() if len(paths) == 1)
+    for result in map_rows(too_short, single, workers, deadline_s=300):
+        task = result.item
+        if result.error is not None:
+            yield Finding("undecodable", task.video_id, str(task.path), result.error)
+        for query_id, detail in result.value or ():
+            yield Finding("too short", query_id, str(task.path), detail)
+
+
+def _annotation_findings(entry: DatasetEntry, config: Configuration) -> Iterator[Finding]:
+    for file in sources.annotation_files(entry, config).values():
+        if file.error is not None:
+            yield Finding("wrong count", file.file_id, str(file.path), file.error)
+        elif entry.name in BENCHMARKS:
+            problem = wrong_row_count(file.file_id, sum(1 for _ in read_jsonl(file.path)))
+            if problem:
+                yield Finding("wrong count", file.file_id, str(file.path), problem)
+
+
+def _strange_ids(entry: DatasetEntry, video_ids: Mapping[str, object]) -> Iterator[Finding]:
+    benchmark = BENCHMARKS.get(entry.name)
+    for video_id in sorted(video_ids) if benchmark else ():
+        if benchmark is not None and not benchmark.is_video_id(video_id):
+            yield Finding("strange id", video_id, "", f"ids of {entry.name} look like {benchmark.id_example}")
+
+
+def _name_findings(
+    entry: DatasetEntry, annotated: Mapping[str, object], files: Mapping[str, list[Path]]
+) -> Iterator[Finding]:
+    for video_id in sorted(annotated):
+        if video_id not in files:
+            yield Finding("missing", video_id, "", f"no file {video_id}.* in {Path(entry.videos).absolute()}")
+    for video_id, paths in files.items():
+        if len(paths) > 1:
+            yield Finding("clash", video_id, str(paths[0]), folder.clash_error(video_id, paths))
+        elif video_id not in annotated and not sources.unannotated_splits(entry):
+            yield Finding("extra", video_id, str(paths[0]), "no annotation names it")
+
+
+def too_short(task: Spans) -> list[tuple[str, str]]:
+    """(query_id, why) of each moment that begins after the video's end. ValueError when it cannot be decoded."""
+    from vsr1_core.media.probe import probe
+
+    end_s = probe(task.path).duration_s
+    return [
+        (query_id, f"[{start_s:g}, {last_s:g}] s begins after the file's end at {end_s:.2f} s")
+        for query_id, start_s, last_s in task.moments
+        if start_s >= end_s
+    ]
