@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets._factory import AssetInfo
 from assets._metadata import markdown_table
@@ -17,6 +18,26 @@ def label_extras(view: View, asset: str) -> dict[str, Any]:
     return {"labels": dg.MetadataValue.md(markdown_table(["label", "rows"], table.rows()))}
 
 
+def trace_extras(view: View, asset: str) -> dict[str, Any]:
+    """Labels; how many traces contradicted theirs and were dropped; what a model's replies cost, failed ones too."""
+    rows = view.table(asset).rows()
+    contradictions = rows.filter((pl.col("finish_reason") == "stop") & (pl.col("verdict") != pl.col("label")))
+    extras = label_extras(view, asset) | {"teacher/contradictions": contradictions.height}
+    asked = rows.filter(pl.col("num_requests") > 0)
+    if asked.height:
+        extras |= {name: asked[column].sum() for name, column in _COSTS.items()}
+        extras["teacher/retries"] = extras["teacher/requests"] - asked.height
+    return extras
+
+
+_COSTS = {
+    "teacher/requests": "num_requests",
+    "teacher/prompt_tokens": "num_prompt_tokens",
+    "teacher/completion_tokens": "num_tokens",
+    "teacher/request_seconds": "request_s",
+}
+
+
 ASSETS = (
     AssetInfo(
         "top1_pool", "Train queries whose first video is right, and as many whose first is wrong.", extras=label_extras
@@ -24,7 +45,7 @@ ASSETS = (
     AssetInfo(
         "reasoning_traces",
         "What the teacher wrote about the shown video; unusable ones are failed rows.",
-        extras=label_extras,
+        extras=trace_extras,
     ),
     AssetInfo(
         "sft_examples",

@@ -1,4 +1,5 @@
-"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS. Also what assets get from it."""
+"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_TEACHER_*. Also what
+assets get from it."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import dagster as dg
 
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.graph import all_stages, open_view
+from vsr1_core.reasoning.teacher import EndpointSettings
 from vsr1_core.stages.base import Execution, Stage, View
 
 _PROCESS_DEFAULTS = {
@@ -46,6 +48,29 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(home, environ.get("VSR1_DEVICE", "auto"), int(workers))
 
 
+def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
+    """The teacher's endpoint from VSR1_TEACHER_URL, _API_KEY, _CONCURRENCY, _TIMEOUT_S and _MAX_REQUESTS; None without
+    a URL. ValueError says which variable is wrong."""
+    url = environ.get("VSR1_TEACHER_URL", "").strip()
+    if not url:
+        return None
+    default = EndpointSettings(url)
+    return EndpointSettings(
+        url,
+        environ.get("VSR1_TEACHER_API_KEY", "").strip(),
+        int(_number(environ, "VSR1_TEACHER_CONCURRENCY", default.concurrency)),
+        _number(environ, "VSR1_TEACHER_TIMEOUT_S", default.timeout_s),
+        int(_number(environ, "VSR1_TEACHER_MAX_REQUESTS", default.max_requests)),
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        return float(environ.get(name) or default)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {environ[name]!r}") from None
+
+
 def prepare_process() -> None:
     """Set what must be in the environment before torch is imported; a value the user set stays."""
     for name, value in _PROCESS_DEFAULTS.items():
@@ -68,7 +93,11 @@ def choose_device(device: str) -> str:
 
 
 class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
-    """What asset bodies work with: a dataset's tables, and how the work runs. Nothing here changes a result."""
+    """What asset bodies work with: a dataset's tables, and how the work runs. Nothing here changes a result.
+
+    The teacher's endpoint is read from the environment when it is needed: Dagster stores what a resource is
+    configured with, and an API key must not be stored.
+    """
 
     home: str
     device: str = "auto"
@@ -88,6 +117,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             workers=self.workers,
             batch_size=self.batch_size,
             retry_failed=self.retry_failed,
+            endpoint=read_endpoint(),
             log=log,
         )
 

@@ -6,13 +6,13 @@ import dataclasses
 
 from vsr1_core.recipes import (
     Configuration,
+    EndpointRecipe,
     EvalRecipe,
     FrameRecipe,
     GRPORecipe,
     ModelRecipe,
     PoolRecipe,
     SFTRecipe,
-    TeacherRecipe,
     ToyRecipe,
 )
 
@@ -58,7 +58,7 @@ NANO = Configuration(
 QWEN3_VL_2B = Configuration(
     name="qwen3-vl-2b",
     models=ModelRecipe(policy="Qwen/Qwen3-VL-2B-Instruct", embedder="Qwen/Qwen3-VL-Embedding-2B"),
-    teacher=TeacherRecipe(kind="endpoint", model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
+    teacher=EndpointRecipe(model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
     sft=SFTRecipe(gradient_checkpointing=True),
     fine_tuned=SFTRecipe(refine=False, gradient_checkpointing=True),
     grpo=GRPORecipe(gradient_checkpointing=True),

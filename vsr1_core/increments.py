@@ -112,7 +112,7 @@ def run_plan(
     results = _collect(table, wanted, due, process, shard_rows, log, started) if due else 0
     seconds = time.monotonic() - started
     unfinished = (table.folder / "pending").exists()
-    if due or plan.orphaned or unfinished or not table.manifest_path.exists():
+    if due or plan.orphaned or unfinished or not table.manifest_path.exists() or table.has_other_columns():
         merged = pl.concat([table.rows(), table.pending()]).unique(table.key, keep="last")
         merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
         manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})

@@ -149,6 +149,11 @@ class Table:
         new = [pl.lit(None, dtype=self.schema[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
 
+    def has_other_columns(self) -> bool:
+        """Whether the committed rows were written with other columns than are declared now."""
+        declared = pl.DataFrame(schema=self.schema).schema
+        return self.exists() and dict(pl.read_parquet_schema(self.rows_path)) != dict(declared)
+
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows whose status is `ok`."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))

@@ -141,9 +141,24 @@ class PoolRecipe:
 @dataclass(frozen=True)
 class TeacherRecipe:
     kind: str = "template"
-    """`template` writes the trace from the shown video's own annotation; `endpoint` asks a model."""
+    """`template` writes the trace from the shown video's own annotation; `endpoint` (EndpointRecipe) asks a model."""
     model: str = ""
     temperature: float = 0.4
+
+
+@dataclass(frozen=True)
+class EndpointRecipe(TeacherRecipe):
+    """What a model is asked for a trace. A recipe of its own: a template's rows do not change with these values."""
+
+    kind: str = "endpoint"
+    prompt_version: int = 1
+    """Which of `vsr1_core.reasoning.evidence.PROMPTS`."""
+    max_tokens: int = 4096
+    """Of a whole reply, a thinking model's thoughts included."""
+    frames_as: str = "images"
+    """`images` (one JPEG a frame) or `video` (one mp4 of the same frames at their true times)."""
+    num_frames: int = 32
+    """At most so many of the stored frames, evenly spread."""
 
 
 @dataclass(frozen=True)

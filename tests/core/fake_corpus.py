@@ -14,13 +14,15 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.graph import in_order, plan_graph
 from vsr1_core.increments import Outcome
 from vsr1_core.lake import Lake
+from vsr1_core.media.frame_store import write_frames
 from vsr1_core.recipes import Configuration, fingerprint
-from vsr1_core.stages import corpus, embeddings, retrieval, training_data
+from vsr1_core.stages import corpus, embeddings, frames, retrieval, training_data
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 STAGES = (*retrieval.STAGES, *training_data.STAGES)
 COLOURS = ("red", "green", "blue", "yellow", "cyan")
 SHAPES = ("circle", "square", "bar")
+FRAME_TIMES_S = (0.5, 2.5, 4.5, 6.5, 8.5, 9.5)
 
 
 class Given(Stage):
@@ -43,13 +45,14 @@ class Given(Stage):
 @dataclass
 class FakeCorpus:
     """vectors: video id -> unit vector; splits: video id -> its splits; moments: rows of that table, with `vector`,
-    the query's unit vector."""
+    the query's unit vector; contents: video id -> what its frames are, where not the same for all."""
 
     home: Path
     config: Configuration = NANO
     vectors: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, list[str]] = field(default_factory=dict)
     moments: list[dict[str, Any]] = field(default_factory=list)
+    contents: dict[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -61,7 +64,13 @@ class FakeCorpus:
             {"video_id": v, "splits": self.splits[v], "vector": vector.tolist()} for v, vector in self.vectors.items()
         ]
         moments = [{k: v for k, v in m.items() if k != "vector"} for m in self.moments]
+        pictures = [
+            {"video_id": v, "path": str(self.frames_path(v)), "content": self.contents.get(v, "drawn"),
+             "splits": self.splits[v], "timestamps_s": list(FRAME_TIMES_S)}
+            for v in self.vectors
+        ]  # fmt: skip
         given = [
+            Given(frames.FrameTensors, pictures),
             Given(corpus.Moments, moments),
             Given(embeddings.QueryEmbeddings, queries),
             Given(embeddings.VideoEmbeddings, videos),
@@ -71,6 +80,15 @@ class FakeCorpus:
     @property
     def view(self) -> View:
         return View(Lake(self.home / "lake"), DatasetEntry("toy", "toy"), self.config, self.stages)
+
+    def frames_path(self, video_id: str) -> Path:
+        return self.home / "frames" / f"{video_id}.npy"
+
+    def draw_frames(self) -> None:
+        """Write the files that the rows of frame_tensors name: frames of one colour each."""
+        for number, video_id in enumerate(self.vectors):
+            colours = np.random.default_rng(number).integers(0, 256, (len(FRAME_TIMES_S), 1, 1, 3), dtype=np.uint8)
+            write_frames(self.frames_path(video_id), np.broadcast_to(colours, (len(FRAME_TIMES_S), 32, 32, 3)))
 
     def add_video(self, video_id: str, vector: Any, split: str = "train") -> None:
         self.vectors[video_id] = vector / np.linalg.norm(vector)
@@ -84,8 +102,8 @@ class FakeCorpus:
         self.moments.append({**row, **changes, "vector": vector / np.linalg.norm(vector)})
 
     def write(self) -> None:
-        """Commit moments, query_embeddings and video_embeddings as they are now."""
-        for name in ("moments", "query_embeddings", "video_embeddings"):
+        """Commit the given tables as they are now."""
+        for name in ("moments", "query_embeddings", "video_embeddings", "frame_tensors"):
             self.stages[name].build(self.view, Execution())
 
     def build(self, *assets: str) -> dict[str, Outcome]:

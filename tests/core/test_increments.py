@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,17 @@ def test_the_plan_counts_are_what_then_runs(
     assert outcome.manifest["num_rows"] == len(after)
     assert make_plan(rows, table).due() == []
     assert outcome.plan.counts() == counts
+
+
+def test_a_column_declared_later_is_null_in_old_rows_and_redoes_none(table: Table) -> None:
+    rows = wanted(a="1", b="1")
+    build(table, rows, Worker())
+    wider = dataclasses.replace(table, columns={**table.columns, "colour": pl.String})
+    assert wider.rows(["thing_id", "colour"]).rows() == [("a", None), ("b", None)]
+    worker = Worker()
+    outcome = build(wider, wanted(a="1", b="1", c="1"), worker)
+    assert worker.done == ["c"]
+    assert outcome.manifest["num_ok"] == 3
+    build(table, wanted(a="1", b="1", c="1"), worker)
+    assert set(pl.read_parquet_schema(table.rows_path)) == set(table.schema), "a column that is gone is dropped"
+    assert worker.done == ["c"]

@@ -22,7 +22,7 @@ from vsr1_core.reasoning.teacher import (
     missing_words,
     refusal,
 )
-from vsr1_core.recipes import PoolRecipe, TeacherRecipe
+from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
 from vsr1_core.stages import training_data
 from vsr1_core.stages.base import NotYetKnown
 
@@ -307,8 +307,8 @@ def test_the_pool_cannot_be_planned_before_the_first_ranking(corpus):
 
 
 def test_an_endpoint_teacher_that_is_not_set_up_stops_with_what_to_configure(corpus):
-    corpus.config = dataclasses.replace(corpus.config, teacher=TeacherRecipe(kind="endpoint", model="Qwen/Teacher"))
-    with pytest.raises(ConfigurationError, match=r"Qwen/Teacher.*TeacherRecipe\(kind='template'\)"):
+    corpus.config = dataclasses.replace(corpus.config, teacher=EndpointRecipe(model="Qwen/Teacher"))
+    with pytest.raises(ConfigurationError, match=r"Qwen/Teacher.*VSR1_TEACHER_URL.*TeacherRecipe\(kind='template'\)"):
         corpus.build()
     with pytest.raises(ConfigurationError, match="not one of"):
         make_teacher(TeacherRecipe(kind="oracle"))
@@ -321,7 +321,7 @@ def test_a_teacher_of_another_kind_drops_in(corpus, monkeypatch):
             for number, task in enumerate(tasks):
                 yield TeacherReply(task.query_id, **replies[number % 3])
 
-    monkeypatch.setattr(training_data, "make_teacher", lambda recipe: Curt())
+    monkeypatch.setattr(training_data, "make_teacher", lambda recipe, endpoint: Curt())
     corpus.build()
     errors = Counter(row["error"] for row in corpus.rows("reasoning_traces").values())
     assert errors[None] == errors["the teacher wrote nothing"] == len(corpus.rows("sft_examples")) == 16

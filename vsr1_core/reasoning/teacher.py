@@ -1,19 +1,20 @@
 """Who writes the reasoning traces of METHOD 7, what it is given, and which replies are refused.
 
-The template teacher writes from annotations alone. A teacher that asks a model has the same interface (`Teacher`) and
-is registered in `TEACHERS`. No tables here, and no answer tags: `reasoning.conversation` writes those.
+The template teacher writes from annotations alone; `reasoning.endpoint` asks a model. No tables here, and no answer
+tags: `reasoning.conversation` writes those.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 from vsr1_core.reasoning.conversation import ANY_TAG
-from vsr1_core.recipes import TeacherRecipe
+from vsr1_core.recipes import EndpointRecipe, TeacherRecipe
 
 Label = Literal["matched", "not_matched"]
 ARTICLES = frozenset({"a", "an", "the"})
@@ -38,9 +39,18 @@ class EventNote:
 
 
 @dataclass(frozen=True)
+class StoredFrames:
+    """Where a video's frames lie (uint8 [T, H, W, 3]), their source times [T], and what changes when the pixels do."""
+
+    path: str
+    timestamps_s: tuple[float, ...]
+    content: str
+
+
+@dataclass(frozen=True)
 class TeacherTask:
     """One pair of query and shown video. `moment` is the query's own event, in its right video; `events` are those of
-    the shown video in time order."""
+    the shown video in time order; `frames` are the shown video's, for a teacher that looks at them."""
 
     query_id: str
     query: str
@@ -48,12 +58,17 @@ class TeacherTask:
     shown_video_id: str
     moment: EventNote
     events: tuple[EventNote, ...]
+    frames: StoredFrames | None = None
 
 
 @dataclass(frozen=True)
 class TeacherReply:
     """finish_reason: `stop`, `length` (truncated) or `error`. verdict: the label that the teacher's own words support,
-    None where it gives none. num_tokens: as the teacher counts; words for the template."""
+    None where it gives none. num_tokens: as the teacher counts; words for the template.
+
+    What a model's reply cost: num_prompt_tokens and num_tokens as the server counts them, num_requests with all
+    retries, request_s seconds in them without the waits between. None from a teacher that asks no one.
+    """
 
     query_id: str
     text: str
@@ -61,6 +76,37 @@ class TeacherReply:
     num_tokens: int = 0
     verdict: Label | None = None
     error: str = ""
+    num_prompt_tokens: int | None = None
+    num_requests: int | None = None
+    request_s: float | None = None
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where the model is and how it is asked; what it is asked is EndpointRecipe's. Nothing here changes a trace.
+
+    url: the base of an OpenAI-compatible API, e.g. http://127.0.0.1:8000/v1. api_key is never written anywhere.
+    timeout_s: of one request. A failed request is sent again, up to max_requests in all, after a random wait of up to
+    first_wait_s, then twice that and so on up to max_wait_s, and at least as long as the server asks for.
+    """
+
+    url: str
+    api_key: str = field(default="", repr=False)
+    concurrency: int = 8
+    timeout_s: float = 600.0
+    max_requests: int = 8
+    first_wait_s: float = 2.0
+    max_wait_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ConfigurationError(
+                "the teacher's URL must be the base of an OpenAI-compatible API, such as http://127.0.0.1:8000/v1; a "
+                "key belongs into VSR1_TEACHER_API_KEY, not into the URL"
+            )
+        if self.concurrency < 1 or self.max_requests < 1 or self.timeout_s <= 0:
+            raise ConfigurationError("the teacher needs at least one request at a time, one try, and some time for it")
 
 
 class Teacher(Protocol):
@@ -137,19 +183,29 @@ def refusal(reply: TeacherReply, label: Label) -> str | None:
     return None
 
 
-TEACHERS: Mapping[str, Callable[[TeacherRecipe], Teacher]] = {"template": lambda recipe: TemplateTeacher()}
+def _ask_a_model(recipe: TeacherRecipe, endpoint: EndpointSettings | None) -> Teacher:
+    from vsr1_core.reasoning.endpoint import EndpointTeacher
 
-
-def make_teacher(
-    recipe: TeacherRecipe, teachers: Mapping[str, Callable[[TeacherRecipe], Teacher]] = TEACHERS
-) -> Teacher:
-    """The teacher that the recipe names. ConfigurationError says what to configure where there is none."""
-    if recipe.kind in teachers:
-        return teachers[recipe.kind](recipe)
-    if recipe.kind == "endpoint":
+    if not isinstance(recipe, EndpointRecipe):
+        raise ConfigurationError("a teacher at an endpoint is configured with EndpointRecipe(model=...)")
+    if endpoint is None:
         raise ConfigurationError(
             f"the configuration asks the teacher {recipe.model or '(no model named)'} at an endpoint, and no endpoint "
-            "is set up; set teacher=TeacherRecipe(kind='template') in vsr1_core/configurations.py to write traces from "
-            "the annotations, or register an 'endpoint' teacher in vsr1_core.reasoning.teacher.TEACHERS"
+            "is set up: serve that model behind an OpenAI-compatible API and set VSR1_TEACHER_URL to its base, such as "
+            "http://127.0.0.1:8000/v1 (and VSR1_TEACHER_API_KEY where it wants a key); or set "
+            "teacher=TeacherRecipe(kind='template') in vsr1_core/configurations.py to write traces from the annotations"
         )
-    raise ConfigurationError(f"teacher kind {recipe.kind!r} is not one of {', '.join([*teachers, 'endpoint'])}")
+    return EndpointTeacher(recipe, endpoint)
+
+
+TEACHERS: Mapping[str, Callable[[TeacherRecipe, EndpointSettings | None], Teacher]] = {
+    "template": lambda recipe, endpoint: TemplateTeacher(),
+    "endpoint": _ask_a_model,
+}
+
+
+def make_teacher(recipe: TeacherRecipe, endpoint: EndpointSettings | None = None) -> Teacher:
+    """The teacher that the recipe names. ConfigurationError says what to configure where there is none."""
+    if recipe.kind not in TEACHERS:
+        raise ConfigurationError(f"teacher kind {recipe.kind!r} is not one of {', '.join(TEACHERS)}")
+    return TEACHERS[recipe.kind](recipe, endpoint)

@@ -15,6 +15,7 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
 from vsr1_core.lake import Lake, Table
+from vsr1_core.reasoning.teacher import EndpointSettings
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
 
 
@@ -27,6 +28,8 @@ class Execution:
     batch_size: int = 32
     shard_rows: int = 256
     retry_failed: bool = False
+    endpoint: EndpointSettings | None = None
+    """Where the teacher's model is; None where none is set up."""
     log: Callable[[str], None] = lambda line: None
 
 
@@ -149,6 +152,10 @@ class Stage(ABC):
     def plan(self, view: View) -> Plan:
         return make_plan(self.wanted_inputs(view, self.wanted(view)), view.table(self.name))
 
+    def shard_rows(self, view: View, execution: Execution) -> int:
+        """How many finished rows are kept at a time: so many a killed run may lose."""
+        return execution.shard_rows
+
     def build(self, view: View, execution: Execution) -> Outcome:
         """Plan, process what is due, commit. Idempotent."""
         table = view.table(self.name)
@@ -159,7 +166,7 @@ class Stage(ABC):
             make_plan(inputs, table),
             lambda ids: self.process(view, ids, execution),
             retry_failed=execution.retry_failed,
-            shard_rows=execution.shard_rows,
+            shard_rows=self.shard_rows(view, execution),
             log=execution.log,
         )
         self.after_build(view)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from vsr1_core.increments import Inputs
 from vsr1_core.lake import read_json, write_json, write_jsonl
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, user_text
-from vsr1_core.reasoning.teacher import EventNote, TeacherTask, make_teacher, refusal
+from vsr1_core.reasoning.teacher import EventNote, StoredFrames, TeacherTask, make_teacher, refusal
 from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
@@ -89,35 +90,47 @@ def _draw(seed: int, query_id: str) -> str:
 
 
 class ReasoningTraces(Stage):
-    """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why."""
+    """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why.
+
+    A template's row reads the moments of the shown video; one from an endpoint reads its frames and what it is told.
+    """
 
     name: ClassVar[str] = "reasoning_traces"
     key: ClassVar[str] = "query_id"
     group: ClassVar[str] = "sft"
-    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "moments")
+    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "moments", "frame_tensors")
     columns: ClassVar[Mapping[str, Any]] = {
         "label": pl.String,
         "shown_video_id": pl.String,
         "trace": pl.String,
+        "verdict": pl.String,
         "finish_reason": pl.String,
         "num_tokens": pl.Int64,
+        "num_prompt_tokens": pl.Int64,
+        "num_requests": pl.Int64,
+        "request_s": pl.Float64,
     }
 
     def recipe(self, config: Configuration) -> Any:
         return config.teacher
 
+    def shard_rows(self, view: View, execution: Execution) -> int:
+        """A model's reply costs seconds of a GPU or money, so each is kept as it arrives."""
+        return 1 if _asks_a_model(view) else execution.shard_rows
+
     def wanted(self, view: View) -> dict[str, Row]:
         versions = view.versions("top1_pool")
+        reads = _read_by_a_model if _asks_a_model(view) else _read_by_the_template
         return {
             task.query_id: Row(
-                {"top1_pool": versions[task.query_id], "moments": fingerprint([task.query, task.moment, task.events])},
+                {"top1_pool": versions[task.query_id], **reads(task)},
                 {"label": task.label, "shown_video_id": task.shown_video_id},
             )
             for task in _teacher_tasks(view)
         }
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        teacher = make_teacher(view.config.teacher)
+        teacher = make_teacher(view.config.teacher, execution.endpoint)
         due = set(ids)
         tasks = {task.query_id: task for task in _teacher_tasks(view) if task.query_id in due}
         for reply in teacher.write(list(tasks.values())):
@@ -127,10 +140,27 @@ class ReasoningTraces(Stage):
                 "label": task.label,
                 "shown_video_id": task.shown_video_id,
                 "trace": reply.text,
+                "verdict": reply.verdict,
                 "finish_reason": reply.finish_reason,
                 "num_tokens": reply.num_tokens,
+                "num_prompt_tokens": reply.num_prompt_tokens,
+                "num_requests": reply.num_requests,
+                "request_s": reply.request_s,
                 "error": refusal(reply, task.label),
             }
+
+
+def _asks_a_model(view: View) -> bool:
+    return view.config.teacher.kind == "endpoint"
+
+
+def _read_by_the_template(task: TeacherTask) -> Inputs:
+    return {"moments": fingerprint([task.query, task.moment, task.events])}
+
+
+def _read_by_a_model(task: TeacherTask) -> Inputs:
+    span = [task.moment.start_s, task.moment.end_s] if task.label == "matched" else None
+    return {"moments": fingerprint([task.query, span]), "frames": task.frames.content if task.frames else "none"}
 
 
 def _teacher_tasks(view: View) -> list[TeacherTask]:
@@ -141,12 +171,21 @@ def _teacher_tasks(view: View) -> list[TeacherTask]:
     events = defaultdict(set)
     for moment in moments:
         events[moment["video_id"]].add(notes[moment["query_id"]])
+    frames = _stored_frames(view) if _asks_a_model(view) else {}
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
     return [
-        TeacherTask(query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])))
+        TeacherTask(
+            query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])), frames.get(shown)
+        )
         for query_id, label, shown in pool.iter_rows()
         if query_id in notes
     ]
+
+
+def _stored_frames(view: View) -> dict[str, StoredFrames]:
+    """video id -> its frames; while planning, those still to be made have no times yet."""
+    rows = view.rows("frame_tensors", ["video_id", "path", "timestamps_s", "content"]).iter_rows()
+    return {video_id: StoredFrames(path, tuple(times or ()), content) for video_id, path, times, content in rows}
 
 
 def _event_note(moment: Mapping[str, Any]) -> EventNote:

@@ -1,0 +1,49 @@
+"""Frames as the bytes of a picture or a clip, for what takes files and not arrays. Nothing is written to disk here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+
+JPEG_QUALITY = 90
+CLOCK_HZ = 1000
+"""Ticks a second of a clip's clock."""
+
+
+def jpeg_bytes(pixels: np.ndarray) -> bytes:
+    """One frame uint8 [H, W, 3] as a JPEG."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
+
+def mp4_bytes(pixels: np.ndarray, timestamps_s: Sequence[float]) -> bytes:
+    """Frames uint8 [T, H, W, 3] as an h264 mp4, each shown from its time [T] on, in milliseconds from the first one's.
+
+    An odd last row or column is left out: h264 keeps colour at half the size. ValueError where times do not increase.
+    """
+    import av
+
+    ticks = [round((t - timestamps_s[0]) * CLOCK_HZ) for t in timestamps_s]
+    if len(ticks) != len(pixels) or any(b <= a for a, b in pairwise(ticks)):
+        raise ValueError(f"{len(pixels)} frames need as many increasing times, got {list(timestamps_s)}")
+    height, width = (size // 2 * 2 for size in pixels.shape[1:3])
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(CLOCK_HZ))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, CLOCK_HZ)
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "18", "preset": "veryfast", "bf": "0"}
+        for tick, frame in zip(ticks, pixels, strict=True):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+            picture.pts, picture.time_base = tick, Fraction(1, CLOCK_HZ)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return out.getvalue()

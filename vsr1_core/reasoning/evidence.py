@@ -1,0 +1,127 @@
+"""What a model is asked for a reasoning trace, and how its reply is read. Who sends it is `reasoning.endpoint`.
+
+The model sees the query, the shown video's frames with their times, and the gold label (METHOD 7). It ends with a
+verdict of its own, so that a trace which does not bear the label out is found and dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vsr1_core.media.encode import jpeg_bytes, mp4_bytes
+from vsr1_core.media.frame_store import read_frames
+from vsr1_core.reasoning.teacher import ConfigurationError, Label, StoredFrames, TeacherTask
+from vsr1_core.recipes import EndpointRecipe
+
+Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """system: who writes what; match and mismatch: the question for either label."""
+
+    system: str
+    match: str
+    mismatch: str
+
+
+_VERDICT = (
+    "End with one more line that gives your own finding from the frames alone, even where it differs from the label: "
+    '"Verdict: match" if they show all that the query says, else "Verdict: mismatch".'
+)
+
+PROMPTS: Mapping[int, PromptText] = {
+    1: PromptText(
+        system=(
+            "You explain search results for moments in videos. You get a video as frames with their times, a query, "
+            "and a label that says whether the video shows the moment that the query describes. Write one to three "
+            "plain sentences of visible evidence: people, objects, places, actions and their order, with times in "
+            "seconds. Write as someone who only watched the video: no word of the label, of frames, or of this task, "
+            "no lists, no tags."
+        ),
+        match=(
+            'Query: "{query}"\nLabel: match, from {start_s:.1f} to {end_s:.1f} seconds.\n'
+            "Write what shows that the moment is there: what is seen where it begins, with that time, and what is seen "
+            f"where it ends, with that time.\n{_VERDICT}"
+        ),
+        mismatch=(
+            'Query: "{query}"\nLabel: mismatch.\n'
+            "Write what the video shows instead, with times, and which of the things that the query asks for is "
+            f"missing or different.\n{_VERDICT}"
+        ),
+    )
+}
+
+_VERDICT_LINE = re.compile(r"\W*verdict\W+((?:mis|not?[\s_-]*)?match)(?:ed)?\W*", re.IGNORECASE)
+
+
+def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, Any]]:
+    """System and user turn in the form of OpenAI's chat API, the frames as data URLs.
+
+    Raises OSError or ValueError where the shown video's frames cannot be had, ConfigurationError for a recipe that
+    names no known prompt or form.
+    """
+    if recipe.prompt_version not in PROMPTS:
+        raise ConfigurationError(f"no teacher's prompt {recipe.prompt_version}; there are: {list(PROMPTS)}")
+    if recipe.frames_as not in _FRAME_PARTS:
+        raise ConfigurationError(f"frames_as must be one of {', '.join(_FRAME_PARTS)}, not {recipe.frames_as!r}")
+    if task.frames is None:
+        raise ValueError(f"video {task.shown_video_id} has no frames to show; build frame_tensors")
+    prompt = PROMPTS[recipe.prompt_version]
+    question = prompt.match if task.label == "matched" else prompt.mismatch
+    text = question.format(query=task.query, start_s=task.moment.start_s, end_s=task.moment.end_s)
+    frames = _FRAME_PARTS[recipe.frames_as](*chosen_frames(task.frames, recipe.num_frames))
+    return [
+        {"role": "system", "content": prompt.system},
+        {"role": "user", "content": [*frames, {"type": "text", "text": text}]},
+    ]
+
+
+def chosen_frames(stored: StoredFrames, num_frames: int) -> tuple[np.ndarray, list[float]]:
+    """At most `num_frames` frames [n, H, W, 3], evenly spread from the first to the last, and their times [n]."""
+    pixels = read_frames(stored.path)
+    if len(pixels) != len(stored.timestamps_s):
+        raise ValueError(f"{stored.path} holds {len(pixels)} frames, its row says {len(stored.timestamps_s)}")
+    numbers = np.linspace(0, len(pixels) - 1, min(num_frames, len(pixels))).round().astype(int)
+    return pixels[numbers], [stored.timestamps_s[i] for i in numbers]
+
+
+def _as_images(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:
+    """Each frame after a text with its time."""
+    parts: list[Part] = []
+    for time_s, frame in zip(timestamps_s, pixels, strict=True):
+        parts.append({"type": "text", "text": f"At {time_s:.1f} seconds:"})
+        parts.append({"type": "image_url", "image_url": {"url": _data_url("image/jpeg", jpeg_bytes(frame))}})
+    return parts
+
+
+def _as_video(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:
+    """One clip, after a text with its frames' times: a server may see only their average distance."""
+    times = ", ".join(f"{t:.1f}" for t in timestamps_s)
+    return [
+        {"type": "text", "text": f"The video's frames were taken at these seconds: {times}."},
+        {"type": "video_url", "video_url": {"url": _data_url("video/mp4", mp4_bytes(pixels, timestamps_s))}},
+    ]
+
+
+_FRAME_PARTS = {"images": _as_images, "video": _as_video}
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def read_reply(content: str) -> tuple[str, Label | None]:
+    """The trace on one line, and the verdict or None, of a reply; thoughts that a server left before it are cut off."""
+    said = content.rpartition("</think>")[2].strip()
+    before, _, last = said.rpartition("\n")
+    found = _VERDICT_LINE.fullmatch(last)
+    if found is None:
+        return " ".join(said.split()), None
+    return " ".join(before.split()), "matched" if found[1].lower() == "match" else "not_matched"
