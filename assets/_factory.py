@@ -120,7 +120,7 @@ def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, A
         "folder": dg.MetadataValue.path(str(table.folder)),
         "sample": dg.MetadataValue.md(sample_table(table)),
     }
-    if outcome.plan.reasons:
+    if outcome.plan.causes:
         metadata["why"] = dg.MetadataValue.md(reason_table(outcome.plan.why()))
     if failures:
         metadata["failures"] = dg.MetadataValue.md(failures)

@@ -28,6 +28,8 @@ EXAMPLES = """
 
   vsr1 plan --dataset toy                 what a build would do, and why
 
+  vsr1 explain metrics sqr_sft/mrr        one row, followed back to its source files
+
   vsr1 dataset add mine --videos ~/clips  register your own videos
 
   vsr1 build --dataset mine               decode, embed, index them
@@ -113,6 +115,30 @@ def plan(
         typer.echo(show.plan_json(plans))
     else:
         show.console().print(show.plan_table(dataset, plans))
+
+
+@app.command(epilog="Example: [bold]vsr1 explain query_embeddings 2000010_fig --dataset toy[/bold]")
+@command
+def explain(
+    asset: str,
+    row: Annotated[str, typer.Argument(help="The row's id, as in the table's first column.")],
+    dataset: DatasetOption = "toy",
+    output: Annotated[str, typer.Option("--format", "-f", help="tree or json.")] = "tree",
+    max_rows: Annotated[int, typer.Option("--rows", min=1, help="How many upstream rows of an input to follow.")] = 2,
+) -> None:
+    """One row back to its sources: its version, why it is due, and the rows and files it is made from."""
+    from pipelines.explain import tree
+    from vsr1_core.lineage import explain as explain_row
+
+    if output not in ("tree", "json"):
+        raise UserError(f"no format {output!r}; use tree or json")
+    settings = read_settings()
+    known_entry(settings, dataset)
+    explained = explain_row(open_view(settings.home, dataset), asset, row, max_rows)
+    if output == "json":
+        typer.echo(explained.to_json())
+    else:
+        show.console().print(tree(explained))
 
 
 @app.command()

@@ -62,9 +62,13 @@ def text(value: Any) -> str:
 
 
 def plan_json(plans: Iterable[StagePlan]) -> str:
-    """`{"assets": {name: {new, stale, orphaned, failed, unchanged}}}`; `{"waits_for": name}` where not yet known."""
-    assets = {p.asset: p.plan.counts() if p.plan else {"waits_for": p.waits_for} for p in plans}
-    return json.dumps({"assets": assets}, indent=2)
+    """`{"assets": {name: {new, stale, orphaned, failed, unchanged}}, "why": {name: {cause: rows}}}`;
+    `{"waits_for": name}` for counts that are not yet known.
+    """
+    listed = list(plans)
+    assets = {p.asset: p.plan.counts() if p.plan else {"waits_for": p.waits_for} for p in listed}
+    why = {p.asset: p.plan.why() for p in listed if p.plan and p.plan.causes}
+    return json.dumps({"assets": assets, "why": why}, indent=2)
 
 
 def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
@@ -74,7 +78,7 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
         if item.plan is None:
             rows.append([item.asset, *[""] * len(COUNTS), f"known after {item.waits_for} has run"])
         else:
-            why = "; ".join(f"{number:,} {reason}" for reason, number in item.plan.why().items())
+            why = "; ".join(f"{cause} ({number:,})" for cause, number in item.plan.why().items())
             rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), why])
     return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
 

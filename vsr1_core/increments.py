@@ -29,14 +29,14 @@ def row_version(inputs: Inputs) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Row ids by what is to be done with them; `reasons` maps a due row to one line of why."""
+    """Row ids by what is to be done with them; `causes` maps a due row to why: one line a cause, often several."""
 
     new: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         return {name: len(getattr(self, name)) for name in ("new", "stale", "orphaned", "failed", "unchanged")}
@@ -46,28 +46,28 @@ class Plan:
         return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
 
     def why(self) -> dict[str, int]:
-        """How many due rows each reason has."""
-        return dict(Counter(self.reasons.values()).most_common())
+        """How many due rows each cause has; a row with two causes counts for both."""
+        return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())
 
 
 def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
     """Compare wanted rows with the committed ones. Rows that a killed run left pending count as committed."""
     have = {row_id: (version, inputs, status) for row_id, version, inputs, status in _known(table).iter_rows()}
     groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
-    reasons = {}
+    causes: dict[str, tuple[str, ...]] = {}
     for row_id, inputs in wanted.items():
         if row_id not in have:
             groups["new"].append(row_id)
-            reasons[row_id] = "new row"
+            causes[row_id] = ("new row",)
             continue
         version, old_inputs, status = have[row_id]
         if version != row_version(inputs):
             groups["stale"].append(row_id)
-            reasons[row_id] = _difference(json.loads(old_inputs), inputs)
+            causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
         else:
             groups["unchanged" if status == "ok" else "failed"].append(row_id)
     orphaned = tuple(sorted(set(have) - set(wanted)))
-    return Plan(orphaned=orphaned, reasons=reasons, **{name: tuple(ids) for name, ids in groups.items()})
+    return Plan(orphaned=orphaned, causes=causes, **{name: tuple(ids) for name, ids in groups.items()})
 
 
 def _known(table: Table) -> pl.DataFrame:
@@ -75,9 +75,9 @@ def _known(table: Table) -> pl.DataFrame:
     return pl.concat([table.rows(names), table.pending().select(names)]).unique(table.key, keep="last")
 
 
-def _difference(old: Inputs, new: Inputs) -> str:
-    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return f"changed: {', '.join(changed)}" if changed else "changed"
+def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
+    """Names of the inputs that came, went, or have another version."""
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def counts(dataset: str = "toy") -> dict[str, Any]:
 def test_help_shows_examples() -> None:
     out = ok("--help")
     assert "vsr1 build --dataset toy" in out
-    for name in ("doctor", "dataset", "build", "plan", "status", "sql", "report", "search"):
+    for name in ("doctor", "dataset", "build", "plan", "explain", "status", "sql", "report", "search"):
         assert name in out
 
 
@@ -71,9 +71,28 @@ def test_the_plan_says_beforehand_what_the_build_then_does(home: Path) -> None:
     assert after["total"]["unchanged"] == 2
 
 
+def test_the_plan_counts_due_rows_by_cause_and_explain_names_them(home: Path) -> None:
+    ok("build")
+    write_numbers(home, "toy", {"a": 5, "b": 2, "c": -3, "d": 4})
+    assert json.loads(ok("plan", "--json"))["why"] == {
+        "numbers": {"changed: line": 1, "new row": 1},
+        "squares": {"changed: numbers": 1, "new row": 1},
+    }
+    assert "changed: line (1)" in ok("plan")
+    explained = json.loads(ok("explain", "squares", "a", "--format", "json"))
+    assert (explained["state"], explained["causes"]) == ("stale", ["changed: numbers"])
+    assert "is negative" in ok("explain", "squares", "c")
+
+
 def test_plan_status_and_list_write_nothing(home: Path) -> None:
     before = sorted(home.rglob("*"))
-    for arguments in (["plan"], ["status"], ["dataset", "list"], ["dataset", "show", "toy"]):
+    for arguments in (
+        ["plan"],
+        ["explain", "numbers", "a"],
+        ["status"],
+        ["dataset", "list"],
+        ["dataset", "show", "toy"],
+    ):
         ok(*arguments)
     assert sorted(home.rglob("*")) == before
 
@@ -120,6 +139,9 @@ def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None
         (["dataset", "add", "mine", "--toy", "--config", "huge"], "no configuration 'huge'; there are: tiny"),
         (["dataset", "remove", "mine"], "was not registered"),
         (["sql", "select", "--format", "xml"], "use table, csv or json"),
+        (["explain", "numbers", "nope"], "no row 'nope'; it has 3, e.g. a, b, c"),
+        (["explain", "nope", "a"], "no asset 'nope'; there are: numbers"),
+        (["explain", "numbers", "a", "--format", "xml"], "use tree or json"),
         (["sql", "select * from nowhere"], "nowhere"),
     ],
 )

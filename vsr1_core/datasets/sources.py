@@ -70,6 +70,11 @@ def _lines(entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Mo
             yield from verified.read_fig(file.path, file.split)
 
 
+def place_of(entry: DatasetEntry, config: Configuration, query_id: str) -> str | None:
+    """`<file>:<line>` that a moment or a refused line was read from; None where there is none (any more)."""
+    return next((place for place, row in _lines(entry, config) if query_id in (row.query_id, place)), None)
+
+
 def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[str]]:
     """video_id -> the splits whose corpus it belongs to: those in which it is annotated, and a toy video's own."""
     splits: dict[str, set[str]] = {}

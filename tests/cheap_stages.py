@@ -1,0 +1,214 @@
+"""The whole graph with the work of models replaced by hashes of what the models would read.
+
+Only `process` (or `make`, for models) is replaced: what rows are wanted, their versions, and all stages without a
+model are the real ones. A hash covers the upstream rows' content and never their versions, so a row that should have
+been made again and was not differs from one made from scratch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vsr1_core.graph import all_stages, in_order
+from vsr1_core.lake import digest_file, write_json
+from vsr1_core.recipes import fingerprint
+from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.checkpoints import IN_TRAIN, BaseModels, ModelStage, TrainedStage
+from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
+from vsr1_core.stages.evaluation import EXCLUDE, METHODS, Predictions, VerificationProbe, probe_row, probes_of
+from vsr1_core.stages.loading import one_row
+from vsr1_core.stages.reporting import Report
+from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
+
+DIM = 8
+
+
+def digest(*values: Any) -> str:
+    return fingerprint(json.loads(json.dumps(values, default=str)))
+
+
+def unit_vector(text: str) -> np.ndarray:
+    """A vector of length 1 that `text` decides."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def frames_digests(view: View, video_ids: Sequence[str]) -> dict[str, str]:
+    """What a vision tower would see: the pixels on disk, and their times."""
+    rows = view.rows("frame_tensors", ["video_id", "path", "timestamps_s"])
+    rows = rows.filter(pl.col("video_id").is_in(list(video_ids)))
+    return {video_id: digest(digest_file(Path(path)), times) for video_id, path, times in rows.iter_rows()}
+
+
+def model_digest(view: View, asset: str, row_id: str) -> str:
+    return str(one_row(view, asset, row_id)["digest"])
+
+
+class CheapQueries(QueryEmbeddings):
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        embedder = model_digest(view, "base_models", "embedder")
+        rows = {r["query_id"]: r for r in view.rows("moments").to_dicts()}
+        for row in (rows[i] for i in ids):
+            vector = unit_vector(f"{embedder} {row['query']}").tolist()
+            yield {k: row[k] for k in ("query_id", "split", "video_id")} | {"vector": vector}
+
+
+class CheapVideos(VideoEmbeddings):
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        embedder = model_digest(view, "base_models", "embedder")
+        splits = dict(view.rows("frame_tensors", ["video_id", "splits"]).iter_rows())
+        for video_id, frames in frames_digests(view, ids).items():
+            vector = unit_vector(f"{embedder} {frames}").tolist()
+            yield {"video_id": video_id, "splits": splits[video_id], "vector": vector}
+
+
+class CheapModels(ModelStage):
+    """A model is the digest of all that it was trained on."""
+
+    def model_row(self, view: View, row_id: str, content: str, parent: str | None = None) -> dict[str, Any]:
+        folder = self.folder(view, row_id)
+        write_json(folder / "model.json", {"content": content})
+        row = {"path": str(folder), "digest": content, "record": "{}", "curve": [], "parent": parent}
+        return {self.key: row_id, **row}
+
+
+class CheapBaseModels(CheapModels, BaseModels):
+    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        read = ("video_id", "start_s", "end_s", "plain_query", "query")
+        captions = sorted(view.rows("moments").filter(IS_TRAIN).select(read).rows())
+        videos = view.rows("frame_tensors").filter(IN_TRAIN)["video_id"].to_list()
+        content = digest(captions, sorted(frames_digests(view, videos).items()), str(view.config.models))
+        yield from (self.model_row(view, row_id, digest(content, row_id)) for row_id in ids)
+
+
+class CheapTraining(CheapModels, TrainedStage):
+    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        data = "grpo_prompts" if "grpo_prompts" in self.upstream else "sft_examples"
+        columns = ["query_id", *view.stages[data].columns]
+        examples = view.rows(data, columns).sort("query_id").rows()
+        never = same_text_videos(view)
+        corpus = view.rows("video_embeddings", ["video_id", "splits", "vector"]).filter(IN_TRAIN).sort("video_id")
+        videos = corpus["video_id"].to_list()
+        parent = model_digest(view, *self.parent)
+        content = digest(
+            parent,
+            model_digest(view, "base_models", "embedder"),
+            examples,
+            [sorted(never[example[0]]) for example in examples],
+            corpus.drop("splits").rows(),
+            sorted(frames_digests(view, videos).items()),
+            str(self.recipe(view.config)),
+        )
+        yield from (self.model_row(view, row_id, content, parent) for row_id in ids)
+
+
+class CheapPredictions(Predictions):
+    """Answers with the video nearest to a vector that query and models decide; every second one is matched."""
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        from vsr1_core.search.index import read_index
+
+        how = METHODS[self.method.removesuffix(EXCLUDE)]
+        checkpoint = model_digest(view, how.asset, how.row_id)
+        embedder = model_digest(view, "base_models", "embedder")
+        indexes = {s: read_index(Path(p)) for s, p in view.rows("video_index", ["split", "path"]).iter_rows()}
+        moments = {r["query_id"]: r for r in view.rows("moments").to_dicts()}
+        for moment in (moments[i] for i in ids):
+            index = indexes.get(moment["split"])
+            if index is None:
+                yield {"query_id": moment["query_id"], "error": "no index"}
+                continue
+            vector = unit_vector(f"{embedder} {moment['query']}")[None]
+            first_rank = index.ranks(vector, [moment["video_id"]])[0]
+            (best,) = index.search(vector, 1)[0][0]
+            seen = frames_digests(view, [best])[best]
+            verdict = digest(checkpoint, moment["query"], seen)
+            yield self._row(moment, first_rank, best, verdict) | {"checkpoint": checkpoint}
+
+    @staticmethod
+    def _row(moment: dict[str, Any], first_rank: int | None, best: str, verdict: str) -> dict[str, Any]:
+        is_matched = int(verdict, 16) % 2 == 0
+        decision = "matched" if is_matched else "not_matched"
+        span = {"start_s": 0.0 if is_matched else None, "end_s": 2.5 if is_matched else None}
+        turn = {"turn": 1, "video_id": best, "score": 0.5, "decision": decision, "reasoning": verdict, **span}
+        return {
+            "query_id": moment["query_id"],
+            "split": moment["split"],
+            "query": moment["query"],
+            "gt_video_id": moment["video_id"],
+            "gt_start_s": moment["start_s"],
+            "gt_end_s": moment["end_s"],
+            "video_id": best,
+            "rank": first_rank,
+            "first_rank": first_rank,
+            "decision": decision,
+            **span,
+            "iou": 0.0,
+            "num_turns": 1,
+            "num_text_tokens": int(verdict[:2], 16),
+            "num_latent_tokens": 0,
+            "turns": [turn],
+        }
+
+
+class CheapProbes(VerificationProbe):
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        how, probes = METHODS[self.method], probes_of(view)
+        checkpoint = model_digest(view, how.asset, how.row_id)
+        frames = frames_digests(view, [probes[i]["shown_video_id"] for i in ids])
+        for probe in (probes[i] for i in ids):
+            verdict = digest(checkpoint, probe["query"], frames[probe["shown_video_id"]])
+            yield probe_row(probe, _Asked(verdict))  # type: ignore[arg-type]
+
+
+class _Asked:
+    """The part of a verification that a row is made of."""
+
+    def __init__(self, verdict: str) -> None:
+        self.answer = self.decoded = self
+        self.decision = "matched" if int(verdict, 16) % 2 else "not_matched"
+        self.start_s, self.end_s = (0.5, 3.5) if self.decision == "matched" else (None, None)
+        self.matched_probability, self.num_text_tokens = int(verdict[:4], 16) / 65536, 7
+
+
+class CheapReport(Report):
+    """One text file with the metrics, without plots."""
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        for split in ids:
+            rows = view.rows("metrics", ["metric_id", "value"]).sort("metric_id").rows()
+            path = view.files("report").absolute() / split / "report.md"
+            write_json(path, {"metrics": digest(rows)})
+            yield {"split": split, "path": str(path)}
+
+
+_CHEAP: dict[type[Stage], type[Stage]] = {
+    QueryEmbeddings: CheapQueries,
+    VideoEmbeddings: CheapVideos,
+    BaseModels: CheapBaseModels,
+    TrainedStage: CheapTraining,
+    Predictions: CheapPredictions,
+    VerificationProbe: CheapProbes,
+    Report: CheapReport,
+}
+
+
+def cheap(stage: Stage) -> Stage:
+    """The same stage with cheap work; itself where it asks no model."""
+    for base, replacement in _CHEAP.items():
+        if isinstance(stage, base):
+            bases = (replacement,) if type(stage) is base else (replacement, type(stage))
+            return type(f"Cheap{type(stage).__name__}", bases, {})()
+    return stage
+
+
+def cheap_stages() -> dict[str, Stage]:
+    return in_order([cheap(stage) for stage in all_stages().values()])
