@@ -11,7 +11,7 @@ import dagster as dg
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
-from pipelines.resources import Settings
+from pipelines.resources import Settings, resource_config
 
 ExecutorName = Literal["in-process", "multiprocess"]
 
@@ -116,8 +116,7 @@ def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
 def _run_config(settings: Settings, retry_failed: bool) -> dict[str, Any]:
     config: dict[str, Any] = {"loggers": {"progress": {}}}
     if retry_failed:  # a resource given in run config is given whole
-        resource = {"home": str(settings.home), "device": settings.device, "workers": settings.workers}
-        config["resources"] = {"workplace": {"config": {**resource, "retry_failed": True}}}
+        config["resources"] = {"workplace": {"config": {**resource_config(settings), "retry_failed": True}}}
     return config
 
 

@@ -15,9 +15,8 @@ import typer
 
 from pipelines import dataset_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_entry
-from pipelines.resources import choose_device, prepare_process, read_settings
+from pipelines.resources import prepare_process, read_settings, workplace
 from vsr1_core.graph import open_view, plan_graph
-from vsr1_core.stages.base import Execution
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -40,7 +39,8 @@ EXAMPLES = """
 
   vsr1 ui                                 the graph in the browser
 
-State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE and VSR1_WORKERS say what the work runs on.
+State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE and VSR1_WORKERS say what the work runs on;
+VSR1_CACHE_GB (default 20) what vision features may take on disk.
 """
 
 app = typer.Typer(
@@ -199,7 +199,7 @@ def search(
 
     settings = read_settings()
     known_entry(settings, dataset)
-    execution = Execution(device=choose_device(settings.device), workers=settings.workers)
+    execution = workplace(settings).execution(lambda _line: None)
     found = search_once(open_view(settings.home, dataset), text, split, top_k, execution)
     frame = pl.DataFrame(found, infer_schema_length=None)
     show.console().print(show.table(f"{dataset}, {split}: {text}", frame.columns, frame.rows()))

@@ -1,5 +1,5 @@
-"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_TEACHER_*. Also what
-assets get from it."""
+"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_CACHE_GB, VSR1_TEACHER_*.
+Also what assets get from it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`."""
+    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
+    is what vision features may take on disk, and query vectors again, 0 for none."""
 
     home: Path
     device: str = "auto"
     workers: int = 1
+    cache_gb: float = 20.0
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -45,7 +47,18 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     if not workers.isdigit() or int(workers) < 1:
         raise ValueError(f"VSR1_WORKERS must be a number of at least 1, not {workers!r}")
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
-    return Settings(home, environ.get("VSR1_DEVICE", "auto"), int(workers))
+    return Settings(home, environ.get("VSR1_DEVICE", "auto"), int(workers), _cache_gb(environ))
+
+
+def _cache_gb(environ: Mapping[str, str]) -> float:
+    text = environ.get("VSR1_CACHE_GB", str(Settings.cache_gb))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"VSR1_CACHE_GB must be a number of at least 0, not {text!r}")
+    return value
 
 
 def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
@@ -104,6 +117,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     workers: int = 1
     batch_size: int = 32
     retry_failed: bool = False
+    cache_gb: float = 20.0
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -118,6 +132,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             batch_size=self.batch_size,
             retry_failed=self.retry_failed,
             endpoint=read_endpoint(),
+            cache_bytes=int(self.cache_gb * (1 << 30)),
             log=log,
         )
 
@@ -125,4 +140,10 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
 def workplace(settings: Settings) -> WorkplaceResource:
     """The resource for these settings, after checking that the datasets' registry can be read."""
     get_entry(settings.home, "toy")
-    return WorkplaceResource(home=str(settings.home), device=settings.device, workers=settings.workers)
+    return WorkplaceResource(**resource_config(settings))
+
+
+def resource_config(settings: Settings) -> dict[str, Any]:
+    """The resource's fields, as run config gives them, too."""
+    fields = {"device": settings.device, "workers": settings.workers, "cache_gb": settings.cache_gb}
+    return {"home": str(settings.home), **fields}

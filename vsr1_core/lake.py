@@ -231,3 +231,7 @@ class Lake:
     def files(self, asset: str, dataset: str) -> Path:
         """The folder for an asset's files that are not rows (frames, indexes, checkpoints)."""
         return self.root / "files" / check_name(asset, "asset") / check_name(dataset)
+
+    def cache(self, what: str) -> Path:
+        """The folder for what can be made again at any time: shared by all datasets and stages, safe to delete."""
+        return self.root / "cache" / check_name(what, "cache")

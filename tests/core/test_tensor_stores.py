@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -80,7 +81,40 @@ def test_the_folder_keeps_its_bound_and_drops_what_was_used_longest_ago(tmp_path
     entry = folder.get("k11")
     assert entry is not None
     assert entry[1] == {"n": 11}
-    assert TensorFolder(tmp_path, max_bytes=1)._bytes == size
+
+
+def test_several_processes_keep_the_bound_together_and_a_lower_one_clears_at_once(tmp_path: Path) -> None:
+    bound = 20 * 4200
+    folders = [TensorFolder(tmp_path, bound) for _ in range(4)]
+    for n in range(60):
+        folders[n % 4].put(f"k{n}", {"x": torch.zeros(1000)}, {})
+        assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 1.2 * bound, "each recounts after 5 % of the bound"
+    TensorFolder(tmp_path, max_bytes=3 * 4200)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_left_half_written_ages_out(tmp_path: Path) -> None:
+    left = tmp_path / ".k.0123abcd.tmp.safetensors"
+    left.write_bytes(b"x" * 8000)
+    os.utime(left, (1, 1))
+    TensorFolder(tmp_path, max_bytes=8400).put("k", {"x": torch.zeros(1000)}, {})
+    assert not left.exists()
+    assert TensorFolder(tmp_path).get("k") is not None
+
+
+def test_another_key_of_the_same_file_name_is_not_found(tmp_path: Path) -> None:
+    folder = TensorFolder(tmp_path)
+    folder.put("k", {"x": torch.zeros(1)}, {})
+    folder._path("k").rename(folder._path("other"))
+    assert folder.get("other") is None
+
+
+def test_a_disk_that_is_all_but_full_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(100 << 30, 99 << 30, 1 << 30))
+    folder = TensorFolder(tmp_path)
+    folder.put("k", {"x": torch.zeros(1)}, {})
+    assert folder.get("k") is None
 
 
 def test_keys_of_any_spelling_stay_inside_the_folder(tmp_path: Path) -> None:

@@ -27,38 +27,46 @@ class VideoPatches:
     marks_s: tuple[float, ...]
 
 
-def video_patches(pixels: np.ndarray, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoPatches:
-    """Frames uint8 [T, H, W, 3] -> patches scaled to [-1, 1] and the time mark of each pair of frames.
-
-    A mark is the mean of its frames' true times; an odd last frame is repeated. Raises ValueError when the frame
-    size is no multiple of patch size times merge size, or times and frames differ in number.
-    """
-    vision = config.vision_config
-    multiple = vision.patch_size * vision.spatial_merge_size
-    num_frames, height, width = pixels.shape[:3]
-    if height % multiple or width % multiple:
-        raise ValueError(f"frames of {height}x{width} pixels: both sides must be multiples of {multiple}")
-    if len(timestamps_s) != num_frames:
-        raise ValueError(f"{num_frames} frames but {len(timestamps_s)} time stamps")
-    video = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-    patches, *grid = Qwen3VLVideoProcessor.patchify(
-        None, video, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    )
-    return VideoPatches(patches[0], (grid[0], grid[1], grid[2]), _marks(timestamps_s, vision.temporal_patch_size))
-
-
-def _marks(timestamps_s: Sequence[float], group: int) -> tuple[float, ...]:
-    times = list(timestamps_s)
-    times += [times[-1]] * (-len(times) % group)
-    return tuple((times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group))
-
-
 @dataclass(frozen=True)
 class VideoLayout:
     """What a prompt needs to know of a video: its grid in patches and its time marks in seconds."""
 
     grid: tuple[int, int, int]
     marks_s: tuple[float, ...]
+
+
+def video_layout(height: int, width: int, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoLayout:
+    """The layout of frames of one size, a time each. A mark is the mean of a group's true times; an odd last frame is
+    repeated. Raises ValueError when the frame size is no multiple of patch size times merge size."""
+    vision = config.vision_config
+    multiple = vision.patch_size * vision.spatial_merge_size
+    if height % multiple or width % multiple:
+        raise ValueError(f"frames of {height}x{width} pixels: both sides must be multiples of {multiple}")
+    marks = _marks(timestamps_s, vision.temporal_patch_size)
+    return VideoLayout((len(marks), height // vision.patch_size, width // vision.patch_size), marks)
+
+
+def video_patches(pixels: np.ndarray, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoPatches:
+    """Frames uint8 [T, H, W, 3] -> patches scaled to [-1, 1] and the time mark of each pair of frames.
+
+    Raises ValueError when the frame size does not fit (see `video_layout`), or times and frames differ in number.
+    """
+    vision = config.vision_config
+    num_frames, height, width = pixels.shape[:3]
+    if len(timestamps_s) != num_frames:
+        raise ValueError(f"{num_frames} frames but {len(timestamps_s)} time stamps")
+    layout = video_layout(height, width, timestamps_s, config)
+    video = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    patches = Qwen3VLVideoProcessor.patchify(
+        None, video, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    )[0]
+    return VideoPatches(patches[0], layout.grid, layout.marks_s)
+
+
+def _marks(timestamps_s: Sequence[float], group: int) -> tuple[float, ...]:
+    times = list(timestamps_s)
+    times += [times[-1]] * (-len(times) % group)
+    return tuple((times[i] + times[i + group - 1]) / 2 for i in range(0, len(times), group))
 
 
 def video_text(layout: VideoLayout, merge_size: int) -> str:

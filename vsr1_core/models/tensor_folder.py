@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,22 +20,29 @@ from vsr1_core.lake import atomic_path, file_stem
 
 _SLACK = 0.8
 """How full the folder is after it was cleared: not every write should have to look for what to remove."""
+_RECOUNT = 0.05
+"""The share of the bound after whose writing the folder is counted anew: other processes write into it, too."""
+_LEFT_FREE = 1 << 30
+"""Bytes of the disk that are left to others: what can be made again never fills it up."""
 
 
 class TensorFolder:
-    """A folder of tensors, at most `max_bytes` of files. Several processes may read and write it."""
+    """A folder of tensors, at most about `max_bytes` of files. Several processes may read and write it."""
 
     def __init__(self, folder: Path, max_bytes: int = 20 << 30) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._bytes = sum(path.stat().st_size for path in self._files())
+        self._keep_bound()
 
     def get(self, key: str) -> tuple[dict[str, Tensor], dict[str, object]] | None:
         """The tensors and the note of `key`; None where it is not there, or its file is broken (it is then removed)."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                note = json.loads((file.metadata() or {})["note"])
+                about = file.metadata() or {}
+                if about["key"] != key:  # file names hold 40 bits of the key's hash
+                    return None
+                note = json.loads(about["note"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             os.utime(path)
         except FileNotFoundError:
@@ -45,33 +53,43 @@ class TensorFolder:
         return tensors, note
 
     def put(self, key: str, tensors: Mapping[str, Tensor], note: Mapping[str, object]) -> None:
-        """Keep `tensors` (any device) and a JSON `note` under `key`, and let old entries go where it gets too much."""
-        path = self._path(key)
-        with atomic_path(path) as temporary:
-            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(on_cpu, temporary, metadata={"note": json.dumps(dict(note))})
-        self._bytes += path.stat().st_size
-        if self._bytes > self.max_bytes:
-            self._clear()
+        """Keep `tensors` (any device) and a JSON `note` under `key`, and let old entries go where it gets too much.
 
-    def _clear(self) -> None:
-        """Remove the least recently used files until `_SLACK` of the bound is left."""
+        Nothing is kept where the disk is all but full.
+        """
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in on_cpu.values())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < size + _LEFT_FREE:
+            return
+        with atomic_path(self._path(key)) as temporary:
+            save_file(on_cpu, temporary, metadata={"key": key, "note": json.dumps(dict(note))})
+            size = temporary.stat().st_size
+        self._bytes += size
+        self._written += size
+        if self._bytes > self.max_bytes or self._written > _RECOUNT * self.max_bytes:
+            self._keep_bound()
+
+    def _keep_bound(self) -> None:
+        """Count the files; where they are too much, remove the least recently used until `_SLACK` of the bound is left.
+
+        Temporary files are files here: what a killed process left behind ages out like all the others.
+        """
         found = []
-        for path in self._files():
+        for path in self.folder.glob("*.safetensors"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process cleared it
                 continue
             found.append((status.st_mtime_ns, status.st_size, path))
-        self._bytes = sum(size for _, size, _ in found)
+        self._bytes, self._written = sum(size for _, size, _ in found), 0
+        if self._bytes <= self.max_bytes:
+            return
         for _, size, path in sorted(found, key=lambda entry: entry[:2]):
             if self._bytes <= self.max_bytes * _SLACK:
                 break
             path.unlink(missing_ok=True)
             self._bytes -= size
-
-    def _files(self) -> list[Path]:
-        return [p for p in self.folder.glob("*.safetensors") if not p.name.startswith(".")]
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{file_stem(key)}.safetensors"

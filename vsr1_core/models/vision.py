@@ -2,7 +2,7 @@
 
 In memory the key is the video id, because a store belongs to one model and one set of frames; it is bounded by bytes
 and forgets the least recently used video. On disk the key names all that a feature depends on (`feature_key`): new
-vision weights, another precision or new frames make a new key, nothing else does.
+vision weights, another precision or new frames make a new key, nothing else does. A tower that learns is never kept.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class FeatureStore:
 
     load: video id -> its patches. key_of: video id -> `feature_key`; with it, features outlive the process in `disk`.
     One pass of the tower takes at most `batch_size` videos and `max_patches` patches (at least one video).
+    is_learning: the tower is being trained, so every `get` encodes anew, with gradients where they are on; nothing is
+    kept. What is kept is in the tower's own precision, whatever autocast is on where it is asked for.
     """
 
     model: Qwen3VLModel
@@ -84,12 +86,15 @@ class FeatureStore:
     max_patches: int = 131_072
     disk: TensorFolder | None = None
     key_of: Callable[[str], str] | None = None
+    is_learning: bool = False
     _kept: OrderedDict[str, VideoFeatures] = field(default_factory=OrderedDict, repr=False)
     num_bytes: int = 0
 
     def __post_init__(self) -> None:
         if (self.disk is None) != (self.key_of is None):
             raise ValueError("features on disk need both the folder and the keys")
+        if self.is_learning and self.disk is not None:
+            raise ValueError("features of a tower that learns are not kept on disk")
 
     @property
     def num_videos(self) -> int:
@@ -106,15 +111,24 @@ class FeatureStore:
             else:
                 found[video_id] = feature
         for some in self._batches(missing):
-            with torch.no_grad():
-                features = encode_videos(self.model, list(some.values()))
-            for video_id, feature in zip(some, features, strict=True):
-                # Clones: a split is a view that would hold the whole batch's memory.
-                own = VideoFeatures(feature.tokens.clone(), tuple(d.clone() for d in feature.deepstack), feature.layout)
-                if self.disk is not None and self.key_of is not None:
-                    self.disk.put(self.key_of(video_id), *_stored(own))
-                found[video_id] = self._keep(video_id, own)
+            if self.is_learning:
+                found.update(zip(some, encode_videos(self.model, list(some.values())), strict=True))
+            else:
+                found.update(self._encode_to_keep(some))
         return [found[v] for v in video_ids]
+
+    @torch.no_grad()
+    def _encode_to_keep(self, videos: dict[str, VideoPatches]) -> dict[str, VideoFeatures]:
+        with torch.autocast(self.model.visual.patch_embed.proj.weight.device.type, enabled=False):
+            features = encode_videos(self.model, list(videos.values()))
+        made = {}
+        for video_id, feature in zip(videos, features, strict=True):
+            # Clones: a split is a view that would hold the whole batch's memory.
+            own = VideoFeatures(feature.tokens.clone(), tuple(d.clone() for d in feature.deepstack), feature.layout)
+            if self.disk is not None and self.key_of is not None:
+                self.disk.put(self.key_of(video_id), *_stored(own))
+            made[video_id] = self._keep(video_id, own)
+        return made
 
     def _recall(self, video_id: str) -> VideoFeatures | None:
         if video_id in self._kept:

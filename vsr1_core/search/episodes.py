@@ -191,7 +191,8 @@ def prompts_of(policy: LoadedPolicy, queries: Sequence[str], layouts: Sequence[V
 
 @dataclass
 class Searcher:
-    """Everything an episode needs. `durations_s`: video id -> seconds."""
+    """Everything an episode needs. `durations_s`: video id -> seconds; `plain`: plain queries' vectors by `embedder`
+    that are known already (not used where the policy has a query head)."""
 
     policy: LoadedPolicy
     embedder: Embedder
@@ -199,10 +200,12 @@ class Searcher:
     features: FeatureStore
     durations_s: Mapping[str, float]
     settings: EpisodeSettings
+    plain: QueryVectors | None = None
 
     def __post_init__(self) -> None:
         self.embedder = self.embedder.with_head(self.policy.model.query_head)
-        self._plain = QueryVectors(self.embedder)
+        known = self.plain if self.embedder.head is None else None
+        self._plain = known or QueryVectors(self.embedder)
 
     @torch.no_grad()
     def run(

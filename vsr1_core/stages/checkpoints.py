@@ -276,22 +276,22 @@ class SFTCheckpoint(TrainedStage):
         from vsr1_core.stages.loading import embedder_of
         from vsr1_core.training.sft import train_sft
 
-        data = _sft_data(view, policy, execution)
-        work = view.files(self.name) / "trainer"
         recipe = self.recipe(view.config)
+        data = _sft_data(view, policy, execution, recipe.train_vision)
+        work = view.files(self.name) / "trainer"
         curve = train_sft(policy, embedder_of(view, execution), data, recipe, work, log=execution.log)
         return Trained(curve, {"num_examples": len(data.examples)})
 
 
-def _sft_data(view: View, policy: LoadedPolicy, execution: Execution) -> SFTData:
-    from vsr1_core.stages.loading import frame_store, vectors_of
+def _sft_data(view: View, policy: LoadedPolicy, execution: Execution, train_vision: bool) -> SFTData:
+    from vsr1_core.stages.loading import frame_store, layouts_of, vectors_of
     from vsr1_core.training.examples import build_examples
     from vsr1_core.training.sft import SFTData
 
     rows = view.rows("sft_examples").sort("query_id").to_dicts()
-    store = frame_store(view, policy.model.model, execution)
-    features = store.get([r["shown_video_id"] for r in rows])
-    examples = build_examples(policy, rows, [f.layout for f in features])
+    store = frame_store(view, policy.model.model, execution, is_learning=train_vision)
+    layouts = layouts_of(view, [r["shown_video_id"] for r in rows], policy.model.config)
+    examples = build_examples(policy, rows, layouts)
     corpus = view.rows("video_embeddings", ["video_id", "splits"]).filter(IN_TRAIN)["video_id"].sort().to_list()
     vectors = dict(zip(corpus, vectors_of(view, "video_embeddings", corpus), strict=True))
     return SFTData(examples, store, vectors, same_text_videos(view))

@@ -149,17 +149,18 @@ def searcher_of(view: View, split: str, method: str, execution: Execution) -> tu
     """A searcher over one split's corpus by `method`, and its checkpoint's digest."""
     from vsr1_core.search.episodes import Searcher
     from vsr1_core.search.index import read_index
-    from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of
+    from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of, query_vectors
 
     how = METHODS[method.removesuffix(EXCLUDE)]
-    policy = policy_of(view, execution, how.asset, how.row_id)
+    policy, embedder = policy_of(view, execution, how.asset, how.row_id), embedder_of(view, execution)
     searcher = Searcher(
         policy=policy,
-        embedder=embedder_of(view, execution),
+        embedder=embedder,
         index=read_index(Path(one_row(view, "video_index", split)["path"])),
         features=frame_store(view, policy.model.model, execution),
         durations_s=durations_of(view),
         settings=settings_of(method, view.config, execution.batch_size * 2),
+        plain=query_vectors(view, embedder, execution),
     )
     return searcher, str(one_row(view, how.asset, how.row_id)["digest"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from vsr1_core.models.checkpoints import LoadedPolicy
-    from vsr1_core.models.embedder import Embedder
-    from vsr1_core.models.inputs import VideoPatches
+    from vsr1_core.models.embedder import Embedder, QueryVectors
+    from vsr1_core.models.inputs import VideoLayout, VideoPatches
+    from vsr1_core.models.tensor_folder import TensorFolder
     from vsr1_core.models.vision import FeatureStore
 
 
@@ -51,13 +53,40 @@ def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> Load
     return open_policy(row["path"], embedder, execution.device, precision(execution))
 
 
-def frame_store(view: View, model: Any, execution: Execution) -> FeatureStore:
-    """Vision features of the dataset's videos by `model`'s vision tower, from the stored frames."""
-    from vsr1_core.models.vision import FeatureStore
+def frame_store(view: View, model: Any, execution: Execution, is_learning: bool = False) -> FeatureStore:
+    """Vision features of the dataset's videos by `model`'s vision tower, from the stored frames.
 
-    rows = {r["video_id"]: r for r in view.rows("frame_tensors", ["video_id", "path", "timestamps_s"]).to_dicts()}
+    They outlive the process in the lake's cache, where every stage and dataset finds those of the same tower, precision
+    and frames; not those of a tower that `is_learning`, whose weights no key could name.
+    """
+    from vsr1_core.models.vision import FeatureStore, feature_key, vision_digest
+
+    columns = ["video_id", "path", "timestamps_s", "content"]
+    rows = {r["video_id"]: r for r in view.rows("frame_tensors", columns).to_dicts()}
     load = lambda video_id: patches_of(rows[video_id], model.config)  # noqa: E731
-    return FeatureStore(model, load, batch_size=execution.batch_size)
+    disk = None if is_learning else _cache(view, "vision_features", execution)
+    if disk is None:
+        return FeatureStore(model, load, batch_size=execution.batch_size, is_learning=is_learning)
+    weights = vision_digest(model)
+    key_of = lambda video_id: feature_key(weights, video_id, rows[video_id]["content"])  # noqa: E731
+    return FeatureStore(model, load, batch_size=execution.batch_size, disk=disk, key_of=key_of)
+
+
+def query_vectors(view: View, embedder: Embedder, execution: Execution) -> QueryVectors:
+    """Vectors of plain queries by the frozen embedder; they outlive the process, too."""
+    from vsr1_core.models.embedder import QueryVectors
+
+    disk = _cache(view, "query_vectors", execution)
+    if disk is None:
+        return QueryVectors(embedder)
+    digest = one_row(view, "base_models", "embedder")["digest"]
+    return QueryVectors(embedder, disk=disk, weights=f"{digest}-{embedder.model.dtype}")
+
+
+def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
+    from vsr1_core.models.tensor_folder import TensorFolder
+
+    return TensorFolder(view.lake.cache(what), execution.cache_bytes) if execution.cache_bytes else None
 
 
 def patches_of(row: dict[str, Any], config: Any) -> VideoPatches:
@@ -68,6 +97,16 @@ def patches_of(row: dict[str, Any], config: Any) -> VideoPatches:
     from vsr1_core.models.inputs import video_patches
 
     return video_patches(read_frames(Path(row["path"])), row["timestamps_s"], config)
+
+
+def layouts_of(view: View, video_ids: Sequence[str], config: Any) -> list[VideoLayout]:
+    """What prompts need to know of the videos, in the order of `video_ids`. No frame is read."""
+    from vsr1_core.models.inputs import video_layout
+
+    columns = ["video_id", "height", "width", "timestamps_s"]
+    rows = view.rows("frame_tensors", columns).iter_rows()
+    layouts = {v: video_layout(height, width, times, config) for v, height, width, times in rows}
+    return [layouts[video_id] for video_id in video_ids]
 
 
 def durations_of(view: View) -> dict[str, float]:

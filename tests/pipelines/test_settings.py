@@ -1,0 +1,24 @@
+"""What the environment says, and how a wrong value is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.resources import read_settings, resource_config, workplace
+
+
+@pytest.mark.parametrize("text", ["-1", "much", "nan", "inf", ""])
+def test_a_wrong_cache_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="VSR1_CACHE_GB"):
+        read_settings({"VSR1_CACHE_GB": text})
+
+
+def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
+    environ = {"VSR1_HOME": str(tmp_path), "VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu"}
+    settings = read_settings(environ)
+    given = workplace(settings)
+    assert type(given)(**resource_config(settings)) == given
+    execution = given.execution(print)
+    assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
