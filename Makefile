@@ -58,6 +58,7 @@ ui: setup  ## Dagster's web UI on http://localhost:3000
 
 bench: setup  ## Benchmarks (numbers, not pass or fail)
 	$(BIN)/python -m tests.benchmarks.bench_latents $(BENCH_ARGS)
+	$(BIN)/python -m pytest -q -s tests/benchmarks
 
 clean:  ## Remove the environment and caches; the data under vsr1_home stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -3,47 +3,62 @@
     python -m tests.benchmarks.bench_latents                            # CPU, tiny model
     python -m tests.benchmarks.bench_latents --device cuda --size 2b    # Qwen3-VL-2B's true size, random weights, bf16
 
-Three comparisons, each with its own baseline: soft query tokens against N full passes a row; refinement after
-generation against N bare steps; a whole evaluation against the same search one query at a time, nothing kept.
-Weights are random, so texts run to their limit and every query refines in every turn: the same work on both sides.
+Four comparisons, each with its own baseline and in a process of its own, so that one's memory is not another's: soft
+query tokens against N full passes a row; refinement after generation against N bare steps; vision features read from
+disk against computed; a whole evaluation (tiny: of the toy test split) against the same search one query at a time,
+nothing kept but generation's own key-value cache. The plain way is timed on a subset, per query.
+
+Weights are random, so next to no text ends before its limit and every query refines in every turn: the same work on
+both sides, and about as much as a trained policy's, which writes about 70 tokens a turn on the toy videos.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, set_seed
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from tests.benchmarks.corpora import Corpus, random_corpus, random_frames, toy_test_split, toy_tokenizer
 from tests.core import naive
-from tests.core.tiny_models import query_text, tiny_tokenizer
+from tests.core.tiny_models import query_text
+from vsr1_core.configurations import TINY
 from vsr1_core.models.batching import language_model_kwargs, left_padded
 from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decode
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decode, end_tokens
 from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import Prompt, VideoLayout, VideoPatches, build_prompts, video_patches
+from vsr1_core.models.inputs import Prompt, VideoLayout, VideoPatches, build_prompts
 from vsr1_core.models.kv_cache import InPlaceCache
 from vsr1_core.models.policy import Policy, SoftQueryConfig, with_soft_query
+from vsr1_core.models.tensor_folder import TensorFolder
 from vsr1_core.models.tiny import tiny_config
-from vsr1_core.models.vision import FeatureStore, VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.models.vision import (
+    FeatureStore,
+    VideoFeatures,
+    batch_vision_attention,
+    encode_videos,
+    feature_key,
+    vision_digest,
+)
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages, parse_answer
-from vsr1_core.recipes import ModelRecipe
 from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index
 
 NUM_SOFT_TOKENS = 8
-REFINE_ID = tiny_tokenizer().convert_tokens_to_ids(REFINE_TOKEN)
-STOPS = [tiny_tokenizer().eos_token_id, tiny_tokenizer().pad_token_id, REFINE_ID]
+PARTS = ("latents", "refinement", "features", "evaluation")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,13 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"  python -m tests.benchmarks.bench_latents --device cuda --size {options.size}"
         )
         return 0
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.part:
+        return run_part(options)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = [sys.executable, "-m", "tests.benchmarks.bench_latents", *given]
+    return max(subprocess.run([*command, "--part", part], check=False).returncode for part in PARTS)
+
+
+def run_part(options: argparse.Namespace) -> int:
+    torch.set_num_threads(options.threads)
+    options.clock = options.clock or ("cpu" if options.device == "cpu" else "wall")
     bench = Bench.of(options)
-    print(bench.title())
-    print(f"{'':46}{'plain':>12}{'ours':>12}{'ratio':>9}   {'wanted'}")
-    for part in (bench.latents, bench.refinement, bench.evaluation):
-        print("\n".join(part()), flush=True)
+    if options.part == PARTS[0]:
+        print(bench.title())
+        print(f"{'':46}{'plain':>12}{'ours':>12}{'ratio':>9}   {'wanted'}")
+    print("\n".join(getattr(bench, options.part)()), flush=True)
     return 0
 
 
@@ -71,12 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU, bfloat16 on CUDA")
     parser.add_argument("--batch", type=int, default=16, help="rows of the latent comparisons")
     parser.add_argument("--plain-rows", type=int, default=4, help="how many of them the plain way makes latents for")
-    parser.add_argument("--queries", type=int, default=64, help="queries of the evaluation")
-    parser.add_argument("--plain-queries", type=int, default=4, help="how many of them the plain loop answers")
-    parser.add_argument("--max-new-tokens", type=int, default=48, help="text tokens a turn in the evaluation")
+    parser.add_argument("--queries", type=int, default=300, help="queries of the evaluation")
+    parser.add_argument("--plain-queries", type=int, default=6, help="how many of them the plain loop answers")
+    parser.add_argument("--max-new-tokens", type=int, default=72, help="text tokens a turn in the evaluation")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many runs")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that others use")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's own choice)")
+    parser.add_argument("--clock", choices=["wall", "cpu"], help="default: cpu on a CPU, for others may use it, too")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--part", choices=PARTS, help="only this one, in this process")
     return parser
 
 
@@ -182,7 +206,7 @@ class Bench:
     def of(cls, options: argparse.Namespace) -> Bench:
         set_seed(0)
         dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-        config = tiny_config(ModelRecipe(), tiny_tokenizer()) if options.size == "tiny" else config_2b()
+        config = tiny_config(TINY.models, toy_tokenizer()) if options.size == "tiny" else config_2b()
         size = config.text_config.hidden_size
         with torch.device(options.device):
             # Not `.to(dtype)`: that would round the rotary frequencies, too.
@@ -191,8 +215,7 @@ class Bench:
             body = Qwen3VLModel._from_config(config, dtype=dtype).eval()
         for model in (policy.model, body):
             batch_vision_attention(model).requires_grad_(False)
-        loaded = LoadedPolicy(policy, tiny_tokenizer())
-        return cls(loaded, Embedder(body, tiny_tokenizer()), options, options.device)
+        return cls(LoadedPolicy(policy, toy_tokenizer()), Embedder(body, toy_tokenizer()), options, options.device)
 
     @property
     def model(self) -> Policy:
@@ -205,6 +228,21 @@ class Bench:
     @property
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
+
+    @cached_property
+    def refine_id(self) -> int:
+        return int(self.policy.tokenizer.convert_tokens_to_ids(REFINE_TOKEN))
+
+    @cached_property
+    def ends(self) -> list[int]:
+        return sorted(end_tokens(self.policy.tokenizer))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What is searched; `--queries` of it are asked, spread over all."""
+        if self.options.size == "tiny":
+            return toy_test_split(self.model.config)
+        return random_corpus(self.model.config, self.options.queries, num_frames=16, side=448)
 
     def title(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -233,7 +271,7 @@ class Bench:
 
     @torch.no_grad()
     def naive_latents(self, prompt: Prompt, text_ids: Sequence[int], video: VideoPatches) -> Tensor:
-        ids = torch.cat([prompt.token_ids, torch.tensor([*text_ids, REFINE_ID])]).to(self.device)
+        ids = torch.cat([prompt.token_ids, torch.tensor([*text_ids, self.refine_id])]).to(self.device)
         patches = video.patches.to(self.device)
         return naive.latents(self.model, self.weights, ids, patches, video.grid, NUM_SOFT_TOKENS)
 
@@ -311,45 +349,72 @@ class Bench:
             )
         return self.clock() - started
 
+    def features(self) -> list[str]:
+        """Vision features of the evaluation's videos, by the tower and from disk."""
+        videos = self.corpus.videos
+        ids = list(videos)[: 64 if self.options.size == "2b" else None]
+        with tempfile.TemporaryDirectory() as folder:
+            digest = vision_digest(self.model.model)
+            key_of = lambda video_id: feature_key(digest, video_id, "bench")  # noqa: E731
+            kept = lambda number: FeatureStore(  # noqa: E731
+                self.model.model, videos.__getitem__, disk=TensorFolder(Path(folder) / number), key_of=key_of
+            )
+            kept("0").get(ids)
+            fresh = iter(range(1, self.options.repeats + 1))
+            computed, written, read = interleaved(
+                self.options.repeats,
+                self.clock,
+                lambda: FeatureStore(self.model.model, videos.__getitem__).get(ids),
+                lambda: kept(str(next(fresh))).get(ids),
+                lambda: sum(float(f.tokens.sum()) for f in kept("0").get(ids)),  # the pages are read when touched
+            )
+        ms = [m.median / len(ids) * 1e3 for m in (computed, written, read)]
+        return [
+            line("features from disk, ms a video", f"{ms[0]:.2f}", f"{ms[2]:.2f}", ms[0] / ms[2]),
+            f"  computing and writing them takes {ms[1]:.2f} ms a video",
+        ]
+
     def evaluation(self) -> list[str]:
-        """Queries a second of a three-turn search over a corpus like the toy one's test split."""
-        size, frames = ((64, 64), 12) if self.options.size == "tiny" else ((448, 448), 16)
-        videos = {
-            f"v{seed}": random_frames(seed, frames, *size, self.model.config) for seed in range(self.options.queries)
-        }
+        """Queries a second of a three-turn search."""
+        videos, every = self.corpus.videos, self.corpus.queries
+        queries = every[:: max(1, len(every) // self.options.queries)][: self.options.queries]
         with torch.no_grad():
             store = FeatureStore(self.embedder.model, videos.__getitem__, batch_size=16)
             vectors = torch.cat([self.embedder.embed_videos(store.get([v])) for v in videos])
         index = build_index(list(videos), vectors.float().cpu().numpy())
-        queries = [EpisodeQuery(f"q{i}", distinct_query(i), f"v{i}") for i in range(self.options.queries)]
-        few = queries[: self.options.plain_queries]
+        few = queries[:: max(1, len(queries) // self.options.plain_queries)][: self.options.plain_queries]
         plain, ours = interleaved(
             self.options.repeats,
             self.clock,
             lambda: [self._plain_search(q, index, videos) for q in few],
-            lambda: self._search(queries, index, videos),
+            lambda: self._search(queries, index),
         )
         rates = len(few) / plain.median, len(queries) / ours.median
-        same = sum(shown == [t.video_id for t in e.turns] for shown, e in zip(plain.result, ours.result, strict=False))
+        found = {episode.query.query_id: episode for episode in ours.result}
+        same = sum(
+            shown == [turn.video_id for turn in found[query.query_id].turns]
+            for query, shown in zip(few, plain.result, strict=True)
+        )
         memory = plain.peak_bytes, ours.peak_bytes
-        turns = sum(len(e.turns) for e in ours.result)
-        tokens = sum(t.decoded.num_text_tokens + t.decoded.num_latent_tokens for e in ours.result for t in e.turns)
+        turns = [turn for episode in ours.result for turn in episode.turns]
+        text, soft = (sum(getattr(t.decoded, f"num_{kind}_tokens") for t in turns) for kind in ("text", "latent"))
         return [
-            f"{len(queries)} queries, {turns} turns, {tokens} tokens ({tokens / ours.median:,.0f} a second); "
-            f"{same} of {len(few)} queries show the same videos in the same order",
+            f"{self.corpus.name}: {len(queries)} queries over {len(videos)} videos, {len(turns)} turns, {text} text "
+            f"and {soft} latent tokens ({(text + soft) / ours.median:,.0f} a second)",
+            f"the plain loop answers {len(few)} of them; {same} show the same videos in the same order",
             line("evaluation, queries a second", f"{rates[0]:.2f}", f"{rates[1]:.2f}", rates[1] / rates[0], ">= 5x"),
             line("  peak memory (one query, all queries)", *map(megabytes, memory)),
         ]
 
-    def _search(self, queries: Sequence[EpisodeQuery], index: VideoIndex, videos: dict[str, VideoPatches]) -> list[Any]:
+    def _search(self, queries: Sequence[EpisodeQuery], index: VideoIndex) -> list[Any]:
         """Nothing is kept from an earlier run: the searcher and its stores are new."""
         settings = EpisodeSettings(decode=DecodeSettings(self.options.max_new_tokens, 0.0, NUM_SOFT_TOKENS))
         searcher = Searcher(
             policy=self.policy,
             embedder=self.embedder,
             index=index,
-            features=FeatureStore(self.model.model, videos.__getitem__),
-            durations_s=dict.fromkeys(videos, 12.0),
+            features=FeatureStore(self.model.model, self.corpus.videos.__getitem__),
+            durations_s=self.corpus.durations_s,
             settings=settings,
         )
         return searcher.run(queries)
@@ -374,11 +439,11 @@ class Bench:
                 patches,
                 video.grid,
                 max_new_tokens=self.options.max_new_tokens,
-                eos_token_id=STOPS,
-                pad_token_id=STOPS[1],
+                eos_token_id=self.ends,
+                pad_token_id=tokenizer.pad_token_id,
             )
-            text = [t for t in written if t not in STOPS]
-            if parse_answer(tokenizer.decode(text), 12.0).decision == "matched":
+            text = [t for t in written if t not in self.ends]
+            if parse_answer(tokenizer.decode(text), self.corpus.durations_s[shown[-1]]).decision == "matched":
                 break
             latents.append(self.naive_latents(prompt, text, video))
         return shown
@@ -388,18 +453,9 @@ class Bench:
         return build_prompts(self.policy.tokenizer, self.model.model, [build_messages(query)], [layout])[0]
 
 
-def distinct_query(number: int) -> str:
-    return f"{query_text(number)} at {number % 60}.{number // 60} seconds"
-
-
-def random_frames(seed: int, count: int, height: int, width: int, config: Qwen3VLConfig) -> VideoPatches:
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    return video_patches(pixels, [float(t) for t in range(count)], config)
-
-
 def config_2b() -> Qwen3VLConfig:
-    """Qwen3-VL-2B's sizes; token ids are those of the tests' tokenizer."""
-    tokenizer = tiny_tokenizer()
+    """Qwen3-VL-2B's sizes; token ids are those of the toy tokenizer."""
+    tokenizer = toy_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     text = {
         "vocab_size": 151_936,

@@ -1,0 +1,71 @@
+"""What the benchmarks search: the toy dataset's own test split, drawn and sampled as the tiny configuration has it, or
+random frames of another size. No model here."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
+
+from tests.core.tiny_models import query_text
+from vsr1_core.configurations import TINY
+from vsr1_core.datasets import toy
+from vsr1_core.media.sampling import num_frames, sample_times
+from vsr1_core.models.inputs import VideoPatches, video_patches
+from vsr1_core.models.tokenizer import train_tokenizer
+from vsr1_core.search.episodes import EpisodeQuery
+from vsr1_core.stages.checkpoints import _vocabulary
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Videos and durations by id, and what is asked of them."""
+
+    name: str
+    videos: dict[str, VideoPatches]
+    durations_s: dict[str, float]
+    queries: list[EpisodeQuery]
+
+
+@functools.cache
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny configuration's: it learns to spell from the toy annotations."""
+    rows = [row for split in toy.annotations(TINY.toy).values() for row in split]
+    texts = {"query_id": "desc_id", "plain_query": "cog_desc", "query": "fig_desc"}
+    moments = pl.DataFrame({name: [row[key] for row in rows] for name, key in texts.items()})
+    return train_tokenizer(_vocabulary(moments), TINY.models.vocab_size)
+
+
+def toy_test_split(config: Qwen3VLConfig) -> Corpus:
+    """300 queries over 300 videos. The pixels are those that are drawn, not what a codec makes of them."""
+    videos, durations_s = {}, {}
+    for scene in toy.scenes(TINY.toy):
+        if scene.split == "test":
+            videos[scene.video_id] = sampled(scene, config)
+            durations_s[scene.video_id] = scene.duration_s
+    rows = toy.annotations(TINY.toy)["test"]
+    queries = [EpisodeQuery(str(row["desc_id"]), row["fig_desc"], row["video"]) for row in rows]
+    return Corpus("toy test split", videos, durations_s, queries)
+
+
+def sampled(scene: toy.Scene, config: Qwen3VLConfig) -> VideoPatches:
+    """The frames that the tiny configuration samples, each the last one shown at its time."""
+    pixels, fps = toy.draw(scene, TINY.toy), TINY.toy.source_fps
+    times = sample_times((len(pixels) - 1) / fps, num_frames(scene.duration_s, TINY.frames))
+    numbers = np.floor(times * fps + 1e-6).astype(int)
+    return video_patches(pixels[numbers], (numbers / fps).tolist(), config)
+
+
+def random_corpus(config: Qwen3VLConfig, count: int, num_frames: int, side: int) -> Corpus:
+    """As many queries as videos of random frames, a frame a second."""
+    videos = {f"v{seed}": random_frames(seed, num_frames, side, side, config) for seed in range(count)}
+    queries = [EpisodeQuery(f"q{i}", f"{query_text(i)} at {i % 60}.{i // 60} seconds", f"v{i}") for i in range(count)]
+    return Corpus(f"random frames, {side}x{side}", videos, dict.fromkeys(videos, float(num_frames)), queries)
+
+
+def random_frames(seed: int, count: int, height: int, width: int, config: Qwen3VLConfig) -> VideoPatches:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return video_patches(pixels, [float(t) for t in range(count)], config)
