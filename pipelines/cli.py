@@ -13,7 +13,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from pipelines import dataset_commands, show
+from pipelines import dataset_commands, hub_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
 from vsr1_core.graph import open_view, plan_graph
@@ -52,6 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dataset_commands.datasets, name="dataset")
+app.add_typer(hub_commands.hub)
 
 
 @app.callback()

@@ -100,3 +100,24 @@ def test_a_run_in_several_processes_finds_the_same_tables(home: Path, built: dic
     out = run("build", "-d", "nano", "--assets", "moments", "--executor", "multiprocess").stdout
     line = next(line for line in out.splitlines() if "moments" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")][2] == "0"
+
+
+def test_a_pushed_checkpoint_can_take_the_place_of_a_training(home: Path, built: dict[str, Any]) -> None:
+    out = home / "pushed"
+    run("push", "sft_checkpoint", "-d", "nano", "--to", "me/nano-sft", "--dry-run", str(out))
+    assert "| test | sqr_sft | recall_at_1 |" in (out / "README.md").read_text()
+    pulled = run("pull", str(out), "-d", "nano", "--as", "grpo_checkpoint").output
+    plan = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+    Path("".join(pulled.split("delete")[1].split())).unlink()
+    due = {name for name, counts in plan.items() if counts.get("stale")}
+    assert {"grpo_checkpoint", "predictions.videosearch_r1"} <= due
+    assert not {"sft_checkpoint", "predictions.sqr_sft"} & due
+    assert json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]["grpo_checkpoint"]["stale"] == 0
+
+
+def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> None:
+    out = run("export", str(home / "exported"), "-d", "nano", "--tables", "moments,sft_examples").output
+    assert "sft_examples" in out
+    assert sorted(path.name for path in (home / "exported" / "moments").iterdir()) == [
+        "test.parquet", "train.parquet", "val.parquet",
+    ]  # fmt: skip

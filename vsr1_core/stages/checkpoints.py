@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from vsr1_core.increments import row_version
+from vsr1_core.lake import read_json, write_json
 from vsr1_core.recipes import Configuration, SFTRecipe, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.evaluation import TURN
@@ -208,6 +209,31 @@ def _row(
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """A checkpoint from elsewhere that stands for a training: its folder, its digest, and where it is from."""
+
+    path: str
+    digest: str
+    source: str
+
+
+def _adopted_path(view: View, asset: str) -> Path:
+    return view.files(asset) / "adopted.json"
+
+
+def adopted(view: View, asset: str) -> Adopted | None:
+    """What stands for `asset`'s training, if anything."""
+    path = _adopted_path(view, asset)
+    return Adopted(**read_json(path)) if path.exists() else None
+
+
+def write_adopted(view: View, asset: str, checkpoint: Adopted) -> Path:
+    """Let `checkpoint` stand for `asset`'s training from the next build on. Returns the record."""
+    write_json(_adopted_path(view, asset), asdict(checkpoint))
+    return _adopted_path(view, asset)
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a training gives beside the weights: its curve, facts for the record, values of the stage's own columns."""
 
@@ -225,6 +251,21 @@ class TrainedStage(ModelStage):
     @abstractmethod
     def trains_on(self, view: View) -> dict[str, str]:
         """The versions of the train rows that this stage reads."""
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        given = adopted(view, self.name)
+        return {self.name: Row({"adopted": given.digest})} if given else super().wanted(view)
+
+    def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Any]:
+        if adopted(view, self.name):
+            return {row_id: dict(row.inputs) for row_id, row in wanted.items()}
+        return super().wanted_inputs(view, wanted)
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        if given := adopted(view, self.name):
+            yield {self.key: self.name, **asdict(given), "record": json.dumps({"source": given.source}), "curve": []}
+        else:
+            yield from super().process(view, ids, execution)
 
     def own_rows(self, view: View) -> dict[str, Row]:
         asset, row_id = self.parent

@@ -1,0 +1,97 @@
+"""`vsr1 push`, `vsr1 pull`, `vsr1 export`: checkpoints and tables to others and back."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import show
+from pipelines.commands import DatasetOption, UserError, command, known_entry
+from pipelines.resources import read_settings
+from vsr1_core.graph import open_view
+from vsr1_core.stages.base import View
+
+hub = typer.Typer()
+
+ToOption = Annotated[str, typer.Option("--to", help="ORG/NAME on the hub.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="Make a new repository public.")]
+
+
+def _view(dataset: str) -> View:
+    settings = read_settings()
+    known_entry(settings, dataset)
+    return open_view(settings.home, dataset)
+
+
+@hub.command(epilog="Example: [bold]vsr1 push sft_checkpoint --dataset toy --to me/toy-sft --dry-run out[/bold]")
+@command
+def push(
+    checkpoint: Annotated[str, typer.Argument(help="sft_checkpoint, grpo_checkpoint, embedder, ...")],
+    to: ToOption,
+    dataset: DatasetOption = "toy",
+    dry_run: Annotated[Path | None, typer.Option(help="Write the folder here and push nothing.")] = None,
+    public: PublicOption = False,
+) -> None:
+    """Push a checkpoint to the model hub, with a card: metrics, recipe, what it was made from."""
+    from vsr1_core.hub import remote
+    from vsr1_core.hub.checkpoints import find_checkpoint, write_checkpoint_folder
+
+    found = find_checkpoint(_view(dataset), checkpoint)
+    if dry_run is not None:
+        if dry_run.exists():
+            raise UserError(f"{dry_run} is there already; give a new folder")
+        write_checkpoint_folder(found, dry_run, to)
+        typer.echo(f"Wrote {dry_run}. Without --dry-run it goes to {to}.")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        write_checkpoint_folder(found, folder, to)
+        typer.echo(f"Pushed: {remote.push(folder, to, public=public)}")
+
+
+@hub.command(epilog="Example: [bold]vsr1 pull charades-grpo --dataset charades --as grpo_checkpoint[/bold]")
+@command
+def pull(
+    name: Annotated[str, typer.Argument(help="ORG/NAME on the hub, an alias such as charades-sft, or a folder.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Use it in this dataset.")] = "",
+    as_asset: Annotated[str, typer.Option("--as", help="In place of this training, e.g. sft_checkpoint.")] = "",
+    training_file: Annotated[
+        Path | None, typer.Option(help="The train_oneturn.json of a checkpoint in the authors' form.")
+    ] = None,
+) -> None:
+    """Get a checkpoint from the hub, and let a dataset use it instead of training its own."""
+    if bool(dataset) != bool(as_asset):
+        raise UserError("give both or neither: --dataset says where it is used, --as in place of what")
+    view = _view(dataset) if dataset else None
+    from vsr1_core.hub.adoption import adopt
+    from vsr1_core.hub.remote import pull as fetch
+
+    source, folder = fetch(name)
+    typer.echo(f"{source} is in {folder}")
+    if view is not None:
+        record = adopt(view, as_asset, source, folder, training_file)
+        typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train one again, delete {record}")
+
+
+@hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")
+@command
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    dataset: DatasetOption = "toy",
+    tables: Annotated[str, typer.Option(help="Names, comma separated; default: all that have rows.")] = "",
+    to: Annotated[str, typer.Option("--to", help="Also push it there: ORG/NAME on the hub.")] = "",
+    public: PublicOption = False,
+) -> None:
+    """Write tables as a folder that `datasets.load_dataset` opens: Parquet files and a card."""
+    from vsr1_core.hub import remote
+    from vsr1_core.hub.tables import export_tables
+
+    names = [name.strip() for name in tables.split(",") if name.strip()]
+    written = export_tables(_view(dataset), folder, names)
+    rows = [[name, split, count] for name, splits in written.items() for split, count in splits.items()]
+    show.console().print(show.table(f"Wrote {folder}", ["table", "split", "rows"], rows))
+    if to:
+        typer.echo(f"Pushed: {remote.push(folder, to, 'dataset', public=public)}")

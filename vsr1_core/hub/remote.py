@@ -1,0 +1,78 @@
+"""Names on the model hub, and folders going there. What a folder holds is decided in the modules beside this one.
+
+Coming back is `models.checkpoints.fetch_model`: weights as safetensors, into the hub client's own cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ORGANISATION = "VideoSearchR1"
+RELEASED_DATASETS = ("charades", "didemo", "activitynet")
+RELEASED_STAGES: Mapping[str, tuple[str, str]] = {
+    "stage1": ("stage1", "sft"),
+    "stage2": ("stage2", "grpo"),
+    "sft": ("stage1", "sft"),
+    "grpo": ("stage2", "grpo"),
+}
+"""Ending of an alias -> the endings that the released checkpoint has been seen with."""
+
+
+def hub_ids(name: str) -> list[str]:
+    """The hub ids that `name` may mean: itself where it is one, both spellings of a released one for an alias.
+
+    Raises ValueError that lists the aliases.
+    """
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return [name]
+    dataset, _, stage = name.rpartition("-")
+    if dataset in RELEASED_DATASETS and stage in RELEASED_STAGES:
+        return [f"{ORGANISATION}/{dataset}-{ending}" for ending in RELEASED_STAGES[stage]]
+    aliases = [f"{dataset}-{stage}" for dataset in RELEASED_DATASETS for stage in ("sft", "grpo")]
+    raise ValueError(f"{name!r} is neither ORG/NAME on the hub, nor a folder, nor one of {', '.join(aliases)}")
+
+
+def pull(name: str, fetch: Callable[[str], Path] | None = None) -> tuple[str, Path]:
+    """(where it is from, its local folder) of a checkpoint: a folder, a hub id, or an alias.
+
+    Raises OSError with what was tried when it cannot be had.
+    """
+    if fetch is None:
+        from vsr1_core.models.checkpoints import fetch_model
+
+        fetch = fetch_model
+    if Path(name).is_dir():
+        return str(Path(name).absolute()), fetch(name)
+    problems = []
+    for hub_id in hub_ids(name):
+        try:
+            return hub_id, fetch(hub_id)
+        except OSError as error:
+            problems.append(str(error))
+    raise OSError("; ".join(problems))
+
+
+def push(
+    folder: Path, repo_id: str, repo_type: str = "model", *, public: bool = False, api: HfApi | None = None
+) -> str:
+    """Make the repository where it is not there yet, and upload all of `folder` as one commit. Returns its address.
+
+    The token is the hub client's own (HF_TOKEN or `hf auth login`). Raises ValueError for a name that is none.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"{repo_id!r} is no name on the hub; give ORG/NAME")
+    if api is None:
+        from huggingface_hub import HfApi as Api
+
+        api = Api()
+    address = api.create_repo(repo_id, repo_type=repo_type, private=not public, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message=f"Upload {repo_id.split('/')[1]}"
+    )
+    return str(address)
