@@ -69,6 +69,13 @@ ASSETS = (
         "training",
     ),
     AssetInfo(
+        "hard_refine_checkpoint",
+        "Hard query refinement: trained as stage 1, but to write a new query. Only where it is reported.",
+        frozenset({"pytorch"}),
+        checkpoint_extras,
+        "training",
+    ),
+    AssetInfo(
         "sft_checkpoint",
         "Stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
         frozenset({"pytorch"}),

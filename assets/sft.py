@@ -53,4 +53,9 @@ ASSETS = (
         frozenset({"parquet", "json"}),
         label_extras,
     ),
+    AssetInfo(
+        "hard_refine_examples",
+        "The rows of hard query refinement: a mismatch ends with a new query in plain words.",
+        extras=label_extras,
+    ),
 )

@@ -22,12 +22,13 @@ from vsr1_core.recipes import fingerprint
 from vsr1_core.stages.base import Execution, Stage, View
 from vsr1_core.stages.checkpoints import IN_TRAIN, BaseModels, ModelStage, TrainedStage
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
-from vsr1_core.stages.evaluation import EXCLUDE, METHODS, Predictions, VerificationProbe, probe_row, probes_of
+from vsr1_core.stages.evaluation import METHODS, Predictions, VerificationProbe, probe_row, probes_of
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.reporting import Report
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 DIM = 8
+TRAINING_ROWS = ("sft_examples", "hard_refine_examples", "grpo_prompts")
 
 
 def digest(*values: Any) -> str:
@@ -91,7 +92,7 @@ class CheapBaseModels(CheapModels, BaseModels):
 
 class CheapTraining(CheapModels, TrainedStage):
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        data = "grpo_prompts" if "grpo_prompts" in self.upstream else "sft_examples"
+        data = next(name for name in self.upstream if name in TRAINING_ROWS)
         columns = ["query_id", *view.stages[data].columns]
         examples = view.rows(data, columns).sort("query_id").rows()
         never = same_text_videos(view)
@@ -116,7 +117,7 @@ class CheapPredictions(Predictions):
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import read_index
 
-        how = METHODS[self.method.removesuffix(EXCLUDE)]
+        how = METHODS[self.method]
         checkpoint = model_digest(view, how.asset, how.row_id)
         embedder = model_digest(view, "base_models", "embedder")
         indexes = {s: read_index(Path(p)) for s, p in view.rows("video_index", ["split", "path"]).iter_rows()}

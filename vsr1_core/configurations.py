@@ -26,7 +26,8 @@ TINY = Configuration(
     models=ModelRecipe(contrastive_steps=280, contrastive_lr=1.5e-3),
     pool=PoolRecipe(fill_matched=True),
     sft=TINY_SFT,
-    fine_tuned=dataclasses.replace(TINY_SFT, refine=False, steps=300),
+    fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=300),
+    hard_refine=dataclasses.replace(TINY_SFT, refine="text"),
     grpo=GRPORecipe(
         steps=10,
         queries_per_step=8,
@@ -49,9 +50,15 @@ NANO = Configuration(
     ),
     pool=PoolRecipe(num_matched=8, num_not_matched=8, fill_matched=True),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
-    fine_tuned=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine=False),
+    fine_tuned=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine="none"),
+    hard_refine=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine="text"),
     grpo=GRPORecipe(steps=1, queries_per_step=2, group_size=2, num_turns=2, max_new_tokens=24),
-    evaluation=EvalRecipe(num_turns=2, max_new_tokens=24, num_resamples=50),
+    evaluation=EvalRecipe(
+        methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected"),
+        num_turns=2,
+        max_new_tokens=24,
+        num_resamples=50,
+    ),
 )
 """A few seconds on a CPU: for tests that need the whole graph and not its quality."""
 
@@ -60,7 +67,8 @@ QWEN3_VL_2B = Configuration(
     models=ModelRecipe(policy="Qwen/Qwen3-VL-2B-Instruct", embedder="Qwen/Qwen3-VL-Embedding-2B"),
     teacher=EndpointRecipe(model="Qwen/Qwen3-VL-30B-A3B-Thinking"),
     sft=SFTRecipe(gradient_checkpointing=True),
-    fine_tuned=SFTRecipe(refine=False, gradient_checkpointing=True),
+    fine_tuned=SFTRecipe(refine="none", gradient_checkpointing=True),
+    hard_refine=SFTRecipe(refine="text", gradient_checkpointing=True),
     grpo=GRPORecipe(gradient_checkpointing=True),
 )
 

@@ -7,13 +7,13 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.evaluation import METHODS, searcher_of
+from vsr1_core.stages.evaluation import BASIC_METHODS, searcher_of
 
 
 def best_method(view: View) -> str:
     """The last of the report's methods whose checkpoint is built. LookupError when there is none."""
-    for name in reversed(METHODS):
-        method = METHODS[name]
+    for name in reversed(BASIC_METHODS):
+        method = BASIC_METHODS[name]
         if method.row_id in view.versions(method.asset):
             return name
     raise LookupError(

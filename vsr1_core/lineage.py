@@ -20,7 +20,8 @@ from vsr1_core.graph import StagePlan, plan_graph
 from vsr1_core.increments import Inputs, changed_inputs
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.checkpoints import IN_TRAIN
-from vsr1_core.stages.evaluation import EXCLUDE, METHODS
+from vsr1_core.stages.evaluation import METHODS
+from vsr1_core.stages.reporting import CHECKPOINTS
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 RowIds = list[tuple[str, list[str]]]
@@ -130,9 +131,9 @@ _TRAINED: dict[str, Origin] = {
     "parent": _parent,
     "embedder": _EMBEDDER,
     "corpus": every("frame_tensors", IN_TRAIN),
-    "sft_examples": every("sft_examples"),
-    "grpo_prompts": every("grpo_prompts"),
+    **{asset: every(asset) for asset in ("sft_examples", "hard_refine_examples", "grpo_prompts")},
 }
+_EXAMPLE_INPUTS = {a: same(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives", "moments")}
 _METRIC_INPUTS = {
     "moments": of_split("moments"),
     "predictions": _of_method("predictions"),
@@ -144,7 +145,7 @@ _REPORT_INPUTS = {
     "predictions": _of_all_methods,
     "metrics": of_split("metrics"),
     "video_index": of_split("video_index"),
-    **{a: every(a) for a in ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint")},
+    **{asset: every(asset) for asset in CHECKPOINTS},
 }
 
 LINEAGE: dict[str, dict[str, Origin]] = {
@@ -167,9 +168,11 @@ LINEAGE: dict[str, dict[str, Origin]] = {
         "moments": _told_to_the_teacher,
         "frames": known("frame_tensors", "shown_video_id"),
     },
-    "sft_examples": {a: same(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives", "moments")},
+    "sft_examples": _EXAMPLE_INPUTS,
+    "hard_refine_examples": {**_EXAMPLE_INPUTS, "plain_query": same("moments")},
     "grpo_prompts": {a: same(a) for a in ("first_ranking", "hard_negatives", "moments")},
     "fine_tuned_checkpoint": _TRAINED,
+    "hard_refine_checkpoint": _TRAINED,
     "sft_checkpoint": _TRAINED,
     "grpo_checkpoint": _TRAINED,
     "predictions": {
@@ -193,7 +196,7 @@ a file or the configuration are not listed."""
 
 def origin_of(stage: Stage, name: str) -> Origin | None:
     """Where an input of a stage's rows comes from; None where it is no row."""
-    method = getattr(stage, "method", "").removesuffix(EXCLUDE)
+    method = getattr(stage, "method", "")
     if name == "checkpoint" and method in METHODS:
         return one(METHODS[method].asset, METHODS[method].row_id)
     return LINEAGE.get(stage.name.split(".")[0], {}).get(name)

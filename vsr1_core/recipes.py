@@ -10,7 +10,10 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Refine = Literal["none", "soft", "text"]
+"""How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
 
 # Bumped by hand, in the commit that changes what a stage's rows mean.
 STAGE_VERSIONS: dict[str, int] = {
@@ -19,7 +22,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "videos": 1,
     "moments": 1,
     "frame_tensors": 1,
-    "base_models": 1,
+    "base_models": 2,
     "query_embeddings": 1,
     "video_embeddings": 1,
     "video_index": 1,
@@ -28,13 +31,15 @@ STAGE_VERSIONS: dict[str, int] = {
     "top1_pool": 1,
     "reasoning_traces": 1,
     "sft_examples": 1,
+    "hard_refine_examples": 1,
     "grpo_prompts": 1,
     "fine_tuned_checkpoint": 1,
+    "hard_refine_checkpoint": 1,
     "sft_checkpoint": 1,
-    "grpo_checkpoint": 2,
-    "predictions": 3,
+    "grpo_checkpoint": 3,
+    "predictions": 4,
     "verification_probe": 1,
-    "metrics": 2,
+    "metrics": 3,
     "report": 1,
 }
 
@@ -165,8 +170,9 @@ class EndpointRecipe(TeacherRecipe):
 class SFTRecipe:
     """Stage 1 (METHOD 5)."""
 
-    refine: bool = True
-    """False trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens."""
+    refine: Refine = "soft"
+    """`none` trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens. `text` trains hard query
+    refinement: the pool's pairs again, with a new query after a mismatch, and no soft tokens."""
     steps: int = 0
     """Optimiser steps; 0 means one epoch over the rows."""
     batch_size: int = 1
@@ -230,6 +236,7 @@ class EvalRecipe:
     """The episode loop and what is reported (METHOD 2, 8, 9)."""
 
     methods: tuple[str, ...] = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
+    """Names in `stages.evaluation.METHODS`. Only these are searched with, and baselines trained only for these."""
     splits: tuple[str, ...] = ("test",)
     num_turns: int = 3
     max_new_tokens: int = 256
@@ -249,6 +256,7 @@ class Configuration:
     pool: PoolRecipe = PoolRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     sft: SFTRecipe = SFTRecipe()
-    fine_tuned: SFTRecipe = SFTRecipe(refine=False)
+    fine_tuned: SFTRecipe = SFTRecipe(refine="none")
+    hard_refine: SFTRecipe = SFTRecipe(refine="text")
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()

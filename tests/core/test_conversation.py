@@ -7,6 +7,7 @@ import time
 import pytest
 
 from vsr1_core.reasoning.conversation import (
+    HARD_REFINE_PROMPT,
     REFINE_TOKEN,
     SYSTEM_PROMPT,
     answer_text,
@@ -18,6 +19,7 @@ from vsr1_core.reasoning.conversation import (
 
 MATCH = answer_text("a circle moves left.", True, 12.04, 18.46)
 MISMATCH = answer_text("no circle is seen.", False)
+REWRITE = answer_text("no circle is seen.", False, new_query=" a red  disc\nmoves ")
 
 
 def test_answers_have_the_published_form():
@@ -37,6 +39,41 @@ def test_messages_hold_the_query_and_one_video_after_the_text():
 def test_the_system_prompt_is_three_sentences_at_most_and_names_the_refine_token():
     assert SYSTEM_PROMPT.count(". ") <= 2
     assert SYSTEM_PROMPT.endswith(REFINE_TOKEN + ".")
+    assert REFINE_TOKEN not in HARD_REFINE_PROMPT
+
+
+def test_a_new_query_is_read_back_as_one_line():
+    assert (
+        REWRITE == "<think> no circle is seen. </think> <answer>not_matched</answer> <query> a red disc moves </query>"
+    )
+    answer = parse_answer(REWRITE, 30.0)
+    assert (answer.decision, answer.new_query, answer.has_refine) == ("not_matched", "a red disc moves", False)
+    assert parse_answer(MATCH, 30.0).new_query is None
+    assert parse_answer(MISMATCH, 30.0).new_query is None
+
+
+def test_each_kind_of_policy_has_its_own_well_formed_mismatch():
+    assert (is_well_formed(REWRITE), is_well_formed(REWRITE, writes_query=True)) == (False, True)
+    assert (is_well_formed(MISMATCH), is_well_formed(MISMATCH, writes_query=True)) == (True, False)
+    assert is_well_formed(MATCH) == is_well_formed(MATCH, writes_query=True) is True
+    assert not is_well_formed(REWRITE.replace("a red disc moves", " "), writes_query=True)
+    assert not is_well_formed(REWRITE + " <REFINE>", writes_query=True)
+
+
+@pytest.mark.parametrize(
+    "words", ["", "  \n ", "<REFINE>", "a <answer>matched</answer>", "<|video_pad|>", "a <|im_end|> b", "<QUERY> a"]
+)
+def test_a_new_query_that_cannot_be_searched_for_is_none(words):
+    assert parse_answer(f"<answer>not_matched</answer> <query>{words}</query>", 9.0).new_query is None
+
+
+def test_a_new_query_counts_only_behind_the_answer_that_counts():
+    assert parse_answer("<query>a</query> <answer>not_matched</answer>", 9.0).new_query is None
+    assert parse_answer("<answer>matched</answer> <query>a</query>", 9.0).new_query is None
+    two = "<answer>not_matched</answer> <answer>not_matched</answer> <query>a</query>"
+    assert parse_answer(two, 9.0).new_query is None
+    assert parse_answer("<answer>not_matched</answer> <query>a", 9.0).new_query is None
+    assert parse_answer("who knows <query>a dog</query>", 9.0).new_query == "a dog"
 
 
 def test_what_is_written_is_read_back():
@@ -163,3 +200,6 @@ def test_a_bad_answer_cannot_be_written():
     for arguments in [("x", True), ("x", True, 1.0), ("x", False, 1.0, 2.0), (" ", False), ("a <REFINE> b", False)]:
         with pytest.raises(ValueError, match=r"trace|mismatch|match needs"):
             answer_text(*arguments)
+    for words, is_match in [(" ", False), ("a </query>", False), ("a dog", True)]:
+        with pytest.raises(ValueError, match="new query"):
+            answer_text("x", is_match, *((1.0, 2.0) if is_match else ()), new_query=words)

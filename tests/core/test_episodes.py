@@ -15,6 +15,7 @@ from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny
 from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens
 from vsr1_core.models.vision import FeatureStore, encode_videos
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
+from vsr1_core.recipes import Refine
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import (
     BestAnswer,
@@ -24,6 +25,7 @@ from vsr1_core.search.episodes import (
     Searcher,
     Turn,
     prompts_of,
+    turn_row,
     verify,
 )
 from vsr1_core.search.index import build_index
@@ -140,17 +142,36 @@ def test_an_unknown_answer_refines_like_a_rejection(script: Any) -> None:
         assert episode.turns[0].video_id in episode.rejected
 
 
+@torch.no_grad()
+def test_a_query_written_anew_is_searched_for_and_the_policy_is_still_asked_about_the_old_one(script: Any) -> None:
+    words = "a golden bar moves left"
+    asked = script([answer_text("no ring.", False, new_query=words), "<answer>not_matched</answer>", NO])
+    search = searcher(num_turns=3, refine="text")
+    before = search.embedder.embed_queries([words])[0]
+    for episode in search.run(QUERIES):
+        assert episode.latents == []
+        assert episode.search_text == words  # later turns wrote nothing that could be searched for
+        torch.testing.assert_close(episode.final_vector, before, atol=1e-5, rtol=1e-5)
+        assert [turn.video_id for turn in episode.turns[1:]] == [
+            IDS[int(np.argmax(search.index.vectors @ before.numpy()))]
+        ] * 2
+        tokens = search.policy.tokenizer(words, add_special_tokens=False)["input_ids"]
+        assert [turn.num_query_tokens for turn in episode.turns] == [len(tokens), 0, 0]
+        assert [turn_row(1, turn)["new_query"] for turn in episode.turns] == [words, None, None]
+    assert all(words not in prompt for turn in asked for prompt in turn if words not in [q.text for q in QUERIES])
+
+
 def test_without_refinement_the_policy_is_asked_once_and_the_ranking_stays(script: Any) -> None:
     asked = script([NO])
-    for episode in searcher(refine=False).run(QUERIES):
+    for episode in searcher(refine="none").run(QUERIES):
         assert len(episode.turns) == 1
         assert episode.latents == []
         assert episode.final_rank == episode.first_rank
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("refine", [True, False])
-def test_a_rejected_video_is_never_shown_again(script: Any, refine: bool) -> None:
+@pytest.mark.parametrize("refine", ["soft", "none"])
+def test_a_rejected_video_is_never_shown_again(script: Any, refine: Refine) -> None:
     script([NO])
     for episode in searcher(num_turns=5, refine=refine, exclude_rejected=True).run(QUERIES):
         assert len(set(shown(episode))) == 5
@@ -164,7 +185,7 @@ def test_without_that_option_it_may_be_shown_again(script: Any) -> None:
 
 def test_ranks_leave_out_what_was_rejected_and_are_none_for_a_rejected_right_video(script: Any) -> None:
     script([NO])
-    search = searcher(num_turns=3, exclude_rejected=True, refine=False)
+    search = searcher(num_turns=3, exclude_rejected=True, refine="none")
     found = search.run(QUERIES)
     assert any(str(e.query.right_video_id) in e.rejected for e in found)
     for episode in found:
@@ -220,7 +241,7 @@ def test_many_queries_in_chunks_are_what_each_is_alone() -> None:
 
 
 def test_vectors_given_for_the_first_turn_are_used() -> None:
-    search = searcher(refine=False)
+    search = searcher(refine="none")
     vectors = torch.from_numpy(search.index.vectors[:2])
     found = search.run(QUERIES[:2], first_vectors=vectors)
     assert [e.turns[0].video_id for e in found] == IDS[:2]
@@ -252,7 +273,7 @@ def test_a_policy_with_a_query_head_searches_a_corpus_of_another_size(script: An
 
 
 def test_a_verification_without_search_answers_as_the_first_turn_about_the_same_video() -> None:
-    search = searcher(refine=False, decode=DecodeSettings(max_new_tokens=12))
+    search = searcher(refine="none", decode=DecodeSettings(max_new_tokens=12))
     found = search.run(QUERIES)
     pairs = [(e.query.text, e.turns[0].video_id) for e in found]
     asked = verify(search.policy, search.features, search.durations_s, pairs, DecodeSettings(12, num_soft_tokens=0), 3)

@@ -70,6 +70,7 @@ GOLDEN_PREDICTIONS = [
             turn(2, "video_of_b", "matched", span=(6, 10), probability=0.8),
         ],
         first_rank=4,
+        num_query_tokens=6,
     ),
     # c: a wrong video accepted
     prediction("c", [turn(1, "other", "matched", rank=7, span=(0, 10), probability=0.7)], first_rank=7),
@@ -115,6 +116,7 @@ GOLDEN = {
     "grounding_0.7": 1 / 2,
     "num_text_tokens": (10 + 20 + 10 + 30) / 4,
     "num_latent_tokens": (8 + 16 + 8 + 24) / 4,
+    "num_query_tokens": 6 / 4,
     "recall_at_1_turns_1": 2 / 6,
     "recall_at_1_turns_2": 3 / 6,
     "recall_at_1_turns_3": 2 / 6,

@@ -191,6 +191,43 @@ def test_sft_answers_are_well_formed_and_carry_the_querys_span(corpus):
         assert row["query"] == moments[query_id]["query"]
 
 
+def test_hard_refinement_trains_on_the_same_pairs_with_a_new_query_in_plain_words(corpus):
+    corpus.build()
+    rows, soft = corpus.rows("hard_refine_examples"), corpus.rows("sft_examples")
+    plain = {m["query_id"]: m["plain_query"] for m in corpus.moments}
+    assert rows.keys() == soft.keys()
+    for query_id, row in rows.items():
+        answer = parse_answer(row["answer"], row["duration_s"])
+        assert answer.reasoning == parse_answer(soft[query_id]["answer"], row["duration_s"]).reasoning
+        assert answer.new_query == (None if row["label"] == "matched" else plain[query_id])
+        assert is_well_formed(row["answer"], writes_query=True)
+    assert {row["label"] for row in rows.values()} == {"matched", "not_matched"}
+
+
+def test_hard_refinement_is_made_only_where_it_is_reported(corpus):
+    methods = tuple(name for name in NANO.evaluation.methods if name != "hard_refine")
+    corpus.config = dataclasses.replace(
+        corpus.config, evaluation=dataclasses.replace(corpus.config.evaluation, methods=methods)
+    )
+    corpus.build()
+    assert corpus.rows("hard_refine_examples") == {}
+    assert corpus.rows("sft_examples")
+
+
+def test_a_query_without_a_plain_caption_cannot_be_rewritten_and_says_so(corpus):
+    corpus.build()
+    rejected = next(i for i, row in corpus.rows("sft_examples").items() if row["label"] == "not_matched")
+    for moment in corpus.moments:
+        if moment["query_id"] == rejected:
+            moment["plain_query"] = moment["query"].upper()
+    corpus.write()
+    corpus.build("reasoning_traces", "sft_examples", "hard_refine_examples")
+    row = corpus.rows("hard_refine_examples")[rejected]
+    assert row["status"] == "failed"
+    assert "no plain caption beside the query" in row["error"]
+    assert corpus.rows("sft_examples")[rejected]["status"] == "ok"
+
+
 def test_the_sft_file_has_the_published_form(corpus):
     corpus.build()
     data = json.loads((corpus.view.files("sft_examples") / "train_oneturn.json").read_text())
@@ -259,7 +296,7 @@ def test_a_lost_published_file_is_written_again_although_no_row_is_due(corpus):
 def test_doing_it_again_does_nothing_and_the_plan_says_so(corpus):
     corpus.build()
     assert corpus.plan(*TRAIN_DATA) == dict.fromkeys(TRAIN_DATA, 0)
-    assert [o.num_processed for o in corpus.build().values()] == [0] * 7
+    assert {o.num_processed for o in corpus.build().values()} == {0}
 
 
 def test_a_test_row_that_changes_touches_no_training_data(corpus):

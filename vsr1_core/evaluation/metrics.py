@@ -45,6 +45,9 @@ PROBE_METRICS = (
 )
 """What is scored on one right and one wrong video a query, and not on the episodes; see `score`."""
 
+TOKEN_COUNTS = ("num_text_tokens", "num_latent_tokens", "num_query_tokens")
+"""Means a query. The tokens of rewritten queries are among the text tokens."""
+
 _CHUNK_CELLS = 2_000_000
 
 
@@ -141,6 +144,7 @@ class Episodes:
     best_iou: FloatArray
     num_text_tokens: FloatArray
     num_latent_tokens: FloatArray
+    num_query_tokens: FloatArray
     verifications: Verifications
 
 
@@ -157,8 +161,8 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
     if truth["query_id"].n_unique() != truth.height or rows["query_id"].n_unique() != rows.height:
         raise ValueError("a query_id occurs twice: metrics need one moment and at most one prediction a query")
     columns = ["query_id", "video_id", "first_rank", "rank", "decision", "start_s", "end_s"]
-    columns += ["best_video_id", "best_start_s", "best_end_s", "num_text_tokens", "num_latent_tokens", "turns"]
-    rows = rows.select(*columns, has_prediction=pl.lit(True))
+    columns += ["best_video_id", "best_start_s", "best_end_s", "turns"]
+    rows = rows.select(*columns, *TOKEN_COUNTS, has_prediction=pl.lit(True))
     frame = truth.join(rows, on="query_id", how="left").sort("query")
     is_right, is_matched = _is_right(frame), _equals(frame["decision"], "matched")
     best = frame.select("gt_video", "gt_start", "gt_end", pl.col("^best_.*$").name.map(lambda n: n[len("best_") :]))
@@ -171,8 +175,7 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
         is_right_video=is_right,
         iou=_answer_iou(is_right, is_matched, _span_iou(frame)),
         best_iou=np.where(_is_right(best), _span_iou(best), 0.0),
-        num_text_tokens=np.nan_to_num(_floats(frame["num_text_tokens"])),
-        num_latent_tokens=np.nan_to_num(_floats(frame["num_latent_tokens"])),
+        **{name: np.nan_to_num(_floats(frame[name])) for name in TOKEN_COUNTS},
         verifications=_verifications(frame),
     )
 
@@ -330,8 +333,7 @@ def metric_names(num_turns: int) -> tuple[str, ...]:
         "grounding_0.5",
         "grounding_0.7",
         *PROBE_METRICS,
-        "num_text_tokens",
-        "num_latent_tokens",
+        *TOKEN_COUNTS,
         *(f"recall_at_1_turns_{turn}" for turn in range(1, num_turns + 1)),
         *(f"vcmr_{threshold}_turns_{turn}" for threshold in thresholds for turn in range(1, num_turns + 1)),
     )
@@ -359,8 +361,7 @@ def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> S
         parts[f"vcmr_{threshold}"] = (episodes.iou >= threshold).astype(float), every
         parts[f"vcmr_best_{threshold}"] = (episodes.best_iou >= threshold).astype(float), every
     ran = episodes.has_prediction.astype(float)
-    parts["num_text_tokens"] = episodes.num_text_tokens * ran, ran
-    parts["num_latent_tokens"] = episodes.num_latent_tokens * ran, ran
+    parts |= {name: (getattr(episodes, name) * ran, ran) for name in TOKEN_COUNTS}
     parts |= _verification_parts(episodes) | _turn_parts(episodes, num_turns)
     parts |= _probe_parts(probes) if probes else dict.fromkeys(PROBE_METRICS, (0.0 * every, 0.0 * every))
     names = tuple(name for name in metric_names(num_turns) if name != "median_rank")

@@ -271,12 +271,14 @@ def _differences(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 def _tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     rows = []
     for method in inputs.methods:
-        text, latent = (_number(inputs, method, f"num_{kind}_tokens") for kind in ("text", "latent"))
+        counts = [_number(inputs, method, name) for name in m.TOKEN_COUNTS]
         e = analysis.episodes[method]
         turns = len(e.verifications.turn) / max(1, int(e.has_prediction.sum()))
-        rows.append([method, text, latent, f"{turns:.2f}"])
-    header = ["method", "text tokens per query", "latent tokens per query", "turns per query"]
-    note = "Means over the queries that ran. The paper counts 8 latent tokens a refinement, 26.8 if it is text."
+        rows.append([method, *counts, f"{turns:.2f}"])
+    header = ["method", "text tokens", "latent tokens", "of the text: new queries", "turns"]
+    note = (
+        "Means per query, over the queries that ran. The paper counts 8 latent tokens a refinement, 26.8 if it is text."
+    )
     return ["## Tokens", "", *markdown_table(header, rows), "", note, *_plot(analysis, "tokens")]
 
 
@@ -431,7 +433,7 @@ def _metric_table(inputs: ReportInputs, columns: Mapping[str, str]) -> list[str]
     return markdown_table(["method", *columns], rows)
 
 
-_PLAIN = ("median_rank", "num_text_tokens", "num_latent_tokens")
+_PLAIN = ("median_rank", *m.TOKEN_COUNTS)
 """Metrics that are numbers; all others are shares, shown in percent."""
 
 

@@ -14,11 +14,14 @@ from typing import Any, Literal
 Decision = Literal["matched", "not_matched", "unknown"]
 
 REFINE_TOKEN = "<REFINE>"
-SYSTEM_PROMPT = (
+_TASK = (
     "Decide whether the retrieved video shows the moment that the query describes. "
     "Think inside <think></think>, then write <answer>matched</answer> with the moment's seconds in <start></start> "
-    "and <end></end>, or <answer>not_matched</answer> and end with " + REFINE_TOKEN + "."
+    "and <end></end>, or <answer>not_matched</answer> and "
 )
+SYSTEM_PROMPT = f"{_TASK}end with {REFINE_TOKEN}."
+HARD_REFINE_PROMPT = f"{_TASK}a better search query in <query></query>."
+"""Of policies that refine by words. A checkpoint carries its own prompt."""
 
 MATCH_TO_SPAN = "<answer>matched</answer> <start>"
 """How a match is written up to its first number."""
@@ -26,13 +29,16 @@ MATCH_TO_SPAN = "<answer>matched</answer> <start>"
 _MATCHED = {"matched", "match"}
 _NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-ANY_TAG = r"</?(?:think|answer|start|end)>|<REFINE>"
+ANY_TAG = r"</?(?:think|answer|start|end|query)>|<REFINE>"
 _THINK = rf"\s*<think>(?P<trace>(?:(?!{ANY_TAG}).)*)</think>\s*"
 _SECONDS = r"(\d+(?:\.\d+)?)"
 _MATCH_FORM = re.compile(
     rf"{_THINK}<answer>matched</answer>\s*<start>{_SECONDS}</start>\s*<end>{_SECONDS}</end>\s*", re.DOTALL | re.ASCII
 )
 _MISMATCH_FORM = re.compile(rf"{_THINK}<answer>not_matched</answer>\s*<REFINE>\s*", re.DOTALL | re.ASCII)
+_REWRITE_FORM = re.compile(
+    rf"{_THINK}<answer>not_matched</answer>\s*<query>(?P<query>(?:(?!{ANY_TAG}).)*)</query>\s*", re.DOTALL | re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Answer:
     has_refine: bool
     """Whether a <REFINE> stands after the answer. False for a match: what a released model writes there is ignored."""
     is_well_formed: bool
+    new_query: str | None = None
+    """What to search for instead, as one line; None for a match, and where none can be read."""
 
 
 def user_text(query: str) -> str:
@@ -61,18 +69,26 @@ def build_messages(query: str, system_prompt: str = SYSTEM_PROMPT) -> list[dict[
     ]
 
 
-def answer_text(trace: str, matched: bool, start_s: float | None = None, end_s: float | None = None) -> str:
-    """The assistant's text for a trace and a label; seconds with one decimal.
+def answer_text(
+    trace: str, matched: bool, start_s: float | None = None, end_s: float | None = None, new_query: str | None = None
+) -> str:
+    """The assistant's text for a trace and a label; seconds with one decimal. A mismatch with `new_query` ends with
+    these words to search for, any other with <REFINE>.
 
-    Raises ValueError when a match has no span, a mismatch has one, or the trace is blank or holds an answer's tags.
+    Raises ValueError when a match has no span or a new query, a mismatch has a span, or the trace or the new query is
+    blank or holds an answer's tags.
     """
-    if not trace.strip() or re.search(ANY_TAG, trace):
-        raise ValueError(f"a reasoning trace must have words and none of the answer's tags, got {trace[:80]!r}")
+    for what, words in (("reasoning trace", trace), ("new query", new_query)):
+        if words is not None and (not words.strip() or re.search(ANY_TAG, words)):
+            raise ValueError(f"a {what} must have words and none of the answer's tags, got {words[:80]!r}")
     think = f"<think> {trace.strip()} </think>"
     if not matched:
         if start_s is not None or end_s is not None:
             raise ValueError("a mismatch has no start and no end")
-        return f"{think} <answer>not_matched</answer> {REFINE_TOKEN}"
+        ending = REFINE_TOKEN if new_query is None else f"<query> {' '.join(new_query.split())} </query>"
+        return f"{think} <answer>not_matched</answer> {ending}"
+    if new_query is not None:
+        raise ValueError("a match needs no new query")
     if start_s is None or end_s is None:
         raise ValueError("a match needs a start and an end in seconds")
     return f"{think} {MATCH_TO_SPAN}{start_s:.1f}</start> <end>{end_s:.1f}</end>"
@@ -96,18 +112,20 @@ def parse_answer(text: str, duration_s: float) -> Answer:
         end_s=end_s,
         reasoning=(reasoning if reasoning is not None else text[: max(opened, 0)]).strip(),
         has_refine=decision != "matched" and text.rfind(REFINE_TOKEN) >= answer_end,
-        is_well_formed=is_well_formed(text),
+        is_well_formed=is_well_formed(text) or is_well_formed(text, writes_query=True),
+        new_query=_new_query(rest) if decision != "matched" else None,
     )
 
 
-def is_well_formed(text: str) -> bool:
-    """Whether `text` is exactly what `answer_text` may write: words, one answer, its span in order, or <REFINE>."""
+def is_well_formed(text: str, writes_query: bool = False) -> bool:
+    """Whether `text` is exactly what `answer_text` may write: words, one answer, its span in order, or <REFINE>; in
+    place of <REFINE>, a new query for a policy that `writes_query`."""
     match = _MATCH_FORM.fullmatch(text)
     if match:
         start_s, end_s = float(match[2]), float(match[3])
         return bool(match["trace"].strip()) and start_s <= end_s and math.isfinite(end_s)
-    mismatch = _MISMATCH_FORM.fullmatch(text)
-    return mismatch is not None and bool(mismatch["trace"].strip())
+    mismatch = (_REWRITE_FORM if writes_query else _MISMATCH_FORM).fullmatch(text)
+    return mismatch is not None and all(words.strip() for words in mismatch.groups())
 
 
 def _find(tag: str, text: str, start: int) -> int:
@@ -141,6 +159,12 @@ def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
         return None, None
     low, high = sorted(min(max(value, 0.0), duration_s) for value in (start_s, end_s))
     return low, high
+
+
+def _new_query(text: str) -> str | None:
+    """Words that can be searched for: none of the answer's tags and none of a tokenizer's special tokens in them."""
+    words = " ".join((_between("query", text, 0)[0] or "").split())
+    return words if words and not re.search(rf"{ANY_TAG}|<\|", words, re.IGNORECASE) else None
 
 
 def _seconds(content: str | None) -> float | None:

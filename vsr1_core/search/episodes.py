@@ -1,4 +1,4 @@
-"""The loop of METHOD 2: retrieve, verify, refine, search again; many queries at once, turn by turn.
+"""The loop of METHOD 2: retrieve, verify, refine (softly or by words), search again; many queries at once.
 
 Every turn is one batch of the queries that are still open, sorted by prompt length and decoded in chunks. Sampling
 (for GRPO) and greedy search are the same code. Metrics, tables and training are elsewhere.
@@ -19,6 +19,7 @@ from vsr1_core.models.embedder import Embedder, QueryVectors
 from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
 from vsr1_core.models.vision import FeatureStore, VideoFeatures
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
+from vsr1_core.recipes import Refine
 from vsr1_core.search.index import VideoIndex
 
 
@@ -33,10 +34,10 @@ class EpisodeQuery:
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """refine False asks the policy once a turn and never changes the query (zero-shot, fine-tuned)."""
+    """refine `none` never changes the query (zero-shot, fine-tuned); `text` searches for what the policy wrote anew."""
 
     num_turns: int = 3
-    refine: bool = True
+    refine: Refine = "soft"
     exclude_rejected: bool = False
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch_size: int = 64
@@ -52,13 +53,16 @@ class Turn:
     prompt: Prompt
     decoded: Decoded
     answer: Answer
+    num_query_tokens: int = 0
+    """Of the decoded tokens, those of a new query's words."""
 
 
 @dataclass
 class Episode:
     """All turns of one query. `final_rank` is the right video's rank in the last ranking made: that of the matched
     turn, or the one after the last refinement; `final_video_id` and `final_score` are its first video. `final_vector`
-    is the query's vector as it stands: that of this ranking."""
+    is the query's vector as it stands: that of this ranking. `search_text`: the words that are embedded, the query's
+    own until the policy writes others; the policy is always asked about the query itself."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -69,6 +73,10 @@ class Episode:
     final_video_id: str = ""
     final_score: float = 0.0
     final_vector: Tensor | None = None
+    search_text: str = ""
+
+    def __post_init__(self) -> None:
+        self.search_text = self.search_text or self.query.text
 
     @property
     def is_matched(self) -> bool:
@@ -89,6 +97,8 @@ def turn_row(number: int, turn: Turn) -> dict[str, Any]:
         "end_s": turn.answer.end_s,
         "num_text_tokens": turn.decoded.num_text_tokens,
         "num_latent_tokens": turn.decoded.num_latent_tokens,
+        "num_query_tokens": turn.num_query_tokens,
+        "new_query": turn.answer.new_query,
         "text": turn.decoded.text,
     }
 
@@ -229,9 +239,10 @@ class Searcher:
                 break
             self._verify(open_ones, generator)
             open_ones = [e for e in open_ones if not e.is_matched]
-            if not open_ones or not (self.settings.refine or self.settings.exclude_rejected):
+            refines = self.settings.refine != "none"
+            if not open_ones or not (refines or self.settings.exclude_rejected):
                 break
-            if self.settings.refine:
+            if refines:
                 self._set_vectors(open_ones)
         else:
             self._rank(open_ones)
@@ -291,14 +302,14 @@ class Searcher:
         vectors: list[Tensor | None] = [None] * len(episodes)
         plain = [i for i, e in enumerate(episodes) if not e.latents]
         if plain:
-            for i, vector in zip(plain, self._plain.get([episodes[i].query.text for i in plain]), strict=True):
+            for i, vector in zip(plain, self._plain.get([episodes[i].search_text for i in plain]), strict=True):
                 vectors[i] = vector
         refined = [i for i, e in enumerate(episodes) if e.latents]
-        refined.sort(key=lambda i: len(episodes[i].query.text))
+        refined.sort(key=lambda i: len(episodes[i].search_text))
         for start in range(0, len(refined), self.settings.batch_size):
             some = refined[start : start + self.settings.batch_size]
             soft = [self._soft_tokens(episodes[i]) for i in some]
-            made = self.embedder.embed_queries([episodes[i].query.text for i in some], soft)
+            made = self.embedder.embed_queries([episodes[i].search_text for i in some], soft)
             for i, vector in zip(some, made, strict=True):
                 vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
@@ -328,7 +339,7 @@ class Searcher:
 
     def _verify(self, episodes: Sequence[Episode], generator: torch.Generator | None) -> None:
         """Ask the policy about the video each episode found; append the turn and its latents."""
-        soft_tokens = self.settings.decode.num_soft_tokens if self.settings.refine else 0
+        soft_tokens = self.settings.decode.num_soft_tokens if self.settings.refine == "soft" else 0
         pairs = [(e.query.text, e.final_video_id) for e in episodes]
         settings = replace(self.settings.decode, num_soft_tokens=soft_tokens)
         size = self.settings.batch_size
@@ -338,8 +349,14 @@ class Searcher:
 
     def _note(self, episode: Episode, asked: Verification) -> None:
         video_id, answer, decoded = episode.final_video_id, asked.answer, asked.decoded
-        episode.turns.append(Turn(video_id, episode.final_score, episode.final_rank, asked.prompt, decoded, answer))
-        if answer.decision != "matched":
-            episode.rejected.add(video_id)
-            if decoded.latents is not None:
-                episode.latents.append(decoded.latents)
+        turn = Turn(video_id, episode.final_score, episode.final_rank, asked.prompt, decoded, answer)
+        episode.turns.append(turn)
+        if answer.decision == "matched":
+            return
+        episode.rejected.add(video_id)
+        if decoded.latents is not None:
+            episode.latents.append(decoded.latents)
+        if self.settings.refine == "text" and answer.new_query is not None:
+            episode.search_text = answer.new_query
+            ids = self.policy.tokenizer(answer.new_query, add_special_tokens=False)["input_ids"]
+            turn.num_query_tokens = len(ids)

@@ -19,7 +19,7 @@ from vsr1_core.increments import row_version
 from vsr1_core.lake import read_json, write_json
 from vsr1_core.recipes import Configuration, SFTRecipe, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.evaluation import TURN
+from vsr1_core.stages.evaluation import TURN, is_used
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class ModelStage(Stage):
         "curve": CURVE,
     }
 
+    def is_made(self, config: Configuration) -> bool:
+        """Whether this configuration has these models at all."""
+        return True
+
     @abstractmethod
     def own_rows(self, view: View) -> dict[str, Row]:
         """The rows of a dataset that makes its own models."""
@@ -72,6 +76,8 @@ class ModelStage(Stage):
 
     def wanted(self, view: View) -> dict[str, Row]:
         lender = view.lender()
+        if not self.is_made((lender or view).config):
+            return {}
         if lender is None:
             return self.own_rows(view)
         lent = lender.versions(self.name)
@@ -173,11 +179,12 @@ def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterat
 def _vocabulary(moments: pl.DataFrame) -> list[str]:
     """What the tokenizer learns to spell: the dataset's words and the method's own sentences."""
     from vsr1_core.models.embedder import INSTRUCTION
-    from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, user_text
+    from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, answer_text, user_text
 
     texts = [t for row in moments.sort("query_id").select("plain_query", "query").iter_rows() for t in row]
     frame = f"{INSTRUCTION} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
     answers = [answer_text("0.0-5.0: the query's", True, 0.0, 5.0), answer_text("missing: not shown", False)]
+    answers += [HARD_REFINE_PROMPT, answer_text("missing: not shown", False, new_query="another")]
     return [*texts, *([frame, *answers] * 20)]
 
 
@@ -301,9 +308,10 @@ def _train_videos(view: View) -> pl.DataFrame:
 
 
 class SFTCheckpoint(TrainedStage):
-    """Stage 1 (METHOD 5)."""
+    """Stage 1 (METHOD 5). `examples`: the table of its rows."""
 
     name: ClassVar[str] = "sft_checkpoint"
+    examples: ClassVar[str] = "sft_examples"
     parent: ClassVar[tuple[str, str]] = ("base_models", "policy")
     upstream: ClassVar[tuple[str, ...]] = ("base_models", "sft_examples", "video_embeddings", "frame_tensors")
 
@@ -311,25 +319,27 @@ class SFTCheckpoint(TrainedStage):
         return config.sft
 
     def trains_on(self, view: View) -> dict[str, str]:
-        return {"sft_examples": view.version_of("sft_examples")}
+        return {self.examples: view.version_of(self.examples)}
 
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.stages.loading import embedder_of
         from vsr1_core.training.sft import train_sft
 
         recipe = self.recipe(view.config)
-        data = _sft_data(view, policy, execution, recipe.train_vision)
+        data = _sft_data(view, self.examples, policy, execution, recipe.train_vision)
         work = view.files(self.name) / "trainer"
         curve = train_sft(policy, embedder_of(view, execution), data, recipe, work, log=execution.log)
         return Trained(curve, {"num_examples": len(data.examples)})
 
 
-def _sft_data(view: View, policy: LoadedPolicy, execution: Execution, train_vision: bool) -> SFTData:
+def _sft_data(
+    view: View, examples_asset: str, policy: LoadedPolicy, execution: Execution, train_vision: bool
+) -> SFTData:
     from vsr1_core.stages.loading import frame_store, layouts_of, vectors_of
     from vsr1_core.training.examples import build_examples
     from vsr1_core.training.sft import SFTData
 
-    rows = view.rows("sft_examples").sort("query_id").to_dicts()
+    rows = view.rows(examples_asset).sort("query_id").to_dicts()
     store = frame_store(view, policy.model.model, execution, is_learning=train_vision)
     layouts = layouts_of(view, [r["shown_video_id"] for r in rows], policy.model.config)
     examples = build_examples(policy, rows, layouts)
@@ -345,6 +355,29 @@ class FineTunedCheckpoint(SFTCheckpoint):
 
     def recipe(self, config: Configuration) -> SFTRecipe:
         return config.fine_tuned
+
+    def is_made(self, config: Configuration) -> bool:
+        return is_used(config, self.name)
+
+
+class HardRefineCheckpoint(SFTCheckpoint):
+    """Hard query refinement (METHOD 9, HQR): as stage 1, but the policy writes a new query in words."""
+
+    name: ClassVar[str] = "hard_refine_checkpoint"
+    examples: ClassVar[str] = "hard_refine_examples"
+    upstream: ClassVar[tuple[str, ...]] = ("base_models", "hard_refine_examples", "video_embeddings", "frame_tensors")
+
+    def recipe(self, config: Configuration) -> SFTRecipe:
+        return config.hard_refine
+
+    def is_made(self, config: Configuration) -> bool:
+        return is_used(config, self.name)
+
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
+        from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT
+
+        policy.model.config.soft_query["system_prompt"] = HARD_REFINE_PROMPT  # the checkpoint carries it from here on
+        return super().train(view, policy, execution)
 
 
 class GRPOCheckpoint(TrainedStage):
@@ -414,4 +447,4 @@ def _episode_row(trace: EpisodeTrace) -> dict[str, Any]:
     return plain | {f"reward_{part}": value for part, value in reward.items()}
 
 
-STAGES = (BaseModels, FineTunedCheckpoint, SFTCheckpoint, GRPOCheckpoint)
+STAGES = (BaseModels, FineTunedCheckpoint, HardRefineCheckpoint, SFTCheckpoint, GRPOCheckpoint)

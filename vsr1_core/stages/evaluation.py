@@ -4,13 +4,13 @@ shown one right and one wrong video. A stage a method; scores are `stages.report
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.recipes import Configuration, Refine, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.retrieval import same_text_videos
 
@@ -30,28 +30,52 @@ TURN = pl.Struct(
         "end_s": pl.Float64,
         "num_text_tokens": pl.Int64,
         "num_latent_tokens": pl.Int64,
+        "num_query_tokens": pl.Int64,
+        "new_query": pl.String,
         "text": pl.String,
     }
 )
 """What `search.episodes.turn_row` gives."""
 
 
+EXCLUDE = "+exclude_rejected"
+
+
 @dataclass(frozen=True)
 class Method:
-    """A row of the report (METHOD 9): which checkpoint searches, and whether it refines."""
+    """A row of the report (METHOD 9): which checkpoint searches, how it refines, and whether a rejected video may be
+    shown again."""
 
     asset: str
     row_id: str
-    refine: bool
+    refine: Refine
+    exclude_rejected: bool = False
 
 
-METHODS: dict[str, Method] = {
-    "zero_shot": Method("base_models", "policy", refine=False),
-    "fine_tuned": Method("fine_tuned_checkpoint", "fine_tuned_checkpoint", refine=False),
-    "sqr_sft": Method("sft_checkpoint", "sft_checkpoint", refine=True),
-    "videosearch_r1": Method("grpo_checkpoint", "grpo_checkpoint", refine=True),
+BASIC_METHODS: dict[str, Method] = {
+    "zero_shot": Method("base_models", "policy", "none"),
+    "fine_tuned": Method("fine_tuned_checkpoint", "fine_tuned_checkpoint", "none"),
+    "hard_refine": Method("hard_refine_checkpoint", "hard_refine_checkpoint", "text"),
+    "sqr_sft": Method("sft_checkpoint", "sft_checkpoint", "soft"),
+    "videosearch_r1": Method("grpo_checkpoint", "grpo_checkpoint", "soft"),
 }
-EXCLUDE = "+exclude_rejected"
+METHODS: dict[str, Method] = {
+    **BASIC_METHODS,
+    **{name + EXCLUDE: replace(method, exclude_rejected=True) for name, method in BASIC_METHODS.items()},
+}
+
+
+def methods_of(config: Configuration) -> tuple[str, ...]:
+    """The methods that `config` reports. ValueError names one that does not exist, and those that do."""
+    unknown = sorted(set(config.evaluation.methods) - set(METHODS))
+    if unknown:
+        raise ValueError(f"configuration {config.name!r}: no method {unknown[0]!r}; there are: {', '.join(METHODS)}")
+    return config.evaluation.methods
+
+
+def is_used(config: Configuration, asset: str) -> bool:
+    """Whether a reported method searches with this asset's checkpoint."""
+    return any(METHODS[name].asset == asset for name in methods_of(config))
 
 
 def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeSettings:
@@ -59,22 +83,23 @@ def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeS
     from vsr1_core.models.decoding import DecodeSettings
     from vsr1_core.search.episodes import EpisodeSettings
 
-    recipe, refine = config.evaluation, METHODS[method.removesuffix(EXCLUDE)].refine
-    excludes = method.endswith(EXCLUDE)
+    recipe, how = config.evaluation, METHODS[method]
     return EpisodeSettings(
-        num_turns=recipe.num_turns if refine or excludes else 1,
-        refine=refine,
-        exclude_rejected=excludes,
+        num_turns=recipe.num_turns if how.refine != "none" or how.exclude_rejected else 1,
+        refine=how.refine,
+        exclude_rejected=how.exclude_rejected,
         decode=DecodeSettings(recipe.max_new_tokens, 0.0, config.models.num_soft_tokens),
         batch_size=batch_size,
     )
 
 
 class Predictions(Stage):
-    """One row a query of the evaluated splits. Subclasses name the method.
+    """One row a query of the evaluated splits; none where the configuration does not report the method, which
+    subclasses name.
 
     video_id, start_s, end_s, iou: the strict answer. best_*: that of the policy `best` (`search.episodes.BestAnswer`);
-    num_best_tokens were decoded for its span alone and are not part of num_text_tokens.
+    num_best_tokens were decoded for its span alone and are not part of num_text_tokens. num_query_tokens: of the text
+    tokens, those of new queries' words.
     """
 
     method: ClassVar[str]
@@ -96,6 +121,7 @@ class Predictions(Stage):
         "num_turns": pl.Int64,
         "num_text_tokens": pl.Int64,
         "num_latent_tokens": pl.Int64,
+        "num_query_tokens": pl.Int64,
         "matched_probability": pl.Float64,
         "checkpoint": pl.String,
         "best_video_id": pl.String,
@@ -112,7 +138,9 @@ class Predictions(Stage):
         return [self.method, recipe.num_turns, recipe.max_new_tokens, config.models.num_soft_tokens]
 
     def wanted(self, view: View) -> dict[str, Row]:
-        method = METHODS[self.method.removesuffix(EXCLUDE)]
+        if self.method not in methods_of(view.config):
+            return {}
+        method = METHODS[self.method]
         indexes = view.versions("video_index")
         checkpoint = view.versions(method.asset).get(method.row_id, "")
         embedder = view.versions("base_models").get("embedder", "")
@@ -151,7 +179,7 @@ def searcher_of(view: View, split: str, method: str, execution: Execution) -> tu
     from vsr1_core.search.index import read_index
     from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of, query_vectors
 
-    how = METHODS[method.removesuffix(EXCLUDE)]
+    how = METHODS[method]
     policy, embedder = policy_of(view, execution, how.asset, how.row_id), embedder_of(view, execution)
     searcher = Searcher(
         policy=policy,
@@ -205,6 +233,7 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer
         "num_turns": len(episode.turns),
         "num_text_tokens": sum(t.decoded.num_text_tokens for t in episode.turns),
         "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
+        "num_query_tokens": sum(t.num_query_tokens for t in episode.turns),
         "matched_probability": last.decoded.matched_probability,
         "turns": [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
     }
@@ -260,6 +289,8 @@ class VerificationProbe(Stage):
 
     def wanted(self, view: View) -> dict[str, Row]:
         """A new index makes no row stale whose wrong video still ranks first."""
+        if self.method not in methods_of(view.config):
+            return {}
         how = METHODS[self.method]
         checkpoint = view.versions(how.asset).get(how.row_id, "")
         frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())
@@ -355,5 +386,5 @@ def _probe_of(method: str) -> type[VerificationProbe]:
 
 
 PREDICTIONS = tuple(_stage_of(method) for method in METHODS)
-PROBES = tuple(_probe_of(method) for method, how in METHODS.items() if how.asset != "base_models")
+PROBES = tuple(_probe_of(method) for method, how in BASIC_METHODS.items() if how.asset != "base_models")
 STAGES: tuple[type[Stage], ...] = (*PREDICTIONS, *PROBES)

@@ -23,7 +23,10 @@ from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
 
-CHECKPOINTS = ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint")
+CHECKPOINTS = (
+    *("base_models", "fine_tuned_checkpoint", "hard_refine_checkpoint"),
+    *("sft_checkpoint", "grpo_checkpoint"),
+)
 PREDICTIONS = tuple(stage.name for stage in evaluation.PREDICTIONS)
 PROBES = tuple(stage.name for stage in evaluation.PROBES)
 

@@ -7,6 +7,7 @@ SFT and GRPO rows are also written in the published JSON forms (METHOD 7). What 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import polars as pl
 
 from vsr1_core.increments import Inputs
 from vsr1_core.lake import read_json, write_json, write_jsonl
-from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, user_text
+from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.reasoning.teacher import EventNote, StoredFrames, TeacherTask, make_teacher, refusal
 from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.evaluation import is_used
 from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 SFT_FILE = "train_oneturn.json"
@@ -251,6 +253,51 @@ class SFTExamples(Stage):
             _mark_published(view, self.name)
 
 
+class HardRefineExamples(SFTExamples):
+    """Rows of hard query refinement (METHOD 9): the same pairs and traces, but a mismatch ends with a new query.
+
+    The new query is the moment's plain caption, the words that the embedder knows: on toy the caption it was trained
+    on, for VERIFIED FIG the coarse description. No rows where the configuration does not report the method.
+    """
+
+    name: ClassVar[str] = "hard_refine_examples"
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        if not is_used(view.config, "hard_refine_checkpoint"):
+            return {}
+        plain = _plain_captions(view)
+        return {
+            query_id: Row({**row.inputs, "plain_query": fingerprint(plain[query_id])})
+            for query_id, row in super().wanted(view).items()
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        plain = _plain_captions(view)
+        for row in super().process(view, ids, execution):
+            yield row if row["label"] == "matched" else _rewritten(row, plain[row["query_id"]])
+
+    def after_build(self, view: View) -> None:
+        """The authors publish no such file."""
+
+
+def _plain_captions(view: View) -> dict[str, str]:
+    return dict(view.rows("moments", ["query_id", "plain_query", "split"]).filter(IS_TRAIN).drop("split").iter_rows())
+
+
+def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
+    """The row with the new query `plain` in place of <REFINE>; one that says nothing new is a failed row."""
+    error = ""
+    if not plain or plain.strip().lower() == row["query"].strip().lower():
+        error = "there is no plain caption beside the query that it could be rewritten into"
+    elif re.search(ANY_TAG, plain):
+        error = f"the plain caption {plain[:80]!r} holds tags that only an answer may have"
+    if error:
+        advice = "correct cog_desc in the annotations, or leave hard_refine out of the configuration's methods"
+        return {"query_id": row["query_id"], "error": f"{error}; {advice}"}
+    trace = parse_answer(row["answer"], 0.0).reasoning
+    return {**row, "answer": answer_text(trace, False, new_query=plain)}
+
+
 def published_sft_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `train_oneturn.json`. As in the authors' files, `videos` names frame files, `video_id` is the shown
     video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
@@ -376,4 +423,4 @@ def _mark_published(view: View, asset: str) -> None:
     write_json(view.files(asset) / MARKER, {"data_version": view.table(asset).manifest()["data_version"]})
 
 
-STAGES = (Top1Pool, ReasoningTraces, SFTExamples, GRPOPrompts)
+STAGES = (Top1Pool, ReasoningTraces, SFTExamples, HardRefineExamples, GRPOPrompts)

@@ -16,17 +16,20 @@ from torch import Tensor
 
 from vsr1_core.models.checkpoints import LoadedPolicy
 from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
-from vsr1_core.reasoning.conversation import build_messages
+from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages
 
-REASONING, VERIFICATION, GROUNDING = 0, 1, 2
-PART_NAMES = ("reasoning", "verification", "grounding")
-_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
-_SPAN = re.compile(r"<start>.*?</end>", re.DOTALL)
+REASONING, VERIFICATION, GROUNDING, REWRITING = 0, 1, 2, 3
+PART_NAMES = ("reasoning", "verification", "grounding", "rewriting")
+_PARTS = {
+    VERIFICATION: re.compile(r"<answer>.*?</answer>", re.DOTALL),
+    GROUNDING: re.compile(r"<start>.*?</end>", re.DOTALL),
+    REWRITING: re.compile(r"<query>.*?</query>", re.DOTALL),
+}
 
 
 @dataclass(frozen=True)
 class SFTExample:
-    """prompt: question and answer, ending with <REFINE> (a mismatch) or the stop token (a match).
+    """prompt: question and answer, ending with <REFINE> (a mismatch that is refined softly) or the stop token.
 
     parts: [n] the part of each answer token; the answer is the prompt's last n tokens.
     """
@@ -43,15 +46,8 @@ class SFTExample:
 
 def answer_parts(answer: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     """The part of each token by where its first character stands; `offsets` are (start, end) in `answer`."""
-    parts = []
-    for start, _ in offsets:
-        if any(m.start() <= start < m.end() for m in _ANSWER.finditer(answer)):
-            parts.append(VERIFICATION)
-        elif any(m.start() <= start < m.end() for m in _SPAN.finditer(answer)):
-            parts.append(GROUNDING)
-        else:
-            parts.append(REASONING)
-    return parts
+    spans = [(part, m.start(), m.end()) for part, form in _PARTS.items() for m in form.finditer(answer)]
+    return [next((part for part, a, b in spans if a <= start < b), REASONING) for start, _ in offsets]
 
 
 def build_examples(
@@ -68,7 +64,7 @@ def build_examples(
         for row, prompt in zip(some, prompts, strict=True):
             coded = tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
             ids, parts = list(coded["input_ids"]), answer_parts(row["answer"], coded["offset_mapping"])
-            refines = row["label"] != "matched"
+            refines = row["answer"].endswith(REFINE_TOKEN)
             if not refines:
                 ids, parts = [*ids, tokenizer.eos_token_id], [*parts, REASONING]
             examples.append(

@@ -1,7 +1,7 @@
 """Stage 1 (METHOD 5) on TRL's SFTTrainer: answer tokens' cross-entropy + weight * L_ret through latents and embedder.
 
 Difference from the authors: the latents are trained by the cached pass that inference uses, and negatives that
-outrank the right video stay in. `SFTRecipe.refine=False` is the fine-tuned baseline: the same rows, no latents.
+outrank the right video stay in. `SFTRecipe.refine` other than `soft` trains a baseline: the text alone, no latents.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _freeze(policy: LoadedPolicy, recipe: SFTRecipe) -> None:
     policy.model.requires_grad_(True)
     policy.model.model.visual.requires_grad_(recipe.train_vision)
     policy.model.refine_gate.requires_grad_(False)
-    if not recipe.refine:
+    if recipe.refine != "soft":
         for parameter in policy.model.refine_parameters:
             parameter.requires_grad_(False)
 
@@ -160,7 +160,7 @@ class RefineSFTTrainer(SFTTrainer):
 
     def _text_loss(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over all answer tokens, the latents [R, N, D], and each part's mean."""
-        refining = [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine else []
+        refining = [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine == "soft" else []
         hidden, latents, batch = teacher_forced(
             self.policy.model,
             [e.prompt for e in examples],
