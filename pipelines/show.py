@@ -63,12 +63,13 @@ def text(value: Any) -> str:
 
 def plan_json(plans: Iterable[StagePlan]) -> str:
     """`{"assets": {name: {new, stale, orphaned, failed, unchanged}}, "why": {name: {cause: rows}}}`;
-    `{"waits_for": name}` for counts that are not yet known.
+    `{"waits_for": name}` for counts that are not yet known; `"imported": {name: rows}` where rows were imported.
     """
     listed = list(plans)
     assets = {p.asset: p.plan.counts() if p.plan else {"waits_for": p.waits_for} for p in listed}
     why = {p.asset: p.plan.why() for p in listed if p.plan and p.plan.causes}
-    return json.dumps({"assets": assets, "why": why}, indent=2)
+    imported = {p.asset: p.num_imported for p in listed if p.num_imported}
+    return json.dumps({"assets": assets, "why": why} | ({"imported": imported} if imported else {}), indent=2)
 
 
 def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
@@ -78,8 +79,9 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
         if item.plan is None:
             rows.append([item.asset, *[""] * len(COUNTS), f"known after {item.waits_for} has run"])
         else:
-            why = "; ".join(f"{cause} ({number:,})" for cause, number in item.plan.why().items())
-            rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), why])
+            why = [f"{cause} ({number:,})" for cause, number in item.plan.why().items()]
+            why += [f"taken as imported ({item.num_imported:,})"] if item.num_imported else []
+            rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), "; ".join(why)])
     return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
 
 

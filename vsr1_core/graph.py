@@ -53,11 +53,12 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's plan, or why it cannot be known yet."""
+    """A stage's plan, or why it cannot be known yet. num_imported: wanted rows that are taken as they were given."""
 
     asset: str
     plan: Plan | None
     waits_for: str = ""
+    num_imported: int = 0
 
 
 def plan_graph(view: View) -> list[StagePlan]:
@@ -65,14 +66,14 @@ def plan_graph(view: View) -> list[StagePlan]:
     plans = []
     for name, stage in view.stages.items():
         try:
-            wanted = stage.wanted(view)
+            wanted = stage.wanted_rows(view)
         except NotYetKnown as reason:
             plans.append(StagePlan(name, None, reason.asset))
             view.unsettled.add(name)
             continue
         inputs = stage.wanted_inputs(view, wanted)
         plan = make_plan(inputs, view.table(name))
-        plans.append(StagePlan(name, plan))
+        plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in wanted.values())))
         view.planned[name] = _future(view, stage, wanted, plan)
         if plan.due():
             view.unsettled.add(name)

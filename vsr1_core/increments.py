@@ -7,10 +7,11 @@ Nothing here knows any stage; `vsr1_core.stages` holds those.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,11 @@ class Plan:
     def due(self, retry_failed: bool = False) -> list[str]:
         """Ids to process: new and stale rows, and failed ones when asked."""
         return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
+
+    def limited_to(self, ids: Container[str]) -> Plan:
+        """The same plan with only these new and stale rows; the others stay as they are."""
+        new, stale = (tuple(i for i in group if i in ids) for group in (self.new, self.stale))
+        return dataclasses.replace(self, new=new, stale=stale, causes={i: self.causes[i] for i in (*new, *stale)})
 
     def why(self) -> dict[str, int]:
         """How many due rows each cause has; a row with two causes counts for both."""

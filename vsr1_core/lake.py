@@ -235,3 +235,7 @@ class Lake:
     def cache(self, what: str) -> Path:
         """The folder for what can be made again at any time: shared by all datasets and stages, safe to delete."""
         return self.root / "cache" / check_name(what, "cache")
+
+    def imported(self, dataset: str) -> Path:
+        """The folder for what was brought from elsewhere instead of being computed (`vsr1_core.prepared`)."""
+        return self.root / "imported" / check_name(dataset)

@@ -330,7 +330,7 @@ class _Explainer:
         """Empty where the plan does not know yet."""
         if asset not in self._wanted:
             is_known = self.plans[asset].plan is not None
-            self._wanted[asset] = self.view.stages[asset].wanted(self.view) if is_known else {}
+            self._wanted[asset] = self.view.stages[asset].wanted_rows(self.view) if is_known else {}
         return self._wanted[asset]
 
     def states(self, asset: str) -> dict[str, str]:
@@ -350,7 +350,9 @@ class _Explainer:
         return self._stored[asset]
 
     def _source(self, asset: str, row_id: str, wanted: Row | None) -> str:
-        """Where on disk a row of a source was read; empty for rows that were made from rows."""
+        """Where on disk a row of a source was read, or an imported one; empty for rows that were made from rows."""
+        if wanted is not None and wanted.is_imported and self.view.imported is not None:
+            return str(self.view.imported.record["source"])
         if asset == "moments":
             return sources.place_of(self.view.entry, self.view.config, row_id) or ""
         if self.view.stages[asset].upstream or wanted is None:

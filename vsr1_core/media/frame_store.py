@@ -28,6 +28,16 @@ def read_frames(path: Path | str) -> np.ndarray:
         raise FileNotFoundError(f"the frames {path} are not there: build frame_tensors again") from error
 
 
+def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] at another size; those that have it already are not touched."""
+    from PIL import Image
+
+    if frames.shape[1:3] == (height, width):
+        return frames
+    pictures = (Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames)
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
 @dataclass(frozen=True)
 class SheetRow:
     """One video on a contact sheet: `timestamps_s` [T] belong to the frames in the file `path`."""

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
 from vsr1_core.lake import Lake, Table
+from vsr1_core.prepared.store import GivenRow, Imported, current_import
 from vsr1_core.reasoning.teacher import EndpointSettings
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
 
@@ -45,10 +47,16 @@ class NotYetKnown(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A wanted row: what it reads, and the columns whose values are known before the work is done."""
+    """A wanted row: what it reads, and the columns whose values are known before the work is done.
+
+    basis: facts that decide, beside `inputs`, whether an imported row still holds; they bear no version. is_imported:
+    this row is taken as it was given.
+    """
 
     inputs: Inputs
     known: Mapping[str, Any] = field(default_factory=dict)
+    basis: Inputs = field(default_factory=dict)
+    is_imported: bool = False
 
 
 @dataclass
@@ -107,6 +115,15 @@ class View:
         """The folder for files that belong to `asset`'s rows."""
         return self.lake.files(asset, self.entry.name)
 
+    @cached_property
+    def imported(self) -> Imported | None:
+        """What was imported for this dataset; None where nothing was."""
+        return current_import(self.lake, self.entry.name)
+
+    def given_rows(self, asset: str) -> Mapping[str, GivenRow]:
+        """Row id -> the imported row of `asset`, whether or not it still holds."""
+        return self.imported.rows(asset, self.stages[asset].key) if self.imported is not None else {}
+
     def lender(self) -> View | None:
         """The committed tables of the dataset whose models this one uses; None when it makes its own."""
         if not self.entry.models_from:
@@ -129,6 +146,8 @@ class Stage(ABC):
     group: ClassVar[str]
     columns: ClassVar[Mapping[str, Any]]
     upstream: ClassVar[tuple[str, ...]] = ()
+    kept_inputs: ClassVar[tuple[str, ...]] = ()
+    """Inputs that an imported row reads as well, beside what was given."""
 
     def recipe(self, config: Configuration) -> Any:
         """What of the configuration decides this stage's rows; None where nothing does."""
@@ -143,36 +162,68 @@ class Stage(ABC):
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         """Make the rows `ids`: yield one dict a row with the key and the columns, or the key and `error`."""
 
+    def wanted_rows(self, view: View) -> dict[str, Row]:
+        """`wanted`, with an imported row in place of each row that was given and whose basis still holds."""
+        given = view.given_rows(self.name)
+        return {row_id: self._or_given(row, given.get(row_id)) for row_id, row in self.wanted(view).items()}
+
+    def _or_given(self, row: Row, given: GivenRow | None) -> Row:
+        facts = {**row.inputs, **row.basis}
+        if given is None or any(facts.get(name) != version for name, version in given.basis.items()):
+            return row
+        inputs = {"imported": given.digest, **{name: row.inputs[name] for name in self.kept_inputs}}
+        known = {name: value for name, value in row.known.items() if name not in ("status", "error")}
+        failure = {"status": "failed"} if given.known.get("error") is not None else {}
+        return Row(inputs, {**known, **given.known, **failure}, is_imported=True)
+
     def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Inputs]:
-        """Each row's full inputs: stage version, recipe, and what the row reads."""
+        """Each row's full inputs: stage version, recipe, and what the row reads. An imported row owes nothing to this
+        stage, so a new version or recipe of it leaves the row as it is."""
         base = {"stage": str(STAGE_VERSIONS[self.name.split(".")[0]])}
         recipe = self.recipe(view.config)
         if recipe is not None:
             base["recipe"] = fingerprint(recipe)
-        return {row_id: {**base, **row.inputs} for row_id, row in wanted.items()}
+        return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in wanted.items()}
 
     def plan(self, view: View) -> Plan:
-        return make_plan(self.wanted_inputs(view, self.wanted(view)), view.table(self.name))
+        return make_plan(self.wanted_inputs(view, self.wanted_rows(view)), view.table(self.name))
 
     def shard_rows(self, view: View, execution: Execution) -> int:
         """How many finished rows are kept at a time: so many a killed run may lose."""
         return execution.shard_rows
 
-    def build(self, view: View, execution: Execution) -> Outcome:
-        """Plan, process what is due, commit. Idempotent."""
+    def build(self, view: View, execution: Execution, only_imported: bool = False) -> Outcome:
+        """Plan, process what is due, commit. Idempotent. `only_imported` leaves rows that would be made for later."""
         table = view.table(self.name)
-        inputs = self.wanted_inputs(view, self.wanted(view))
+        wanted = self.wanted_rows(view)
+        inputs = self.wanted_inputs(view, wanted)
+        plan = make_plan(inputs, table)
+        if only_imported:
+            plan = plan.limited_to({row_id for row_id, row in wanted.items() if row.is_imported})
         outcome = run_plan(
             table,
             inputs,
-            make_plan(inputs, table),
-            lambda ids: self.process(view, ids, execution),
+            plan,
+            lambda ids: self._rows(view, wanted, ids, execution),
             retry_failed=execution.retry_failed,
             shard_rows=self.shard_rows(view, execution),
             log=execution.log,
         )
         self.after_build(view)
         return outcome
+
+    def _rows(
+        self, view: View, wanted: Mapping[str, Row], ids: Sequence[str], execution: Execution
+    ) -> Iterator[dict[str, Any]]:
+        """The rows `ids`: imported ones as they were given, the others made."""
+        given = [row_id for row_id in ids if wanted[row_id].is_imported]
+        if given and view.imported is not None:
+            for row in view.imported.values(self.name, self.key, given):
+                known = {name: value for name, value in wanted[row[self.key]].known.items() if name in self.columns}
+                yield {**known, **row}
+        own = [row_id for row_id in ids if not wanted[row_id].is_imported]
+        if own:
+            yield from self.process(view, own, execution)
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
         """Called when the table is committed, and also when nothing was due: a run may have been killed in between.

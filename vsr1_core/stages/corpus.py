@@ -140,12 +140,14 @@ def _render_clip(task: tuple[Scene, Path, ToyRecipe]) -> dict[str, Any]:
 
 
 class Videos(Stage):
-    """One row a video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row."""
+    """One row a video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row,
+    unless its frames were imported: then the row says what is known of it, and has no path."""
 
     name: ClassVar[str] = "videos"
     key: ClassVar[str] = "video_id"
     group: ClassVar[str] = "corpus"
     upstream: ClassVar[tuple[str, ...]] = ("raw_videos", "annotation_files")
+    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "content": pl.String,

@@ -29,7 +29,7 @@ class QueryEmbeddings(Stage):
         rows = view.rows("moments", ["query_id", "split", "query", "video_id"]).iter_rows()
         return {
             query_id: Row(
-                {"query": fingerprint([query, split, video_id]), "embedder": embedder},
+                {"query": query_version(query, split, video_id), "embedder": embedder},
                 {"split": split, "video_id": video_id},
             )
             for query_id, split, query, video_id in rows
@@ -51,6 +51,11 @@ class QueryEmbeddings(Stage):
                 yield {k: row[k] for k in ("query_id", "split", "video_id")} | {"vector": vector.tolist()}
 
 
+def query_version(query: str, split: str, video_id: str) -> str:
+    """What of a moment its embedding's row depends on."""
+    return fingerprint([query, split, video_id])
+
+
 class VideoEmbeddings(Stage):
     """One vector a video. Reads the sampled frames and the embedder."""
 
@@ -58,6 +63,7 @@ class VideoEmbeddings(Stage):
     key: ClassVar[str] = "video_id"
     group: ClassVar[str] = "embeddings"
     upstream: ClassVar[tuple[str, ...]] = ("frame_tensors", "base_models")
+    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
     columns: ClassVar[Mapping[str, Any]] = {"splits": pl.List(pl.String), "vector": pl.List(pl.Float32)}
 
     def wanted(self, view: View) -> dict[str, Row]:

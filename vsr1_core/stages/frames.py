@@ -18,13 +18,15 @@ class FrameTensors(Stage):
     """One row and one `.npy` (uint8 [T, H, W, 3]) a video.
 
     timestamps_s: each frame's source time, counted from the video's first frame, which the file's own clock shows at
-    start_s. content: changes when, and only when, the pixels may: what reads no splits depends on this one.
+    start_s. content: changes when, and only when, the pixels may: what reads no splits depends on this one. height,
+    width: as models are shown them; the array of an imported video may have another size.
     """
 
     name: ClassVar[str] = "frame_tensors"
     key: ClassVar[str] = "video_id"
     group: ClassVar[str] = "media"
     upstream: ClassVar[tuple[str, ...]] = ("videos",)
+    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "content": pl.String,

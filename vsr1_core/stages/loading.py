@@ -90,13 +90,14 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
 
 
 def patches_of(row: dict[str, Any], config: Any) -> VideoPatches:
-    """The model's input from a frame_tensors row."""
+    """The model's input from a frame_tensors row. Imported frames may have another size than models are shown."""
     from pathlib import Path
 
-    from vsr1_core.media.frame_store import read_frames
+    from vsr1_core.media.frame_store import read_frames, resized
     from vsr1_core.models.inputs import video_patches
 
-    return video_patches(read_frames(Path(row["path"])), row["timestamps_s"], config)
+    frames = resized(read_frames(Path(row["path"])), row["height"], row["width"])
+    return video_patches(frames, row["timestamps_s"], config)
 
 
 def layouts_of(view: View, video_ids: Sequence[str], config: Any) -> list[VideoLayout]:

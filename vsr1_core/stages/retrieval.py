@@ -5,7 +5,7 @@ Only plain queries are searched here; refined ones are `search.episodes`' matter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,7 +42,7 @@ class VideoIndexes(Stage):
             raise NotYetKnown("video_embeddings")
         members = videos.explode("splits").drop_nulls("splits").partition_by("splits", as_dict=True)
         return {
-            str(split): Row({"video_embeddings": fingerprint(sorted(rows.select("video_id", "row_version").rows()))})
+            str(split): Row({"video_embeddings": members_version(rows.select("video_id", "row_version").rows())})
             for (split,), rows in sorted(members.items())
         }
 
@@ -61,6 +61,11 @@ class VideoIndexes(Stage):
                 continue
             write_index(folder, index)
             yield {"split": split, "path": str(folder), "num_videos": len(index.ids), "dim": vectors.shape[1]}
+
+
+def members_version(members: Iterable[tuple[str, str]]) -> str:
+    """Of an index of these (video_id, version of its embedding)."""
+    return fingerprint(sorted(members))
 
 
 class FirstRanking(Stage):
@@ -159,10 +164,14 @@ class HardNegatives(Stage):
         return {"num_hard_negatives": config.retrieval.num_hard_negatives}
 
     def wanted(self, view: View) -> dict[str, Row]:
-        never = same_text_videos(view)
+        never, asked = same_text_videos(view), asked_versions(view)
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
-            query_id: Row({"first_ranking": version, "moments": fingerprint(sorted(never[query_id]))}, {"split": split})
+            query_id: Row(
+                {"first_ranking": version, "moments": fingerprint(sorted(never[query_id]))},
+                {"split": split},
+                {"query": asked[query_id]},
+            )
             for query_id, version, split in rankings.iter_rows()
             if query_id in never
         }
@@ -179,6 +188,17 @@ class HardNegatives(Stage):
                 "video_ids": [video_id for video_id, _ in pairs],
                 "scores": [score for _, score in pairs],
             }
+
+
+def asked_version(query: str, video_id: str) -> str:
+    """Of what a query asks for and which video has it: what imported rankings of it stand on."""
+    return fingerprint([query, video_id])
+
+
+def asked_versions(view: View) -> dict[str, str]:
+    """Train query id -> its `asked_version`."""
+    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(IS_TRAIN)
+    return {query_id: asked_version(query, video_id) for query_id, _, query, video_id in moments.iter_rows()}
 
 
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:

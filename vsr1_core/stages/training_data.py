@@ -17,17 +17,20 @@ import polars as pl
 
 from vsr1_core.increments import Inputs
 from vsr1_core.lake import read_json, write_json, write_jsonl
+from vsr1_core.prepared.store import GivenRow
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.reasoning.teacher import EventNote, StoredFrames, TeacherTask, make_teacher, refusal
 from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.evaluation import is_used
-from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
+from vsr1_core.stages.retrieval import IS_TRAIN, asked_versions, same_text_videos
 
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
 MARKER = "published.json"
 """Beside a published file: the data version of the table that it was written from."""
+MOMENT_COLUMNS = ("query", "video_id", "start_s", "end_s", "duration_s")
+"""What both stages' rows take from a moment."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
 
 
@@ -40,6 +43,7 @@ class Top1Pool(Stage):
     are ranked first, spare queries are shown their right video all the same: a weak embedder ranks 3 % of the toy
     train queries first, which is too few to learn from what a match looks like.
     No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
+    An imported pool is taken whole, and nothing is drawn beside it.
     """
 
     name: ClassVar[str] = "top1_pool"
@@ -49,6 +53,18 @@ class Top1Pool(Stage):
     columns: ClassVar[Mapping[str, Any]] = {"label": pl.String, "shown_video_id": pl.String, "video_id": pl.String}
 
     def wanted(self, view: View) -> dict[str, Row]:
+        given = view.given_rows(self.name)
+        return self._as_given(view, given) if given else self._drawn(view)
+
+    def _as_given(self, view: View, given: Mapping[str, GivenRow]) -> dict[str, Row]:
+        """The imported queries; those whose moment has changed since are shown what is ranked first now."""
+        asked = asked_versions(view)
+        changed = {q for q in given if q in asked and given[q].basis != {"query": asked[q]}}
+        held = {q: Row({}, basis={"query": asked[q]}) for q in given if q in asked and q not in changed}
+        ranked = self._candidates(view) if changed else {}
+        return held | {q: Row({"first_ranking": fingerprint(k)}, k) for q, k in ranked.items() if q in changed}
+
+    def _drawn(self, view: View) -> dict[str, Row]:
         asked = {"matched": view.config.pool.num_matched, "not_matched": view.config.pool.num_not_matched}
         labels: dict[str, dict[str, Row]] = {label: {} for label in asked}
         for query_id, known in self._candidates(view).items():
@@ -121,12 +137,13 @@ class ReasoningTraces(Stage):
         return 1 if _asks_a_model(view) else execution.shard_rows
 
     def wanted(self, view: View) -> dict[str, Row]:
-        versions = view.versions("top1_pool")
+        versions, moments = view.versions("top1_pool"), _train_moments(view)
         reads = _read_by_a_model if _asks_a_model(view) else _read_by_the_template
         return {
             task.query_id: Row(
                 {"top1_pool": versions[task.query_id], **reads(task)},
                 {"label": task.label, "shown_video_id": task.shown_video_id},
+                {"moment": fingerprint(moments[task.query_id])},
             )
             for task in _teacher_tasks(view)
         }
@@ -323,7 +340,8 @@ def published_sft_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GRPOPrompts(Stage):
-    """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives."""
+    """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives. Where
+    prompts were imported, those queries and no others."""
 
     name: ClassVar[str] = "grpo_prompts"
     key: ClassVar[str] = "query_id"
@@ -342,7 +360,7 @@ class GRPOPrompts(Stage):
     }
 
     def wanted(self, view: View) -> dict[str, Row]:
-        negatives = view.versions("hard_negatives")
+        negatives, given = view.versions("hard_negatives"), view.given_rows(self.name)
         moments = _train_moments(view)
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
@@ -354,7 +372,7 @@ class GRPOPrompts(Stage):
                 }
             )
             for query_id, version, _ in rankings.iter_rows()
-            if query_id in moments
+            if query_id in moments and (not given or query_id in given)
         }
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
@@ -399,9 +417,8 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train_moments(view: View) -> dict[str, dict[str, Any]]:
     """query id -> what both stages' rows take from its moment."""
-    columns = ["query", "video_id", "start_s", "end_s", "duration_s"]
-    rows = view.rows("moments", ["query_id", "split", *columns]).filter(IS_TRAIN).to_dicts()
-    return {row["query_id"]: {name: row[name] for name in columns} for row in rows}
+    rows = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).to_dicts()
+    return {row["query_id"]: {name: row[name] for name in MOMENT_COLUMNS} for row in rows}
 
 
 def _negatives(view: View) -> Mapping[str, dict[str, Any]]:
