@@ -13,7 +13,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from pipelines import dataset_commands, hub_commands, show
+from pipelines import dataset_commands, hub_commands, prepared_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
 from vsr1_core.graph import open_view, plan_graph
@@ -221,6 +221,9 @@ def ui(
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
     arguments = ["dev", *location, "-h", host, "-p", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
+
+
+prepared_commands.register(app)
 
 
 if __name__ == "__main__":

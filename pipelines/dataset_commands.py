@@ -19,6 +19,8 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, remove_entry, save_entry
 from vsr1_core.graph import open_view
+from vsr1_core.lake import Lake
+from vsr1_core.prepared.store import current_import
 
 MAX_LISTED = 20
 """Findings of one kind that the table lists; CSV and JSON list all."""
@@ -45,6 +47,11 @@ def dataset_show(name: str) -> None:
     entry = known_entry(settings, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
     rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
+    imported = current_import(Lake(settings.home / "lake"), name)
+    if imported is not None:
+        record = imported.record
+        said = f"{record['source']} ({', '.join(record['splits'])}), {record['imported_at']}"
+        rows.append(["imported from", said])
     show.console().print(show.table(entry.name, ["", ""], rows))
     if name in BENCHMARKS:
         _show_benchmark(BENCHMARKS[name], entry)

@@ -1,0 +1,79 @@
+"""`vsr1 import-prepared` and `vsr1 export-prepared`: the authors' prepared data in, and the same layout out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import show
+from pipelines.commands import DatasetOption, UserError, command, known_entry
+from pipelines.resources import read_settings
+from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.graph import open_view
+from vsr1_core.prepared.layout import SPLITS
+from vsr1_core.prepared.store import forget_import
+from vsr1_core.stages.base import Execution
+
+CopyOption = Annotated[
+    bool, typer.Option("--copy", help="Copy frames; by default they are hard links where the file system is the same.")
+]
+
+
+@command
+def import_prepared(
+    folder: Annotated[Path | None, typer.Argument(help="One dataset's folder, with raw_annotation/ in it.")] = None,
+    dataset: DatasetOption = "charades",
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given twice.")] = None,
+    copy: CopyOption = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Undo the import: rows are made here again.")] = False,
+) -> None:
+    """Take the authors' prepared frames, embeddings, index and training files in, without computing them again."""
+    from vsr1_core.prepared.taking_in import import_prepared as take_in
+
+    settings = read_settings()
+    known_entry(settings, dataset)
+    if dataset not in BENCHMARKS:
+        raise UserError(f"prepared data are published for {', '.join(BENCHMARKS)}, not for {dataset}")
+    view = open_view(settings.home, dataset)
+    if forget:
+        if not forget_import(view.lake, dataset):
+            raise UserError(f"nothing was imported for {dataset}")
+        typer.echo(f"Forgot what was imported for {dataset}. What that makes due: vsr1 plan --dataset {dataset}")
+        return
+    if folder is None or not folder.is_dir():
+        raise UserError(f"give the prepared folder: vsr1 import-prepared DIR --dataset {dataset}")
+    unknown = sorted(set(split or ()) - set(SPLITS))
+    if unknown:
+        raise UserError(f"no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
+    execution = Execution(workers=settings.workers, log=lambda line: typer.echo(line, err=True))
+    summary = take_in(view, folder.expanduser(), execution, split or (), copy)
+    rows = [[asset, given, summary.taken[asset]] for asset, given in summary.given.items()]
+    show.console().print(show.table(f"Imported into {dataset}", ["asset", "given", "taken in"], rows))
+    for note in summary.notes:
+        typer.echo(note)
+    typer.echo(f"What is left to do: vsr1 plan --dataset {dataset}")
+
+
+@command
+def export_prepared(
+    dataset: str,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    copy: CopyOption = False,
+) -> None:
+    """Write a dataset in the authors' prepared layout."""
+    from vsr1_core.prepared.writing import export_prepared as write_out
+
+    settings = read_settings()
+    known_entry(settings, dataset)
+    left_out = write_out(open_view(settings.home, dataset), folder.expanduser().absolute(), copy)
+    typer.echo(f"Wrote {dataset} to {folder}.")
+    for name in left_out:
+        typer.echo(f"Not built, so not written: {name}")
+
+
+def register(app: typer.Typer) -> None:
+    example = "Example: [bold]vsr1 import-prepared ~/data/charades-sta --dataset charades[/bold]"
+    app.command("import-prepared", epilog=example)(import_prepared)
+    app.command("export-prepared")(export_prepared)

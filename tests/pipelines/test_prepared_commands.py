@@ -1,0 +1,57 @@
+"""`vsr1 import-prepared` and `vsr1 export-prepared` on a small prepared folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from tests.core.datasets.prepared_folder import content, write_prepared
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VSR1_WORKERS", "1")
+    return write_prepared(tmp_path / "charades-sta")
+
+
+def ok(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tmp_path: Path) -> None:
+    assert "put charades_fig_train.jsonl into" in ok("import-prepared", folder, "--dataset", "charades")
+    plan = json.loads(ok("plan", "--dataset", "charades", "--json"))
+    assert plan["imported"]["query_embeddings"] == 16
+    for name in plan["imported"]:
+        assert (plan["assets"][name]["new"], plan["assets"][name]["stale"]) == (0, 0), name
+    assert "taken as imported (16)" in ok("plan", "--dataset", "charades")
+    assert str(folder) in "".join(ok("dataset", "show", "charades").split())
+    ok("export-prepared", "charades", tmp_path / "out")
+    assert content(tmp_path / "out") == content(folder)
+
+
+def test_mistakes_are_explained_and_an_import_can_be_undone(folder: Path, tmp_path: Path) -> None:
+    assert "give the prepared folder" in refused("import-prepared", tmp_path / "nowhere", "-d", "charades")
+    assert "prepared data are published for charades" in refused("import-prepared", folder, "-d", "toy")
+    assert "no split 'tests'" in refused("import-prepared", folder, "-d", "charades", "--split", "tests")
+    assert "nothing was imported" in refused("import-prepared", "-d", "charades", "--forget")
+    assert "has not been built" in refused("export-prepared", "charades", tmp_path / "out")
+    (folder / "train/hard_negatives.json").unlink()
+    assert "train/hard_negatives.json: is not there" in refused("import-prepared", folder, "-d", "charades")
+    ok("import-prepared", folder, "-d", "charades", "--split", "test")
+    ok("import-prepared", "-d", "charades", "--forget")
+    assert "imported" not in json.loads(ok("plan", "--dataset", "charades", "--json"))
