@@ -21,7 +21,7 @@ DATA = ("videos", *TAKEN_IN)
 class Home:
     """Charades without one video on disk, and no model."""
 
-    def __init__(self, root: Path, config: str = "nano") -> None:
+    def __init__(self, root: Path, config: str = "tiny") -> None:
         self.root = root
         self.entry = dataclasses.replace(builtin_entries(root)["charades"], config=config)
         self.config = CONFIGURATIONS[config]
