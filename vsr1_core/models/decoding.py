@@ -7,20 +7,18 @@ the differentiable form of the same thing.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, apply_rotary_pos_emb
+from transformers import Cache, PreTrainedTokenizerBase
 
 from vsr1_core.models.batching import Batch, language_model_kwargs, left_padded
 from vsr1_core.models.inputs import Prompt
 from vsr1_core.models.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.policy import Policy
+from vsr1_core.models.prefix import SharedPrefix, layer_inputs
 from vsr1_core.models.vision import VideoFeatures
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, REFINE_TOKEN
 
@@ -348,70 +346,14 @@ def teacher_forced(
     """Hidden states [B, L, H] of whole rows (prompt and answer, left-padded), latents [R, N, D] of the rows
     `refining`, whose last token is <REFINE>, and the batch. Gradients flow through everything."""
     batch = left_padded(policy.model, prompts, features, pad_id)
-    with _HiddenStates(policy) as model:
-        if not refining or not num_soft_tokens:
-            hidden = model.run(**language_model_kwargs(batch), use_cache=False)
-            return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
-        with _layer_inputs(model.model) as inputs:
-            hidden = model.run(**language_model_kwargs(batch), use_cache=False)
-        state = _first_state(model, batch, hidden).select(refining)
-        with _no_checkpointing(model.model):
-            cache = _cache_of(model.model, inputs, batch, refining)
-            tokens = [policy.latent(state.seed)]
-            while len(tokens) < num_soft_tokens:
-                _step(model, state, cache, policy.latent_input(tokens[-1]))
-                tokens.append(policy.latent(state.hidden))
+    with _HiddenStates(policy) as model, layer_inputs(model.model) as inputs:
+        hidden = model.run(**language_model_kwargs(batch), use_cache=False)
+        seed = model.seed(hidden)[list(refining), -1]
+    if not refining or not num_soft_tokens:
+        return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
+    prefix = SharedPrefix(model.model, inputs, batch, refining)
+    tokens = [policy.latent(seed)]
+    while len(tokens) < num_soft_tokens:
+        # To the text's precision: autocast would leave the whole step's residual stream in bf16.
+        tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(hidden))))
     return hidden, torch.stack(tokens, dim=1), batch
-
-
-@contextlib.contextmanager
-def _layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
-    """Yield a dict that a pass over `model` fills: layer number -> the hidden states [B, L, H] it reads."""
-    inputs: dict[int, Tensor] = {}
-
-    def keep(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.setdefault(layer.self_attn.layer_idx, args[0])
-
-    hooks = [layer.register_forward_pre_hook(keep) for layer in model.layers]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
-def _no_checkpointing(model: Qwen3VLTextModel) -> Iterator[None]:
-    """Gradient checkpointing off for a while. With it, transformers drops the cache of a training step with a mere
-    warning, and the latents after the first would see no prompt at all."""
-    was = [layer.gradient_checkpointing for layer in model.layers]
-    for layer in model.layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer, flag in zip(model.layers, was, strict=True):
-            layer.gradient_checkpointing = flag
-
-
-def _cache_of(model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int]) -> DynamicCache:
-    """The cache of `rows`, worked out again from what each layer read: two products a layer, for refining rows only.
-
-    So the big pass may be checkpointed, and rows that do not refine keep no keys and values.
-    """
-    at = torch.tensor(list(rows), device=batch.mask.device)
-    cache = DynamicCache(config=model.config)
-    cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
-    for i, layer in enumerate(model.layers):
-        keys, values = checkpoint(_keys_and_values, layer, inputs[i][at], *cosines, use_reentrant=False)
-        cache.update(keys, values, i)
-    return cache
-
-
-def _keys_and_values(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    keys = attention.k_norm(attention.k_proj(normed).view(shape)).transpose(1, 2)
-    values = attention.v_proj(normed).view(shape).transpose(1, 2)
-    return apply_rotary_pos_emb(keys, keys, cos, sin)[1], values

@@ -1,7 +1,7 @@
 """A key-value cache for inference that is written in place: room is taken once, rows leave without copying the rest.
 
 transformers' DynamicCache concatenates at every step, so a batch of 16 rows with 1,200 tokens copies all its keys
-and values for each new token. Not differentiable: training uses DynamicCache.
+and values for each new token. Not differentiable: training has `prefix`.
 """
 
 from __future__ import annotations
