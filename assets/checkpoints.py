@@ -83,6 +83,13 @@ ASSETS = (
         "training",
     ),
     AssetInfo(
+        "drop_above_positive_checkpoint",
+        "An ablation of stage 1: no negatives that rank above the right video. Only where it is reported.",
+        frozenset({"pytorch"}),
+        checkpoint_extras,
+        "training",
+    ),
+    AssetInfo(
         "grpo_checkpoint",
         "Stage 2: GRPO over whole search episodes.",
         frozenset({"pytorch"}),

@@ -9,11 +9,9 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import cell, markdown_table, with_pictures
+from assets._metadata import cell, fitting, markdown_table, picture, with_pictures
+from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import View
-
-MAX_TURNS = 16
-"""Only for the order of rows: curves by number of turns come last."""
 
 METHODS = {
     "zero_shot": "The base policy, no refinement.",
@@ -21,6 +19,12 @@ METHODS = {
     "hard_refine": "The policy rewrites the query as text.",
     "sqr_sft": "Soft query refinement after stage 1.",
     "videosearch_r1": "Soft query refinement after stage 2.",
+}
+OPTIONS = {
+    "": "",
+    "exclude_rejected": " A rejected video is not shown again.",
+    "last_latents": " A query carries the soft tokens of its last turn only.",
+    "drop_above_positive": " Trained without the negatives that rank above the right video.",
 }
 
 
@@ -57,7 +61,7 @@ def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     from vsr1_core.evaluation.plots import in_method_order
 
     methods = in_method_order(frame["method"].unique().to_list())
-    order = {name: place for place, name in enumerate(metric_names(MAX_TURNS))}
+    order = {name: place for place, name in enumerate(metric_names())}
     names = sorted(frame["metric"].unique().to_list(), key=lambda name: (order.get(name, len(order)), name))
     cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
     return ["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names]
@@ -77,9 +81,23 @@ def report_extras(view: View, asset: str) -> dict[str, Any]:
     }
 
 
+def curves_extras(view: View, asset: str) -> dict[str, Any]:
+    """The curves as pictures."""
+    from vsr1_core.evaluation import plots
+
+    rows = view.rows(asset)
+    drawn = {"turns": plots.turns, "soft_tokens": plots.soft_tokens}
+    return {
+        f"curves/{split}/{curve}": picture(fitting(plots.png(draw(frame))), f"{split}: metrics by number of {curve}")
+        for (split,), frame in rows.partition_by("split", as_dict=True).items()
+        for curve, draw in drawn.items()
+        if (frame["curve"] == curve).any()
+    }
+
+
 def _prediction_info(method: str) -> AssetInfo:
     base, _, option = method.partition("+")
-    text = METHODS.get(base, base) + (" A rejected video is not shown again." if option else "")
+    text = METHODS.get(base, base) + OPTIONS.get(option, "")
     return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras)
 
 
@@ -90,9 +108,15 @@ def _probe_info(method: str) -> AssetInfo:
 
 ASSETS = (
     *(_probe_info(name) for name in METHODS if name != "zero_shot"),
-    *(_prediction_info(name + option) for name in METHODS for option in ("", "+exclude_rejected")),
+    *(_prediction_info(name) for name in evaluation.METHODS),
     AssetInfo(
         "metrics", "Per method: retrieval, verification, grounding, tokens, with 95 % intervals.", extras=metrics_extras
+    ),
+    AssetInfo(
+        "refinement_curves",
+        "Metrics by the number of turns and of soft tokens allowed, with 95 % intervals.",
+        frozenset({"parquet", "matplotlib"}),
+        curves_extras,
     ),
     AssetInfo(
         "report", "Markdown with plots, the published numbers beside ours.", frozenset({"markdown"}), report_extras

@@ -54,7 +54,7 @@ NANO = Configuration(
     hard_refine=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine="text"),
     grpo=GRPORecipe(steps=1, queries_per_step=2, group_size=2, num_turns=2, max_new_tokens=24),
     evaluation=EvalRecipe(
-        methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected"),
+        methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected", "sqr_sft+last_latents"),
         num_turns=2,
         max_new_tokens=24,
         num_resamples=50,

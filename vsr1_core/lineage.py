@@ -144,6 +144,7 @@ _REPORT_INPUTS = {
     "moments": of_split("moments"),
     "predictions": _of_all_methods,
     "metrics": of_split("metrics"),
+    "refinement_curves": of_split("refinement_curves"),
     "video_index": of_split("video_index"),
     **{asset: every(asset) for asset in CHECKPOINTS},
 }
@@ -174,6 +175,7 @@ LINEAGE: dict[str, dict[str, Origin]] = {
     "fine_tuned_checkpoint": _TRAINED,
     "hard_refine_checkpoint": _TRAINED,
     "sft_checkpoint": _TRAINED,
+    "drop_above_positive_checkpoint": _TRAINED,
     "grpo_checkpoint": _TRAINED,
     "predictions": {
         "query": same("moments"),
@@ -188,6 +190,7 @@ LINEAGE: dict[str, dict[str, Origin]] = {
         "frames": known("frame_tensors", "shown_video_id"),
     },
     "metrics": _METRIC_INPUTS,
+    "refinement_curves": _METRIC_INPUTS,
     "report": _REPORT_INPUTS,
 }
 """Asset (`predictions` for all of `predictions.*`) -> input -> its rows. `stage`, `recipe` and what comes straight from

@@ -36,11 +36,13 @@ STAGE_VERSIONS: dict[str, int] = {
     "fine_tuned_checkpoint": 1,
     "hard_refine_checkpoint": 1,
     "sft_checkpoint": 1,
+    "drop_above_positive_checkpoint": 1,
     "grpo_checkpoint": 3,
-    "predictions": 4,
+    "predictions": 5,
     "verification_probe": 1,
-    "metrics": 3,
-    "report": 1,
+    "metrics": 4,
+    "refinement_curves": 1,
+    "report": 2,
 }
 
 

@@ -48,6 +48,7 @@ COMMENTS = {
     "grpo_episodes": "One row an episode that stage 2 sampled in training (some of them): rewards, advantage, ranks",
     "grpo_turns": "One row a turn of these episodes: what was shown and all that the policy wrote",
     "metrics": "One row a method and metric with its 95 % interval; shares are in [0, 1], null is undefined",
+    "refinement_curves": "Metrics by the number of turns, or of soft tokens a turn, allowed; with 95 % intervals",
     "failures": "Every failed row of every asset, with the reason",
     "lake": "The folder that these views read",
     "report": "Where the written report of a split lies",
@@ -146,7 +147,7 @@ def _statements(root: Path, stages: Mapping[str, Stage]) -> list[str]:
 
 def _asset_view(root: Path, stage: Stage) -> str:
     columns = [stage.key, *stage.columns]
-    if stage.name == "metrics":  # its id only repeats the method and the metric
+    if stage.name in ("metrics", "refinement_curves"):  # the id only repeats other columns
         columns = [*columns[1:], columns[0]]
     return f"SELECT {_names(['dataset', *columns, 'status', 'error', 'row_version'])} FROM {_scan(root, stage.name)}"
 

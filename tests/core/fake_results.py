@@ -13,7 +13,7 @@ from vsr1_core.evaluation.metrics import temporal_iou
 from vsr1_core.lake import Lake
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import Row, Stage, View
-from vsr1_core.stages.reporting import Metrics, Report
+from vsr1_core.stages.reporting import Metrics, RefinementCurves, Report
 
 COLOURS = ("red", "crimson", "teal", "golden", "violet")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -86,8 +86,17 @@ def fake_prediction(moment: dict[str, Any], strength: Strength, rng: Any, num_tu
         "checkpoint": "sft_checkpoint",
         "num_text_tokens": sum(t["num_text_tokens"] for t in turns),
         "num_latent_tokens": sum(t["num_latent_tokens"] for t in turns),
+        "prefix_ranks": _fake_prefix_ranks(turns, strength),
         "turns": turns,
     }
+
+
+def _fake_prefix_ranks(turns: list[dict[str, Any]], strength: Strength) -> list[int] | None:
+    """The first rank without soft tokens, the last one with more than half of them."""
+    if len(turns) == 1 or not strength.num_latent_tokens:
+        return None
+    first, last = turns[0]["rank"], turns[-1]["rank"]
+    return [first if 2 * k < strength.num_latent_tokens else last for k in range(strength.num_latent_tokens + 1)]
 
 
 def _fake_best(moment: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,7 +185,7 @@ def table_stage(name: str, key: str, columns: dict[str, Any]) -> Stage:
 
 
 def fake_stages() -> dict[str, Stage]:
-    """The tables that scoring reads, as stages, and the two real stages behind them."""
+    """The tables that scoring reads, as stages, and the real stages behind them."""
     tables = [table_stage("moments", "query_id", MOMENT_COLUMNS)]
     tables.append(table_stage("videos", "video_id", {"path": pl.String}))
     tables.append(table_stage("video_index", "split", {"num_videos": pl.Int64}))
@@ -184,7 +193,7 @@ def fake_stages() -> dict[str, Stage]:
         tables.append(table_stage(name, "model_id" if name == "base_models" else "checkpoint", CHECKPOINT_COLUMNS))
     tables += [table_stage(f"predictions.{method}", "query_id", PREDICTION_COLUMNS) for method in STRENGTHS]
     tables += [table_stage(f"verification_probe.{method}", "probe_id", PROBE_COLUMNS) for method in PROBED]
-    return {stage.name: stage for stage in (*tables, Metrics(), Report())}
+    return {stage.name: stage for stage in (*tables, Metrics(), RefinementCurves(), Report())}
 
 
 def commit_rows(

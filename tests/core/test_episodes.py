@@ -229,6 +229,46 @@ def test_a_query_carries_the_latents_of_all_its_turns_or_of_the_last_one(script:
     torch.testing.assert_close(episode.final_vector, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_search_may_carry_the_last_latents_only_whatever_the_checkpoint_says(script: Any) -> None:
+    def final_vector(search: Searcher) -> Tensor:
+        script([NO])  # anew, for the latents differ from turn to turn
+        vector = search.run(QUERIES[:1])[0].final_vector
+        assert vector is not None
+        return vector
+
+    all_turns = final_vector(searcher(num_turns=2))
+    last = final_vector(searcher(num_turns=2, last_latents=True))
+    torch.testing.assert_close(last, final_vector(searcher(policy=tiny_policy(accumulate=False), num_turns=2)))
+    assert not torch.allclose(last, all_turns)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exclude", [False, True])
+def test_ranks_with_fewer_soft_tokens_are_those_of_queries_that_carry_fewer(script: Any, exclude: bool) -> None:
+    script([NO, NO, YES])
+    search = searcher(num_turns=3, exclude_rejected=exclude, decode=DecodeSettings(3, 0.0, num_soft_tokens=4))
+    for episode in (found := search.run(QUERIES)):
+        assert len(episode.latents) == 2
+    for episode, ranks in zip(found, search.prefix_ranks(found), strict=True):
+        right, without = str(episode.query.right_video_id), sorted(episode.rejected) if exclude else []
+        texts, plain = [episode.query.text], search.embedder.embed_queries([episode.query.text])[0]
+        vectors = [plain]
+        for k in range(1, 5):
+            soft = search.policy.model.append_input(torch.cat([z[:k] for z in episode.latents]))
+            vectors.append(search.embedder.embed_queries(texts, [soft])[0])
+        expected = [None if right in without else vector_rank(search, v, right, without) for v in vectors]
+        assert ranks == expected
+        assert expected[-1] == episode.final_rank
+        if not exclude:
+            assert expected[0] == episode.first_rank
+
+
+def test_without_latents_there_are_no_ranks_by_soft_tokens(script: Any) -> None:
+    script([YES])
+    search = searcher()
+    assert search.prefix_ranks(search.run(QUERIES[:2])) == [None, None]
+
+
 def test_many_queries_in_chunks_are_what_each_is_alone() -> None:
     together = searcher(batch_size=3).run(QUERIES)
     search = searcher()

@@ -53,8 +53,8 @@ def episodes_of(moments: list[dict], predictions: list[dict]) -> Episodes:
     return load_episodes(moments_frame(moments), predictions_frame(predictions))
 
 
-def values_of(moments: list[dict], predictions: list[dict], num_turns: int = 3) -> dict[str, float]:
-    return metrics.values(score(episodes_of(moments, predictions), num_turns))
+def values_of(moments: list[dict], predictions: list[dict]) -> dict[str, float]:
+    return metrics.values(score(episodes_of(moments, predictions)))
 
 
 # Six queries whose metrics are worked out by hand below.
@@ -117,18 +117,6 @@ GOLDEN = {
     "num_text_tokens": (10 + 20 + 10 + 30) / 4,
     "num_latent_tokens": (8 + 16 + 8 + 24) / 4,
     "num_query_tokens": 6 / 4,
-    "recall_at_1_turns_1": 2 / 6,
-    "recall_at_1_turns_2": 3 / 6,
-    "recall_at_1_turns_3": 2 / 6,
-    "vcmr_0.3_turns_1": 1 / 6,
-    "vcmr_0.3_turns_2": 2 / 6,
-    "vcmr_0.3_turns_3": 2 / 6,
-    "vcmr_0.5_turns_1": 1 / 6,
-    "vcmr_0.5_turns_2": 1 / 6,
-    "vcmr_0.5_turns_3": 1 / 6,
-    "vcmr_0.7_turns_1": 1 / 6,
-    "vcmr_0.7_turns_2": 1 / 6,
-    "vcmr_0.7_turns_3": 1 / 6,
     **dict.fromkeys(metrics.PROBE_METRICS, math.nan),  # nothing was probed
 }
 
@@ -139,8 +127,8 @@ def test_six_queries_score_as_worked_out_by_hand() -> None:
 
 
 def test_every_metric_of_the_list_is_reported_once_and_in_order() -> None:
-    table = summarise(score(episodes_of(GOLDEN_MOMENTS, GOLDEN_PREDICTIONS), 3), num_resamples=20)
-    assert tuple(table["metric"]) == metrics.metric_names(3)
+    table = summarise(score(episodes_of(GOLDEN_MOMENTS, GOLDEN_PREDICTIONS)), num_resamples=20)
+    assert tuple(table["metric"]) == metrics.metric_names()
     assert dict(table.select("metric", "num_queries").iter_rows())["grounding_0.5"] == 2
     assert dict(table.select("metric", "num_queries").iter_rows())["num_text_tokens"] == 4
 
@@ -256,7 +244,7 @@ def test_a_missing_rank_is_the_worst_rank(ranks: list[int | None]) -> None:
 def test_no_queries_give_no_numbers() -> None:
     assert math.isnan(metrics.recall_at_k([], 1))
     assert math.isnan(metrics.median_rank([]))
-    assert summarise(score(episodes_of([], []), 3)).is_empty()
+    assert summarise(score(episodes_of([], []))).is_empty()
 
 
 def test_a_query_without_prediction_lowers_every_share() -> None:
@@ -305,7 +293,7 @@ def test_two_rows_for_one_query_are_refused() -> None:
 
 def fake_scores(method: str, num_queries: int = 200) -> Scores:
     moments = fake_moments(num_queries)
-    return score(episodes_of(moments, fake_predictions(moments, STRENGTHS[method], seed=3)), 3)
+    return score(episodes_of(moments, fake_predictions(moments, STRENGTHS[method], seed=3)))
 
 
 def test_intervals_hold_their_value_and_repeat_with_the_seed() -> None:
@@ -323,7 +311,7 @@ def test_an_interval_has_the_width_that_theory_gives_a_share() -> None:
         prediction(m["query_id"], [turn(1, m["video_id"], "matched")], rank=1 if i % 2 else 50)
         for i, m in enumerate(moments)
     ]
-    row = summarise(score(episodes_of(moments, rows), 1), 1000).row(
+    row = summarise(score(episodes_of(moments, rows)), 1000).row(
         by_predicate=pl.col("metric") == "recall_at_1", named=True
     )
     expected = 2 * 1.96 * math.sqrt(0.25 / 400)
@@ -351,7 +339,7 @@ def test_paired_intervals_are_narrower_than_those_of_unrelated_methods() -> None
     rows = fake_predictions(moments, STRENGTHS["sqr_sft"], seed=3)
     missed = next(i for i, row in enumerate(rows) if row["rank"] == 1)
     changed = [{**row, "rank": 99} if i == missed else row for i, row in enumerate(rows)]
-    one, two = (score(episodes_of(moments, r), 3) for r in (rows, changed))
+    one, two = (score(episodes_of(moments, r)) for r in (rows, changed))
     paired = metrics.paired_differences(one, two, 300).row(by_predicate=pl.col("metric") == "recall_at_1")
     assert paired[1] == pytest.approx(1 / 200)
     alone = summarise(one, 300).row(by_predicate=pl.col("metric") == "recall_at_1", named=True)
@@ -364,7 +352,7 @@ def test_differences_over_other_queries_are_refused() -> None:
 
 
 def test_what_cannot_be_known_is_null_and_not_infinite() -> None:
-    table = summarise(score(episodes_of([moment("a"), moment("b")], []), 2), 20)
+    table = summarise(score(episodes_of([moment("a"), moment("b")], [])), 20)
     found = dict(table.select("metric", "value").iter_rows())
     assert found["median_rank"] is None
     assert found["grounding_0.5"] is None
@@ -375,7 +363,7 @@ def test_what_cannot_be_known_is_null_and_not_infinite() -> None:
 
 def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
     rng = np.random.default_rng(0)
-    names = tuple(name for name in metrics.metric_names(3) if name != "median_rank")
+    names = tuple(name for name in metrics.metric_names() if name != "median_rank")
     numerators = (rng.random((20_000, len(names))) < 0.5).astype(float)
     ranks = rng.integers(1, 100, 20_000).astype(float)
     scores = Scores(tuple(map(str, range(20_000))), names, numerators, np.ones_like(numerators), ranks)
@@ -415,7 +403,7 @@ def probe_values(train: list[dict]) -> dict[str, float]:
     moments = moments_frame([{**m, "duration_s": 20.0} for m in GOLDEN_MOMENTS[:-1]] + [moment("f", 10.0, 20.0)])
     moments = moments.with_columns(duration_s=pl.lit(20.0))
     found = metrics.load_probes(moments, pl.DataFrame(PROBES, schema=schema), moments_frame(train))
-    values = metrics.values(score(load_episodes(moments, predictions_frame(GOLDEN_PREDICTIONS)), 3, found))
+    values = metrics.values(score(load_episodes(moments, predictions_frame(GOLDEN_PREDICTIONS)), found))
     return {name: values[name] for name in metrics.PROBE_METRICS}
 
 

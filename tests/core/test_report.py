@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from fake_results import STRENGTHS, fake_moments, fake_predictions, moments_frame, predictions_frame
 
-from vsr1_core.evaluation import metrics, plots, report
+from vsr1_core.evaluation import curves, metrics, plots, report
 from vsr1_core.evaluation.published import PUBLISHED
 from vsr1_core.evaluation.report import ReportInputs, write_report
 
@@ -25,19 +26,28 @@ def inputs_for(
     moments = fake_moments(num_queries)
     for moment in moments if query is not None else ():
         moment["query"] = query
-    frame, predictions, tables = moments_frame(moments), {}, []
+    frame, predictions, tables, points = moments_frame(moments), {}, [], []
     for i, (method, strength) in enumerate(STRENGTHS.items() if num_queries else ()):
         rows = fake_predictions(moments, strength, seed=i)
         rows[0] = {"query_id": rows[0]["query_id"], "status": "failed", "error": "no frames"}
         predictions[method] = predictions_frame(rows[: len(rows) - num_missing])
-        scores = metrics.score(metrics.load_episodes(frame, predictions[method]), 3)
-        tables.append(metrics.summarise(scores, 50).with_columns(method=pl.lit(method)))
+        episodes = metrics.load_episodes(frame, predictions[method])
+        tables.append(metrics.summarise(metrics.score(episodes), 50).with_columns(method=pl.lit(method)))
+        scored = [curves.score_turns(episodes, 3), curves.score_soft_tokens(episodes, predictions[method], 8)]
+        points.extend(metrics.summarise(scores, 50).with_columns(method=pl.lit(method)) for scores in scored)
     schema = {"metric": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "method": pl.String}
     return ReportInputs(
         dataset=dataset, kind=kind, split="test", config="tiny", moments=frame, predictions=predictions,
         metrics=pl.concat(tables) if tables else pl.DataFrame(schema=schema), num_videos=num_queries or None,
         curves={"sft_checkpoint": curve(60)} if num_queries else {}, num_resamples=50,
+        refinement=as_curves(pl.concat(points)) if points else report.NO_CURVES,
     )  # fmt: skip
+
+
+def as_curves(points: pl.DataFrame) -> pl.DataFrame:
+    """`refinement_curves` rows from scores whose metrics are named curve/x/metric."""
+    parts = pl.col("metric").str.split("/").list
+    return points.with_columns(curve=parts.get(0), x=parts.get(1).cast(pl.Int64), metric=parts.get(2))
 
 
 def text_of(inputs: ReportInputs) -> str:
@@ -63,6 +73,21 @@ def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path)
     assert beside == {f"{name}.png" for name in report.CAPTIONS}
     assert all(f"]({name})" in text for name in beside)
     assert all(path.stat().st_size > 5_000 for path in toy_report.parent.glob("*.png"))
+
+
+def test_curves_have_a_column_a_turn_and_a_soft_token(toy_report: Path) -> None:
+    text = toy_report.read_text()
+    assert "| R@1, 1 turn | R@1, 2 turns | R@1, 3 turns | VCMR 0.5, 1 turn |" in text
+    assert "| method | R@1, 0 | R@1, 1 |" in text.split("## By number of soft tokens")[1]
+
+
+def test_an_option_is_compared_with_the_same_method_without_it() -> None:
+    inputs = inputs_for(40)
+    predictions = {**inputs.predictions, "sqr_sft+last_latents": inputs.predictions["sqr_sft"]}
+    text = text_of(replace(inputs, predictions=predictions))
+    ablations = text.split("## Ablations")[1].split("##")[0]
+    assert "| sqr_sft+last_latents − sqr_sft | +0.0 [+0.0, +0.0] |" in ablations
+    assert "last_latents" not in text.split("## Differences between methods")[1].split("##")[0]
 
 
 def test_failed_and_missing_predictions_are_counted(toy_report: Path) -> None:
@@ -118,7 +143,7 @@ def test_a_query_cannot_break_the_tables_or_bring_markup(tmp_path: Path) -> None
 
 
 def test_each_ending_has_an_episode_with_all_its_turns(toy_report: Path) -> None:
-    episodes = toy_report.read_text().split("## Episodes")[1].split("## What is missing")[0]
+    episodes = toy_report.read_text().split("## Episodes")[1].split("## How to read")[0]
     assert metrics.OUTCOMES["found"] in episodes
     assert metrics.OUTCOMES["wrong_video_accepted"] in episodes
     assert "1. Shown" in episodes

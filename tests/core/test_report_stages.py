@@ -1,4 +1,4 @@
-"""The stages `metrics` and `report`: which rows they want, when these are out of date, and what they hold."""
+"""The stages that score and report: which rows they want, when these are out of date, and what they hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from vsr1_core.evaluation.metrics import PROBE_METRICS, metric_names
 from vsr1_core.lake import Lake
 from vsr1_core.stages.base import Execution, NotYetKnown, View
 
-NUM_METRICS = len(metric_names(NANO.evaluation.num_turns))
+NUM_METRICS = len(metric_names())
+SCORING = ("metrics", "refinement_curves", "report")
 NUM_OF_EPISODES = NUM_METRICS - len(PROBE_METRICS)
 
 
@@ -33,8 +34,11 @@ def view_of(root: Path, kind: str = "toy") -> View:
 
 
 def build(view: View) -> dict[str, int]:
-    """How many rows each of the two stages processed."""
-    return {name: view.stages[name].build(view, Execution()).num_processed for name in ("metrics", "report")}
+    """How many rows the stages of scores and text processed."""
+    found = {
+        name: stage.build(view, Execution()).num_processed for name, stage in view.stages.items() if name in SCORING
+    }
+    return {name: found[name] for name in ("metrics", "report")}
 
 
 def change(view: View, asset: str, row_id: str, **columns: object) -> None:
@@ -71,6 +75,21 @@ def test_every_method_gets_every_metric(view: View) -> None:
     assert rows.filter(pl.col("metric") == "recall_at_1")["num_queries"].to_list() == [40] * 4
     assert rows["seed"].unique().to_list() == [NANO.evaluation.seed]
     assert Path(view.rows("report")["path"][0]).exists()
+
+
+def test_every_method_has_its_curves_and_a_changed_answer_redoes_only_those_of_its_method(view: View) -> None:
+    build(view)
+    rows = view.rows("refinement_curves")
+    points = rows.filter(pl.col("metric") == "recall_at_1").group_by("method", "curve").agg(pl.col("x").sort())
+    expected = {(method, "turns"): [1, 2] for method in STRENGTHS}
+    expected |= {(method, "soft_tokens"): list(range(9)) for method in ("sqr_sft", "videosearch_r1")}
+    assert {(method, curve): x for method, curve, x in points.iter_rows()} == expected
+    change(view, "predictions.sqr_sft", "00010_fig", rank=77)
+    stale = view.stages["refinement_curves"].plan(view).stale
+    assert {row_id.split("/")[0] for row_id in stale} == {"sqr_sft"}
+    assert len(stale) == view.rows("refinement_curves").filter(pl.col("method") == "sqr_sft").height
+    view.stages["refinement_curves"].build(view, Execution())
+    assert view.stages["refinement_curves"].plan(view).due() == []
 
 
 def test_a_second_build_does_nothing(view: View) -> None:

@@ -11,7 +11,7 @@ Shares are in [0, 1]. No tables are read or written here, no plots are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,8 @@ class Verifications:
     is_correct: BoolArray
     iou: FloatArray
     probability: FloatArray
+    num_text_tokens: FloatArray
+    num_latent_tokens: FloatArray
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ def _verifications(frame: pl.DataFrame) -> Verifications:
         is_correct=is_decided & (is_matched == is_right),
         iou=np.where(is_right, _span_iou(turns), 0.0),
         probability=_floats(turns["matched_probability"]),
+        num_text_tokens=np.nan_to_num(_floats(turns["num_text_tokens"])),
+        num_latent_tokens=np.nan_to_num(_floats(turns["num_latent_tokens"])),
     )
 
 
@@ -305,18 +309,27 @@ def _constant_iou(truth: pl.DataFrame, train_moments: pl.DataFrame) -> FloatArra
 class Scores:
     """Each metric's parts per query: value = sum(numerators) / sum(denominators) over the queries, M metrics.
 
-    numerators, denominators: (Q, M) in the order of `names`. ranks: (Q,), for the median, which is no ratio.
+    numerators, denominators: (Q, M) in the order of `names`. ranks: (Q,), for the median, which is no ratio; None where
+    no median is asked for.
     """
 
     query_ids: tuple[str, ...]
     names: tuple[str, ...]
     numerators: FloatArray
     denominators: FloatArray
-    ranks: FloatArray
+    ranks: FloatArray | None = None
+
+    @classmethod
+    def of(
+        cls, query_ids: tuple[str, ...], parts: Mapping[str, tuple[FloatArray, FloatArray]], ranks: FloatArray | None
+    ) -> Scores:
+        """From each metric's (numerators, denominators), (Q,) each."""
+        numerators, denominators = (np.stack([pair[side] for pair in parts.values()], axis=1) for side in (0, 1))
+        return cls(query_ids, tuple(parts), numerators, denominators, ranks)
 
 
-def metric_names(num_turns: int) -> tuple[str, ...]:
-    """All metrics in the order of the tables; the curves by number of turns allowed come last."""
+def metric_names() -> tuple[str, ...]:
+    """All metrics in the order of the tables. How they change with turns and soft tokens is in `evaluation.curves`."""
     thresholds = [f"{threshold}" for threshold in IOU_THRESHOLDS]
     return (
         *(f"first_recall_at_{k}" for k in RECALL_KS),
@@ -334,17 +347,14 @@ def metric_names(num_turns: int) -> tuple[str, ...]:
         "grounding_0.7",
         *PROBE_METRICS,
         *TOKEN_COUNTS,
-        *(f"recall_at_1_turns_{turn}" for turn in range(1, num_turns + 1)),
-        *(f"vcmr_{threshold}_turns_{turn}" for threshold in thresholds for turn in range(1, num_turns + 1)),
     )
 
 
-def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> Scores:
-    """Every metric of `metric_names(num_turns)`, per query.
+def score(episodes: Episodes, probes: Probes | None = None) -> Scores:
+    """Every metric of `metric_names`, per query.
 
     `vcmr_*`: the strict policy. `vcmr_best_*`: the policy `best`, which also answers where nothing was matched.
     `grounding_*`: over the verdicts `matched` on the right video, the share with IoU at least the threshold.
-    `*_turns_t`: the episode as it stood when t turns were allowed.
     `balanced_verification_accuracy`: over the probes of queries that were shown both a right and a wrong video.
     `balanced_grounding_0.5`: share of right-video probes that were matched with IoU at least 0.5;
     `grounding_given_matched_0.5`: the same over the matched ones only; `constant_span_grounding_0.5`: of the best
@@ -362,11 +372,10 @@ def score(episodes: Episodes, num_turns: int, probes: Probes | None = None) -> S
         parts[f"vcmr_best_{threshold}"] = (episodes.best_iou >= threshold).astype(float), every
     ran = episodes.has_prediction.astype(float)
     parts |= {name: (getattr(episodes, name) * ran, ran) for name in TOKEN_COUNTS}
-    parts |= _verification_parts(episodes) | _turn_parts(episodes, num_turns)
+    parts |= _verification_parts(episodes)
     parts |= _probe_parts(probes) if probes else dict.fromkeys(PROBE_METRICS, (0.0 * every, 0.0 * every))
-    names = tuple(name for name in metric_names(num_turns) if name != "median_rank")
-    numerators, denominators = (np.stack([parts[name][side] for name in names], axis=1) for side in (0, 1))
-    return Scores(episodes.query_ids, names, numerators, denominators, episodes.rank)
+    ordered = {name: parts[name] for name in metric_names() if name != "median_rank"}
+    return Scores.of(episodes.query_ids, ordered, episodes.rank)
 
 
 def _per_query(episodes: Episodes, counted: BoolArray) -> FloatArray:
@@ -409,22 +418,6 @@ def _probe_parts(probes: Probes) -> dict[str, tuple[FloatArray, FloatArray]]:
     return dict(zip(PROBE_METRICS, parts, strict=True))
 
 
-def _turn_parts(episodes: Episodes, num_turns: int) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Rank and answer when only t turns are allowed: the ranking of the last turn up to t, a match up to t."""
-    v = episodes.verifications
-    every = np.ones(len(episodes.query_ids))
-    parts = {}
-    for turn in range(1, num_turns + 1):
-        allowed = np.flatnonzero(v.turn <= turn)
-        rank = np.full(len(episodes.query_ids), np.inf)
-        rank[v.query[allowed]] = v.rank[allowed]  # in turn order, so the last assignment wins
-        parts[f"recall_at_1_turns_{turn}"] = (rank <= 1).astype(float), every
-        for threshold in IOU_THRESHOLDS:
-            hits = v.is_matched & v.is_right_video & (v.iou >= threshold) & (v.turn <= turn)
-            parts[f"vcmr_{threshold}_turns_{turn}"] = np.minimum(_per_query(episodes, hits), 1.0), every
-    return parts
-
-
 # ---- values and intervals ----------------------------------------------------------------------------------------
 
 
@@ -432,7 +425,8 @@ def values(scores: Scores) -> dict[str, float]:
     """Metric -> value, NaN where nothing is judged (no accepted right video, for grounding)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = scores.numerators.sum(axis=0) / scores.denominators.sum(axis=0)
-    return {**dict(zip(scores.names, ratios.tolist(), strict=True)), "median_rank": median_rank(scores.ranks)}
+    found = dict(zip(scores.names, ratios.tolist(), strict=True))
+    return found if scores.ranks is None else {**found, "median_rank": median_rank(scores.ranks)}
 
 
 def bootstrap(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> dict[str, FloatArray]:
@@ -440,18 +434,20 @@ def bootstrap(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> dict
 
     The same seed draws the same queries for every method, which is what makes differences paired.
     """
-    order = np.argsort(scores.ranks, kind="stable")
+    ranks = scores.ranks
+    order = np.argsort(ranks, kind="stable") if ranks is not None else np.empty(0, np.int64)
     sums, medians = [], []
     parts = np.concatenate([scores.numerators, scores.denominators], axis=1)
     for counts in _resamples(len(scores.query_ids), num_resamples, seed):
         sums.append(counts @ parts)
-        medians.append(_weighted_medians(scores.ranks[order], counts[:, order]))
+        if ranks is not None:
+            medians.append(_weighted_medians(ranks[order], counts[:, order]))
     totals = np.concatenate(sums)
     width = len(scores.names)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = totals[:, :width] / totals[:, width:]
     samples = {name: ratios[:, i] for i, name in enumerate(scores.names)}
-    return {**samples, "median_rank": np.concatenate(medians)}
+    return {**samples, "median_rank": np.concatenate(medians)} if medians else samples
 
 
 def _resamples(num_queries: int, num_resamples: int, seed: int) -> Iterator[FloatArray]:
@@ -476,7 +472,7 @@ def _weighted_medians(ranks: FloatArray, counts: FloatArray) -> FloatArray:
 
 
 def summarise(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> pl.DataFrame:
-    """(metric, value, low, high, num_queries, seed), one row a metric in the order of `metric_names`.
+    """(metric, value, low, high, num_queries, seed), one row a metric in the order of `scores.names`.
 
     low and high bound the 95 % percentile interval. num_queries: how many queries the metric is over. A value that
     is not finite is null: nothing to judge, or a median of mostly missing ranks. No rows for no queries.
@@ -487,8 +483,9 @@ def summarise(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> pl.D
     counted = dict(zip(scores.names, (scores.denominators > 0).sum(axis=0).tolist(), strict=True))
     counted["median_rank"] = len(scores.query_ids)
     found = values(scores)
-    order = [*scores.names[: scores.names.index("mrr") + 1], "median_rank"]
-    order += [name for name in scores.names if name not in order]
+    order = list(scores.names)
+    if "median_rank" in found:
+        order.insert(order.index("mrr") + 1, "median_rank")
     return _summary([(name, found[name], *_interval(samples[name]), counted[name]) for name in order], seed)
 
 

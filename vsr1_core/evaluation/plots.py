@@ -94,26 +94,40 @@ def vcmr_by_method(metrics: pl.DataFrame, published: Sequence[PublishedRow] = ()
     return figure
 
 
-def turns(metrics: pl.DataFrame, title: str = "") -> Figure:
-    """Video R@1 and VCMR at IoU 0.5 against the number of turns allowed, with 95 % bands."""
-    figure = _figure(9.0, 3.9, title or "What do more turns bring?")
-    axes = figure.subplots(1, 2)
-    methods = in_method_order(metrics["method"].to_list())
+def turns(curves: pl.DataFrame, title: str = "") -> Figure:
+    """Video R@1 and VCMR at IoU 0.5 against the number of turns allowed, with 95 % bands. curves: rows of
+    `refinement_curves`."""
+    drawn = {"recall_at_1": "video R@1", "vcmr_0.5": "VCMR, IoU ≥ 0.5"}
+    return _curve_panels(curves, "turns", drawn, "turns allowed", title or "What do more turns bring?")
+
+
+def soft_tokens(curves: pl.DataFrame, title: str = "") -> Figure:
+    """Video R@1 and R@10 in the last ranking against the number of soft tokens a turn; at 0 the plain query's."""
+    drawn = {"recall_at_1": "video R@1", "recall_at_10": "video R@10"}
+    title = title or "What do more soft tokens bring?"
+    return _curve_panels(curves, "soft_tokens", drawn, "soft tokens of each turn that are used", title)
+
+
+def _curve_panels(curves: pl.DataFrame, curve: str, drawn: Mapping[str, str], x_label: str, title: str) -> Figure:
+    """One panel a metric, one line a method."""
+    points = curves.filter(pl.col("curve") == curve).drop_nulls("value").sort("x")
+    figure = _figure(9.0, 3.9, title)
+    axes = figure.subplots(1, len(drawn))
+    methods = in_method_order(points["method"].to_list())
     colours = method_colours(methods)
-    drawn = (("recall_at_1", "video R@1"), ("vcmr_0.5", "VCMR, IoU ≥ 0.5"))
-    for axis, (prefix, label) in zip(axes, drawn, strict=True):
+    for axis, (metric, label) in zip(axes, drawn.items(), strict=True):
         for method in methods:
-            points = _turn_points(metrics, method, f"{prefix}_turns_")
-            if points:
-                number, value, low, high = (np.array(column) for column in zip(*points, strict=True))
-                axis.fill_between(number, low, high, color=colours[method], alpha=0.13, linewidth=0)
-                axis.plot(number, value, "o-", color=colours[method], label=method_label(method), markersize=4)
-                axis.set_xticks(number)
-        axis.set_xlabel("turns allowed")
+            of_method = points.filter((pl.col("method") == method) & (pl.col("metric") == metric))
+            x, (value, low, high) = of_method["x"].to_numpy(), (100 * of_method[c].to_numpy() for c in _INTERVAL)
+            axis.fill_between(x, low, high, color=colours[method], alpha=0.13, linewidth=0)
+            axis.plot(x, value, "o-", color=colours[method], label=method_label(method), markersize=4)
+        axis.set_xticks(points["x"].unique().sort().to_list())
+        axis.set_xlabel(x_label)
         axis.set_ylabel(f"{label} (%)")
         axis.set_ylim(bottom=0)
         _tidy(axis)
-    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if methods:
+        axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -189,7 +203,8 @@ def loss_curves(curves: Mapping[str, pl.DataFrame], title: str = "") -> Figure:
     lines = -(-max(1, len(names)) // columns)
     figure = _figure(3.3 * columns + 0.6, 2.3 * lines + 0.9, title or "Training curves")
     axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-    known = {"fine_tuned_checkpoint": "fine_tuned", "sft_checkpoint": "sqr_sft", "grpo_checkpoint": "videosearch_r1"}
+    known = {f"{name}_checkpoint": name for name in ("fine_tuned", "hard_refine")}
+    known |= {"sft_checkpoint": "sqr_sft", "grpo_checkpoint": "videosearch_r1"}
     colours = {name: method_colours([known.get(name, name)])[known.get(name, name)] for name in curves}
     for axis, name in zip(axes, names, strict=False):
         for checkpoint, frame in curves.items():
@@ -273,13 +288,14 @@ def _row_of_axes(count: int, methods: Sequence[str], title: str) -> tuple[Figure
     return figure, axes
 
 
+_INTERVAL = ("value", "low", "high")
 Interval = tuple[float | None, float | None, float | None]
 
 
 def _value(metrics: pl.DataFrame, method: str, metric: str) -> Interval:
     """(value, low, high) as in the table; all None where the row or the value is missing."""
     rows = metrics.filter((pl.col("method") == method) & (pl.col("metric") == metric))
-    return rows.select("value", "low", "high").row(0) if rows.height else (None, None, None)
+    return rows.select(_INTERVAL).row(0) if rows.height else (None, None, None)
 
 
 def _dumbbell(axis: Axes, row: int, hollow: Interval, filled: Interval, colour: str) -> None:
@@ -302,15 +318,6 @@ def _dumbbell(axis: Axes, row: int, hollow: Interval, filled: Interval, colour: 
         fontsize=7.5,
         color=INK,
     )
-
-
-def _turn_points(metrics: pl.DataFrame, method: str, prefix: str) -> list[tuple[int, float, float, float]]:
-    rows = metrics.filter((pl.col("method") == method) & pl.col("metric").str.starts_with(prefix)).drop_nulls("value")
-    points = [
-        (int(name.removeprefix(prefix)), 100 * value, 100 * low, 100 * high)
-        for name, value, low, high in rows.select("metric", "value", "low", "high").iter_rows()
-    ]
-    return sorted(points)
 
 
 def _curve(axis: Axes, steps: Any, values: Any, colour: str) -> None:

@@ -6,6 +6,7 @@ shown as published and marked as such. Nothing is scored here that `vsr1_core.ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import polars as pl
 
 from vsr1_core.evaluation import metrics as m
 from vsr1_core.evaluation import plots
+from vsr1_core.evaluation.curves import SOFT_TOKENS, TURNS
 from vsr1_core.evaluation.published import PUBLISHED, SOURCE, PublishedRow
 from vsr1_core.lake import atomic_folder
 
@@ -27,6 +29,10 @@ COMPARED = ("recall_at_1", "vcmr_0.5", "verification_accuracy", "num_text_tokens
 """What is compared between two methods, with paired intervals."""
 
 
+NO_CURVES = pl.DataFrame(
+    schema={"method": pl.String, "curve": pl.String, "x": pl.Int64, "metric": pl.String}
+    | dict.fromkeys(("value", "low", "high"), pl.Float64)
+)
 NO_FAILURES = pl.DataFrame(schema={"asset": pl.String, "row_id": pl.String, "error": pl.String})
 
 
@@ -34,9 +40,9 @@ NO_FAILURES = pl.DataFrame(schema={"asset": pl.String, "row_id": pl.String, "err
 class ReportInputs:
     """All that the report reads.
 
-    moments: the split's annotated queries. predictions: method -> all rows, failed ones too. metrics: the `metrics`
-    rows of the split. curves: model or checkpoint -> (step, name, value). failures: (asset, row_id, error) of the
-    whole dataset. num_videos: size of the split's index, None where there is none.
+    moments: the split's annotated queries. predictions: method -> all rows, failed ones too. metrics, refinement: the
+    split's rows of `metrics` and `refinement_curves`. curves: model or checkpoint -> (step, name, value). failures:
+    (asset, row_id, error) of the whole dataset. num_videos: size of the split's index, None where there is none.
     """
 
     dataset: str
@@ -46,11 +52,11 @@ class ReportInputs:
     moments: pl.DataFrame
     predictions: Mapping[str, pl.DataFrame]
     metrics: pl.DataFrame
+    refinement: pl.DataFrame = field(default_factory=NO_CURVES.clone)
     curves: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     failures: pl.DataFrame = field(default_factory=NO_FAILURES.clone)
     models_from: str = ""
     num_videos: int | None = None
-    num_turns: int = 3
     num_resamples: int = 1000
     seed: int = 42
 
@@ -94,8 +100,8 @@ def markdown(inputs: ReportInputs, analysis: Analysis) -> str:
     """The report's text."""
     sections: list[Section] = [_failures, _training, _missing]
     if analysis.episodes:
-        scored = [_overview, _retrieval, _moment_retrieval, _verification, _balanced, _turns, _differences]
-        scored += [_tokens, _published]
+        scored = [_overview, _retrieval, _moment_retrieval, _verification, _balanced, _turns, _soft_tokens]
+        scored += [_differences, _ablations, _tokens, _published]
         sections = [*scored, _endings, _failures, _training, _worst, _examples, _missing, _reading]
     blocks = [_opening(inputs), *("\n".join(section(inputs, analysis)) for section in sections)]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -107,6 +113,7 @@ CAPTIONS = {
     "recall": "Queries whose right video is among the first k: by the query's own text, and in the last ranking.",
     "vcmr": "Share of queries answered with the right video and a span of at least this IoU.",
     "turns": "The same episodes, cut after the given number of shown videos. Bands are 95 % intervals.",
+    "soft_tokens": "The last ranking, had every turn brought only its first soft tokens. Bands are 95 % intervals.",
     "tokens": "Tokens the policy generated, mean over the queries that ran.",
     "outcomes": "How each query ended.",
     "ranks": "Rank of the right video before and after refinement, one dot a query (dots are jittered by up to 7 %).",
@@ -126,7 +133,9 @@ def _figures(inputs: ReportInputs, analysis: Analysis) -> Iterator[tuple[str, Fi
         return
     yield "recall", plots.recall_before_after(inputs.metrics)
     yield "vcmr", plots.vcmr_by_method(inputs.metrics, PUBLISHED.get(inputs.dataset, ()))
-    yield "turns", plots.turns(inputs.metrics)
+    for name, draw in (("turns", plots.turns), ("soft_tokens", plots.soft_tokens)):
+        if (inputs.refinement["curve"] == name).any():
+            yield name, draw(inputs.refinement)
     yield "tokens", plots.tokens_per_query(inputs.metrics)
     yield "outcomes", plots.outcome_bars(outcome_shares(analysis), m.OUTCOMES)
     ranks = [
@@ -247,17 +256,55 @@ def _balanced(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 
 def _turns(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    numbers = range(1, inputs.num_turns + 1)
-    columns = {f"R@1, {t} {_plural(t, 'turn', 'turns')}": f"recall_at_1_turns_{t}" for t in numbers}
-    columns |= {f"VCMR 0.5, {t} {_plural(t, 'turn', 'turns')}": f"vcmr_0.5_turns_{t}" for t in numbers}
-    return ["## By number of turns allowed", "", *_metric_table(inputs, columns), *_plot(analysis, "turns")]
+    shown = {"recall_at_1": "R@1", "vcmr_0.5": "VCMR 0.5"}
+    table = _curve_table(inputs, TURNS, shown, lambda x: f"{x} {_plural(x, 'turn', 'turns')}")
+    return ["## By number of turns allowed", "", *table, *_plot(analysis, "turns")] if table else []
+
+
+def _soft_tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    table = _curve_table(inputs, SOFT_TOKENS, {"recall_at_1": "R@1"}, lambda x: f"{x}")
+    note = (
+        "R@1 of the last ranking, had every turn brought only its first soft tokens; at 0 it is that of the plain "
+        "query. The videos shown are those of the search with all tokens."
+    )
+    if not table:
+        return []
+    return ["## By number of soft tokens", "", note, "", *table, *_plot(analysis, "soft_tokens")]
+
+
+def _curve_table(
+    inputs: ReportInputs, curve: str, shown: Mapping[str, str], name_of: Callable[[int], str]
+) -> list[str]:
+    """A line a method, a column a metric and x; nothing where no method has this curve."""
+    points = inputs.refinement.filter((pl.col("curve") == curve) & pl.col("metric").is_in(list(shown)))
+    numbers = points["x"].unique().sort().to_list()
+    cells = {(r["method"], r["metric"], r["x"]): _share(r) for r in points.iter_rows(named=True)}
+    columns = [(metric, x) for metric in shown for x in numbers]
+    header = ["method", *(f"{shown[metric]}, {name_of(x)}" for metric, x in columns)]
+    methods = [method for method in inputs.methods if method in set(points["method"])]
+    rows = [[method, *(cells.get((method, *column), "-") for column in columns)] for method in methods]
+    return markdown_table(header, rows) if rows else []
 
 
 def _differences(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """Each method against the one before it, on the same queries."""
+    """Each method against the one before it."""
+    methods = [name for name in inputs.methods if "+" not in name]
+    table = _paired_table(inputs, analysis, list(itertools.pairwise(methods)))
+    return ["## Differences between methods", "", *table] if table else []
+
+
+def _ablations(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """Each method with an option against the same without."""
+    bases = {name: name.partition("+")[0] for name in inputs.methods if "+" in name}
+    table = _paired_table(inputs, analysis, [(base, name) for name, base in bases.items() if base in inputs.methods])
+    return ["## Ablations", "", *table] if table else []
+
+
+def _paired_table(inputs: ReportInputs, analysis: Analysis, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Differences (before, after) on the same queries, with paired intervals."""
     rows = []
-    for before, after in zip(inputs.methods, inputs.methods[1:], strict=False):
-        ours, theirs = (m.score(analysis.episodes[name], inputs.num_turns) for name in (after, before))
+    for before, after in pairs:
+        ours, theirs = (m.score(analysis.episodes[name]) for name in (after, before))
         table = m.paired_differences(ours, theirs, inputs.num_resamples, inputs.seed)
         found = {row["metric"]: row for row in table.iter_rows(named=True)}
         rows.append([f"{after} − {before}", *(_difference(found[name], name) for name in COMPARED)])
@@ -265,7 +312,7 @@ def _differences(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         return []
     header = ["", *(name.replace("_", " ") for name in COMPARED)]
     note = "Paired 95 % intervals over the same queries; in bold where the interval leaves out zero."
-    return ["## Differences between methods", "", note, "", *markdown_table(header, rows)]
+    return [note, "", *markdown_table(header, rows)]
 
 
 def _tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:
@@ -402,8 +449,7 @@ def _missing(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     if not inputs.curves:
         borrowed = f"the models were trained on `{inputs.models_from}`"
         items.append(f"Training curves: {borrowed if inputs.models_from else 'nothing was trained yet'}.")
-    items.append("The curve of R@1 against the number of soft tokens.")
-    return ["## What is missing here", "", *(f"* {item}" for item in items)]
+    return ["## What is missing here", "", *(f"* {item}" for item in items)] if items else []
 
 
 def _reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
@@ -441,8 +487,14 @@ def _number(inputs: ReportInputs, method: str, metric: str, *, interval: bool = 
     rows = inputs.metrics.filter((pl.col("method") == method) & (pl.col("metric") == metric))
     if rows.is_empty() or rows["value"][0] is None:
         return "-"
-    scale = 1.0 if metric in _PLAIN else 100.0
-    value, low, high = (rows[name][0] for name in ("value", "low", "high"))
+    return _share(rows.row(0, named=True), 1.0 if metric in _PLAIN else 100.0, interval=interval)
+
+
+def _share(row: Mapping[str, Any], scale: float = 100.0, *, interval: bool = True) -> str:
+    """value [low, high] of a row, times `scale`."""
+    value, low, high = (row[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
     if not interval or low is None:
         return f"{scale * value:.1f}"
     bounds = f"{scale * low:.1f}, " + (f"{scale * high:.1f}" if high is not None else "∞")

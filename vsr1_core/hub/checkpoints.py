@@ -19,7 +19,7 @@ from vsr1_core.lake import atomic_folder, read_json, write_json
 from vsr1_core.recipes import canonical
 from vsr1_core.stages.base import View
 from vsr1_core.stages.checkpoints import ModelStage
-from vsr1_core.stages.evaluation import EXCLUDE, METHODS
+from vsr1_core.stages.evaluation import METHODS
 from vsr1_core.stages.loading import one_row
 
 HEADLINE = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100", "vcmr_0.3", "vcmr_0.5", "vcmr_0.7")
@@ -43,8 +43,7 @@ class Checkpoint:
     @property
     def methods(self) -> list[str]:
         """The methods of the report that search with it."""
-        plain = [name for name, method in METHODS.items() if (method.asset, method.row_id) == (self.asset, self.name)]
-        return [*plain, *(name + EXCLUDE for name in plain)]
+        return [name for name, method in METHODS.items() if (method.asset, method.row_id) == (self.asset, self.name)]
 
 
 def find_checkpoint(view: View, name: str) -> Checkpoint:

@@ -39,6 +39,8 @@ class EpisodeSettings:
     num_turns: int = 3
     refine: Refine = "soft"
     exclude_rejected: bool = False
+    last_latents: bool = False
+    """A query carries only the latents of its last turn, whatever the checkpoint says."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch_size: int = 64
 
@@ -249,6 +251,21 @@ class Searcher:
         return episodes
 
     @torch.no_grad()
+    def prefix_ranks(self, episodes: Sequence[Episode]) -> list[list[int | None] | None]:
+        """The right video's rank in each last ranking if every turn had brought only its first k soft tokens,
+        k = 0..N: what more tokens bring, without searching again. None for an episode without latents."""
+        refined = [e for e in episodes if e.latents]
+        num_tokens = self.settings.decode.num_soft_tokens
+        exclude = [e.rejected for e in refined] if self.settings.exclude_rejected else None
+        ranks: list[list[int | None]] = []
+        for k in range(num_tokens if refined else 0):
+            cut = [replace(e, latents=[z[:k] for z in e.latents] if k else []) for e in refined]
+            vectors = self.embed(cut).float().cpu().numpy()
+            ranks.append(self.index.ranks(vectors, [e.query.right_video_id for e in refined], exclude=exclude))
+        of_refined = iter([*at, e.final_rank] for *at, e in zip(*ranks, refined, strict=True))
+        return [next(of_refined) if e.latents else None for e in episodes]
+
+    @torch.no_grad()
     def best_answers(self, episodes: Sequence[Episode]) -> list[BestAnswer | None]:
         """The answer policy `best`: the video of the match, else that of the highest match probability, grounded.
 
@@ -315,9 +332,10 @@ class Searcher:
         return torch.stack([vector for vector in vectors if vector is not None])
 
     def _soft_tokens(self, episode: Episode) -> Tensor:
-        """A(z) of all turns so far, or in compat of the last one, [n, E]."""
+        """A(z) of all turns so far, or of the last one, [n, E]."""
         policy = self.policy.model
-        return policy.append_input(torch.cat(episode.latents if policy.soft_query.accumulate else episode.latents[-1:]))
+        keeps = policy.soft_query.accumulate and not self.settings.last_latents
+        return policy.append_input(torch.cat(episode.latents if keeps else episode.latents[-1:]))
 
     def _rank(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Rank all videos by the episodes' vectors and note what comes first. Returns those with a video to show."""

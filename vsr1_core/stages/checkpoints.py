@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -380,6 +380,18 @@ class HardRefineCheckpoint(SFTCheckpoint):
         return super().train(view, policy, execution)
 
 
+class DropAbovePositiveCheckpoint(SFTCheckpoint):
+    """An ablation: stage 1 without the negatives that rank above the right video, as the authors' code has it."""
+
+    name: ClassVar[str] = "drop_above_positive_checkpoint"
+
+    def recipe(self, config: Configuration) -> SFTRecipe:
+        return replace(config.sft, drop_above_positive=True)
+
+    def is_made(self, config: Configuration) -> bool:
+        return is_used(config, self.name)
+
+
 class GRPOCheckpoint(TrainedStage):
     """Stage 2 (METHOD 6), from stage 1's checkpoint. `episodes`: a sample of what the policy did, to be read."""
 
@@ -447,4 +459,7 @@ def _episode_row(trace: EpisodeTrace) -> dict[str, Any]:
     return plain | {f"reward_{part}": value for part, value in reward.items()}
 
 
-STAGES = (BaseModels, FineTunedCheckpoint, HardRefineCheckpoint, SFTCheckpoint, GRPOCheckpoint)
+STAGES = (
+    *(BaseModels, FineTunedCheckpoint, HardRefineCheckpoint),
+    *(SFTCheckpoint, DropAbovePositiveCheckpoint, GRPOCheckpoint),
+)

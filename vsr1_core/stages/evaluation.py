@@ -43,13 +43,14 @@ EXCLUDE = "+exclude_rejected"
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the report (METHOD 9): which checkpoint searches, how it refines, and whether a rejected video may be
-    shown again."""
+    """A row of the report (METHOD 9): which checkpoint searches, how it refines, whether a rejected video may be shown
+    again, and whether a query carries the soft tokens of its last turn only."""
 
     asset: str
     row_id: str
     refine: Refine
     exclude_rejected: bool = False
+    last_latents: bool = False
 
 
 BASIC_METHODS: dict[str, Method] = {
@@ -62,7 +63,13 @@ BASIC_METHODS: dict[str, Method] = {
 METHODS: dict[str, Method] = {
     **BASIC_METHODS,
     **{name + EXCLUDE: replace(method, exclude_rejected=True) for name, method in BASIC_METHODS.items()},
+    **{
+        f"{name}+last_latents": replace(BASIC_METHODS[name], last_latents=True)
+        for name in ("sqr_sft", "videosearch_r1")
+    },
+    "sqr_sft+drop_above_positive": Method("drop_above_positive_checkpoint", "drop_above_positive_checkpoint", "soft"),
 }
+"""Behind a `+` the one thing that differs: with the name before it, an ablation."""
 
 
 def methods_of(config: Configuration) -> tuple[str, ...]:
@@ -88,6 +95,7 @@ def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeS
         num_turns=recipe.num_turns if how.refine != "none" or how.exclude_rejected else 1,
         refine=how.refine,
         exclude_rejected=how.exclude_rejected,
+        last_latents=how.last_latents,
         decode=DecodeSettings(recipe.max_new_tokens, 0.0, config.models.num_soft_tokens),
         batch_size=batch_size,
     )
@@ -99,7 +107,8 @@ class Predictions(Stage):
 
     video_id, start_s, end_s, iou: the strict answer. best_*: that of the policy `best` (`search.episodes.BestAnswer`);
     num_best_tokens were decoded for its span alone and are not part of num_text_tokens. num_query_tokens: of the text
-    tokens, those of new queries' words.
+    tokens, those of new queries' words. prefix_ranks: of a softly refined query, the right video's last rank had every
+    turn brought its first 0, 1, .. N soft tokens only.
     """
 
     method: ClassVar[str]
@@ -130,6 +139,7 @@ class Predictions(Stage):
         "best_end_s": pl.Float64,
         "best_iou": pl.Float64,
         "num_best_tokens": pl.Int64,
+        "prefix_ranks": pl.List(pl.Int64),
         "turns": pl.List(TURN),
     }
 
@@ -198,8 +208,9 @@ def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: st
 
     queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
     episodes = searcher.run(queries)
-    for moment, episode, best in zip(moments, episodes, searcher.best_answers(episodes), strict=True):
-        yield prediction_row(moment, episode, best) | {"checkpoint": digest}
+    best, prefix_ranks = searcher.best_answers(episodes), searcher.prefix_ranks(episodes)
+    for moment, episode, answer, ranks in zip(moments, episodes, best, prefix_ranks, strict=True):
+        yield prediction_row(moment, episode, answer) | {"prefix_ranks": ranks, "checkpoint": digest}
 
 
 def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer | None) -> dict[str, Any]:

@@ -1,15 +1,23 @@
-"""The stages `metrics` and `report`: what is scored, from which rows, and when a score is out of date.
+"""The stages `metrics`, `refinement_curves` and `report`: what is scored, from which rows, and when it is out of date.
 
-How a metric is computed is in `vsr1_core.evaluation.metrics`, what the report says in `vsr1_core.evaluation.report`.
+How a metric is computed is in `vsr1_core.evaluation.metrics` and `.curves`, what the report says in `.report`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import polars as pl
 
+from vsr1_core.evaluation.curves import (
+    Point,
+    score_soft_tokens,
+    score_turns,
+    soft_token_points,
+    turn_points,
+)
 from vsr1_core.evaluation.metrics import (
     PROBE_METRICS,
     Probes,
@@ -22,10 +30,11 @@ from vsr1_core.evaluation.metrics import (
 from vsr1_core.recipes import Configuration, fingerprint
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
+from vsr1_core.stages.evaluation import METHODS
 
 CHECKPOINTS = (
     *("base_models", "fine_tuned_checkpoint", "hard_refine_checkpoint"),
-    *("sft_checkpoint", "grpo_checkpoint"),
+    *("sft_checkpoint", "drop_above_positive_checkpoint", "grpo_checkpoint"),
 )
 PREDICTIONS = tuple(stage.name for stage in evaluation.PREDICTIONS)
 PROBES = tuple(stage.name for stage in evaluation.PROBES)
@@ -50,7 +59,7 @@ class Metrics(Stage):
     upstream = ("moments", *PREDICTIONS, *PROBES)
 
     def recipe(self, config: Configuration) -> Any:
-        return [config.evaluation.num_turns, config.evaluation.num_resamples, config.evaluation.seed]
+        return [config.evaluation.num_resamples, config.evaluation.seed]
 
     def wanted(self, view: View) -> Mapping[str, Row]:
         rows = {}
@@ -59,7 +68,7 @@ class Metrics(Stage):
             for method in _methods(view, truth):
                 inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
                 of_probes = _probe_inputs(view, method, truth)
-                for metric in metric_names(view.config.evaluation.num_turns):
+                for metric in metric_names():
                     known = {"method": method, "metric": metric, "split": split}
                     reads = of_probes if metric in PROBE_METRICS else inputs
                     rows[_metric_id(view, method, metric, split)] = Row(reads, known)
@@ -70,15 +79,81 @@ class Metrics(Stage):
         for split in recipe.splits:
             truth = _truth(view, split)
             for method in _methods(view, truth):
-                due_here = {_metric_id(view, method, name, split) for name in metric_names(recipe.num_turns)} & due
+                due_here = {_metric_id(view, method, name, split) for name in metric_names()} & due
                 if not due_here:
                     continue
                 episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
-                scores = score(episodes, recipe.num_turns, _probes(view, method, truth))
+                scores = score(episodes, _probes(view, method, truth))
                 for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
                     metric_id = _metric_id(view, method, row["metric"], split)
                     if metric_id in due_here:
                         yield {"metric_id": metric_id, "method": method, "split": split, **row}
+
+
+class RefinementCurves(Stage):
+    """One row a method and point of a curve: a metric by the number of turns, or of soft tokens, allowed (METHOD 9).
+
+    Curves of soft tokens are those of methods that refine with them.
+    """
+
+    name = "refinement_curves"
+    key = "point_id"
+    group = "evaluation"
+    columns: ClassVar[Mapping[str, Any]] = {
+        "method": pl.String,
+        "curve": pl.String,
+        "x": pl.Int64,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "num_queries": pl.Int64,
+        "seed": pl.Int64,
+        "split": pl.String,
+    }
+    upstream = ("moments", *PREDICTIONS)
+
+    def recipe(self, config: Configuration) -> Any:
+        recipe = config.evaluation
+        return [recipe.num_turns, config.models.num_soft_tokens, recipe.num_resamples, recipe.seed]
+
+    def wanted(self, view: View) -> Mapping[str, Row]:
+        rows = {}
+        for split in view.config.evaluation.splits:
+            truth = _truth(view, split)
+            for method in _methods(view, truth):
+                inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
+                for point in _points(view.config, method):
+                    known = {"method": method, "split": split, **asdict(point)}
+                    rows[_metric_id(view, method, point.name, split)] = Row(inputs, known)
+        return rows
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        due, recipe = set(ids), view.config.evaluation
+        for split in recipe.splits:
+            truth = _truth(view, split)
+            for method in _methods(view, truth):
+                points = {p.name: p for p in _points(view.config, method)}
+                row_ids = {name: _metric_id(view, method, name, split) for name in points}
+                if due.isdisjoint(row_ids.values()):
+                    continue
+                predictions = view.rows(f"predictions.{method}")
+                episodes = load_episodes(truth, predictions)
+                tables = [summarise(score_turns(episodes, recipe.num_turns), recipe.num_resamples, recipe.seed)]
+                if METHODS[method].refine == "soft":
+                    scores = score_soft_tokens(episodes, predictions, view.config.models.num_soft_tokens)
+                    tables.append(summarise(scores, recipe.num_resamples, recipe.seed))
+                for row in pl.concat(tables).to_dicts():
+                    name = row.pop("metric")
+                    if row_ids[name] in due:
+                        yield {
+                            "point_id": row_ids[name], "method": method, "split": split, **row, **asdict(points[name])
+                        }  # fmt: skip
+
+
+def _points(config: Configuration, method: str) -> list[Point]:
+    soft = soft_token_points(config.models.num_soft_tokens) if METHODS[method].refine == "soft" else []
+    return [*turn_points(config.evaluation.num_turns), *soft]
 
 
 class Report(Stage):
@@ -88,10 +163,10 @@ class Report(Stage):
     key = "split"
     group = "evaluation"
     columns: ClassVar[Mapping[str, Any]] = {"path": pl.String}
-    upstream = ("moments", "video_index", *CHECKPOINTS, *PREDICTIONS, "metrics")
+    upstream = ("moments", "video_index", *CHECKPOINTS, *PREDICTIONS, "metrics", "refinement_curves")
 
     def recipe(self, config: Configuration) -> Any:
-        return [config.name, config.evaluation.num_turns, config.evaluation.num_resamples, config.evaluation.seed]
+        return [config.name, config.evaluation.num_resamples, config.evaluation.seed]
 
     def wanted(self, view: View) -> Mapping[str, Row]:
         shared = {"failures": fingerprint(_failures(view).select("asset", "row_id").rows())}
@@ -107,6 +182,7 @@ class Report(Stage):
                     "moments": _content(truth, ("query", "duration_s", *_SPAN)),
                     "predictions": fingerprint([[m, _answers(view, m, truth)] for m in _methods(view, truth)]),
                     "metrics": _versions(view, "metrics", of_split),
+                    "refinement_curves": _versions(view, "refinement_curves", of_split),
                     "video_index": _versions(view, "video_index", of_split),
                 }
             )
@@ -127,11 +203,11 @@ class Report(Stage):
                 moments=truth,
                 predictions={m: view.table(f"predictions.{m}").rows().filter(in_split) for m in _methods(view, truth)},
                 metrics=view.rows("metrics").filter(pl.col("split") == split),
+                refinement=view.rows("refinement_curves").filter(pl.col("split") == split),
                 curves=_curves(view),
                 failures=_failures(view),
                 models_from=view.entry.models_from,
                 num_videos=_num_videos(view, split),
-                num_turns=recipe.num_turns,
                 num_resamples=recipe.num_resamples,
                 seed=recipe.seed,
             )
@@ -209,7 +285,8 @@ def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:
     stage = view.stages[asset]
     names = list(dict.fromkeys([stage.key, "row_version", "status", *(["split"] if predicate is not None else [])]))
     rows = _all_rows(view, asset, names)
-    return fingerprint(sorted((rows if predicate is None else rows.filter(predicate)).rows()))
+    rows = rows if predicate is None else rows.filter(predicate)
+    return fingerprint(sorted(rows.rows())) if rows.height else "none"
 
 
 def _failures(view: View) -> pl.DataFrame:
@@ -242,4 +319,4 @@ def _num_videos(view: View, split: str) -> int | None:
     return int(rows["num_videos"][0]) if rows.height else None
 
 
-STAGES: tuple[type[Stage], ...] = (Metrics, Report)
+STAGES: tuple[type[Stage], ...] = (Metrics, RefinementCurves, Report)
