@@ -24,13 +24,20 @@ def test_special_tokens_are_one_token_each_and_are_read_inside_text() -> None:
         assert TOKENIZER(f"a{token}b")["input_ids"].count(TOKENIZER.convert_tokens_to_ids(token)) == 1
 
 
-def test_tags_and_decisions_are_whole_and_numbers_are_written_digit_by_digit() -> None:
+def test_tags_and_decisions_are_whole() -> None:
     tokens = TOKENIZER.tokenize(answer_text("a ring grows.", True, 12.5, 40.0))
     assert "<answer>" in tokens
     assert tokens[tokens.index("<answer>") + 1] == "matched"
-    first = tokens.index("<start>")
-    assert tokens[first : first + 6] == ["<start>", "1", "2", ".", "5", "</start>"]
+    assert "".join(tokens[tokens.index("<start>") : tokens.index("</start>")]) == "<start>12.5"
     assert "not_matched" in TOKENIZER.tokenize(answer_text("no.", False))
+
+
+def test_a_time_is_one_token_in_a_mark_and_in_a_span_and_other_numbers_are_spelled() -> None:
+    tokenizer = train_tokenizer(["12.5 0.0"] * 50, 400)
+    tokens = tokenizer.tokenize("<12.5 seconds><start>12.5</start> 12.55 125")
+    assert tokens.count("12.5") == 2
+    assert tokenizer.tokenize("0.0-12.5:")[:3] == ["0.0", "-", "12.5"]
+    assert tokens[-3:] == ["1", "2", "5"]
 
 
 def test_the_chat_form_is_qwens() -> None:

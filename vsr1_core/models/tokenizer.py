@@ -25,8 +25,9 @@ CHAT_TEMPLATE = (
     "{%- else %}{{ part.text }}{%- endif %}{%- endfor %}{%- endif %}{{ '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# Tags stay whole, digits stand alone (a number is read and written digit by digit), words keep their leading space.
-_SPLIT = r"</?[a-z]+>|not_matched|matched|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}<]+|<|\s+"
+# Tags stay whole, so do seconds with one decimal (a time is one token, read off a time mark and written as a span),
+# other digits stand alone, words keep their leading space.
+_SPLIT = r"</?[a-z]+>|not_matched|matched|\p{N}{1,2}\.\p{N}(?!\p{N})|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
