@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
 from vsr1_core.search.index import VideoIndex
 from vsr1_core.training.contrastive import CurvePoint
+from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
@@ -232,7 +234,7 @@ class EpisodeGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The micro-batch's share of the step's loss: TRL adds shares up, so the means are divided here."""
         rollouts: list[Rollout] = inputs["rollouts"]
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._attention():
             played = self._replay(self.policy.model, rollouts)
         policy = self._policy_loss(rollouts, played, inputs)
         self._note("kl", policy.kl)
@@ -243,10 +245,13 @@ class EpisodeGRPOTrainer(GRPOTrainer):
         self._note("policy_loss", policy.loss * (self.current_gradient_accumulation_steps if is_shared else 1))
         if not any(played.latents):
             return loss
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._attention():
             losses = self._refined_losses(rollouts, played)
         self._note("retrieval_loss", losses.mean())
         return loss + self.recipe.retrieval_weight * losses.sum() / inputs["num_refined"]
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
 
     def _replay(self, model: Policy, rollouts: list[Rollout], with_latents: bool = True) -> Replay:
         features, tokenizer = self.sampler.searcher.features, self.policy.tokenizer

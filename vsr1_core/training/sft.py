@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training.contrastive import CurvePoint, StepLines
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
+from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import retrieval_loss, token_cross_entropy
 
 
@@ -142,7 +144,7 @@ class RefineSFTTrainer(SFTTrainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
         # accelerate wraps the model's forward, which this loss does not call.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._attention():
             loss = self._loss(inputs["examples"])
         return (loss, None) if return_outputs else loss
 
@@ -204,6 +206,9 @@ class RefineSFTTrainer(SFTTrainer):
                 vectors[row, column] = self.data.vectors[video_id]
                 mask[row, column] = True
         return vectors, mask
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics["train"][name].append(float(value.detach()))
