@@ -61,10 +61,13 @@ def user_text(query: str) -> str:
     return f'Query: "{query}"\nRetrieved video: '
 
 
-def build_messages(query: str, system_prompt: str = SYSTEM_PROMPT) -> list[dict[str, Any]]:
-    """System and user turn in the chat form of Hugging Face processors, with one place for a video."""
+def build_messages(query: str, system_prompt: str = "") -> list[dict[str, Any]]:
+    """System and user turn in the chat form of Hugging Face processors, with one place for a video.
+
+    `system_prompt` is the checkpoint's own; without one it is SYSTEM_PROMPT.
+    """
     return [
-        {"role": "system", "content": [{"type": "text", "text": system_prompt}]},
+        {"role": "system", "content": [{"type": "text", "text": system_prompt or SYSTEM_PROMPT}]},
         {"role": "user", "content": [{"type": "text", "text": user_text(query)}, {"type": "video"}]},
     ]
 

@@ -17,8 +17,7 @@ from vsr1_core.reasoning.conversation import ANY_TAG
 from vsr1_core.recipes import EndpointRecipe, TeacherRecipe
 
 Label = Literal["matched", "not_matched"]
-ARTICLES = frozenset({"a", "an", "the"})
-MAX_MISSING_WORDS = 6
+STOP_WORDS = frozenset({"a", "an", "the", "of", "on", "in", "at", "is", "are", "and"})
 
 
 class ConfigurationError(ValueError):
@@ -116,11 +115,11 @@ class Teacher(Protocol):
 
 
 class TemplateTeacher:
-    """Short, regular sentences: every event of the shown video with its times, what the query asks in plain words, then
-    the event that answers (and its neighbour), or the closest one and the words it lacks.
+    """Short, regular sentences: what the query asks in plain words, every event of the shown video with its times, then
+    the event that answers, or comes closest, and for each plain word of the query whether that event has it.
 
-    The description comes first, so that it is read off the video: after the query's plain words a small model copied
-    those instead. The verdict comes last, so that it can be read off both.
+    What is asked comes first, so that it is read off the query: after the description a small model copied that
+    instead. Each word is judged by itself, so that the verdict only has to look for a "no".
     """
 
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
@@ -134,36 +133,27 @@ class TemplateTeacher:
         if task.label == "matched" and task.moment not in task.events:
             error = f"the label is matched, but the query's moment is not among those of {task.shown_video_id}"
             return TeacherReply(task.query_id, "", "error", error=error)
-        asked = task.moment.caption
-        missing = [missing_words(asked, event.caption) for event in task.events]
-        shown = [f"{event.times}: {event.caption}." for event in task.events]
-        ending = _match_clause(task) if task.label == "matched" else _mismatch_clause(task, missing)
-        text = " ".join([*shown, f"Asked: {asked}.", ending])
-        verdict: Label = "not_matched" if all(missing) else "matched"
+        judged = [judge_words(task.moment.caption, event.caption) for event in task.events]
+        at = min(range(len(judged)), key=lambda i: sum(not is_there for _, is_there in judged[i]))
+        if task.label == "matched":
+            at = task.events.index(task.moment)
+        words = " ".join(f"{word} {'yes' if is_there else 'no'}" for word, is_there in judged[at])
+        text = f"{observation(task.moment.caption, task.events)} Closest {task.events[at].times}: {words}."
+        verdict: Label = "matched" if any(all(there for _, there in words) for words in judged) else "not_matched"
         return TeacherReply(task.query_id, text, "stop", len(text.split()), verdict)
 
 
-def _match_clause(task: TeacherTask) -> str:
-    at = task.events.index(task.moment)
-    clause = f"Fits: event {at + 1}, {task.moment.times}"
-    if at + 1 < len(task.events):
-        return f"{clause}, before event {at + 2}."
-    return f"{clause}, after event {at}." if at else f"{clause}."
+def observation(asked: str, events: Sequence[EventNote]) -> str:
+    """What is asked, in plain words, and what the video shows and when: how the template's traces begin."""
+    return " ".join([f"Asked: {asked}.", *(f"{event.times}: {event.caption}." for event in events)])
 
 
-def _mismatch_clause(task: TeacherTask, missing: Sequence[Sequence[str]]) -> str:
-    closest = min(range(len(missing)), key=lambda i: len(missing[i]))
-    lacks = ", ".join(missing[closest][:MAX_MISSING_WORDS])
-    return f"Closest: event {closest + 1}, {task.events[closest].times}, lacks {lacks}."
-
-
-def missing_words(asked: str, shown: str) -> list[str]:
-    """The words of `asked`, without articles, that `shown` does not have in the same order."""
+def judge_words(asked: str, shown: str) -> list[tuple[str, bool]]:
+    """The words of `asked` without those that carry no meaning, each with whether `shown` has it, in the same order."""
     wanted, have = (re.findall(r"[\w'-]+", text.lower()) for text in (asked, shown))
     blocks = SequenceMatcher(None, wanted, have, autojunk=False).get_matching_blocks()
     found = {block.a + i for block in blocks for i in range(block.size)}
-    left = [word for i, word in enumerate(wanted) if i not in found and word not in ARTICLES]
-    return list(dict.fromkeys(left))
+    return [(word, i in found) for i, word in enumerate(wanted) if word not in STOP_WORDS]
 
 
 def refusal(reply: TeacherReply, label: Label) -> str | None:

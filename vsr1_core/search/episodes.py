@@ -197,7 +197,7 @@ def _decode_in_chunks(
 def prompts_of(policy: LoadedPolicy, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
     """The prompt of each (query, video), with the checkpoint's own system prompt."""
     system = policy.model.soft_query.system_prompt
-    conversations = [build_messages(q, system) if system else build_messages(q) for q in queries]
+    conversations = [build_messages(q, system) for q in queries]
     return build_prompts(policy.tokenizer, policy.model.model, conversations, layouts)
 
 

@@ -1,8 +1,9 @@
-"""Training of the tiny base model: captions against videos, and captions written from videos. Only for toy models.
+"""Training of the tiny base model: captions against videos, and telling both apart in words. Only for toy models.
 
 One model serves twice: frozen as the embedder, and as the weights that the policy starts from. So it learns both
 what a published pair of models brings along: vectors in which a caption finds its video (symmetrical InfoNCE), and
-saying what a video shows and when (next-token cross-entropy, on the same pass over the video), and repeating words.
+saying what is asked and what a video shows and when (next-token cross-entropy). The caption asked about is another
+video's: were it the video's own, saying either would do for both, and the policy would never learn which is which.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.models.batching import language_model_kwargs, left_padded
 from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import Prompt, VideoPatches, build_prompts, extended
+from vsr1_core.models.inputs import VideoPatches, build_prompts, extended
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
-from vsr1_core.reasoning.conversation import user_text
-from vsr1_core.reasoning.teacher import EventNote
+from vsr1_core.reasoning.conversation import build_messages
+from vsr1_core.reasoning.teacher import EventNote, observation
 from vsr1_core.recipes import ModelRecipe
+from vsr1_core.training.kernels import training_attention
 
-NUM_REPEATED = 32
-"""How many of a batch's captions are also repeated."""
+NUM_TOLD = 32
+"""How many of a batch's videos are also told in words."""
 
 
 @dataclass(frozen=True)
@@ -71,69 +73,45 @@ def train_base(
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
         captions = [rng.choice(list(events[v])).caption for v in chosen]
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_attention("cpu"):
             queries = embedder.embed_queries(captions)
-            videos, caption_loss = _read_videos(
-                embedder, [load(v, model.config) for v in chosen], [describe(events[v]) for v in chosen]
-            )
-            repeat_loss = _repeat_loss(embedder, captions[:NUM_REPEATED])
+            features = encode_videos(embedder.model, [load(v, model.config) for v in chosen])
+            videos = embedder.embed_videos(features)
+            others = [*captions[1:], captions[0]][:NUM_TOLD]
+            texts = [f"<think> {observation(o, events[v])}" for o, v in zip(others, chosen, strict=False)]
+            caption_loss = _told(embedder, recipe.system_prompt, others, features[:NUM_TOLD], texts)
         contrastive_loss = info_nce(queries, videos, recipe.contrastive_temperature)
         optimizer.zero_grad()
-        (contrastive_loss + recipe.caption_weight * (caption_loss + repeat_loss)).backward()
+        (contrastive_loss + recipe.caption_weight * caption_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses = {
-            "contrastive_loss": contrastive_loss.item(),
-            "caption_loss": caption_loss.item(),
-            "repeat_loss": repeat_loss.item(),
-        }
+        losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
         curve += [CurvePoint(step, name, value) for name, value in losses.items()]
         lines.note(step + 1, losses)
     model.eval()
     return embedder, curve
 
 
-def describe(events: Sequence[EventNote]) -> str:
-    """What a video shows and when, as the template teacher says it."""
-    return " ".join(f"{event.times}: {event.caption}." for event in events)
-
-
-def _read_videos(
-    embedder: Embedder, videos: Sequence[VideoPatches], descriptions: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """The videos' unit vectors [B, E], read before the description, and the description's mean cross-entropy."""
-    features = encode_videos(embedder.model, videos)
-    ends = [embedder.tokenizer.eos_token_id]
-    texts = [ids + ends for ids in embedder.tokenizer(list(descriptions), add_special_tokens=False)["input_ids"]]
-    prompts = [embedder.video_prompt(f.layout) for f in features]
-    return _written(embedder, prompts, features, texts)
-
-
-def _repeat_loss(embedder: Embedder, captions: Sequence[str]) -> Tensor:
-    """Cross-entropy of saying a caption again after the policy's question with it, without a video: what any language
-    model can do, and what a trace needs to name what is asked."""
-    conversations = [[{"role": "user", "content": user_text(c)}] for c in captions]
-    prompts = build_prompts(embedder.tokenizer, embedder.model, conversations, [None] * len(captions))
-    answers = embedder.tokenizer([f"Asked: {c}." for c in captions], add_special_tokens=False)["input_ids"]
-    return _written(embedder, prompts, [None] * len(captions), answers)[1]
-
-
-def _written(
+def _told(
     embedder: Embedder,
-    prompts: Sequence[Prompt],
-    features: Sequence[VideoFeatures | None],
-    texts: Sequence[Sequence[int]],
-) -> tuple[Tensor, Tensor]:
-    """Unit vectors [B, E] read at the prompts' ends, and the mean cross-entropy of the `texts` that follow them."""
-    rows = [extended(prompt, ids) for prompt, ids in zip(prompts, texts, strict=True)]
+    system_prompt: str,
+    asked: Sequence[str],
+    features: Sequence[VideoFeatures],
+    texts: Sequence[str],
+) -> Tensor:
+    """Mean cross-entropy of `texts` after the policy's prompts with `asked` and the videos."""
+    conversations = [build_messages(query, system_prompt) for query in asked]
+    layouts = [f.layout for f in features]
+    prompts = build_prompts(embedder.tokenizer, embedder.model, conversations, layouts)
+    ends = [embedder.tokenizer.eos_token_id]
+    answers = [ids + ends for ids in embedder.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    rows = [extended(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
     batch = left_padded(embedder.model, rows, features, embedder.tokenizer.pad_token_id)
     hidden = embedder.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
-    before = torch.stack([hidden[row, -len(ids) - 1] for row, ids in enumerate(texts)])
-    states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(texts)])
-    targets = torch.tensor([token for ids in texts for token in ids], device=hidden.device)
-    logits = states @ embedder.model.language_model.embed_tokens.weight.T
-    return F.normalize(before.float(), dim=-1), F.cross_entropy(logits.float(), targets)
+    states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(answers)])
+    targets = torch.tensor([token for ids in answers for token in ids], device=hidden.device)
+    return F.cross_entropy((states @ embedder.model.language_model.embed_tokens.weight.T).float(), targets)
 
 
 class StepLines:

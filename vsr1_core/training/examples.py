@@ -59,7 +59,7 @@ def build_examples(
     examples = []
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
-        conversations = [build_messages(r["query"], system) if system else build_messages(r["query"]) for r in some]
+        conversations = [build_messages(r["query"], system) for r in some]
         prompts = build_prompts(tokenizer, policy.model.model, conversations, layouts[start : start + batch_size])
         for row, prompt in zip(some, prompts, strict=True):
             coded = tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
