@@ -18,27 +18,45 @@ from vsr1_core.recipes import (
 
 TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 
-TINY_SFT = SFTRecipe(steps=400, batch_size=16, lr=1.5e-3, refine_lr=1e-3, schedule="cosine", warmup_ratio=0.15)
+TINY_SFT = SFTRecipe(
+    steps=300,
+    batch_size=32,
+    lr=1.2e-3,
+    refine_lr=1e-3,
+    schedule="cosine",
+    warmup_ratio=0.3,
+    retrieval_weight=1.0,
+    temperature=0.05,
+    num_negatives=30,
+    bf16=False,
+)
 
 TINY = Configuration(
     name="tiny",
     frames=TINY_FRAMES,
-    models=ModelRecipe(contrastive_steps=280, contrastive_lr=1.5e-3),
-    pool=PoolRecipe(fill_matched=True),
+    models=ModelRecipe(
+        contrastive_steps=320,
+        contrastive_lr=1.5e-3,
+        system_prompt="Does the video show what the query describes?",
+    ),
+    pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
     sft=TINY_SFT,
-    fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=300),
+    fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=200),
     hard_refine=dataclasses.replace(TINY_SFT, refine="text"),
     grpo=GRPORecipe(
         steps=10,
         queries_per_step=8,
         group_size=4,
         num_turns=2,
-        max_new_tokens=160,
-        lr=5e-5,
+        max_new_tokens=120,
+        lr=2e-5,
         refine_lr=1e-4,
         warmup_steps=2,
+        retrieval_weight=1.0,
+        retrieval_temperature=0.05,
+        bf16=False,
     ),
-    evaluation=EvalRecipe(max_new_tokens=160),
+    evaluation=EvalRecipe(max_new_tokens=120),
 )
 
 NANO = Configuration(

@@ -29,7 +29,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "first_ranking": 1,
     "hard_negatives": 1,
     "top1_pool": 1,
-    "reasoning_traces": 1,
+    "reasoning_traces": 2,
     "sft_examples": 1,
     "hard_refine_examples": 1,
     "grpo_prompts": 1,
@@ -76,13 +76,13 @@ class ToyRecipe:
     size: int = 64
     """Width and height of a frame in pixels."""
     source_fps: int = 4
-    seconds_per_event: tuple[int, int] = (4, 7)
-    num_events: tuple[int, int] = (2, 3)
-    moments_per_train_video: int = 3
+    seconds_per_event: tuple[int, int] = (3, 5)
+    num_events: tuple[int, int] = (2, 2)
+    moments_per_train_video: int = 2
     moments_per_eval_video: int = 1
-    near_duplicate_share: float = 0.2
+    near_duplicate_share: float = 0.1
     """Share of videos that are another video with one attribute of one event changed."""
-    synonym_probability: float = 0.25
+    synonym_probability: float = 0.5
     seed: int = 42
 
 
@@ -117,6 +117,8 @@ class ModelRecipe:
     """Keep the latents of earlier turns in the query (METHOD 3)."""
     seed_hidden: str = "post_norm"
     """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
+    system_prompt: str = ""
+    """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
     contrastive_steps: int = 400
     contrastive_batch: int = 64
     contrastive_lr: float = 1e-3
@@ -142,6 +144,9 @@ class PoolRecipe:
     num_not_matched: int = 1000
     fill_matched: bool = False
     """Where too few are ranked first, show the right video of other queries. Not in the paper; for weak embedders."""
+    random_share: float = 0.0
+    """Share of the not-matched rows that are shown any wrong video instead of the first. Not in the paper; for small
+    models, which learn to read what is asked off a shown video that is nearly right."""
     seed: int = 42
 
 

@@ -169,11 +169,16 @@ def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterat
         num_soft_tokens=recipe.num_soft_tokens,
         accumulate=recipe.accumulate,
         seed_hidden=recipe.seed_hidden,
+        system_prompt=recipe.system_prompt,
         embedder=digest,
     )
     policy = LoadedPolicy(policy_from_body(embedder.model, soft, recipe.seed), embedder.tokenizer)
     folder = stage.folder(view, "policy")
     yield _row("policy", folder, save_policy(policy, folder, record), record, [])
+
+
+MAX_TIME_TOKEN_S = 30.0
+"""Seconds up to here have tokens of their own in a tiny model's vocabulary."""
 
 
 def _vocabulary(moments: pl.DataFrame) -> list[str]:
@@ -185,7 +190,9 @@ def _vocabulary(moments: pl.DataFrame) -> list[str]:
     frame = f"{INSTRUCTION} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
     answers = [answer_text("0.0-5.0: the query's", True, 0.0, 5.0), answer_text("missing: not shown", False)]
     answers += [HARD_REFINE_PROMPT, answer_text("missing: not shown", False, new_query="another")]
-    return [*texts, *([frame, *answers] * 20)]
+    longest_s = min(float(moments["duration_s"].max() or 0), MAX_TIME_TOKEN_S)  # type: ignore[arg-type]
+    times = " ".join(f"{tenths / 10:.1f}" for tenths in range(int(10 * longest_s) + 1))
+    return [*texts, *([frame, *answers, "yes no Closest", times] * 20)]
 
 
 def _resolved(view: View, ids: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ SFT and GRPO rows are also written in the published JSON forms (METHOD 7). What 
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 from collections import defaultdict
@@ -40,8 +41,9 @@ class Top1Pool(Stage):
     Chosen by a hash of (seed, query id), so that a changed row does not reshuffle the others; fewer than asked where
     there are no more. Left out: queries whose right video is not in the index, and those whose first video is wrong
     but has a moment with the same text (no one can say what its label should be). With `fill_matched`, where too few
-    are ranked first, spare queries are shown their right video all the same: a weak embedder ranks 3 % of the toy
-    train queries first, which is too few to learn from what a match looks like.
+    are ranked first, spare queries are shown their right video all the same: the toy's embedder ranks one train query
+    in forty first, which is too few to learn from what a match looks like. With `random_share`, some are shown any
+    wrong video.
     No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
     An imported pool is taken whole, and nothing is drawn beside it.
     """
@@ -65,25 +67,36 @@ class Top1Pool(Stage):
         return held | {q: Row({"first_ranking": fingerprint(k)}, k) for q, k in ranked.items() if q in changed}
 
     def _drawn(self, view: View) -> dict[str, Row]:
-        asked = {"matched": view.config.pool.num_matched, "not_matched": view.config.pool.num_not_matched}
-        labels: dict[str, dict[str, Row]] = {label: {} for label in asked}
-        for query_id, known in self._candidates(view).items():
-            labels[known["label"]][query_id] = Row({"first_ranking": fingerprint(known)}, known)
-        seed = view.config.pool.seed
-        ordered = {label: sorted(rows, key=lambda i: _draw(seed, i)) for label, rows in labels.items()}
-        chosen = {q: labels[label][q] for label, ids in ordered.items() for q in ids[: asked[label]]}
-        if view.config.pool.fill_matched:
-            short = asked["matched"] - len(ordered["matched"][: asked["matched"]])
-            spare = ordered["not_matched"][asked["not_matched"] :][: max(0, short)]
-            chosen |= {query_id: self._shown_right(labels["not_matched"][query_id]) for query_id in spare}
-        return chosen
+        pool, candidates = view.config.pool, self._candidates(view)
+        drawn = sorted(candidates, key=lambda query_id: _draw(pool.seed, query_id))
+        matched = [q for q in drawn if candidates[q]["label"] == "matched"][: pool.num_matched]
+        wrong = [q for q in drawn if candidates[q]["label"] == "not_matched"]
+        not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
+        chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
+        if pool.random_share:
+            chosen |= self._shown_any(view, {q: candidates[q] for q in not_matched})
+        if pool.fill_matched:
+            for query_id in spare[: max(0, pool.num_matched - len(matched))]:
+                right = candidates[query_id]["video_id"]
+                chosen[query_id] = {"label": "matched", "shown_video_id": right, "video_id": right}
+        return {q: Row({"first_ranking": fingerprint(known)}, known) for q, known in chosen.items()}
 
     @staticmethod
-    def _shown_right(row: Row) -> Row:
-        """The same query with its right video shown, though another was ranked first."""
-        video_id = row.known["video_id"]
-        known = {"label": "matched", "shown_video_id": video_id, "video_id": video_id}
-        return Row({"first_ranking": fingerprint(known)}, known)
+    def _shown_any(view: View, not_matched: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+        """The share of these queries that is shown any wrong video: the one that follows the query on a ring of
+        hashes, so that a new video changes the few queries before it and no other."""
+        seed, share, never = view.config.pool.seed, view.config.pool.random_share, same_text_videos(view)
+        ranked = view.results("first_ranking", ["top_video_ids"], where=IS_TRAIN)["top_video_ids"]
+        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked.explode().drop_nulls().unique())
+        shown = {}
+        for query_id, known in not_matched.items():
+            if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
+                continue
+            at = bisect.bisect(ring, (_draw(seed, f"{query_id}/any"),))
+            following = (video_id for _, video_id in [*ring[at:], *ring[:at]])
+            video_id = next((v for v in following if v not in never[query_id]), known["shown_video_id"])
+            shown[query_id] = {**known, "shown_video_id": video_id}
+        return shown
 
     @staticmethod
     def _candidates(view: View) -> dict[str, dict[str, str]]:
@@ -103,8 +116,8 @@ class Top1Pool(Stage):
             yield {"query_id": query_id, **wanted[query_id].known}
 
 
-def _draw(seed: int, query_id: str) -> str:
-    return hashlib.sha256(f"{seed}/{query_id}".encode()).hexdigest()
+def _draw(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
 
 class ReasoningTraces(Stage):
@@ -266,7 +279,8 @@ class SFTExamples(Stage):
 
     def after_build(self, view: View) -> None:
         if path := _file_to_publish(view, self.name, SFT_FILE):
-            write_json(path, [published_sft_row(row) for row in view.rows(self.name).to_dicts()])
+            prompt = view.config.models.system_prompt or SYSTEM_PROMPT
+            write_json(path, [published_sft_row(row, prompt) for row in view.rows(self.name).to_dicts()])
             _mark_published(view, self.name)
 
 
@@ -315,7 +329,7 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
     return {**row, "answer": answer_text(trace, False, new_query=plain)}
 
 
-def published_sft_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:
     """A row of `train_oneturn.json`. As in the authors' files, `videos` names frame files, `video_id` is the shown
     video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
     shown, label = row["shown_video_id"], PUBLISHED_LABELS[row["label"]]
@@ -323,7 +337,7 @@ def published_sft_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "qid": row["query_id"],
         "query": row["query"],
         "messages": [
-            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "system", "content": system_prompt},
             {"role": "user", "content": f"{user_text(row['query'])}<video>"},
             {"role": "assistant", "content": row["answer"]},
         ],
