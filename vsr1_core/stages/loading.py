@@ -61,7 +61,7 @@ def frame_store(view: View, model: Any, execution: Execution, is_learning: bool 
     """
     from vsr1_core.models.vision import FeatureStore, feature_key, vision_digest
 
-    columns = ["video_id", "path", "timestamps_s", "content"]
+    columns = ["video_id", "path", "height", "width", "timestamps_s", "content"]
     rows = {r["video_id"]: r for r in view.rows("frame_tensors", columns).to_dicts()}
     load = lambda video_id: patches_of(rows[video_id], model.config)  # noqa: E731
     disk = None if is_learning else _cache(view, "vision_features", execution)
