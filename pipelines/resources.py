@@ -3,6 +3,7 @@ Also what assets get from it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -33,21 +34,28 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 @dataclass(frozen=True)
 class Settings:
     """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
-    is what vision features may take on disk, and query vectors again, 0 for none."""
+    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together."""
 
     home: Path
     device: str = "auto"
     workers: int = 1
     cache_gb: float = 20.0
+    processes: int = 1
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment. ValueError says which variable is wrong."""
-    workers = environ.get("VSR1_WORKERS", str(max(1, os.cpu_count() or 1)))
-    if not workers.isdigit() or int(workers) < 1:
-        raise ValueError(f"VSR1_WORKERS must be a number of at least 1, not {workers!r}")
+    workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
-    return Settings(home, environ.get("VSR1_DEVICE", "auto"), int(workers), _cache_gb(environ))
+    device = environ.get("VSR1_DEVICE", "auto")
+    return Settings(home, device, workers, _cache_gb(environ), _count(environ, "VSR1_PROCESSES", 1))
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{name} must be a number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _cache_gb(environ: Mapping[str, str]) -> float:
@@ -118,6 +126,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     batch_size: int = 32
     retry_failed: bool = False
     cache_gb: float = 20.0
+    processes: int = 1
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -133,6 +142,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             retry_failed=self.retry_failed,
             endpoint=read_endpoint(),
             cache_bytes=int(self.cache_gb * (1 << 30)),
+            processes=self.processes,
             log=log,
         )
 
@@ -145,5 +155,5 @@ def workplace(settings: Settings) -> WorkplaceResource:
 
 def resource_config(settings: Settings) -> dict[str, Any]:
     """The resource's fields, as run config gives them, too."""
-    fields = {"device": settings.device, "workers": settings.workers, "cache_gb": settings.cache_gb}
-    return {"home": str(settings.home), **fields}
+    fields = dataclasses.asdict(settings)
+    return {**fields, "home": str(settings.home)}

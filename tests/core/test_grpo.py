@@ -80,6 +80,10 @@ class World:
 
 @pytest.fixture
 def world() -> World:
+    return make_world()
+
+
+def make_world() -> World:
     policy, embedder = tiny_policy(num_soft_tokens=3), tiny_embedder()
     _let_texts_end(policy)
     videos = {f"v{i}": random_video(i, policy.model.config, max_pairs=2) for i in range(8)}

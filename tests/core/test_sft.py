@@ -106,6 +106,19 @@ def test_without_soft_tokens_their_modules_stay_and_nothing_is_searched(refine: 
     assert ("rewriting_loss" in names(curve)) == (refine == "text")
 
 
+def test_an_fp32_policy_learns_beside_a_tower_and_an_embedder_in_half_precision(tmp_path: Path) -> None:
+    world = make_world()
+    world.embedder.model.bfloat16()
+    world.policy.model.model.visual.bfloat16()
+    world.data.features._kept.clear()
+    before = weights_of(world.policy.model)
+    curve = world.train(replace(RECIPE, bf16=True), tmp_path)
+    assert all(p.dtype == torch.float32 for p in world.policy.model.parameters() if p.requires_grad)
+    learned = changed(world.policy.model, before)
+    assert {"refine_projector.3.weight", "model.language_model.layers.0.mlp.down_proj.weight"} <= learned
+    assert all(torch.tensor(point.value).isfinite() for point in curve)
+
+
 def test_an_answer_ends_with_refine_or_with_the_stop_token_and_its_parts_are_told_apart() -> None:
     for writes_query in (False, True):
         world = make_world(writes_query)

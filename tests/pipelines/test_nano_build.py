@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from vsr1_core.graph import all_stages, open_view
+from vsr1_core.models.checkpoints import digest_weights
+from vsr1_core.stages.base import Execution
+from vsr1_core.stages.checkpoints import TrainedStage
 
 pytestmark = pytest.mark.slow
 
@@ -121,3 +125,20 @@ def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> No
     assert sorted(path.name for path in (home / "exported" / "moments").iterdir()) == [
         "test.parquet", "train.parquet", "val.parquet",
     ]  # fmt: skip
+
+
+def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    view, lines = open_view(tmp_path / "home", "nano"), list[str]()
+    for asset in ("sft_checkpoint", "grpo_checkpoint"):
+        stage = view.stages[asset]
+        assert isinstance(stage, TrainedStage)
+        (row,) = stage.make(view, [asset], Execution(processes=2, log=lines.append))
+        assert row["digest"] == digest_weights(Path(row["path"]))
+        assert Path(row["path"]).is_relative_to(tmp_path)
+        assert [p.name for p in view.files(asset).iterdir() if p.name.startswith(".")] == []
+        assert {point["name"] for point in row["curve"]} >= {"loss"}
+    assert any(line.startswith("stage 1") for line in lines)
+    assert any(line.startswith("stage 2") for line in lines)
+    with pytest.raises(ValueError, match="a step of 4 rows cannot be shared by 3 processes"):
+        list(view.stages["sft_checkpoint"].process(view, ["sft_checkpoint"], Execution(processes=3)))

@@ -32,6 +32,8 @@ class Execution:
     retry_failed: bool = False
     endpoint: EndpointSettings | None = None
     """Where the teacher's model is; None where none is set up."""
+    processes: int = 1
+    """How many train one model together, a GPU each."""
     cache_bytes: int = 20 << 30
     """What vision features and query vectors may take on disk, each; 0 keeps none there."""
     log: Callable[[str], None] = lambda line: None

@@ -292,18 +292,27 @@ class TrainedStage(ModelStage):
         return {self.name: Row(inputs)}
 
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        from vsr1_core.stages.launch import launch
+
+        yield launch(view, self.name, execution) if execution.processes > 1 else self.train_here(view, execution)
+
+    def train_here(self, view: View, execution: Execution, writes: bool = True) -> dict[str, Any]:
+        """Train in this process, which may be one of several, and return the row. Only one that `writes` saves the
+        checkpoint; the others return nothing."""
         from vsr1_core.models.checkpoints import save_policy
-        from vsr1_core.stages.loading import one_row, policy_of
+        from vsr1_core.stages.loading import learning_policy_of, one_row
 
         asset, row_id = self.parent
-        policy = policy_of(view, execution, asset, row_id)
-        trained = self.train(view, policy, execution)
         recipe = self.recipe(view.config)
+        policy = learning_policy_of(view, execution, asset, row_id, getattr(recipe, "train_vision", False))
+        trained = self.train(view, policy, execution)
+        if not writes:
+            return {}
         record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **trained.facts}
         folder = self.folder(view, self.name)
         row = _row(self.name, folder, save_policy(policy, folder, record), record, trained.curve)
         row[self.key] = row.pop("model_id")
-        yield row | {"parent": record["parent"], **trained.columns}
+        return row | {"parent": record["parent"], **trained.columns}
 
     @abstractmethod
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:

@@ -46,11 +46,28 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> LoadedPolicy:
     """The policy whose folder is in `asset`'s row; a published base gets fresh soft query modules."""
+    return _opened_policy(view, execution, asset, row_id, precision(execution))
+
+
+def learning_policy_of(
+    view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False
+) -> LoadedPolicy:
+    """The same policy to be trained: what learns is fp32 (METHOD 5), since steps of stage 2's learning rate are lost
+    in bf16; a vision tower that does not learn stays in the usual precision, and shares its features with all stages.
+    """
+    import torch
+
+    policy = _opened_policy(view, execution, asset, row_id, torch.float32)
+    if not train_vision:
+        policy.model.model.visual.to(precision(execution))
+    return policy
+
+
+def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dtype: torch.dtype) -> LoadedPolicy:
     from vsr1_core.models.checkpoints import open_policy
 
     embedder = one_row(view, "base_models", "embedder")["path"]
-    row = one_row(view, asset, row_id)
-    return open_policy(row["path"], embedder, execution.device, precision(execution))
+    return open_policy(one_row(view, asset, row_id)["path"], embedder, execution.device, dtype)
 
 
 def frame_store(view: View, model: Any, execution: Execution, is_learning: bool = False) -> FeatureStore:

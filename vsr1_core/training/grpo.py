@@ -8,8 +8,7 @@ loaded by name, ours is a frozen copy of the policy as it stands, without a seco
 Differences from the authors' code, all as METHOD 6 says: whole episodes instead of one turn on a stored video, and the
 soft tokens learn, through L_ret of the episode's last refined query. With `accumulate` that query holds the latents of
 all turns, and gradients flow through all of them. Difference from TRL: a sequence is an episode (`training.losses`).
-Left out: several processes (the loss runs the policy's parts and not its forward, which data parallelism hooks into),
-and several passes over one set of rollouts.
+Left out: several passes over one set of rollouts.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback
@@ -39,6 +39,7 @@ from vsr1_core.search.index import VideoIndex
 from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import PolicyLoss, policy_loss
+from vsr1_core.training.processes import SharedSteps, share_of
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
 from vsr1_core.training.sft import LogLines, curve_of, parameter_groups
@@ -101,13 +102,14 @@ def train_grpo(
         decode=DecodeSettings(recipe.max_new_tokens, recipe.temperature, policy.model.soft_query.num_soft_tokens),
     )
     device = next(policy.model.parameters()).device
+    seed = recipe.seed + PartialState().process_index  # or all processes would draw the same samples
     sampler = RolloutSampler(
         searcher=Searcher(policy, embedder, index, features, durations_s, settings),
         recipe=recipe,
         vectors=vectors,
         never=never,
-        generator=torch.Generator(device).manual_seed(recipe.seed),
-        rng=random.Random(recipe.seed),
+        generator=torch.Generator(device).manual_seed(seed),
+        rng=random.Random(seed),
     )
     trainer = EpisodeGRPOTrainer(
         policy=policy,
@@ -150,7 +152,7 @@ def _frozen_copy(model: Policy) -> Policy:
 
 
 def _arguments(recipe: GRPORecipe, work_folder: Path, num_queries: int, micro_batch_size: int) -> GRPOConfig:
-    num_episodes = num_queries * recipe.group_size
+    num_episodes = share_of(num_queries, "queries") * recipe.group_size  # whole groups: a group is scored in one place
     size = max(n for n in range(1, num_episodes + 1) if num_episodes % n == 0 and n <= max(1, micro_batch_size))
     return GRPOConfig(
         output_dir=str(work_folder),
@@ -188,7 +190,7 @@ def _scored_with_the_rollouts(**_: Any) -> list[float]:
     raise NotImplementedError("episodes are scored in RolloutSampler.sample")
 
 
-class EpisodeGRPOTrainer(GRPOTrainer):
+class EpisodeGRPOTrainer(SharedSteps, GRPOTrainer):
     """GRPOTrainer whose completions are search episodes and whose loss also runs through their latents."""
 
     def __init__(
@@ -227,9 +229,13 @@ class EpisodeGRPOTrainer(GRPOTrainer):
         return {
             "advantages": torch.tensor([r.advantage for r in rollouts], device=self.accelerator.device),
             "rollouts": rollouts,
-            "num_tokens": torch.tensor(sum(r.num_sampled_tokens for r in rollouts)),
-            "num_refined": torch.tensor(sum(r.is_refined for r in rollouts)),
+            "num_tokens": self._mean_count(sum(r.num_sampled_tokens for r in rollouts)),
+            "num_refined": self._mean_count(sum(r.is_refined for r in rollouts)),
         }
+
+    def _mean_count(self, count: int) -> Tensor:
+        """Of all processes: what is divided by it here and averaged over them is divided by the sum of all."""
+        return self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "mean")
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The micro-batch's share of the step's loss: TRL adds shares up, so the means are divided here."""
@@ -277,7 +283,7 @@ class EpisodeGRPOTrainer(GRPOTrainer):
             beta=self.recipe.beta,
             loss_type=self.recipe.loss_type,
             max_tokens=self.max_completion_length,
-            num_tokens=int(inputs["num_tokens"]),
+            num_tokens=float(inputs["num_tokens"]),
         )
 
     def _refined_losses(self, rollouts: list[Rollout], played: Replay) -> Tensor:

@@ -143,7 +143,7 @@ def policy_loss(
     beta: float = 0.0,
     loss_type: str = "grpo",
     max_tokens: int = 0,
-    num_tokens: int = 0,
+    num_tokens: float = 0,
 ) -> PolicyLoss:
     """The clipped policy loss over text tokens (METHOD 6).
 
@@ -171,7 +171,7 @@ def policy_loss(
     )
 
 
-def _over_tokens(losses: Tensor, mask: Tensor, loss_type: str, max_tokens: int, num_tokens: int) -> Tensor:
+def _over_tokens(losses: Tensor, mask: Tensor, loss_type: str, max_tokens: int, num_tokens: float) -> Tensor:
     """[B, L] -> scalar. grpo: mean of row means; bnpo, dapo: mean over tokens (of the batch, of the step);
     dr_grpo: sum over tokens by a constant, so that long rows are not favoured."""
     if loss_type == "grpo":

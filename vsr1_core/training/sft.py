@@ -28,6 +28,7 @@ from vsr1_core.training.contrastive import CurvePoint, StepLines
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import retrieval_loss, token_cross_entropy
+from vsr1_core.training.processes import SharedSteps, own_weight, share_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
         output_dir=str(work_folder),
         max_steps=recipe.steps or -1,
         num_train_epochs=1,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=share_of(recipe.batch_size, "rows"),
         gradient_accumulation_steps=recipe.gradient_accumulation,
         max_grad_norm=recipe.max_grad_norm,
         learning_rate=recipe.lr,
@@ -116,7 +117,7 @@ def parameter_groups(policy: LoadedPolicy, lr: float, refine_lr: float) -> list[
     return [group for group in groups if group["params"]]
 
 
-class RefineSFTTrainer(SFTTrainer):
+class RefineSFTTrainer(SharedSteps, SFTTrainer):
     """SFTTrainer whose loss runs over answer tokens and, for rows that refine, over latents and search."""
 
     def __init__(
@@ -153,11 +154,12 @@ class RefineSFTTrainer(SFTTrainer):
         self._note("text_loss", text_loss)
         for name, value in parts.items():
             self._note(f"{name}_loss", value)
-        loss = text_loss
+        loss = text_loss * own_weight(sum(len(e.parts) for e in examples), self.accelerator)
+        weight = self.recipe.retrieval_weight * own_weight(len(latents), self.accelerator)
         if len(latents):
             search_loss = self._retrieval_loss([e for e in examples if e.refines], latents)
             self._note("retrieval_loss", search_loss)
-            loss = loss + self.recipe.retrieval_weight * search_loss
+            loss = loss + weight * search_loss
         return loss
 
     def _text_loss(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:

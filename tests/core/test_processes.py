@@ -1,0 +1,44 @@
+"""Two processes train what one trains, and end with the same weights."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from safetensors.torch import load_file
+
+from tests.core import test_sft, train_run
+from vsr1_core.stages import launch
+from vsr1_core.training.processes import share_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    module, ours = "vsr1_core.stages.launch", "tests.core.train_run"
+    command = [ours if part == module else part for part in launch._command(2, tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for stage in ("sft", "grpo"):
+        first, second = (load_file(tmp_path / f"{stage}-{process}.safetensors") for process in range(2))
+        assert first.keys() == second.keys()
+        assert all(first[name].equal(second[name]) for name in first)
+    world = test_sft.make_world()
+    before = {name: p.detach().clone() for name, p in world.policy.model.named_parameters()}
+    world.train(train_run.SFT, tmp_path / "trainer")
+    shared = load_file(tmp_path / "sft-0.safetensors")
+    alone = {name: p.detach() for name, p in world.policy.model.named_parameters()}
+    moved = max(float((alone[name] - before[name]).abs().max()) for name in before)
+    apart = max(float((alone[name] - shared[name]).abs().max()) for name in before)
+    assert moved > 1e-3
+    assert apart < 0.02 * moved, "the sum of two halves differs from the whole by rounding only"
+
+
+def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share_of(3, "rows") == 3
+    monkeypatch.setattr(PartialState(), "num_processes", 2, raising=False)
+    with pytest.raises(ValueError, match="a step of 3 rows cannot be shared by 2 processes; set VSR1_PROCESSES"):
+        share_of(3, "rows")

@@ -1,0 +1,115 @@
+"""A training in several processes of this machine: `accelerate launch` of this module, one process a GPU.
+
+The parent waits, passes on what the first process logs, and takes the row that it made; weights travel as a folder.
+All processes read the same tables; the first one alone writes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from vsr1_core.lake import read_json, write_json
+from vsr1_core.stages.base import Execution, View
+
+LOGGED = "vsr1> "
+"""Before a line for the log; all other output is only shown when the training fails."""
+_TAIL_LINES = 30
+
+
+def launch(view: View, asset: str, execution: Execution) -> dict[str, Any]:
+    """Train `asset` in `execution.processes` processes and return its row.
+
+    Raises ValueError with what the training refuses, RuntimeError with the end of the output of one that broke.
+    """
+    _check_gpus(execution)
+    if view.home is None:
+        raise ValueError("several processes find the tables by their home folder, and this view has none")
+    folder = view.files(asset) / "launch"
+    request, answer = folder / "request.json", folder / "answer.json"
+    answer.unlink(missing_ok=True)
+    settings = {n: getattr(execution, n) for n in ("device", "workers", "batch_size", "cache_bytes")}
+    write_json(request, {"home": str(view.home), "dataset": view.entry.name, "asset": asset, "execution": settings})
+    returncode, output = _run(_command(execution.processes, request), execution)
+    said = read_json(answer) if answer.exists() else {}
+    if "error" in said:
+        raise ValueError(said["error"])
+    if returncode or "row" not in said:
+        raise RuntimeError(f"{asset}: {execution.processes} processes trained it and ended with {returncode}\n{output}")
+    return dict(said["row"])
+
+
+def _check_gpus(execution: Execution) -> None:
+    if execution.device == "cpu":
+        return
+    import torch
+
+    if torch.cuda.device_count() < execution.processes:
+        raise ValueError(
+            f"VSR1_PROCESSES asks for {execution.processes} processes, but there are {torch.cuda.device_count()} GPUs"
+        )
+
+
+def _command(processes: int, request: Path) -> list[str]:
+    """`--multi_gpu` only says that there are several processes here; without GPUs they talk through gloo."""
+    flags = {"num_processes": processes, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
+    options = [part for name, value in {**flags, "main_process_port": 0}.items() for part in (f"--{name}", str(value))]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options]
+    return [*launcher, "-m", "vsr1_core.stages.launch", str(request)]
+
+
+def _run(command: list[str], execution: Execution) -> tuple[int, str]:
+    """The return code and the last lines that were not for the log."""
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                if line.startswith(LOGGED):
+                    execution.log(line.removeprefix(LOGGED).rstrip())
+                else:
+                    tail.append(line)
+        except BaseException:
+            process.terminate()  # the launcher ends its processes when it is asked to end
+            raise
+    return process.returncode, "".join(tail)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{LOGGED}{line}\n")
+    sys.stdout.flush()
+
+
+def main(request: Path) -> None:
+    """What each of the processes does."""
+    from accelerate import PartialState
+
+    from vsr1_core.graph import open_view
+    from vsr1_core.stages.checkpoints import TrainedStage
+
+    asked = read_json(request)
+    settings = asked["execution"]
+    on_gpu = settings["device"] != "cpu"
+    state = PartialState(cpu=not on_gpu)
+    device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
+    log = _say if state.is_main_process else lambda line: None
+    execution = Execution(**{**settings, "device": device}, log=log)
+    view = open_view(Path(asked["home"]), asked["dataset"])
+    stage = view.stages[asked["asset"]]
+    assert isinstance(stage, TrainedStage)
+    try:
+        row = stage.train_here(view, execution, writes=state.is_main_process)
+    except (ValueError, LookupError, OSError) as error:
+        if state.is_main_process:
+            write_json(request.with_name("answer.json"), {"error": str(error)})
+        raise
+    if state.is_main_process:
+        write_json(request.with_name("answer.json"), {"row": row})
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
