@@ -154,15 +154,16 @@ def status(dataset: DatasetOption = "toy") -> None:
 @app.command(epilog="Example: [bold]vsr1 sql \"select method, value from metrics where metric = 'mrr'\"[/bold]")
 @command
 def sql(
-    query: str,
+    query: Annotated[str, typer.Argument(help="Without one, the views and what they hold.")] = "",
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
 ) -> None:
-    """Ask the tables (DuckDB): predictions, turns, metrics, failures, moments, videos, ..."""
+    """Ask the tables (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
     from vsr1_core import warehouse
 
     if output not in ("table", "csv", "json"):
         raise UserError(f"no format {output!r}; use table, csv or json")
-    frame = warehouse.query(read_settings().home, query)
+    home = read_settings().home
+    frame = warehouse.query(home, query) if query.strip() else warehouse.views(home)
     if output == "table":
         show.console().print(show.table("", frame.columns, frame.rows()))
     else:

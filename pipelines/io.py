@@ -54,7 +54,7 @@ def claim_problem(handle: Handle, table: Table) -> str:
     """Compare a handle with the table it names: rows, version, and the files of its ok rows. Empty when they agree."""
     if not table.exists():
         return f"the record of {handle.asset} says {handle.num_rows:,} rows, but {table.rows_path} is gone"
-    num_rows = pl.scan_parquet(table.rows_path, hive_partitioning=False).select(pl.len()).collect().item()
+    num_rows = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).select(pl.len()).collect().item()
     version = table.manifest()["data_version"]
     if (num_rows, version) != (handle.num_rows, handle.data_version):
         return (

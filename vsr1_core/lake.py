@@ -1,22 +1,26 @@
 """Where everything lies and how it is written: paths, atomic writes, and Parquet tables.
 
-One folder a table: `tables/<asset>/dataset=<name>/` with `rows.parquet` (the truth), `manifest.json`
-(a summary, written last) and `pending/` (shards of a run that has not finished). `rows.parquet` is
-replaced by a rename, so a reader sees one whole state of the table at any time. Which rows are due
-is decided in `vsr1_core.increments`, not here.
+One folder a table: `tables/<asset>/dataset=<name>/` with `rows_<number>.parquet` (the newest is the truth;
+`rows.parquet`, which earlier versions wrote, is older than any), `manifest.json` (a summary, written last) and
+`pending/` (shards of a run that has not finished). A file of rows never changes once it has its name, and stays for a
+while after a newer one took its place: DuckDB opens a file three times a query, and of 1,000 queries 15 to 19 failed
+when a commit replaced the file in between. Which rows are due is decided in `vsr1_core.increments`, not here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,12 @@ BASE_COLUMNS: dict[str, Any] = {
     "status": pl.String,
     "error": pl.String,
 }
+SUPERSEDED_S = 600.0
+"""Seconds for which a query may go on reading the rows from before a commit."""
+MAX_ROW_FILES = 8
+"""Files of rows a table, above which those that no query can be reading are removed."""
+HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
+"""What a kept state of a table has before the table's own columns. Times are UTC."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
@@ -126,7 +136,8 @@ class Table:
 
     @property
     def rows_path(self) -> Path:
-        return self.folder / "rows.parquet"
+        """The committed rows; where there are none yet, the name that the first ones will get."""
+        return max(self.folder.glob("rows*.parquet"), default=self.folder / _rows_name(1))
 
     @property
     def manifest_path(self) -> Path:
@@ -140,9 +151,10 @@ class Table:
         wanted = list(columns) if columns is not None else list(self.schema)
         if not self.exists():
             return pl.DataFrame(schema=self.schema).select(wanted)
-        kept = pl.read_parquet_schema(self.rows_path)
+        path = self.rows_path
+        kept = _schema(path)
         same = [name for name in wanted if kept.get(name) == self.schema.get(name, kept.get(name))]
-        frame = pl.read_parquet(self.rows_path, columns=same, hive_partitioning=False)
+        frame = pl.read_parquet(path, columns=same, hive_partitioning=False, glob=False)
         if len(same) == len(wanted):
             return frame
         # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
@@ -152,7 +164,7 @@ class Table:
     def has_other_columns(self) -> bool:
         """Whether the committed rows were written with other columns than are declared now."""
         declared = pl.DataFrame(schema=self.schema).schema
-        return self.exists() and dict(pl.read_parquet_schema(self.rows_path)) != dict(declared)
+        return self.exists() and dict(_schema(self.rows_path)) != dict(declared)
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows whose status is `ok`."""
@@ -176,7 +188,7 @@ class Table:
     def pending(self) -> pl.DataFrame:
         """Rows of a run that did not reach its commit, the newest for each id."""
         paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
-        frames = [pl.read_parquet(p, hive_partitioning=False) for p in paths]
+        frames = [pl.read_parquet(p, hive_partitioning=False, glob=False) for p in paths]
         readable = [f for f in frames if dict(f.schema) == dict(pl.DataFrame(schema=self.schema).schema)]
         if not readable:
             return pl.DataFrame(schema=self.schema)
@@ -185,7 +197,9 @@ class Table:
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the table by `frame`, then its manifest, then drop the pending shards. Returns the manifest."""
         frame = frame.select(list(self.schema)).sort(self.key)
-        with atomic_path(self.rows_path) as temporary:
+        newest = self.rows_path
+        following = self.folder / _rows_name(_rows_number(newest) + 1) if newest.exists() else newest
+        with atomic_path(following) as temporary:
             frame.write_parquet(temporary)
         manifest = {
             "asset": self.asset,
@@ -198,7 +212,29 @@ class Table:
         }
         write_json(self.manifest_path, manifest)
         shutil.rmtree(self.folder / "pending", ignore_errors=True)
+        self._drop_superseded()
         return manifest
+
+    def _drop_superseded(self) -> None:
+        """Remove files of rows that no query reads any more, and seldom: one that has just listed the folder, and has
+        not opened the files yet, fails.
+        """
+        files = sorted(self.folder.glob("rows*.parquet"))
+        if len(files) > MAX_ROW_FILES:
+            for old, newer in itertools.pairwise(files):
+                if time.time() - newer.stat().st_mtime > SUPERSEDED_S:
+                    old.unlink()
+
+    def keep_state(self, folder: Path) -> None:
+        """Add the committed ok rows to `folder`, where the last state kept there is another one."""
+        version, states = self.manifest()["data_version"], sorted(folder.glob("*.parquet"))
+        if states and states[-1].stem.endswith(version):
+            return
+        now = datetime.now(UTC).replace(tzinfo=None)
+        stamps = [pl.lit(now).alias("built_at"), pl.lit(version).alias("data_version")]
+        kept = self.ok_rows(self.columns).select(*stamps, *self.columns)
+        with atomic_path(folder / f"{now:%Y%m%dT%H%M%S.%f}-{version}.parquet") as temporary:
+            kept.write_parquet(temporary)
 
     def manifest(self) -> dict[str, Any]:
         """The last commit's summary. FileNotFoundError says how to build it."""
@@ -208,6 +244,18 @@ class Table:
                 f"vsr1 build --dataset {self.dataset} --assets {self.asset}"
             )
         return dict(read_json(self.manifest_path))
+
+
+def _schema(path: Path) -> pl.Schema:
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False).collect_schema()
+
+
+def _rows_name(number: int) -> str:
+    return f"rows_{number:010d}.parquet"
+
+
+def _rows_number(path: Path) -> int:
+    return int(path.stem.removeprefix("rows").removeprefix("_") or "0")
 
 
 def data_version(frame: pl.DataFrame, key: str) -> str:
@@ -227,6 +275,10 @@ class Lake:
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
         folder = self.root / "tables" / check_name(asset, "asset") / f"dataset={check_name(dataset)}"
         return Table(folder, asset, dataset, key, columns)
+
+    def history(self, asset: str) -> Path:
+        """The folder for states of a small table that are kept, in `dataset=<name>/` each."""
+        return self.root / "history" / check_name(asset, "asset")
 
     def files(self, asset: str, dataset: str) -> Path:
         """The folder for an asset's files that are not rows (frames, indexes, checkpoints)."""

@@ -17,7 +17,6 @@ from assets._metadata import (
     contact_sheet,
     failure_table,
     fitting,
-    folder_bytes,
     markdown_table,
     picture,
     sample_table,
@@ -97,7 +96,7 @@ def test_metadata_counts_are_those_of_the_plan(view: View) -> None:
     metadata = outcome_metadata(view.table("numbers"), view.files("numbers"), outcome)
     assert (metadata["rows/new"], metadata["rows/processed"], metadata["rows/unchanged"]) == (2, 2, 0)
     assert "2 | new row" in metadata["why"].value
-    assert metadata["size_mib"] == round(folder_bytes(view.table("numbers").folder) / 2**20, 3)
+    assert metadata["size_mib"] == round(view.table("numbers").rows_path.stat().st_size / 2**20, 3)
     assert summary_line("numbers", outcome).startswith("numbers: 2 rows processed, 2 in all")
 
 

@@ -132,3 +132,38 @@ def test_pending_shards_with_other_columns_are_ignored(table: Table) -> None:
     table.add_pending([{"thing_id": "a", "row_version": "1", "status": "ok"}])
     pl.DataFrame({"thing_id": ["b"], "old": [1]}).write_parquet(table.folder / "pending" / "old.parquet")
     assert table.pending()["thing_id"].to_list() == ["a"]
+
+
+def row(value: int) -> dict[str, object]:
+    return {"thing_id": "a", "row_version": "1", "status": "ok", "value": value}
+
+
+def test_a_commit_leaves_the_rows_that_a_query_may_be_reading(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what no query can be reading is removed, but not at every commit."""
+    import vsr1_core.lake as lake
+
+    for value in range(1, lake.MAX_ROW_FILES + 3):
+        before = table.rows_path
+        table.commit(table.frame([row(value)]), {})
+        assert value == 1 or pl.read_parquet(before)["value"].to_list() == [value - 1]
+    assert len(list(table.folder.glob("rows*.parquet"))) == lake.MAX_ROW_FILES + 2
+    monkeypatch.setattr(lake, "SUPERSEDED_S", -1.0)
+    table.commit(table.frame([row(99)]), {})
+    assert list(table.folder.glob("rows*.parquet")) == [table.rows_path]
+    assert table.rows()["value"].to_list() == [99]
+
+
+def test_a_table_of_an_earlier_version_is_read_and_gone_on_with(table: Table) -> None:
+    table.commit(table.frame([row(1)]), {})
+    table.rows_path.rename(table.folder / "rows.parquet")
+    assert table.rows()["value"].to_list() == [1]
+    table.commit(table.frame([row(2)]), {})
+    assert table.rows()["value"].to_list() == [2]
+
+
+def test_a_home_may_have_any_name(tmp_path: Path) -> None:
+    odd = Lake(tmp_path / "it's [a] *").table("things", "toy", "thing_id", {"value": pl.Int64})
+    odd.add_pending([row(1)])
+    assert odd.pending()["value"].to_list() == [1]
+    odd.commit(odd.pending(), {})
+    assert odd.rows()["value"].to_list() == [1]

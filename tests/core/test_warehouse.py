@@ -6,13 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import duckdb
 import polars as pl
 import pytest
-from fake_results import MOMENT_COLUMNS, STRENGTHS, commit_results, commit_rows, fake_moments, fake_stages
+from fake_results import (
+    MOMENT_COLUMNS,
+    STRENGTHS,
+    commit_results,
+    commit_rows,
+    fake_moments,
+    fake_stages,
+    moments_frame,
+)
 
 from vsr1_core import warehouse
+from vsr1_core.configurations import NANO
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.evaluation.metrics import load_episodes, outcomes, score, values
 from vsr1_core.lake import Lake
+from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.checkpoints import GRPOCheckpoint
 
 DESIGNED = {
@@ -22,6 +33,9 @@ DESIGNED = {
     "end_s iou num_text_tokens status error",
     "turns": "dataset method query_id turn video_id score rank decision reasoning start_s end_s",
     "metrics": "dataset method metric value low high num_queries seed",
+    "outcomes": "dataset method query_id split query outcome gt_video_id video_id is_right_video",
+    "verifications": "dataset method query_id turn video_id is_right_video decision matched_probability is_correct",
+    "metrics_history": "dataset built_at data_version method metric value low high num_queries seed split",
     "failures": "dataset asset row_id error",
     "moments": "dataset query_id split query",
     "videos": "dataset video_id",
@@ -114,8 +128,77 @@ def test_a_reader_goes_on_while_the_views_are_replaced(home: Path) -> None:
     with warehouse.connect(home) as reader:
         warehouse.refresh(home, {"moments": fake_stages()["moments"]})
         assert reader.execute("select count(*) from predictions").fetchone() == (12,)
-    with pytest.raises(duckdb.CatalogException):
+    with pytest.raises(ValueError, match="predictions does not exist"):
         warehouse.query(home, "select * from predictions")
+
+
+READER = """
+import duckdb, sys
+from pathlib import Path
+database, stop = sys.argv[1], Path(sys.argv[2])
+asked, states = 0, set()
+print("ready", flush=True)
+while not stop.exists():
+    with duckdb.connect(database, read_only=True) as connection:
+        row = connection.execute("select count(*), min(duration_s), max(duration_s) from moments").fetchone()
+    assert row[1] == row[2] and row[0] == 300 + row[1], row
+    states.add(row[1])
+    asked += 1
+print(asked, len(states))
+"""
+
+
+def test_another_process_reads_whole_tables_while_commits_replace_them(home: Path, tmp_path: Path) -> None:
+    """Where a commit replaced the file of rows itself, a query in three commits failed or mixed two states."""
+    stop = tmp_path / "stop"
+
+    def commit(state: int) -> None:
+        rows = [{**row, "duration_s": float(state)} for row in fake_moments(300 + state, seed=state)]
+        commit_rows(Lake(home / "lake"), "moments", "toy", "query_id", MOMENT_COLUMNS, rows)
+
+    commit(0)
+    command = [sys.executable, "-c", READER, str(warehouse.database_path(home)), str(stop)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        for state in range(1, 31):
+            commit(state)
+            if state % 10 == 0:
+                warehouse.refresh(home, fake_stages())
+        stop.touch()
+        said = reader.stdout.read()
+    assert reader.returncode == 0
+    asked, num_states = map(int, said.split())
+    assert asked >= num_states > 5
+
+
+def test_outcomes_are_those_of_the_report(home: Path) -> None:
+    moments = moments_frame(commit_results(home / "lake", "toy", num_queries=60, num_failed=2))
+    table = fake_stages()["predictions.sqr_sft"]
+    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.columns).rows()
+    expected = dict(outcomes(load_episodes(moments, predictions)).iter_rows())
+    found = warehouse.query(home, "select query_id, outcome, query from outcomes where method = 'sqr_sft'")
+    assert dict(found.select("query_id", "outcome").iter_rows()) == expected
+    assert len(set(expected.values())) == 6
+    assert not found["query"].null_count(), "failed rows know their query too"
+
+
+def test_verifications_agree_with_the_metric(home: Path) -> None:
+    moments = moments_frame(commit_results(home / "lake", "toy", num_queries=60, num_failed=0))
+    table = fake_stages()["predictions.sqr_sft"]
+    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.columns).rows()
+    expected = values(score(load_episodes(moments, predictions)))["verification_accuracy"]
+    asked = "select avg(is_correct::int) from verifications where method = 'sqr_sft'"
+    assert warehouse.query(home, asked).item() == pytest.approx(expected)
+
+
+def test_each_state_of_the_metrics_is_kept_once(home: Path) -> None:
+    view = View(Lake(home / "lake"), DatasetEntry("toy", "toy"), NANO, fake_stages())
+    for num_queries in (12, 12, 30):
+        commit_results(home / "lake", "toy", num_queries=num_queries)
+        view.stages["metrics"].build(view, Execution())
+    asked = "select builds_ago, any_value(num_queries) from metrics_history where metric = 'mrr' group by 1 order by 1"
+    assert warehouse.query(home, asked).rows() == [(0, 30), (1, 12)]
 
 
 def test_another_process_that_holds_the_file_blocks_nobody(home: Path) -> None:
@@ -151,11 +234,32 @@ def test_every_view_says_what_it_holds(home: Path) -> None:
     assert all(comments.values())
 
 
+def test_every_column_says_what_it_means(tmp_path: Path) -> None:
+    """The sentences are in `vsr1_core.columns`."""
+    warehouse.refresh(tmp_path)
+    asked = "select table_name, column_name from duckdb_columns() where not internal and comment is null"
+    assert warehouse.query(tmp_path, asked).rows() == []
+
+
 def test_a_query_cannot_change_anything(home: Path) -> None:
-    with pytest.raises(duckdb.Error):
+    with pytest.raises(ValueError, match="read-only"):
         warehouse.query(home, "drop view moments")
-    with pytest.raises(ValueError, match="no SQL"):
-        warehouse.query(home, "  ")
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("  ", "there is no SQL to run"),
+        ("select * from nowhere", "Table with name nowhere does not exist!"),
+        ("select nothing from moments", 'Referenced column "nothing" not found'),
+        ("selec 1", 'syntax error at or near "selec"'),
+    ],
+)
+def test_bad_sql_is_explained_in_one_line_that_names_the_views(home: Path, sql: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"The views are: .*moments, outcomes, predictions") as raised:
+        warehouse.query(home, sql)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_no_scratch_file_is_left(home: Path) -> None:

@@ -16,6 +16,7 @@ import pipelines.resources
 import vsr1_core.graph
 from pipelines.cli import app
 from tests.fakes import fake_stages, register_versions, write_numbers
+from vsr1_core.warehouse_views import COMMENTS
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None
         (["explain", "numbers", "nope"], "no row 'nope'; it has 3, e.g. a, b, c"),
         (["explain", "nope", "a"], "no asset 'nope'; there are: numbers"),
         (["explain", "numbers", "a", "--format", "xml"], "use tree or json"),
-        (["sql", "select * from nowhere"], "nowhere"),
+        (["sql", "select * from nowhere"], "Table with name nowhere does not exist! The views are: failures, lake"),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(home: Path, arguments: list[str], message: str) -> None:
@@ -171,6 +172,11 @@ def test_sql_answers_in_three_formats(home: Path) -> None:
     assert json.loads(ok("sql", query, "--format", "json"))[0]["row_id"] == "c"
     rows = list(csv.DictReader(io.StringIO(ok("sql", query, "--format", "csv"))))
     assert [row["asset"] for row in rows] == ["squares"]
+
+
+def test_sql_without_a_query_lists_the_views(home: Path) -> None:
+    views = json.loads(ok("sql", "--format", "json"))
+    assert {"view": "failures", "holds": COMMENTS["failures"], "columns": "dataset, asset, row_id, error"} in views
 
 
 def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path) -> None:

@@ -15,7 +15,7 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS, VERIFIED_FIG
 from vsr1_core.lake import BASE_COLUMNS, atomic_folder
 from vsr1_core.stages.base import View
 from vsr1_core.stages.training_data import published_grpo_row, published_sft_row
-from vsr1_core.warehouse import PREDICTIONS
+from vsr1_core.warehouse_views import PREDICTIONS
 
 CARD = "README.md"
 Splits = Mapping[str, pl.DataFrame]

@@ -89,6 +89,10 @@ class Metrics(Stage):
                     if metric_id in due_here:
                         yield {"metric_id": metric_id, "method": method, "split": split, **row}
 
+    def after_build(self, view: View) -> None:
+        """Keep each state, so that builds can be compared (`metrics_history`)."""
+        view.table(self.name).keep_state(view.lake.history(self.name) / f"dataset={view.entry.name}")
+
 
 class RefinementCurves(Stage):
     """One row a method and point of a curve: a metric by the number of turns, or of soft tokens, allowed (METHOD 9).
