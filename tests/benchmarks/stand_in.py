@@ -6,13 +6,13 @@ FOLDER of the annotations holds the real charades_fig_{train,test}.jsonl. For ea
 clip with the real id is made, as long as annotated (rounded up to whole steps of a few seconds, so that every span lies
 inside); then everything from annotation files to the stage 2 prompts is built with tiny models, in one `vsr1 build`.
 The same command goes on where it was stopped: clips and rows that are there are not made again, and a stage's numbers
-stay those of the run that built it (`<home>/stand_in.json`). `--videos` takes so many of the videos, and their queries.
+are those of all runs that made rows of it (`<home>/stand_in.json`). `--videos` takes so many of the videos, and their
+queries.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -79,24 +79,24 @@ def vsr1(home: Path, *arguments: str) -> Memory:
     return memory
 
 
-def measured(home: Path, started: float, memory: Memory) -> dict[str, dict[str, Any]]:
-    """Stage -> what it did in a run that began at `started`; stages that had nothing to do are left out."""
-    view, found = open_view(home, "charades"), {}
+def add_measured(stages: dict[str, dict[str, Any]], home: Path, started: float, memory: Memory) -> None:
+    """Add to each stage's numbers what it did in a run that began at `started`."""
+    view = open_view(home, "charades")
     for asset in BUILT:
-        path = view.table(asset).manifest_path
-        manifest, end = view.table(asset).manifest(), path.stat().st_mtime
+        manifest, end = view.table(asset).manifest(), view.table(asset).manifest_path.stat().st_mtime
         if end < started or not manifest["num_processed"]:
             continue
-        used = memory.between(end - manifest["seconds"], end) or memory.between(end - 2, end + 2) or [math.nan]
-        found[asset] = {
-            "rows": manifest["num_processed"],
+        used = memory.between(end - manifest["seconds"], end) or memory.between(end - 2, end + 2) or [0.0]
+        before = stages.get(asset, {"rows": 0, "seconds": 0.0, "mib_first_quarter": 0, "mib_peak": 0})
+        rows, seconds = before["rows"] + manifest["num_processed"], before["seconds"] + manifest["seconds"]
+        stages[asset] = {
+            "rows": rows,
             "failed": manifest["num_failed"],
-            "seconds": manifest["seconds"],
-            "rows_per_s": round(manifest["num_processed"] / max(manifest["seconds"], 1e-3), 1),
-            "mib_at_a_quarter": round(max(used[: max(1, len(used) // 4)])),
-            "mib_peak": round(max(used)),
+            "seconds": round(seconds, 3),
+            "rows_per_s": round(rows / max(seconds, 1e-3), 1),
+            "mib_first_quarter": max(before["mib_first_quarter"], round(max(used[: max(1, len(used) // 4)]))),
+            "mib_peak": max(before["mib_peak"], round(max(used))),
         }
-    return found
 
 
 def report(record: dict[str, Any]) -> str:
@@ -152,7 +152,7 @@ def main() -> None:
     vsr1(home, "build", "--dataset", LENDER, "--assets", "base_models")
     started = time.time()
     memory = vsr1(home, "build", "--dataset", "charades", "--assets", "sft_examples,grpo_prompts")
-    record["stages"] |= measured(home, started, memory)
+    add_measured(record["stages"], home, started, memory)
     record["build_s"] += round(time.time() - started)
     files = open_view(home, "charades").rows("annotation_files")
     record["counts"] = dict(files.select("file_id", "num_rows").iter_rows())
