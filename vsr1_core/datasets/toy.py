@@ -1,9 +1,9 @@
 """The toy world: scenes of moving shapes, how they are drawn, and how they are described. No files are written here.
 
-A video shows two or three events in a row, each one coloured shape that moves, on one background. A moment is one
-event. Its plain caption (`cog_desc`) names every attribute in the base words and a neighbouring object; its query
-(`fig_desc`) says the same in another order and partly in other words, which a model trained on plain captions has
-never seen. Some videos are another video with a single attribute changed. Every split is made from its own seed and
+A video shows a few events in a row (two, as it is set up), each one coloured shape that moves, on one background. A
+moment is one event. Its plain caption (`cog_desc`) names every attribute in the base words and a neighbouring object;
+its query (`fig_desc`) says the same in another order and partly in other words, which a model trained on plain captions
+has never seen. Some videos are another video with a single attribute changed. Every split is made from its own seed and
 from nothing else, and no two videos of a split fit the same description.
 """
 
