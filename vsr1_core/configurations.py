@@ -40,7 +40,7 @@ TINY = Configuration(
         system_prompt="Does the video show what the query describes?",
     ),
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
-    sft=TINY_SFT,
+    sft=dataclasses.replace(TINY_SFT, steps=250, retrieval_weight=0.1),
     fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=200),
     hard_refine=dataclasses.replace(TINY_SFT, refine="text"),
     grpo=GRPORecipe(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.core import naive
 from tests.core.tiny_models import prompts_with_videos, random_video, tiny_policy, tiny_tokenizer
 from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decode, teacher_forced
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decode, end_tokens, teacher_forced
 from vsr1_core.models.inputs import Prompt, build_prompts, extended
 from vsr1_core.models.vision import VideoFeatures, encode_videos
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text
@@ -153,7 +153,8 @@ def test_stop_tokens_end_rows_where_generate_ends_them_and_the_limit_holds_there
     limit = sorted(ends)[1] - 1
     cut = decode(policy.model, tokenizer, prompts, features, DecodeSettings(limit), wants_refine=lambda _t: True)
     assert [row.token_ids for row in cut] == [row.token_ids[:limit] for row in rows]
-    kept = [row.token_ids[:-1] if row.token_ids[-1] == common else row.token_ids for row in rows]
+    stops = end_tokens(tokenizer)  # the new one beside those that every tokenizer has
+    kept = [row.token_ids[:-1] if row.token_ids[-1] in stops else row.token_ids for row in rows]
     with torch.no_grad():
         expected = torch.stack(
             [naive_latents(policy, p, ids, i, 2) for i, (p, ids) in enumerate(zip(prompts, kept, strict=True))]

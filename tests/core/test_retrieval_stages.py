@@ -83,7 +83,7 @@ def test_a_split_without_any_video_fails_its_queries_and_says_where_to_look(corp
 def test_an_empty_dataset_gives_empty_tables(tmp_path):
     corpus = FakeCorpus(tmp_path)
     corpus.write()
-    assert [o.num_processed for o in corpus.build().values()] == [0] * 7
+    assert {o.num_processed for o in corpus.build().values()} == {0}
 
 
 def test_doing_it_again_does_nothing(corpus):
