@@ -16,6 +16,7 @@ import typer
 from pipelines import dataset_commands, hub_commands, prepared_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
+from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.graph import open_view, plan_graph
 
 EXAMPLES = """
@@ -63,13 +64,26 @@ def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")
 
 @app.command()
 @command
-def doctor() -> None:
-    """Check this machine: versions, disk, threads, and what to do where something is missing."""
-    from pipelines.doctor import examine
+def doctor(
+    config: Annotated[str, typer.Option(help="Also what this configuration needs (default: the dataset's).")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Also what this dataset lacks, and a forecast.")] = "",
+) -> None:
+    """Check this machine: versions, disk, threads, and what to do where something is missing; forecast a build."""
+    from pipelines import doctor as checks
 
-    findings = list(examine(read_settings()))
+    settings = read_settings()
+    entry = known_entry(settings, dataset) if dataset else None
+    name = config or (entry.config if entry else "tiny")
+    if name not in CONFIGURATIONS:
+        raise UserError(f"no configuration {name!r}; there are: {', '.join(CONFIGURATIONS)}")
+    findings = list(checks.examine(settings))
+    findings += checks.examine_build(settings, CONFIGURATIONS[name], entry)
+    estimates = checks.forecast(settings, CONFIGURATIONS[name], entry) if entry else []
+    findings += checks.room(settings, estimates) if estimates else []
     rows = [[f.name, f.level, f.found, f.advice] for f in findings]
     show.console().print(show.table("vsr1 doctor", ["check", "", "found", "what to do"], rows))
+    if estimates:
+        show.print_forecast(f"{dataset} with {name} on one {checks.gpu_name()}", estimates)
     if any(f.level == "problem" for f in findings):
         fail("some checks found a problem; the last column says what to do")
 

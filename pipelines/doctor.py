@@ -1,4 +1,7 @@
-"""`vsr1 doctor`: is this machine ready, and if not, what to do. Each check is one function."""
+"""`vsr1 doctor`: is this machine ready, and if not, what to do. Each check is one function.
+
+With a dataset or a configuration also: what its build still lacks, beside what `vsr1_core.capacity` forecasts.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,19 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.resources import Settings
-from vsr1_core.lake import atomic_path
+from pipelines.resources import Settings, choose_device, read_endpoint
+from vsr1_core import capacity
+from vsr1_core.capacity import GIB, Estimate, Forecast
+from vsr1_core.datasets import sources
+from vsr1_core.datasets.benchmarks import wrong_row_count
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.lake import atomic_path, read_jsonl
+from vsr1_core.recipes import Configuration, EndpointRecipe
+from vsr1_core.stages.base import Execution
 
 PACKAGES = ("torch", "transformers", "trl", "dagster", "polars", "duckdb", "faiss-cpu", "av")
 MIN_FREE_GIB = 2.0
@@ -118,3 +128,133 @@ def _ui() -> Finding:
     if _is_installed("dagster-webserver"):
         return Finding("web UI", "ok", importlib.metadata.version("dagster-webserver"))
     return Finding("web UI", "note", "not installed", 'for `vsr1 ui`: pip install -c constraints.txt -e ".[ui]"')
+
+
+def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:
+    """What building `entry` (None: any dataset) with `config` still lacks."""
+    if config.models.policy != "tiny":
+        for role, name in (("policy", config.models.policy), ("embedder", config.models.embedder)):
+            yield _model(role, name)
+        yield _gpu(settings, config)
+    if isinstance(config.teacher, EndpointRecipe):
+        yield _teacher(config.teacher)
+    if entry is not None and entry.kind != "toy":
+        yield from _annotations(entry, config)
+        yield _videos(entry, config)
+
+
+def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> list[Estimate]:
+    """The forecast for `entry` on this machine's GPU, or the default one; empty for tiny models, and where the
+    annotations are not there yet. ValueError for a model of unknown size."""
+    if config.models.policy == "tiny":
+        return []
+    try:
+        corpus = capacity.read_corpus(entry, config)
+    except FileNotFoundError:
+        return []
+    sizes = {name: capacity.model_size(name) for name in (config.models.policy, config.models.embedder)}
+    policy, embedder = sizes[config.models.policy], sizes[config.models.embedder]
+    if policy is None or embedder is None:
+        raise ValueError(f"nothing is known of the size of {', '.join(n for n, size in sizes.items() if size is None)}")
+    execution = Execution(
+        workers=settings.workers,
+        cache_bytes=int(settings.cache_gb * GIB),
+        micro_batch_size=settings.micro_batch_size,
+    )
+    return list(capacity.forecast(Forecast(config, corpus, policy, embedder, execution, capacity.GPUS[gpu_name()])))
+
+
+def gpu_name() -> str:
+    """The name in `capacity.GPUS` of the GPU here, or of the one that is assumed."""
+    import torch
+
+    here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return next((name for name in capacity.GPUS if name in here), capacity.DEFAULT_GPU)
+
+
+def room(settings: Settings, estimates: Sequence[Estimate]) -> Iterator[Finding]:
+    """Whether the disk and the GPU hold what is forecast."""
+    import torch
+
+    place = next(p for p in (settings.home, *settings.home.parents) if p.exists())
+    free, needed = shutil.disk_usage(place).free, sum(e.disk for e in estimates)
+    found = f"{needed / GIB:,.0f} GiB forecast, {free / GIB:,.0f} GiB free"
+    advice = "set VSR1_HOME to a larger disk, or VSR1_CACHE_GB lower" if free < needed else ""
+    yield Finding("disk for the build", "problem" if advice else "ok", found, advice)
+    if torch.cuda.is_available():
+        has = torch.cuda.get_device_properties(0).total_memory
+        largest = max(estimates, key=lambda e: e.gpu)
+        found = f"{largest.gpu / GIB:,.0f} GiB forecast for {largest.stage}, {has / GIB:,.0f} GiB there"
+        advice = "set VSR1_MICRO_BATCH lower, or take a smaller model" if has < largest.gpu else ""
+        yield Finding("GPU memory", "problem" if advice else "ok", found, advice)
+
+
+def _model(role: str, name: str) -> Finding:
+    folder = capacity.cached_folder(name)
+    if folder is not None and any(folder.glob("*.safetensors")):
+        return Finding(role, "ok", f"{name} in {folder}")
+    advice = f"the first build downloads it; before that: hf download {name}"
+    return Finding(role, "note", f"{name} is not on this machine", advice)
+
+
+def _gpu(settings: Settings, config: Configuration) -> Finding:
+    import torch
+
+    number = torch.cuda.device_count()
+    if choose_device(settings.device) == "cpu":
+        return Finding("GPU", "problem", "none", f"{config.name} needs a GPU; on a CPU use the configuration tiny")
+    if settings.processes > number:
+        return Finding("GPU", "problem", f"{number}", f"VSR1_PROCESSES={settings.processes} needs as many GPUs")
+    shared = {"sft": config.sft.batch_size, "grpo": config.grpo.queries_per_step}
+    uneven = [name for name, rows in shared.items() if rows % settings.processes]
+    if uneven:
+        found = f"a step of {' and '.join(uneven)} cannot be shared by {settings.processes} processes"
+        return Finding("GPU", "problem", found, "unset VSR1_PROCESSES while that stage is built")
+    return Finding("GPU", "ok", f"{number} x {torch.cuda.get_device_name(0)}, {settings.processes} to train on")
+
+
+def _teacher(recipe: EndpointRecipe) -> Finding:
+    endpoint = read_endpoint()
+    if endpoint is None:
+        advice = f"serve {recipe.model} behind an OpenAI-compatible API and set VSR1_TEACHER_URL"
+        return Finding("teacher", "problem", "no endpoint", f"{advice}; not needed with imported SFT rows")
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    try:
+        answer = httpx2.get(f"{endpoint.url.rstrip('/')}/models", headers=headers, timeout=5)
+    except httpx2.HTTPError as error:
+        said = str(error) or type(error).__name__
+        return Finding("teacher", "problem", f"{endpoint.url}: {said}", "start the server, or correct VSR1_TEACHER_URL")
+    if answer.status_code in (401, 403):
+        return Finding("teacher", "problem", f"{endpoint.url} wants another key", "set VSR1_TEACHER_API_KEY")
+    return Finding("teacher", "ok", f"{endpoint.url} answers")
+
+
+def _annotations(entry: DatasetEntry, config: Configuration) -> Iterator[Finding]:
+    advice = f"vsr1 dataset show {entry.name} says where to get them"
+    try:
+        files = sources.annotation_files(entry, config)
+    except FileNotFoundError as error:
+        yield Finding("annotations", "problem", str(error), advice)
+        return
+    for file in files.values():
+        if file.error is not None:
+            yield Finding(file.file_id, "problem", f"not in {file.path.parent}", advice)
+            continue
+        count = sum(1 for _ in read_jsonl(file.path))
+        problem = wrong_row_count(file.file_id, count)
+        yield Finding(file.file_id, "problem" if problem else "ok", problem or f"{count:,} rows")
+
+
+def _videos(entry: DatasetEntry, config: Configuration) -> Finding:
+    try:
+        annotated = sources.corpus_splits(entry, config)
+        files = sources.video_files(entry)
+    except FileNotFoundError as error:
+        return Finding("videos", "problem", str(error), f"vsr1 dataset add {entry.name} --videos DIR")
+    missing = [video_id for video_id in annotated if video_id not in files]
+    found = f"{len(files):,} files in {entry.videos}, {len(missing):,} of {len(annotated):,} annotated videos missing"
+    if not files or missing:
+        return Finding("videos", "problem", found, f"vsr1 dataset check {entry.name} lists them")
+    return Finding("videos", "ok", found)

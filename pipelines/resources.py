@@ -34,13 +34,15 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 @dataclass(frozen=True)
 class Settings:
     """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
-    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together."""
+    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together;
+    `micro_batch_size` episodes of stage 2 go through one backward pass."""
 
     home: Path
     device: str = "auto"
     workers: int = 1
     cache_gb: float = 20.0
     processes: int = 1
+    micro_batch_size: int = 8
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -48,7 +50,8 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
     device = environ.get("VSR1_DEVICE", "auto")
-    return Settings(home, device, workers, _cache_gb(environ), _count(environ, "VSR1_PROCESSES", 1))
+    processes, micro_batch = _count(environ, "VSR1_PROCESSES", 1), _count(environ, "VSR1_MICRO_BATCH", 8)
+    return Settings(home, device, workers, _cache_gb(environ), processes, micro_batch)
 
 
 def _count(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -127,6 +130,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     retry_failed: bool = False
     cache_gb: float = 20.0
     processes: int = 1
+    micro_batch_size: int = 8
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -143,6 +147,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             endpoint=read_endpoint(),
             cache_bytes=int(self.cache_gb * (1 << 30)),
             processes=self.processes,
+            micro_batch_size=self.micro_batch_size,
             log=log,
         )
 

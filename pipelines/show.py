@@ -14,6 +14,7 @@ from rich.table import Table
 
 from assets.evaluation import metrics_grid
 from pipelines.builds import BuiltAsset
+from vsr1_core.capacity import ASSUMED, GIB, Estimate
 from vsr1_core.graph import StagePlan
 from vsr1_core.stages.base import View
 
@@ -83,6 +84,26 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
             why += [f"taken as imported ({item.num_imported:,})"] if item.num_imported else []
             rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), "; ".join(why)])
     return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
+
+
+def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
+    """Disk, GPU memory and hours of each stage, their sums, and what the numbers stand on."""
+    header = ["stage", "disk GiB", "GPU GiB", "hours", "from"]
+    rows = [[e.stage, *(_amount(v) for v in (e.disk / GIB, e.gpu / GIB, e.hours)), e.how] for e in estimates]
+    disk, hours = sum(e.disk for e in estimates), sum(e.hours for e in estimates)
+    rows.append(["all", _amount(disk / GIB), _amount(max(e.gpu for e in estimates) / GIB), _amount(hours), ""])
+    out = console()
+    out.print(table(f"Forecast: {title}", header, rows))
+    out.print("Sizes are worked out from shapes, for the longest video; hours are estimates from:")
+    for name, constant in ASSUMED.items():
+        out.print(f"  {name} = {constant.value:g}: {constant.source}", markup=False, highlight=False)
+    out.print("  and the makers' peak bf16 operations of the GPU", markup=False, highlight=False)
+
+
+def _amount(value: float) -> str:
+    if not value:
+        return ""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "< 0.1"
 
 
 def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:

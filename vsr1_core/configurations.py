@@ -88,6 +88,18 @@ QWEN3_VL_2B = Configuration(
     fine_tuned=SFTRecipe(refine="none", gradient_checkpointing=True),
     hard_refine=SFTRecipe(refine="text", gradient_checkpointing=True),
     grpo=GRPORecipe(gradient_checkpointing=True),
+    evaluation=EvalRecipe(methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected")),
 )
+"""METHOD's settings: the authors' for both stages, and every method of METHOD 9."""
 
-CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B)}
+QWEN3_VL_4B, QWEN3_VL_8B = (
+    dataclasses.replace(
+        QWEN3_VL_2B,
+        name=f"qwen3-vl-{size.lower()}",
+        models=dataclasses.replace(QWEN3_VL_2B.models, policy=f"Qwen/Qwen3-VL-{size}-Instruct"),
+    )
+    for size in ("4B", "8B")
+)
+"""A larger policy before the same search engine."""
+
+CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B, QWEN3_VL_4B, QWEN3_VL_8B)}

@@ -34,6 +34,8 @@ class Execution:
     """Where the teacher's model is; None where none is set up."""
     processes: int = 1
     """How many train one model together, a GPU each."""
+    micro_batch_size: int = 8
+    """Episodes a backward pass of stage 2 takes: fewer need less memory."""
     cache_bytes: int = 20 << 30
     """What vision features and query vectors may take on disk, each; 0 keeps none there."""
     log: Callable[[str], None] = lambda line: None

@@ -463,6 +463,7 @@ class GRPOCheckpoint(TrainedStage):
             recipe=self.recipe(view.config),
             work_folder=view.files(self.name) / "trainer",
             log=execution.log,
+            micro_batch_size=execution.micro_batch_size,
         )
         episodes = [_episode_row(trace) for trace in result.episodes]
         return Trained(result.curve, {"num_prompts": len(prompts)}, {"episodes": episodes})

@@ -31,7 +31,9 @@ def launch(view: View, asset: str, execution: Execution) -> dict[str, Any]:
     folder = view.files(asset) / "launch"
     request, answer = folder / "request.json", folder / "answer.json"
     answer.unlink(missing_ok=True)
-    settings = {n: getattr(execution, n) for n in ("device", "workers", "batch_size", "cache_bytes")}
+    settings = {
+        n: getattr(execution, n) for n in ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size")
+    }
     write_json(request, {"home": str(view.home), "dataset": view.entry.name, "asset": asset, "execution": settings})
     returncode, output = _run(_command(execution.processes, request), execution)
     said = read_json(answer) if answer.exists() else {}

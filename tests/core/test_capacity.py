@@ -1,0 +1,96 @@
+"""The forecast: sizes are those of the published models and of real shapes, and it moves with what it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vsr1_core import capacity
+from vsr1_core.capacity import GIB, Corpus, Estimate, Forecast
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.stages.base import Execution
+
+CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
+ONE_VIDEO = Corpus({"train": [30.0], "test": [30.0]}, {"train": [30], "test": [30]}, {"train": 100, "test": 10})
+
+
+@pytest.mark.parametrize(("size", "billions"), [("2B", 2.13), ("4B", 4.44), ("8B", 8.77)])
+def test_known_models_have_the_parameters_they_are_published_with(size: str, billions: float) -> None:
+    found = capacity.model_size(f"Qwen/Qwen3-VL-{size}-Instruct")
+    assert found is not None
+    assert (found.text + found.vision) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert f"qwen3-vl-{size.lower()}" in CONFIGURATIONS
+
+
+def test_a_model_of_unknown_size_is_not_guessed() -> None:
+    assert capacity.model_size("someone/video-model") is None
+
+
+def test_a_folders_own_config_is_read(tmp_path: Path) -> None:
+    from tests.core.tiny_models import tiny_policy
+    from vsr1_core.models.checkpoints import save_policy
+
+    policy = tiny_policy()
+    save_policy(policy, tmp_path / "policy", {})
+    size = capacity.model_size(str(tmp_path / "policy"))
+    assert size is not None
+    assert size.vision == sum(p.numel() for p in policy.model.model.visual.parameters())
+    assert size.text == sum(p.numel() for p in policy.model.model.language_model.parameters())
+
+
+def base(corpus: Corpus = ONE_VIDEO, name: str = "qwen3-vl-2b", **execution: int) -> Forecast:
+    config = CONFIGURATIONS[name]
+    policy, embedder = capacity.model_size(config.models.policy), capacity.model_size(config.models.embedder)
+    assert policy is not None
+    assert embedder is not None
+    return Forecast(config, corpus, policy, embedder, Execution(**{"workers": 4, **execution}), capacity.GPUS["A100"])
+
+
+def by_stage(forecast: Forecast) -> dict[str, Estimate]:
+    return {estimate.stage: estimate for estimate in capacity.forecast(forecast)}
+
+
+def test_bytes_are_those_of_the_shapes() -> None:
+    stages = by_stage(base())
+    assert stages["frame_tensors"].disk == 2 * 30 * 200_704 * 3
+    assert stages["base_models"].disk == pytest.approx(2 * 2 * 2.127e9, rel=0.01)
+    text, vision = base().policy.text, base().policy.vision
+    assert stages["sft_checkpoint"].disk == 4 * text + 2 * vision
+    assert stages["sft_checkpoint"].gpu > 16 * text, "weights, gradients and two moments in fp32"
+    assert base().cache_bytes(1) / base().longest == 2 * 28 * 2 * 8 * 128
+
+
+def test_every_configuration_of_published_models_is_forecast_and_larger_ones_take_more() -> None:
+    names = [name for name, config in CONFIGURATIONS.items() if config.models.policy != "tiny"]
+    assert len(names) == 3
+    sums = [sum(e.hours for e in by_stage(base(name=name)).values()) for name in names]
+    peaks = [max(e.gpu for e in by_stage(base(name=name)).values()) / GIB for name in names]
+    assert sums == sorted(sums)
+    assert peaks == sorted(peaks)
+    assert 30 < peaks[0] < 100
+
+
+def test_fewer_episodes_a_backward_pass_need_less_memory_and_no_other_time() -> None:
+    whole, small = (by_stage(base(micro_batch_size=n))["grpo_checkpoint"] for n in (8, 2))
+    assert small.gpu < whole.gpu
+    assert small.hours == whole.hours
+    assert by_stage(base(workers=8))["frame_tensors"].hours == by_stage(base())["frame_tensors"].hours / 2
+
+
+def test_the_corpus_is_read_off_the_annotations(tmp_path: Path) -> None:
+    rows = [
+        {"video": f"AAAA{n % 2}.mp4", "time": [0.0, 3.0], "desc_id": n, "duration": 10.5 + 90 * (n % 2),
+         "cog_desc": "c", "fig_desc": f"q {n}", "fig_desc_score": 1}
+        for n in range(4)
+    ]  # fmt: skip
+    (tmp_path / "charades_fig_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = DatasetEntry("charades", "verified", str(tmp_path), str(tmp_path), CONFIG.name)
+    corpus = capacity.read_corpus(entry, CONFIG)
+    assert corpus.num_queries == {"train": 4}
+    assert sorted(corpus.frames["train"]) == [10, 64]
+    with pytest.raises(FileNotFoundError, match="no annotations"):
+        capacity.read_corpus(dataclasses.replace(entry, annotations=str(tmp_path / "none")), CONFIG)

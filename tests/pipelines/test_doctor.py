@@ -1,0 +1,69 @@
+"""`vsr1 doctor` for a dataset: what is missing is named with what to do, and the forecast is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import doctor
+from pipelines.cli import app
+from pipelines.resources import Settings
+from tests.chat_server import ChatServer, running
+from vsr1_core.capacity import Estimate
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.registry import DatasetEntry
+
+CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("VSR1_TEACHER_URL", raising=False)
+    return tmp_path
+
+
+def findings(home: Path, entry: DatasetEntry | None) -> dict[str, doctor.Finding]:
+    return {f.name: f for f in doctor.examine_build(Settings(home, "cpu"), CONFIG, entry)}
+
+
+def test_what_a_real_dataset_lacks_is_named(home: Path) -> None:
+    (home / "charades_fig_test.jsonl").write_text("{}\n")
+    entry = DatasetEntry("charades", "verified", str(home / "videos"), str(home), CONFIG.name)
+    found = findings(home, entry)
+    assert "hf download Qwen/Qwen3-VL-2B-Instruct" in found["policy"].advice
+    assert found["GPU"].level == "problem"
+    assert "VSR1_TEACHER_URL" in found["teacher"].advice
+    assert "vsr1 dataset show charades" in found["charades_fig_train.jsonl"].advice
+    assert "has 1 rows, as published it has 3,720" in found["charades_fig_test.jsonl"].found
+    assert found["videos"].level == "problem"
+
+
+def test_a_teacher_is_asked_whether_it_is_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("VSR1_TEACHER_URL", "http://127.0.0.1:9/v1")
+    assert "start the server" in findings(home, None)["teacher"].advice
+    server = ChatServer()
+    with running(server):
+        monkeypatch.setenv("VSR1_TEACHER_URL", server.url)
+        assert findings(home, None)["teacher"].level == "ok"
+
+
+def test_more_than_the_disk_holds_is_a_problem(home: Path) -> None:
+    small, large = (next(doctor.room(Settings(home), [Estimate("x", disk)])) for disk in (1.0, 1e18))
+    assert small.level == "ok"
+    assert "VSR1_HOME" in large.advice
+
+
+def test_the_command_prints_a_forecast_with_what_it_stands_on(home: Path, shared_data: Path) -> None:
+    runner = CliRunner()
+    annotations = str(shared_data / "verified_fig")
+    runner.invoke(app, ["dataset", "add", "charades", "--annotations", annotations, "--videos", str(home)])
+    result = runner.invoke(app, ["doctor", "--config", "qwen3-vl-2b", "--dataset", "charades"])
+    assert result.exit_code == 1, "there is no GPU and no video here"
+    for words in ("6,671 of 6,671 annotated", "Forecast: charades with qwen3-vl-2b", "grpo_checkpoint", "not measured"):
+        assert words in " ".join(result.output.split()), words
+    assert runner.invoke(app, ["doctor", "--config", "huge"]).exit_code == 1
