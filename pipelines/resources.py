@@ -1,5 +1,5 @@
-"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_CACHE_GB, VSR1_TEACHER_*.
-Also what assets get from it."""
+"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_CACHE_GB, VSR1_PROCESSES,
+VSR1_TEXT_WRITER, VSR1_TEACHER_*. Also what assets get from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import dagster as dg
 
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.graph import all_stages, open_view
 from vsr1_core.reasoning.teacher import EndpointSettings
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Execution, Stage, TextWriterName, View
 
 _PROCESS_DEFAULTS = {
     # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
@@ -35,7 +35,7 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 class Settings:
     """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
     is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together;
-    `micro_batch_size` episodes of stage 2 go through one backward pass."""
+    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches."""
 
     home: Path
     device: str = "auto"
@@ -43,6 +43,7 @@ class Settings:
     cache_gb: float = 20.0
     processes: int = 1
     micro_batch_size: int = 8
+    text_writer: TextWriterName = "in-process"
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -51,7 +52,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
     device = environ.get("VSR1_DEVICE", "auto")
     processes, micro_batch = _count(environ, "VSR1_PROCESSES", 1), _count(environ, "VSR1_MICRO_BATCH", 8)
-    return Settings(home, device, workers, _cache_gb(environ), processes, micro_batch)
+    return Settings(home, device, workers, _cache_gb(environ), processes, micro_batch, _text_writer(environ))
 
 
 def _count(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -59,6 +60,13 @@ def _count(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"{name} must be a number of at least 1, not {text!r}")
     return int(text)
+
+
+def _text_writer(environ: Mapping[str, str]) -> TextWriterName:
+    name = environ.get("VSR1_TEXT_WRITER") or "in-process"
+    if name not in get_args(TextWriterName):
+        raise ValueError(f"VSR1_TEXT_WRITER must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
+    return cast(TextWriterName, name)
 
 
 def _cache_gb(environ: Mapping[str, str]) -> float:
@@ -131,6 +139,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     cache_gb: float = 20.0
     processes: int = 1
     micro_batch_size: int = 8
+    text_writer: TextWriterName = "in-process"
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -148,6 +157,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             cache_bytes=int(self.cache_gb * (1 << 30)),
             processes=self.processes,
             micro_batch_size=self.micro_batch_size,
+            text_writer=self.text_writer,
             log=log,
         )
 

@@ -15,12 +15,17 @@ def test_a_wrong_cache_size_is_refused_by_name(text: str) -> None:
         read_settings({"VSR1_CACHE_GB": text})
 
 
+def test_an_unknown_text_writer_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="VSR1_TEXT_WRITER must be one of in-process, vllm"):
+        read_settings({"VSR1_TEXT_WRITER": "pen"})
+
+
 def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
     environ = {"VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu", "VSR1_PROCESSES": "2"}
-    environ["VSR1_HOME"] = str(tmp_path)
+    environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm"}
     settings = read_settings(environ)
     given = workplace(settings)
     assert type(given)(**resource_config(settings)) == given
     execution = given.execution(print)
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
-    assert execution.processes == 2
+    assert (execution.processes, execution.text_writer) == (2, "vllm")

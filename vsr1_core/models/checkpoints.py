@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
@@ -21,17 +21,22 @@ from vsr1_core.models.policy import Policy, SoftQueryConfig, soft_query_modules,
 from vsr1_core.models.vision import batch_vision_attention
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
 
+if TYPE_CHECKING:
+    from vsr1_core.models.decoding import TextWriter
+
 # Wrong shapes are let through by transformers and refused by `_check_loaded`, which can say which and why.
 _SAFE = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy with its tokenizer and where it came from."""
+    """A policy with its tokenizer and where it came from. writer: who writes its text in place of the loop, with
+    the same weights."""
 
     model: Policy
     tokenizer: PreTrainedTokenizerBase
     source: str = ""
+    writer: TextWriter | None = None
 
 
 def save_policy(policy: LoadedPolicy, folder: Path, record: dict[str, Any]) -> str:

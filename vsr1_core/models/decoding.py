@@ -2,20 +2,22 @@
 
 A row's next input is either a sampled token's embedding or R(z_{k-1}). A row that has what it needs leaves the batch
 at once. A prompt and its video are read once, also when several rows sample from the same one; `teacher_forced` is
-the differentiable form of the same thing.
+the differentiable form of the same thing. Text may also come from elsewhere (`TextWriter`, such as `vllm_writer`'s):
+then the loop reads prompt and text in one pass and goes on with the latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 
 from vsr1_core.models.batching import Batch, language_model_kwargs, left_padded
-from vsr1_core.models.inputs import Prompt
+from vsr1_core.models.inputs import Prompt, extended
 from vsr1_core.models.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.prefix import SharedPrefix, layer_inputs
@@ -107,6 +109,12 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.convert_tokens_to_ids(names)}
 
 
+def written_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """What the tokens say: no stop token, but a <REFINE> that was written."""
+    ends = end_tokens(tokenizer) - {tokenizer.convert_tokens_to_ids(REFINE_TOKEN)}
+    return tokenizer.decode([t for t in token_ids if t not in ends], skip_special_tokens=False)
+
+
 class _HiddenStates:
     """Runs the language model and gives each row's hidden state at the last position, before and after the norm."""
 
@@ -163,6 +171,40 @@ class _State:
         return self.select(order), order
 
 
+class TextWriter(Protocol):
+    """Who writes the rows' text. Latents are not its business."""
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[VideoFeatures | None],
+        settings: DecodeSettings,
+        generator: torch.Generator | None = None,
+    ) -> list[Decoded]:
+        """Each row's tokens (stop token included), their log-probabilities, text and decision, in order; no latents."""
+
+
+@dataclass(frozen=True)
+class InProcessWriter:
+    """Text by the loop below."""
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[VideoFeatures | None],
+        settings: DecodeSettings,
+        generator: torch.Generator | None = None,
+    ) -> list[Decoded]:
+        text_only = replace(settings, num_soft_tokens=0)
+        never = lambda _text: False  # noqa: E731
+        return decode(
+            self.policy, self.tokenizer, prompts, features, text_only, wants_refine=never, generator=generator
+        )
+
+
 @torch.no_grad()
 def decode(
     policy: Policy,
@@ -173,25 +215,48 @@ def decode(
     *,
     wants_refine: Callable[[str], bool],
     generator: torch.Generator | None = None,
+    writer: TextWriter | None = None,
 ) -> list[Decoded]:
     """Decode every row. `wants_refine(text)` is asked once a row's text has ended (stop token, <REFINE>, or the
     limit); where it says yes, <REFINE> is fed, written by the model or not, and N latents follow.
 
     The text excludes stop token and includes a <REFINE> that the model wrote. Results are in the order of `prompts`.
+    With a `writer`, the text is its own, and the latents are those of a pass over prompt and text.
     """
-    rows = _Rows(policy, tokenizer, settings, len(prompts), wants_refine, generator)
-    # The limit is rarely reached: room for half of it at first, and the cache grows where that is too little.
-    room = min(settings.max_new_tokens, 32 + settings.max_new_tokens // 2) + settings.num_soft_tokens + 1
-    cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
-    with _HiddenStates(policy) as model:
-        state = _read_prompts(model, policy, cache, prompts, features, tokenizer.pad_token_id)
-        while state.rows:
-            embeds, kept = rows.next_inputs(state)
-            if not kept:
-                break
-            state, order = state.keep(kept, cache)
-            _step(model, state, cache, embeds[order])
-    return rows.results()
+    if writer is None:
+        rows = _Rows(policy, tokenizer, settings, len(prompts), wants_refine, generator)
+        # The limit is rarely reached: room for half of it at first, and the cache grows where that is too little.
+        return rows.run(prompts, features, room=min(settings.max_new_tokens, 32 + settings.max_new_tokens // 2))
+    written = writer.write(prompts, features, settings, generator)
+    refining = [i for i, row in enumerate(written) if settings.num_soft_tokens and wants_refine(row.text)]
+    read = [extended(prompts[i], before_latents(written[i].token_ids, tokenizer)) for i in refining]
+    latents = latents_after(policy, tokenizer, read, [features[i] for i in refining], settings.num_soft_tokens)
+    for i, z in zip(refining, latents, strict=True):
+        written[i].latents = z
+    return written
+
+
+@torch.no_grad()
+def latents_after(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    num_soft_tokens: int,
+) -> list[Tensor]:
+    """z_1..z_N [N, D] of rows that end with <REFINE>: one pass over all they have written, then N - 1 single steps."""
+    if not prompts or not num_soft_tokens:
+        return []
+    settings = DecodeSettings(num_soft_tokens=num_soft_tokens)
+    rows = _Rows(policy, tokenizer, settings, len(prompts), wants_refine=lambda _text: True, generator=None)
+    rows.latents = {row: [] for row in range(len(prompts))}
+    return [row.latents for row in rows.run(prompts, features) if row.latents is not None]
+
+
+def before_latents(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What is read behind the prompt before the first latent: the text, and <REFINE> in the place of what ended it."""
+    kept = token_ids[:-1] if token_ids and token_ids[-1] in end_tokens(tokenizer) else token_ids
+    return [*kept, tokenizer.convert_tokens_to_ids(REFINE_TOKEN)]
 
 
 def _read_prompts(
@@ -253,7 +318,18 @@ class _Rows:
         self.refine_id = tokenizer.convert_tokens_to_ids(REFINE_TOKEN)
         self.ends = end_tokens(tokenizer)
 
-    def results(self) -> list[Decoded]:
+    def run(self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], room: int = 0) -> list[Decoded]:
+        """Read the prompts, then one input a row until no row is left. `room`: how long texts are expected to be."""
+        num_layers = self.policy.config.text_config.num_hidden_layers
+        cache = InPlaceCache(num_layers, room + self.settings.num_soft_tokens + 1)
+        with _HiddenStates(self.policy) as model:
+            state = _read_prompts(model, self.policy, cache, prompts, features, self.tokenizer.pad_token_id)
+            while state.rows:
+                embeds, kept = self.next_inputs(state)
+                if not kept:
+                    break
+                state, order = state.keep(kept, cache)
+                _step(model, state, cache, embeds[order])
         for row, tokens in self.latents.items():
             self.decoded[row].latents = torch.stack(tokens)
         return self.decoded
@@ -293,7 +369,7 @@ class _Rows:
                 kept.append(i)
                 continue
             result = self.decoded[row]
-            result.text = self._text(result.token_ids)
+            result.text = written_text(self.tokenizer, result.token_ids)
             if self.settings.num_soft_tokens and self.wants_refine(result.text):
                 self.latents[row] = []
                 embeds[i] = embedding.weight[self.refine_id]
@@ -328,10 +404,6 @@ class _Rows:
             return False
         result.token_ids.append(token)
         return token not in self.ends
-
-    def _text(self, token_ids: list[int]) -> str:
-        kept = [t for t in token_ids if t == self.refine_id or t not in self.ends]
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def teacher_forced(

@@ -77,7 +77,11 @@ def video_text(layout: VideoLayout, merge_size: int) -> str:
     """
     _, height, width = layout.grid
     pads = VIDEO_PAD * (height * width // merge_size**2)
-    return "".join(f"<{mark:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for mark in layout.marks_s)
+    return "".join(f"{mark_text(mark)}<|vision_start|>{pads}<|vision_end|>" for mark in layout.marks_s)
+
+
+def mark_text(mark_s: float) -> str:
+    return f"<{mark_s:.1f} seconds>"
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ def _decode_in_chunks(
             settings,
             wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
             generator=generator,
+            writer=policy.writer,
         )
         found |= zip(chunk, outputs, strict=True)
     return [found[i] for i in range(len(prompts))]

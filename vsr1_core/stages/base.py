@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 
@@ -19,6 +19,8 @@ from vsr1_core.lake import Lake, Table
 from vsr1_core.prepared.store import GivenRow, Imported, current_import
 from vsr1_core.reasoning.teacher import EndpointSettings
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
+
+TextWriterName = Literal["in-process", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Execution:
     """How many train one model together, a GPU each."""
     micro_batch_size: int = 8
     """Episodes a backward pass of stage 2 takes: fewer need less memory."""
+    text_writer: TextWriterName = "in-process"
+    """Who writes text in a search: the decoding loop, or vLLM on a GPU (the extra `vllm`)."""
     cache_bytes: int = 20 << 30
     """What vision features and query vectors may take on disk, each; 0 keeps none there."""
     log: Callable[[str], None] = lambda line: None

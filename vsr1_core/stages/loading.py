@@ -45,8 +45,17 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> LoadedPolicy:
-    """The policy whose folder is in `asset`'s row; a published base gets fresh soft query modules."""
-    return _opened_policy(view, execution, asset, row_id, precision(execution))
+    """The policy whose folder is in `asset`'s row, to be asked; a published base gets fresh soft query modules.
+    Its text is written by whom `execution` names."""
+    from dataclasses import replace
+
+    policy = _opened_policy(view, execution, asset, row_id, precision(execution))
+    if execution.text_writer == "in-process":
+        return policy
+    from vsr1_core.models.vllm_writer import open_writer
+
+    digest = one_row(view, asset, row_id)["digest"]
+    return replace(policy, writer=open_writer(policy, view.lake.cache("vllm") / f"{digest}-{policy.model.dtype}"))
 
 
 def learning_policy_of(

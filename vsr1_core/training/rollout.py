@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.decoding import end_tokens, teacher_forced
+from vsr1_core.models.decoding import before_latents, teacher_forced
 from vsr1_core.models.inputs import Prompt, extended
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.vision import FeatureStore
-from vsr1_core.reasoning.conversation import REFINE_TOKEN
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
 from vsr1_core.training.examples import choose_negatives
@@ -215,10 +214,7 @@ def fed_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the policy read after the prompt: all it sampled but the last token, which it only predicted. A turn that
     refined read its text and <REFINE>, which stands in the place of a stop token."""
     sampled = turn.decoded.token_ids
-    if turn.decoded.latents is None:
-        return sampled[:-1]
-    text = sampled[:-1] if sampled and sampled[-1] in end_tokens(tokenizer) else sampled
-    return [*text, tokenizer.convert_tokens_to_ids(REFINE_TOKEN)]
+    return sampled[:-1] if turn.decoded.latents is None else before_latents(sampled, tokenizer)
 
 
 def _predicting(hidden: Tensor, row: Prompt, turn: Turn) -> Tensor:

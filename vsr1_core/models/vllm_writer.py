@@ -1,0 +1,191 @@
+"""Text on a GPU by vLLM (the extra `vllm`), behind the interface of `decoding.TextWriter`. No latents: the loop makes
+them from a pass over prompt and text.
+
+vLLM gets the prompt as token ids with one placeholder for the video, and in place of pixels the vision features that
+this project keeps anyway, with their time marks: the tower runs once for both. Its answer says what it made of the
+prompt, and that must be, token for token, what this project made of it. Log-probabilities are those at temperature 1.
+
+Not run so far: vLLM itself, for want of a GPU. Tested is all on this side of `LLM.generate`, with a stand-in that does
+what vLLM 0.30's source says. To be seen on a GPU: that its text equals the loop's (the test marked gpu:
+`test_vllm_writes_what_the_loop_writes`), its speed, and its memory beside the policy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from vsr1_core.lake import atomic_folder, read_json, write_json
+from vsr1_core.models.checkpoints import LoadedPolicy
+from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens, written_text
+from vsr1_core.models.inputs import VIDEO_PAD, Prompt, mark_text
+from vsr1_core.models.policy import Policy
+from vsr1_core.models.vision import VideoFeatures
+
+INSTALL = (
+    "the text writer `vllm` needs vLLM, which is not installed. On a Linux machine with an NVIDIA GPU: "
+    "pip install -e '.[vllm]' (without constraints.txt, some of whose versions vLLM excludes)"
+)
+_PIXELS = {"shortest_edge": 4096, "longest_edge": 25_165_824}
+"""Of a whole video, as published with Qwen3-VL. No pixels are processed here, but vLLM reckons its buffers by it."""
+
+
+@dataclass(frozen=True)
+class VLLMWriter:
+    """Text by `llm`, a vllm.LLM made as `open_writer` makes it; `sampling_params` is vllm's class of that name.
+
+    A `generator` seeds each row; its draws are not those of the in-process loop.
+    """
+
+    llm: Any
+    sampling_params: Callable[..., Any]
+    tokenizer: PreTrainedTokenizerBase
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[VideoFeatures | None],
+        settings: DecodeSettings,
+        generator: torch.Generator | None = None,
+    ) -> list[Decoded]:
+        """Raises RuntimeError where vLLM reads another prompt than the one given."""
+        requests = [request(*row, self.tokenizer) for row in zip(prompts, features, strict=True)]
+        kwargs = [sampling(settings, self.tokenizer, seed) for seed in _seeds(len(prompts), generator)]
+        outputs = self.llm.generate(requests, [self.sampling_params(**k) for k in kwargs], use_tqdm=False)
+        return [_decoded(*row, self.tokenizer) for row in zip(outputs, prompts, strict=True)]
+
+
+def open_writer(
+    policy: LoadedPolicy, folder: Path, max_model_len: int = 16_384, gpu_memory_utilization: float = 0.5
+) -> VLLMWriter:
+    """vLLM with the weights of `policy`, exported to `folder` unless they are there already.
+
+    max_model_len: tokens of the longest prompt and its text (64 frames of 200,704 pixels are 6,700).
+    gpu_memory_utilization: vLLM's share of the GPU; policy and embedder need the rest.
+    Raises ModuleNotFoundError, which says how to install vLLM.
+    """
+    try:
+        from vllm import LLM, SamplingParams
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ModuleNotFoundError(INSTALL, name="vllm") from error
+    if not (folder / "config.json").exists():
+        export_for_vllm(policy, folder)
+    llm = LLM(
+        model=str(folder),
+        trust_remote_code=False,
+        dtype=str(policy.model.dtype).removeprefix("torch."),
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enable_mm_embeds=True,
+        limit_mm_per_prompt={"image": 0, "video": 1},
+        skip_mm_profiling=True,  # the tower is loaded, but sees no pixels
+        generation_config="vllm",
+        logprobs_mode="raw_logprobs",
+    )
+    return VLLMWriter(llm, SamplingParams, policy.tokenizer)
+
+
+def request(prompt: Prompt, feature: VideoFeatures | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A prompt in vLLM's form: its video as one placeholder, and the features that it stands for.
+
+    Main features and deepstack levels stand side by side, [n, H * (1 + levels)], as vLLM's own tower gives them.
+    """
+    if feature is None:
+        return {"prompt_token_ids": prompt.token_ids.tolist()}
+    values = torch.cat([feature.tokens, *feature.deepstack], dim=-1).cpu()
+    video = {
+        "video_embeds": values,
+        "video_grid_thw": torch.tensor([feature.layout.grid]),
+        "timestamps": [list(feature.layout.marks_s)],
+    }
+    return {"prompt_token_ids": _folded(prompt, feature, tokenizer), "multi_modal_data": {"video": video}}
+
+
+def _folded(prompt: Prompt, feature: VideoFeatures, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt's ids with its whole video, from the first time mark to the last frame's end, as one placeholder."""
+    ids, places = prompt.token_ids.tolist(), prompt.video_mask.nonzero()[:, 0].tolist()
+    first_mark = tokenizer(mark_text(feature.layout.marks_s[0]), add_special_tokens=False)["input_ids"]
+    start, end = places[0] - 1 - len(first_mark), places[-1] + 2
+    return [*ids[:start], tokenizer.convert_tokens_to_ids(VIDEO_PAD), *ids[end:]]
+
+
+def sampling(settings: DecodeSettings, tokenizer: PreTrainedTokenizerBase, seed: int | None) -> dict[str, Any]:
+    """vLLM's SamplingParams for one row: it ends where the loop would end it, and says the odds of the decision."""
+    decision = decision_tokens(tokenizer)
+    return {
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_new_tokens,
+        "stop_token_ids": sorted(end_tokens(tokenizer)),
+        "ignore_eos": True,  # the list above is complete
+        "logprob_token_ids": [decision.matched, decision.not_matched],
+        "detokenize": False,
+        "seed": seed,
+    }
+
+
+def _seeds(count: int, generator: torch.Generator | None) -> list[int] | list[None]:
+    if generator is None:
+        return [None] * count
+    return torch.randint(2**31, (count,), generator=generator, device=generator.device).tolist()
+
+
+def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Decoded:
+    """One of vLLM's RequestOutputs as a row without latents."""
+    if list(output.prompt_token_ids) != prompt.token_ids.tolist():
+        raise RuntimeError(
+            f"vLLM read a prompt of {len(output.prompt_token_ids)} tokens where {len(prompt.token_ids)} were meant: it "
+            "expands videos otherwise than this project does; use vLLM 0.30, or the text writer `in-process`"
+        )
+    written = output.outputs[0]
+    ids, decision = list(written.token_ids), decision_tokens(tokenizer)
+    row = Decoded(ids, [at[token].logprob for token, at in zip(ids, written.logprobs, strict=True)])
+    row.text = written_text(tokenizer, ids)
+    deciding = next((place for place in range(len(ids)) if decision.follow(ids[:place])), None)
+    if deciding is not None:
+        yes, no = (written.logprobs[deciding][token].logprob for token in (decision.matched, decision.not_matched))
+        row.matched_probability = 1 / (1 + math.exp(no - yes))
+    return row
+
+
+def export_for_vllm(policy: LoadedPolicy, folder: Path) -> None:
+    """A folder that vLLM loads: the published Qwen3-VL's form. vLLM refuses tensors that it does not know, so the soft
+    query modules stay out; it asks for a processor's settings, so they are written."""
+    with atomic_folder(folder) as temporary:
+        known = {k: v for k, v in policy.model.state_dict().items() if not is_soft_query(k)}
+        policy.model.save_pretrained(temporary, state_dict=known)
+        policy.tokenizer.save_pretrained(temporary)
+        config = read_json(temporary / "config.json")
+        config.pop("soft_query")
+        write_json(temporary / "config.json", {**config, "architectures": ["Qwen3VLForConditionalGeneration"]})
+        for name, settings in _processors(policy.model).items():
+            write_json(temporary / name, settings)
+
+
+def is_soft_query(name: str) -> bool:
+    """Whether a tensor of this name is METHOD 3's and not Qwen3-VL's own."""
+    return name.startswith(("refine_", "query_embedder_head."))
+
+
+def _processors(policy: Policy) -> Mapping[str, dict[str, Any]]:
+    vision = policy.config.vision_config
+    shared = {
+        "processor_class": "Qwen3VLProcessor",
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": _PIXELS,
+    }
+    return {
+        "preprocessor_config.json": {**shared, "image_processor_type": "Qwen2VLImageProcessor"},
+        "video_preprocessor_config.json": {**shared, "video_processor_type": "Qwen3VLVideoProcessor"},
+    }
