@@ -137,7 +137,7 @@ def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: d
         assert row["digest"] == digest_weights(Path(row["path"]))
         assert Path(row["path"]).is_relative_to(tmp_path)
         assert [p.name for p in view.files(asset).iterdir() if p.name.startswith(".")] == []
-        assert {point["name"] for point in row["curve"]} >= {"loss"}
+        assert any(point["name"].endswith("_loss") for point in row["curve"])
     assert any(line.startswith("stage 1") for line in lines)
     assert any(line.startswith("stage 2") for line in lines)
     with pytest.raises(ValueError, match="a step of 4 rows cannot be shared by 3 processes"):
