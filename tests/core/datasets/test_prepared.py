@@ -17,6 +17,7 @@ from tests.core.tiny_models import small_config
 from tests.videos import write_video
 from vsr1_core.graph import all_stages, plan_graph
 from vsr1_core.lake import Lake
+from vsr1_core.lineage import explain
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.prepared.store import current_import, forget_import
 from vsr1_core.prepared.taking_in import TAKEN_IN
@@ -55,6 +56,12 @@ def test_after_an_import_nothing_is_due_and_the_plan_says_what_was_imported(home
         "hard_negatives": 10, "top1_pool": 6, "reasoning_traces": 6, "sft_examples": 5, "grpo_prompts": 10,
     }  # fmt: skip
     assert {name: c["unchanged"] + c["failed"] for name, c in home.plan().items()} == counts
+
+
+def test_a_row_says_where_it_was_imported_from(folder: Path, home: Home) -> None:
+    row = explain(home.view(), "video_embeddings", "TRN00")
+    assert (row.source, row.state) == (str(folder), "unchanged")
+    assert "imported" in [item.name for item in row.inputs]
 
 
 def test_nothing_is_decoded_embedded_or_asked_for(
