@@ -49,10 +49,12 @@ def asset_key(stage_name: str) -> dg.AssetKey:
 
 
 def code_version(stage: Stage) -> str:
-    """Changes with the stage's version and with its recipe in the default configuration."""
+    """Changes with the stage's version, and with its recipe in any configuration: Dagster keeps one for all partitions.
+    The plan knows which dataset is concerned; in the others a run finds nothing to do.
+    """
     version = STAGE_VERSIONS[stage.name.split(".")[0]]
-    recipe = stage.recipe(CONFIGURATIONS["tiny"])
-    return str(version) if recipe is None else f"{version}-{fingerprint(recipe)}"
+    recipes = {name: stage.recipe(config) for name, config in CONFIGURATIONS.items()}
+    return str(version) if not any(recipes.values()) else f"{version}-{fingerprint(recipes)}"
 
 
 def stage_asset(
@@ -67,6 +69,7 @@ def stage_asset(
     @dg.asset(
         key=asset_key(stage.name),
         ins=ins,
+        deps=[stage.watches] if stage.watches else [],
         description=info.description,
         group_name=stage.group,
         kinds=set(info.kinds),
@@ -86,6 +89,32 @@ def stage_asset(
         return materialization(view, stage, outcome, info.extras)
 
     return body
+
+
+def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.SourceAsset:
+    """What a source stage reads on disk, as an asset that is looked at and never made: Dagster then knows that the
+    stage is out of date before it runs. Datasets whose files cannot be listed have no version.
+    """
+
+    @dg.observable_source_asset(
+        name=stage.watches,
+        group_name=stage.group,
+        description=f"The files that {stage.name} reads, versioned by their content.",
+        partitions_def=partitions_def,
+        required_resource_keys={"workplace"},
+    )
+    def observe(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
+        workplace: Workplace = context.resources.workplace
+        datasets = [context.partition_key] if context.has_partition_key else partitions_def.get_partition_keys()
+        versions = {}
+        for dataset in datasets:
+            try:
+                versions[dataset] = stage.wanted_version(workplace.view(dataset))
+            except (OSError, ValueError, LookupError) as error:
+                context.log.warning(f"{stage.watches} of {dataset}: {error}")
+        return dg.DataVersionsByPartition(versions)
+
+    return observe
 
 
 def materialization(
@@ -142,12 +171,16 @@ def build_stage_assets(
     infos: Mapping[str, AssetInfo],
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
-) -> list[dg.AssetsDefinition]:
-    """One asset a stage. A stage that no group module describes is described by its docstring."""
-    return [
+) -> list[dg.AssetsDefinition | dg.SourceAsset]:
+    """One asset a stage, and one for what each source watches. A stage that no group module describes is described by
+    its docstring.
+    """
+    listed = list(stages)
+    made = [
         stage_asset(stage, infos.get(stage.name) or _undescribed(stage), partitions_def, automation_condition)
-        for stage in stages
+        for stage in listed
     ]
+    return [*(observed_asset(stage, partitions_def) for stage in listed if stage.watches), *made]
 
 
 def _undescribed(stage: Stage) -> AssetInfo:

@@ -12,7 +12,10 @@ from vsr1_core.stages.base import Stage
 
 
 def warehouse_asset(
-    stages: Mapping[str, Stage], home: Path, partitions_def: dg.PartitionsDefinition
+    stages: Mapping[str, Stage],
+    home: Path,
+    partitions_def: dg.PartitionsDefinition,
+    automation_condition: dg.AutomationCondition | None = None,
 ) -> dg.AssetsDefinition:
     """Rewrites the views after the tables of one dataset changed. Views hold no rows, so this takes milliseconds."""
 
@@ -22,6 +25,7 @@ def warehouse_asset(
         kinds={"duckdb"},
         deps=[asset_key(name) for name in last_stages(stages)],
         partitions_def=partitions_def,
+        automation_condition=automation_condition,
         description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

@@ -1,39 +1,189 @@
-"""When an asset runs by itself. Off until the sensor is turned on in the UI: a run may train a model."""
+"""When an asset runs by itself. Off until the sensor is turned on in the UI: a run may train a model.
+
+Dagster's data versions say that something changed, for a whole partition; the row plan says which assets have rows to
+make, before any of them runs. Together: all assets that a change concerns run in one run, upstream first, and once. By
+data versions alone a change takes a tick a layer, and an asset that reads several layers runs once for each, training
+among them.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+
+from assets._factory import asset_key
+from pipelines.watching import UNUSABLE, is_built
+from vsr1_core.graph import open_view, plan_graph, stamp
+from vsr1_core.stages.base import Stage, View
 
 
-def when_inputs_changed() -> dg.AutomationCondition:
-    """Run when the data version of an input, or the code version, changed, or after one failure; never past a
-    failed blocking check.
+@dataclass(frozen=True)
+class Outlook:
+    """What a build of one dataset would do. due: stages with rows to make or to drop. unknown: those that cannot be
+    planned before others ran. held: those that train, where the configuration wants that to be started by hand.
+    """
+
+    due: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+
+
+class Planner:
+    """The outlook of each dataset, made anew when its files or tables changed."""
+
+    def __init__(self, home: Path, stages: Mapping[str, Stage]) -> None:
+        self.home, self.stages = home, dict(stages)
+        self._known: dict[str, tuple[str, Outlook]] = {}
+
+    def outlook(self, dataset: str, log: logging.Logger) -> Outlook:
+        """Where a dataset cannot be planned at all (its files are gone), nothing is known, so nothing of it runs."""
+        try:
+            view = open_view(self.home, dataset, self.stages)
+            now = stamp(view)
+            if self._known.get(dataset, ("",))[0] != now:
+                self._known[dataset] = (now, self._look(view))
+            return self._known[dataset][1]
+        except UNUSABLE as error:
+            log.warning("%s is not rebuilt by itself: %s", dataset, error)
+            return Outlook(unknown=frozenset(self.stages))
+
+    def _look(self, view: View) -> Outlook:
+        if not is_built(view):
+            return Outlook(unknown=frozenset(self.stages))
+        by_hand = view.config.retrain == "manual"
+        held = frozenset(name for name, stage in self.stages.items() if by_hand and stage.trains(view))
+        plans = plan_graph(view, kept=held)
+        due = frozenset(p.asset for p in plans if p.plan and (p.plan.due() or p.plan.orphaned))
+        return Outlook(due, frozenset(p.asset for p in plans if p.plan is None), held)
+
+
+class Holds(dg.AutomationCondition):  # type: ignore[misc]
+    """A condition that is asked dataset by dataset. Has to be evaluated by the code location."""
+
+    def __init__(self, name: str, holds: Callable[[dg.AutomationContext, str], bool]) -> None:
+        self._name, self._holds = name, holds
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
+        asked = context.candidate_subset
+        datasets = {name for name in asked.expensively_compute_partition_keys() if self._holds(context, name)}
+        return dg.AutomationResult(context, asked.compute_intersection_with_partition_keys(datasets))
+
+
+def when_inputs_changed(planner: Planner) -> dg.AutomationCondition:
+    """Run what was built once and is behind its inputs; once more after a failure; never past a failed blocking check.
+
+    Behind: rows are due by the plan, or Dagster finds the code version or a dependency's data version changed since.
+    A run that finds no row to make then moves no data version, so nothing behind it runs.
 
     Not `eager()`: that one runs again on an unchanged data version, ignores the code version, and runs past failed
-    blocking checks. Not `will_be_requested()`: with it a data version that did not move gives no early cut-off.
+    blocking checks. `will_be_requested()` counts only where the plan says that the dependency's version will move: by
+    itself it would let everything downstream run.
     """
     condition = dg.AutomationCondition
+    questions = _Questions(planner)
+    rows_are_due = Holds("rows are due", questions.rows_are_due)
+    is_behind = ~condition.missing() & (rows_are_due | Holds("out of date in Dagster", questions.is_stale))
+    will_move = condition.any_deps_match(condition.will_be_requested() & rows_are_due)
     changed = (
         condition.any_deps_match(condition.data_version_changed())
+        | will_move
         | condition.code_version_changed()
-        | condition.newly_missing()
+        | is_behind.newly_true()
     )
-    latched = changed.since(condition.newly_requested() | condition.initial_evaluation())
-    wanted = latched | condition.execution_failed().newly_true()
+    wanted = changed.since(condition.newly_requested()) | condition.execution_failed().newly_true()
     return (
         wanted
+        & ~condition.missing()
+        & (is_behind | will_move)
+        & Holds("what it reads is ready", questions.is_ready)
+        & Holds("is not a training to be started by hand", questions.may_run)
         & ~condition.in_progress()
         & ~condition.any_deps_in_progress()
-        & ~condition.any_deps_missing()
+        & ~condition.any_deps_missing().ignore(_observed(planner.stages))
         & condition.all_deps_blocking_checks_passed()
-    ).with_label("an input or the code changed")
+    ).with_label("behind its inputs")
+
+
+def _observed(stages: Mapping[str, Stage]) -> dg.AssetSelection:
+    """Files need not have been observed: the plan looks at them itself."""
+    return dg.AssetSelection.assets(*(stage.watches for stage in stages.values() if stage.watches))
+
+
+class _Tick:
+    """What was found out in one evaluation, which asks the same of many assets."""
+
+    def __init__(self, context: dg.AutomationContext) -> None:
+        view = context.asset_graph_view
+        self.time = context.evaluation_time
+        self.outlooks: dict[str, Outlook] = {}
+        self.staleness = CachingStaleStatusResolver(view.instance, view.asset_graph, loading_context=view)
+
+
+class _Questions:
+    """What the plan, and Dagster's versions, answer about an asset and a dataset. What is no stage has no rows."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self._stage_of = {asset_key(name): name for name in planner.stages}
+        self._tick: _Tick | None = None
+
+    def _now(self, context: dg.AutomationContext) -> _Tick:
+        if self._tick is None or self._tick.time != context.evaluation_time:
+            self._tick = _Tick(context)
+        return self._tick
+
+    def _outlook(self, context: dg.AutomationContext, dataset: str) -> Outlook:
+        outlooks = self._now(context).outlooks
+        if dataset not in outlooks:
+            outlooks[dataset] = self._planner.outlook(dataset, context.log)
+        return outlooks[dataset]
+
+    def is_stale(self, context: dg.AutomationContext, dataset: str) -> bool:
+        """What the UI shows as out of date: Dagster compares versions with those that the last run has read."""
+        return bool(self._now(context).staleness.get_status(context.key, dataset) == StaleStatus.STALE)
+
+    def rows_are_due(self, context: dg.AutomationContext, dataset: str) -> bool:
+        return self._stage_of.get(context.key, "") in self._outlook(context, dataset).due
+
+    def is_ready(self, context: dg.AutomationContext, dataset: str) -> bool:
+        """Whether each stage above it is up to date, or runs before it in this very run. Held ones are not waited for:
+        what is below goes on with the models there are.
+        """
+        outlook = self._outlook(context, dataset)
+        if self._stage_of.get(context.key, "") in outlook.unknown:
+            return False
+        waiting = (outlook.due | outlook.unknown) - outlook.held
+        above = context.asset_graph.get_ancestor_asset_keys(context.key)
+        return all(_is_requested(context, key, dataset) for key in above if self._stage_of.get(key, "") in waiting)
+
+    def may_run(self, context: dg.AutomationContext, dataset: str) -> bool:
+        name, outlook = self._stage_of.get(context.key, ""), self._outlook(context, dataset)
+        return name not in outlook.held or name not in outlook.due
+
+
+def _is_requested(context: dg.AutomationContext, key: dg.AssetKey, dataset: str) -> bool:
+    requested = context.request_subsets_by_key.get(key)
+    return requested is not None and dataset in requested.expensively_compute_partition_keys()
 
 
 def automation_sensor() -> dg.AutomationConditionSensorDefinition:
-    """The sensor that evaluates the condition above every minute, once it is turned on."""
+    """The sensor that evaluates the condition above, once it is turned on. A run a dataset, never a backfill."""
     return dg.AutomationConditionSensorDefinition(
         "run_what_changed",
         target=dg.AssetSelection.all(),
+        description="Rebuilds what is behind its inputs. Datasets are built by hand the first time.",
         default_status=dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=30,
+        run_tags={"vsr1/started_by": "run_what_changed"},
+        emit_backfills=False,
+        use_user_code_server=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
 from pipelines.resources import Settings, resource_config
+from pipelines.watching import UNUSABLE, report_observations
+from vsr1_core.graph import open_view
 
 ExecutorName = Literal["in-process", "multiprocess"]
 
@@ -52,6 +55,8 @@ def run_build(
     config = _run_config(settings, retry_failed)
     with open_instance(settings.home) as instance:
         close_dead_runs(instance)
+        with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
+            report_observations(instance, open_view(settings.home, dataset))
         if executor == "multiprocess":
             result = _run_multiprocess(instance, dataset, keys, config)
         else:
@@ -89,7 +94,8 @@ def whole_graph() -> dg.JobDefinition:
 def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
     """The named assets and everything upstream of them. ValueError lists the names when one is unknown."""
     graph = defs.resolve_asset_graph()
-    by_name = {".".join(key.path): key for key in graph.get_all_asset_keys()}
+    built = graph.materializable_asset_keys
+    by_name = {".".join(key.path): key for key in built}
     if not text.strip():
         return sorted(by_name.values())
     groups = {node.group_name for node in graph.asset_nodes}
@@ -104,7 +110,7 @@ def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
         else:
             selection = _parsed(part, [*by_name, *groups])
         chosen |= selection.upstream().resolve(graph)
-    return sorted(chosen)
+    return sorted(chosen & built)
 
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:

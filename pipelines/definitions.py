@@ -10,13 +10,14 @@ import dagster as dg
 from assets import checkpoints, corpus, embeddings, evaluation, grpo, media, retrieval, sft, sources
 from assets._factory import AssetInfo, build_stage_assets
 from assets.warehouse import warehouse_asset
-from pipelines.automation import automation_sensor, when_inputs_changed
+from pipelines.automation import Planner, automation_sensor, when_inputs_changed
 from pipelines.checks import build_checks
 from pipelines.io import HandleIOManager
 from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
 from pipelines.progress import progress_logger
 from pipelines.resources import Settings, prepare_process, read_settings, workplace
+from pipelines.watching import watching_sensor
 from vsr1_core.graph import all_stages
 from vsr1_core.stages.base import Stage
 
@@ -34,8 +35,9 @@ def build_defs(
     settings = settings or read_settings()
     stages = all_stages() if stages is None else stages
     partitions_def = dataset_partitions(settings.home)
-    assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, when_inputs_changed())
-    assets.append(warehouse_asset(stages, settings.home, partitions_def))
+    condition = when_inputs_changed(Planner(settings.home, stages))
+    assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, condition)
+    assets.append(warehouse_asset(stages, settings.home, partitions_def, condition))
     groups = {stage.group for stage in stages.values()} | {"warehouse"}
     resources = {
         "workplace": workplace(settings),
@@ -46,7 +48,7 @@ def build_defs(
         assets=assets,
         asset_checks=build_checks(stages.values(), partitions_def),
         jobs=build_jobs(partitions_def, groups),
-        sensors=[automation_sensor()],
+        sensors=[watching_sensor(settings.home, stages), automation_sensor()],
         resources=resources,
         executor=executor(),
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},

@@ -32,7 +32,8 @@ TRAINING_ROWS = ("sft_examples", "hard_refine_examples", "grpo_prompts")
 
 
 def digest(*values: Any) -> str:
-    return fingerprint(json.loads(json.dumps(values, default=str)))
+    """Of any nested values; of floats 4 digits, as scores differ in their last bits with the size of a batch."""
+    return fingerprint(json.loads(json.dumps(values, default=str), parse_float=lambda text: round(float(text), 4)))
 
 
 def unit_vector(text: str) -> np.ndarray:

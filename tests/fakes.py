@@ -31,7 +31,7 @@ def write_numbers(home: Path, dataset: str, values: dict[str, int]) -> None:
 class Numbers(Stage):
     """One row a line of numbers.txt."""
 
-    name, key, group = "numbers", "number_id", "sources"
+    name, key, group, watches = "numbers", "number_id", "sources", "numbers_on_disk"
     columns = {"value": pl.Int64}
 
     def wanted(self, view: View) -> dict[str, Row]:

@@ -33,6 +33,7 @@ TINY_SFT = SFTRecipe(
 
 TINY = Configuration(
     name="tiny",
+    retrain="auto",
     frames=TINY_FRAMES,
     models=ModelRecipe(
         contrastive_steps=320,
@@ -61,6 +62,7 @@ TINY = Configuration(
 
 NANO = Configuration(
     name="nano",
+    retrain="auto",
     toy=ToyRecipe(num_train=24, num_val=4, num_test=8),
     frames=TINY_FRAMES,
     models=ModelRecipe(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.increments import Plan, make_plan, row_version
 from vsr1_core.lake import Lake
+from vsr1_core.recipes import STAGE_VERSIONS, fingerprint
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
 
@@ -51,6 +53,25 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
     return View(Lake(home / "lake"), entry, CONFIGURATIONS[entry.config], stages or all_stages(), home=home)
 
 
+def stamp(view: View) -> str:
+    """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
+    tables, and those of the dataset that lends it models. No file is opened.
+    """
+    lender = view.lender()
+    tables = [v.table(name).manifest_path for v in (view, lender) if v for name in view.stages]
+    written = [_written(path) for path in tables]
+    return fingerprint([STAGE_VERSIONS, view.entry, view.config, sources.file_facts(view.entry), written])
+
+
+def _written(path: Path) -> list[int]:
+    """When a file was put there; its inode tells two writes within the clock's resolution apart."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return []
+    return [stat.st_mtime_ns, stat.st_ino]
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """A stage's plan, or why it cannot be known yet. num_imported: wanted rows that are taken as they were given."""
@@ -61,19 +82,25 @@ class StagePlan:
     num_imported: int = 0
 
 
-def plan_graph(view: View) -> list[StagePlan]:
-    """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing."""
+def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
+    """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing.
+
+    `kept`: stages that the build leaves out. They are planned, and what reads them finds them as they are.
+    """
     plans = []
     for name, stage in view.stages.items():
         try:
             wanted = stage.wanted_rows(view)
         except NotYetKnown as reason:
             plans.append(StagePlan(name, None, reason.asset))
-            view.unsettled.add(name)
+            if name not in kept:
+                view.unsettled.add(name)
             continue
         inputs = stage.wanted_inputs(view, wanted)
         plan = make_plan(inputs, view.table(name))
         plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in wanted.values())))
+        if name in kept:
+            continue
         view.planned[name] = _future(view, stage, wanted, plan)
         if plan.due():
             view.unsettled.add(name)

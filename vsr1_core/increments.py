@@ -106,25 +106,40 @@ def run_plan(
     *,
     retry_failed: bool = False,
     shard_rows: int = 256,
+    notes: Mapping[str, Mapping[str, Any]] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Process the due rows and commit. A killed run loses at most the shard in flight.
 
     `process` gets the due ids and yields one dict a row, in any order; a dict with `error` set becomes a failed
-    row. Raises RuntimeError when it yields an id nobody asked for, the same id twice, or forgets one.
+    row. `notes` are columns that unchanged rows take over without a new version. Raises RuntimeError when `process`
+    yields an id nobody asked for, the same id twice, or forgets one.
     """
     started = time.monotonic()
     due = plan.due(retry_failed)
     results = _collect(table, wanted, due, process, shard_rows, log, started) if due else 0
     seconds = time.monotonic() - started
     unfinished = (table.folder / "pending").exists()
-    if due or plan.orphaned or unfinished or not table.manifest_path.exists() or table.has_other_columns():
+    noted = _changed_notes(table, {i: notes[i] for i in plan.unchanged if i in notes}) if notes else None
+    is_whole = not unfinished and table.manifest_path.exists() and not table.has_other_columns()
+    if due or plan.orphaned or noted is not None or not is_whole:
         merged = pl.concat([table.rows(), table.pending()]).unique(table.key, keep="last")
         merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
+        merged = merged if noted is None else merged.update(noted, on=table.key)
         manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
     else:
         manifest = table.manifest()
     return Outcome(len(due), results, len(plan.orphaned), seconds, manifest, plan)
+
+
+def _changed_notes(table: Table, notes: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
+    """Key and noted columns of the rows whose committed values differ; None where none does."""
+    if not notes:
+        return None
+    schema = {name: table.schema[name] for name in (table.key, *next(iter(notes.values())))}
+    frame = pl.DataFrame([{table.key: row_id, **columns} for row_id, columns in notes.items()], schema=schema)
+    changed = frame.join(table.rows(schema), on=list(schema), how="anti", nulls_equal=True)
+    return changed if changed.height else None
 
 
 def _collect(

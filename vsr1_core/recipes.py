@@ -253,9 +253,13 @@ class EvalRecipe:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All recipes of one way to build a dataset."""
+    """All recipes of one way to build a dataset.
+
+    retrain: whether automation may train. It decides when, never what, so no row depends on it.
+    """
 
     name: str
+    retrain: Literal["auto", "manual"] = "manual"
     toy: ToyRecipe = ToyRecipe()
     frames: FrameRecipe = FrameRecipe()
     models: ModelRecipe = ModelRecipe()

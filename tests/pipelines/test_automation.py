@@ -1,110 +1,126 @@
-"""The automation condition, tested by ticking it: what it requests, and what it leaves alone."""
+"""Automation, ticked over three fake stages: what it asks for, what that run does, and what it leaves alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from pipelines.automation import when_inputs_changed
+from pipelines import checks
+from tests.fakes import Squares, fake_stages, register_versions, write_numbers
+from tests.ticker import Ticker
+from vsr1_core.datasets.registry import DatasetEntry, save_entry
+from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.stages.base import View
 
-PARTITIONS = dg.StaticPartitionsDefinition(["toy", "other"])
-
-
-def graph(version: str = "1", source: str = "v1", broken: bool = False, check_passes: bool = True) -> dg.Definitions:
-    """source -> made -> late; `made` keeps its data version whatever the source's is."""
-    condition = when_inputs_changed()
-
-    @dg.asset(partitions_def=PARTITIONS)
-    def first() -> dg.MaterializeResult:
-        return dg.MaterializeResult(data_version=dg.DataVersion(source))
-
-    @dg.asset(deps=[first], partitions_def=PARTITIONS, automation_condition=condition, code_version=version)
-    def made() -> dg.MaterializeResult:
-        if broken:
-            raise dg.Failure("broken")
-        return dg.MaterializeResult(data_version=dg.DataVersion("always the same"))
-
-    @dg.asset(deps=[made], partitions_def=PARTITIONS, automation_condition=condition)
-    def late() -> dg.MaterializeResult:
-        return dg.MaterializeResult(data_version=dg.DataVersion("late"))
-
-    @dg.asset_check(asset=first, blocking=True, partitions_def=PARTITIONS)
-    def holds() -> dg.AssetCheckResult:
-        return dg.AssetCheckResult(passed=check_passes)
-
-    return dg.Definitions(assets=[first, made, late], asset_checks=[holds])
-
-
-class Ticker:
-    """Evaluates the conditions and runs what they ask for, as the daemon would."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance, self.cursor = instance, None
-
-    def tick(self, defs: dg.Definitions, run: bool = True) -> set[tuple[str, str]]:
-        result: Any = dg.evaluate_automation_conditions(defs, self.instance, cursor=self.cursor)
-        self.cursor = result.cursor
-        asked = {
-            (key.to_user_string(), partition)
-            for key in (dg.AssetKey("made"), dg.AssetKey("late"))
-            for partition in result.get_requested_partitions(key)
-        }
-        if run:
-            for name, partition in sorted(asked, reverse=True):
-                materialize(defs, self.instance, name, partition)
-        return asked
-
-
-def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, name: str, partition: str = "toy") -> None:
-    job = defs.resolve_implicit_global_asset_job_def()
-    job.execute_in_process(
-        instance=instance, partition_key=partition, asset_selection=[dg.AssetKey(name)], raise_on_error=False
-    )
+START = {"a": 1, "b": 2, "c": 3}
 
 
 @pytest.fixture
-def settled() -> Any:
-    """A graph that was built once for `toy` and asks for nothing."""
+def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticker]:
+    """Two datasets that were built once; nothing is asked for. Others were never built."""
+    register_versions(monkeypatch)
+    save_entry(tmp_path, DatasetEntry("other", "toy", "", str(tmp_path / "data/other")))
     with dg.DagsterInstance.ephemeral() as instance:
-        ticker, defs = Ticker(instance), graph()
-        for name in ("first", "made", "late"):
-            materialize(defs, instance, name)
-        ticker.tick(defs)
-        assert ticker.tick(defs) == set()
+        ticker = Ticker(tmp_path, instance, fake_stages)
+        for dataset in ("toy", "other"):
+            write_numbers(tmp_path, dataset, START)
+            ticker.build(dataset)
+        assert ticker.tick() == {}
         yield ticker
 
 
-def test_a_changed_source_runs_its_reader_once_and_nothing_behind_an_unchanged_version(settled: Ticker) -> None:
-    defs = graph(source="v2")
-    materialize(defs, settled.instance, "first")
-    assert settled.tick(defs) == {("made", "toy")}
-    assert settled.tick(defs) == set()
-    assert settled.tick(defs) == set()
+def edit(ticker: Ticker, **values: int) -> None:
+    write_numbers(ticker.home, "toy", {**START, **values})
 
 
-def test_an_unchanged_source_that_ran_again_runs_nothing(settled: Ticker) -> None:
-    defs = graph()
-    materialize(defs, settled.instance, "first")
-    assert settled.tick(defs) == set()
+def test_a_change_runs_in_one_run_as_far_as_it_is_known_and_then_what_follows(settled: Ticker) -> None:
+    edit(settled, b=4)
+    assert settled.settle("toy") == [{"numbers": 1, "squares": 1}, {"total": 1, "warehouse": 0}]
+    assert settled.stale("toy") == set()
 
 
-def test_new_code_runs_its_own_asset(settled: Ticker) -> None:
-    assert ("made", "toy") in settled.tick(graph(version="2"))
+def test_a_change_that_moves_no_data_version_stops_there(settled: Ticker) -> None:
+    edit(settled, b=-2)
+    settled.settle("toy")
+    edit(settled, b=-4)
+    assert settled.settle("toy") == [{"numbers": 1, "squares": 1}, {"total": 0}]
 
 
-def test_a_failed_blocking_check_holds_the_graph_back(settled: Ticker) -> None:
-    defs = graph(source="v2", check_passes=False)
-    materialize(defs, settled.instance, "first")
-    assert settled.tick(defs) == set()
+def test_touched_files_run_nothing(settled: Ticker) -> None:
+    edit(settled)
+    settled.observe("toy")
+    assert settled.stale("toy") == set()
+    assert settled.tick() == {}
 
 
-def test_a_dataset_without_inputs_is_never_asked_for(settled: Ticker) -> None:
-    assert all(partition == "toy" for _, partition in settled.tick(graph(version="2"), run=False))
+def test_a_file_seen_changed_marks_its_reader_and_nothing_else(settled: Ticker) -> None:
+    edit(settled, b=4)
+    settled.observe("toy")
+    assert settled.stale("toy") == {"numbers"}
+    assert settled.stale("other") == set()
 
 
-def test_a_failing_asset_is_tried_once_more_and_then_left(settled: Ticker) -> None:
-    materialize(graph(source="v2"), settled.instance, "first")
-    defs = graph(source="v2", broken=True)
-    assert [settled.tick(defs) for _ in range(4)] == [{("made", "toy")}, {("made", "toy")}, set(), set()]
+def test_a_build_by_hand_leaves_nothing_to_do(settled: Ticker) -> None:
+    edit(settled, b=4)
+    settled.build("toy")
+    assert settled.tick() == {}
+    assert settled.stale("toy") == set()
+
+
+def test_a_new_stage_version_runs_its_stage_in_every_dataset(settled: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGE_VERSIONS, "squares", 2)
+    settled.reload()
+    assert settled.stale("toy") == settled.stale("other") == {"squares"}
+    assert settled.tick() == {"toy": {"squares": 3}, "other": {"squares": 3}}
+    assert settled.tick() == {"toy": {"total": 0}, "other": {"total": 0}}
+    assert settled.tick() == {}
+
+
+def test_a_failed_blocking_check_holds_its_dataset_and_no_other(
+    settled: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlucky(view: View, asset: str) -> str:
+        return "13 is unlucky" if 13 in view.rows(asset, ["value"])["value"].to_list() else ""
+
+    monkeypatch.setitem(checks.SPECIAL, "numbers", (checks.Check("is_lucky", "No 13.", unlucky),))
+    settled.reload()
+    for dataset in ("toy", "other"):
+        settled.build(dataset)
+    edit(settled, b=13)
+    write_numbers(settled.home, "other", {**START, "b": 14})
+    assert settled.tick() == {"toy": {"numbers": 1}, "other": {"numbers": 1, "squares": 1}}
+    assert settled.tick() == {"other": {"total": 1, "warehouse": 0}}
+    assert settled.tick() == {}
+    edit(settled, b=15)
+    assert settled.settle("toy") == [{"numbers": 1}, {"squares": 1}, {"total": 1, "warehouse": 0}]
+
+
+def test_a_failing_asset_is_tried_once_more_and_again_when_its_input_changed(
+    settled: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Squares, "process", lambda *_: 1 / 0)
+        edit(settled, b=4)
+        assert settled.tick() == {"toy": {"numbers": 1}}
+        assert settled.tick() == {"toy": {}}
+        assert settled.tick() == {}
+        assert settled.tick() == {}
+    edit(settled, b=5)
+    assert settled.settle("toy") == [{"numbers": 1, "squares": 1}, {"total": 1, "warehouse": 0}]
+
+
+def test_a_dataset_that_cannot_be_read_holds_no_other(settled: Ticker) -> None:
+    (settled.home / "data/other/numbers.txt").write_text("a one\n")
+    edit(settled, b=4)
+    assert settled.tick() == {"toy": {"numbers": 1, "squares": 1}}
+
+
+def test_a_dataset_that_was_never_built_is_never_asked_for(settled: Ticker) -> None:
+    save_entry(settled.home, DatasetEntry("third", "toy", "", str(settled.home / "data/third")))
+    write_numbers(settled.home, "third", START)
+    settled.reload()
+    assert settled.tick() == {}
+    assert settled.tick() == {}

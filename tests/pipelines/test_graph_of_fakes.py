@@ -180,4 +180,5 @@ def test_definitions_are_valid_and_every_asset_shows_its_columns(home: Path) -> 
     graph = defs.resolve_asset_graph()
     assert graph.get(dg.AssetKey("squares")).group_name == "corpus"
     assert graph.get(dg.AssetKey("squares")).code_version == "1"
-    assert {key.path[-1] for key in graph.get_all_asset_keys()} == {*fake_stages(), "warehouse"}
+    assert {key.path[-1] for key in graph.materializable_asset_keys} == {*fake_stages(), "warehouse"}
+    assert graph.get(dg.AssetKey("numbers")).parent_keys == {dg.AssetKey("numbers_on_disk")}

@@ -99,6 +99,18 @@ def video_files(entry: DatasetEntry) -> dict[str, list[Path]]:
     return folder.find_videos(root, by_name=True) if root.is_dir() else {}
 
 
+def file_facts(entry: DatasetEntry) -> list[tuple[str, int, int]]:
+    """(path, bytes, mtime_ns) of the files that the dataset reads; toy's videos are none. Missing folders are empty."""
+    root = Path(entry.annotations).absolute()
+    in_folder = sorted(root.iterdir()) if entry.annotations and root.is_dir() else []
+    annotated = [path for path in [root, *in_folder] if path.is_file()]
+    try:
+        videos = [] if entry.kind == "toy" else [p for paths in video_files(entry).values() for p in paths]
+    except FileNotFoundError:
+        videos = []
+    return [(str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in [*annotated, *videos]]
+
+
 def toy_scenes(entry: DatasetEntry, config: Configuration) -> dict[str, tuple[toy.Scene, Path]]:
     """video_id -> (scene, the file it is rendered to)."""
     root = Path(entry.videos).absolute()

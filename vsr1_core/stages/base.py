@@ -146,7 +146,9 @@ class Stage(ABC):
     """One asset: a table with a row an item. Subclasses are stateless.
 
     name: the asset's and table's name. key: the id column. columns: name -> polars type of the others.
-    upstream: the assets it reads. group: the group in the UI.
+    upstream: the assets it reads. group: the group in the UI. notes: known columns that no version covers; each build
+    writes them anew into unchanged rows. watches: what on disk it reads, by the name of the observed asset; only of
+    sources.
     """
 
     name: ClassVar[str]
@@ -156,6 +158,8 @@ class Stage(ABC):
     upstream: ClassVar[tuple[str, ...]] = ()
     kept_inputs: ClassVar[tuple[str, ...]] = ()
     """Inputs that an imported row reads as well, beside what was given."""
+    notes: ClassVar[tuple[str, ...]] = ()
+    watches: ClassVar[str] = ""
 
     def recipe(self, config: Configuration) -> Any:
         """What of the configuration decides this stage's rows; None where nothing does."""
@@ -193,6 +197,14 @@ class Stage(ABC):
             base["recipe"] = fingerprint(recipe)
         return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in wanted.items()}
 
+    def trains(self, view: View) -> bool:
+        """Whether making this stage's rows means to train, so that automation asks the configuration's `retrain`."""
+        return False
+
+    def wanted_version(self, view: View) -> str:
+        """One version for all wanted rows: of a source, the version of what is on disk."""
+        return fingerprint(self.wanted_inputs(view, self.wanted(view)))
+
     def plan(self, view: View) -> Plan:
         return make_plan(self.wanted_inputs(view, self.wanted_rows(view)), view.table(self.name))
 
@@ -215,6 +227,7 @@ class Stage(ABC):
             lambda ids: self._rows(view, wanted, ids, execution),
             retry_failed=execution.retry_failed,
             shard_rows=self.shard_rows(view, execution),
+            notes=self._notes(wanted),
             log=execution.log,
         )
         self.after_build(view)
@@ -232,6 +245,13 @@ class Stage(ABC):
         own = [row_id for row_id in ids if not wanted[row_id].is_imported]
         if own:
             yield from self.process(view, own, execution)
+
+    def _notes(self, wanted: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+        if not self.notes:
+            return {}
+        return {
+            i: {name: row.known[name] for name in self.notes} for i, row in wanted.items() if self.notes[0] in row.known
+        }
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
         """Called when the table is committed, and also when nothing was due: a run may have been killed in between.

@@ -74,6 +74,9 @@ class ModelStage(Stage):
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         """Make the rows of a dataset that makes its own models."""
 
+    def trains(self, view: View) -> bool:
+        return not view.entry.models_from
+
     def wanted(self, view: View) -> dict[str, Row]:
         lender = view.lender()
         if not self.is_made((lender or view).config):

@@ -29,6 +29,7 @@ class AnnotationFiles(Stage):
     name: ClassVar[str] = "annotation_files"
     key: ClassVar[str] = "file_id"
     group: ClassVar[str] = "sources"
+    watches: ClassVar[str] = "annotations_on_disk"
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "split": pl.String,
@@ -73,6 +74,7 @@ class RawVideos(Stage):
     name: ClassVar[str] = "raw_videos"
     key: ClassVar[str] = "video_id"
     group: ClassVar[str] = "sources"
+    watches: ClassVar[str] = "videos_on_disk"
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "bytes": pl.Int64,
@@ -80,6 +82,8 @@ class RawVideos(Stage):
         "digest": pl.String,
         "content": pl.String,
     }
+    # A touched file is read once more, to find it unchanged; without its new time, by every plan from then on.
+    notes: ClassVar[tuple[str, ...]] = ("mtime_ns", "bytes")
 
     def wanted(self, view: View) -> dict[str, Row]:
         if view.entry.kind == "toy":

@@ -1,0 +1,80 @@
+"""Changed files, seen: what each source reads on disk is versioned by content and reported to Dagster as observed.
+
+What happens then is `pipelines.automation`'s. A sensor tick costs a listing of the files; they are read when their
+sizes or times changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import dagster as dg
+
+from vsr1_core.datasets.registry import load_entries
+from vsr1_core.graph import open_view, stamp
+from vsr1_core.stages.base import Stage, View
+
+UNUSABLE = (OSError, ValueError, LookupError)
+"""Errors about a dataset's files or entry; one dataset's must not hold the others."""
+
+
+def is_built(view: View) -> bool:
+    """Whether the dataset was ever built. One that was not is left to `vsr1 build`: it may be hours of training."""
+    return any(view.table(name).exists() for name, stage in view.stages.items() if stage.watches)
+
+
+def observations(view: View) -> Iterator[dg.AssetObservation]:
+    """The present version of everything the dataset reads on disk."""
+    for stage in view.stages.values():
+        if stage.watches:
+            yield dg.AssetObservation(
+                dg.AssetKey(stage.watches),
+                partition=view.entry.name,
+                tags={"dagster/data_version": stage.wanted_version(view)},
+            )
+
+
+def report_observations(instance: dg.DagsterInstance, view: View) -> None:
+    """Let Dagster know what a build reads, so that the build's tables are not taken for out of date afterwards."""
+    for observation in new_observations(instance, view):
+        instance.report_runless_asset_event(observation)
+
+
+def new_observations(instance: dg.DagsterInstance, view: View) -> list[dg.AssetObservation]:
+    """Those that differ from the last ones reported."""
+    return [o for o in observations(view) if o.tags["dagster/data_version"] != _last_observed(instance, o)]
+
+
+def _last_observed(instance: dg.DagsterInstance, observation: dg.AssetObservation) -> str | None:
+    wanted = dg.AssetRecordsFilter(observation.asset_key, asset_partitions=[observation.partition or ""])
+    records = instance.fetch_observations(wanted, limit=1).records
+    last = records[0].event_log_entry.asset_observation if records else None
+    return last.tags.get("dagster/data_version") if last else None
+
+
+def watching_sensor(home: Path, stages: Mapping[str, Stage]) -> dg.SensorDefinition:
+    """Observes the files of every dataset that was built once. Off until it is turned on in the UI."""
+
+    @dg.sensor(
+        name="watch_files",
+        description="Reports changed annotation files and videos, dataset by dataset.",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        seen: dict[str, str] = json.loads(context.cursor or "{}")
+        changed: list[dg.AssetObservation] = []
+        for dataset in load_entries(home):
+            try:
+                view = open_view(home, dataset, dict(stages))
+                now = stamp(view) if is_built(view) else ""
+                if now != seen.get(dataset, ""):
+                    changed += new_observations(context.instance, view)
+                    seen[dataset] = now
+            except UNUSABLE as error:
+                context.log.warning(f"the files of {dataset} cannot be watched: {error}")
+        return dg.SensorResult(asset_events=changed, cursor=json.dumps(seen))
+
+    return sensor

@@ -1,0 +1,151 @@
+"""The plan, Dagster's own staleness and automation agree, on the whole graph with cheap models.
+
+Each test edits the corpus, looks at what the three say, and lets automation settle; the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+
+from tests.cheap_stages import cheap_stages
+from tests.small_world import SmallWorld, clip, fill
+from tests.ticker import Ticker
+from vsr1_core.configurations import CONFIGURATIONS, NANO
+from vsr1_core.graph import StagePlan, open_view, plan_graph
+
+TRAINING = {"base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    return fill(SmallWorld(tmp_path_factory.mktemp("home")), num_train=3, num_test=2).register()
+
+
+@pytest.fixture(scope="module")
+def ticker(world: SmallWorld) -> Iterator[Ticker]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        ticker = Ticker(world.home, instance, cheap_stages)
+        ticker.build("small")
+        assert ticker.settle("small") == []
+        yield ticker
+
+
+def plans(ticker: Ticker) -> dict[str, StagePlan]:
+    return {p.asset: p for p in plan_graph(open_view(ticker.home, "small", cheap_stages()))}
+
+
+def moving(planned: dict[str, StagePlan]) -> set[str]:
+    """Assets whose data version will move: some row is to be made or to be dropped."""
+    return {name for name, p in planned.items() if p.plan and (p.plan.due() or p.plan.orphaned)}
+
+
+def concerned(planned: dict[str, StagePlan]) -> set[str]:
+    """Assets that will run: those that move and the direct readers of these, as far as the plan knows them."""
+    moves = moving(planned)
+    reads = {name: {*stage.upstream} for name, stage in cheap_stages().items()}
+    return {name for name, p in planned.items() if p.plan and (name in moves or moves & reads[name])}
+
+
+def rows(planned: dict[str, StagePlan], names: set[str]) -> dict[str, int]:
+    return {name: len(p.plan.due()) for name, p in planned.items() if p.plan and name in names}
+
+
+def settle_as_planned(ticker: Ticker) -> dict[str, int]:
+    """Let automation run until it asks for nothing more. Each run does what the plan said just before; no asset runs
+    twice. Returns the rows processed.
+    """
+    processed: dict[str, int] = {}
+    for _ in range(4):
+        planned = plans(ticker)
+        ran = ticker.tick().get("small", {})
+        if not ran:
+            break
+        ran.pop("warehouse", None)
+        assert set(ran) == concerned(planned)
+        assert ran == rows(planned, set(ran))
+        assert not set(ran) & set(processed)
+        processed |= ran
+    assert moving(plans(ticker)) == set()
+    assert ticker.stale("small") == set()
+    return processed
+
+
+def see(ticker: Ticker) -> set[str]:
+    """Observe the files; what Dagster then marks is where the plan begins."""
+    ticker.observe("small")
+    sources = {name for name, stage in cheap_stages().items() if stage.watches}
+    stale = ticker.stale("small")
+    assert stale == moving(plans(ticker)) & sources
+    return stale
+
+
+def test_nothing_is_stale_due_or_run_after_files_were_touched(world: SmallWorld, ticker: Ticker) -> None:
+    for path in [world.annotation_path("train"), world.video_path("train_0")]:
+        world.touch(path)
+    assert see(ticker) == set()
+    assert settle_as_planned(ticker) == {}
+
+
+def test_a_query_of_the_test_split_retrains_nothing(world: SmallWorld, ticker: Ticker) -> None:
+    world.find(900)[1]["fig_desc"] = "another thing"
+    world.write_annotations("test")
+    assert see(ticker) == {"annotation_files"}
+    processed = settle_as_planned(ticker)
+    assert {name: number for name, number in processed.items() if name in TRAINING and number} == {}
+    assert processed["query_embeddings"] == processed["predictions.sqr_sft"] == 1
+
+
+def test_a_train_video_with_other_bytes_trains_each_model_once(world: SmallWorld, ticker: Ticker) -> None:
+    world.put_video("train_1", clip(3))
+    assert see(ticker) == {"raw_videos"}
+    processed = settle_as_planned(ticker)
+    assert {name: processed[name] for name in TRAINING} == {"base_models": 2} | dict.fromkeys(
+        TRAINING - {"base_models"}, 1
+    )
+
+
+def test_a_deleted_video_and_its_queries(world: SmallWorld, ticker: Ticker) -> None:
+    world.delete_video("test_1")
+    world.rows["test"] = [row for row in world.rows["test"] if row["video"] != "test_1"]
+    world.write_annotations("test")
+    assert see(ticker) == {"annotation_files", "raw_videos"}
+    processed = settle_as_planned(ticker)
+    assert {name for name in TRAINING if processed.get(name)} == set()
+
+
+def test_another_recipe_changes_the_code_version(ticker: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
+    retrieval = dataclasses.replace(NANO.retrieval, num_hard_negatives=1)
+    monkeypatch.setitem(CONFIGURATIONS, "nano", dataclasses.replace(NANO, retrieval=retrieval))
+    ticker.reload()
+    assert ticker.stale("small") == {"hard_negatives"}
+    processed = settle_as_planned(ticker)
+    assert processed["hard_negatives"] > 0
+    assert processed["sft_checkpoint"] == 1
+    assert "base_models" not in processed
+
+
+def test_where_training_is_started_by_hand_the_rest_goes_on_with_the_models_there_are(
+    world: SmallWorld, ticker: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticker.reload()
+    settle_as_planned(ticker)  # the recipe of the test before is gone
+    monkeypatch.setitem(CONFIGURATIONS, "nano", dataclasses.replace(NANO, retrain="manual"))
+    ticker.reload()
+    world.find(110)[1]["fig_desc"] = "another train thing"
+    world.write_annotations("train")
+    ticker.observe("small")
+    processed: dict[str, int] = {}
+    for ran in ticker.settle("small"):
+        processed |= ran
+    assert {name: number for name, number in processed.items() if name in TRAINING and number} == {}
+    assert processed["query_embeddings"] == 1
+    assert processed["grpo_prompts"] >= 1
+    assert moving(plans(ticker)) & TRAINING == {"base_models"}, "the others are not known before"
+    assert "base_models" in ticker.stale("small"), "the UI says so, too"
+    ticker.build("small")
+    assert ticker.settle("small") == []
+    assert ticker.stale("small") == moving(plans(ticker)) == set()
