@@ -55,12 +55,15 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
 
 def stamp(view: View) -> str:
     """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
-    tables, and those of the dataset that lends it models. No file is opened.
+    tables, what was given to it, and the tables of the dataset that lends it models. No video is opened.
     """
     lender = view.lender()
-    tables = [v.table(name).manifest_path for v in (view, lender) if v for name in view.stages]
-    written = [_written(path) for path in tables]
-    return fingerprint([STAGE_VERSIONS, view.entry, view.config, sources.file_facts(view.entry), written])
+    read = [v.table(name).manifest_path for v in (view, lender) if v for name in view.stages]
+    read += [path for stage in view.stages.values() for path in stage.records(view)]
+    given = view.imported.folder if view.imported else None
+    files = sources.file_facts(view.entry)
+    written = [_written(path) for path in read]
+    return fingerprint([STAGE_VERSIONS, view.entry, view.config, files, written, str(given)])
 
 
 def _written(path: Path) -> list[int]:

@@ -14,7 +14,7 @@ from vsr1_core.configurations import NANO
 from vsr1_core.lineage import NO_ROWS, ExplainedRow, explain, origin_of
 from vsr1_core.stages.base import View
 
-FROM_FILES_OR_CONFIGURATION = {"content", "path", "clash", "model", "lent", "dataset", "failures"}
+FROM_OUTSIDE = {"content", "path", "clash", "model", "lent", "imported", "adopted", "dataset", "failures"}
 CONFIG = dataclasses.replace(NANO, evaluation=dataclasses.replace(NANO.evaluation, num_resamples=2))
 
 
@@ -46,8 +46,8 @@ def test_every_input_of_every_row_leads_to_rows_that_are_there(world: SmallWorld
     tables = view(world)
     for name, stage in tables.stages.items():
         above = _all_upstream(tables, name)
-        for row_id, row in stage.wanted(tables).items():
-            for item in set(row.inputs) - set(NO_ROWS) - FROM_FILES_OR_CONFIGURATION:
+        for row_id, row in stage.wanted_rows(tables).items():
+            for item in set(row.inputs) - set(NO_ROWS) - FROM_OUTSIDE:
                 origin = origin_of(stage, item)
                 assert origin is not None, f"vsr1_core.lineage does not say where {item!r} of {name} comes from"
                 found = origin(tables, row_id, row)

@@ -28,14 +28,12 @@ from vsr1_core.lake import digest_file
 from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
 
-LEFT_OUT = (
-    *("fine_tuned_checkpoint", "predictions.fine_tuned", "verification_probe.fine_tuned"),
-    *("predictions.zero_shot", "verification_probe.sqr_sft"),
-)
+METHODS = ("sqr_sft", "videosearch_r1")
+LEFT_OUT = ("fine_tuned", "hard_refine", "drop_above_positive", "verification_probe.sqr_sft")
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
 START = dataclasses.replace(
     NANO,
-    evaluation=dataclasses.replace(NANO.evaluation, num_turns=1, num_resamples=1),
+    evaluation=dataclasses.replace(NANO.evaluation, methods=METHODS, num_turns=1, num_resamples=1),
     pool=dataclasses.replace(NANO.pool, num_matched=2, num_not_matched=3),
     retrieval=dataclasses.replace(NANO.retrieval, top_k=4, num_hard_negatives=2),
 )
@@ -43,7 +41,12 @@ START = dataclasses.replace(
 
 def stages() -> dict[str, Stage]:
     """Fresh ones: they hold nothing between builds."""
-    return {name: stage for name, stage in cheap_stages().items() if name not in LEFT_OUT}
+    return {name: stage for name, stage in cheap_stages().items() if not _is_left_out(name)}
+
+
+def _is_left_out(name: str) -> bool:
+    method = name.partition(".")[2]
+    return name.startswith(LEFT_OUT) or bool(method and method not in METHODS)
 
 
 # ---- edits -------------------------------------------------------------------------------------------------------

@@ -201,9 +201,13 @@ class Stage(ABC):
         """Whether making this stage's rows means to train, so that automation asks the configuration's `retrain`."""
         return False
 
+    def records(self, view: View) -> list[Path]:
+        """Files beside the tables and sources that `wanted` reads."""
+        return []
+
     def wanted_version(self, view: View) -> str:
         """One version for all wanted rows: of a source, the version of what is on disk."""
-        return fingerprint(self.wanted_inputs(view, self.wanted(view)))
+        return fingerprint(self.wanted_inputs(view, self.wanted_rows(view)))
 
     def plan(self, view: View) -> Plan:
         return make_plan(self.wanted_inputs(view, self.wanted_rows(view)), view.table(self.name))

@@ -269,6 +269,12 @@ class TrainedStage(ModelStage):
     def trains_on(self, view: View) -> dict[str, str]:
         """The versions of the train rows that this stage reads."""
 
+    def trains(self, view: View) -> bool:
+        return super().trains(view) and adopted(view, self.name) is None
+
+    def records(self, view: View) -> list[Path]:
+        return [_adopted_path(view, self.name)]
+
     def wanted(self, view: View) -> dict[str, Row]:
         given = adopted(view, self.name)
         return {self.name: Row({"adopted": given.digest})} if given else super().wanted(view)
