@@ -1,5 +1,5 @@
-"""The environment is read here and nowhere else: VSR1_HOME, VSR1_DEVICE, VSR1_WORKERS, VSR1_CACHE_GB, VSR1_PROCESSES,
-VSR1_TEXT_WRITER, VSR1_TEACHER_*. Also what assets get from it."""
+"""The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _CACHE_GB, _PROCESSES, _MICRO_BATCH,
+_TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*. Also what assets get from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 class Settings:
     """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
     is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together;
-    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches."""
+    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches; a training
+    keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
 
     home: Path
     device: str = "auto"
@@ -44,6 +45,8 @@ class Settings:
     processes: int = 1
     micro_batch_size: int = 8
     text_writer: TextWriterName = "in-process"
+    save_steps: int = 50
+    trackers: tuple[str, ...] = ()
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -51,14 +54,23 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
     device = environ.get("VSR1_DEVICE", "auto")
-    processes, micro_batch = _count(environ, "VSR1_PROCESSES", 1), _count(environ, "VSR1_MICRO_BATCH", 8)
-    return Settings(home, device, workers, _cache_gb(environ), processes, micro_batch, _text_writer(environ))
+    return Settings(
+        home,
+        device,
+        workers,
+        cache_gb=_cache_gb(environ),
+        processes=_count(environ, "VSR1_PROCESSES", 1),
+        micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
+        text_writer=_text_writer(environ),
+        save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
+        trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
+    )
 
 
-def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+def _count(environ: Mapping[str, str], name: str, default: int, at_least: int = 1) -> int:
     text = environ.get(name, str(default))
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{name} must be a number of at least 1, not {text!r}")
+    if not text.isdigit() or int(text) < at_least:
+        raise ValueError(f"{name} must be a number of at least {at_least}, not {text!r}")
     return int(text)
 
 
@@ -140,6 +152,8 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     processes: int = 1
     micro_batch_size: int = 8
     text_writer: TextWriterName = "in-process"
+    save_steps: int = 50
+    trackers: list[str] = []
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -158,6 +172,8 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             processes=self.processes,
             micro_batch_size=self.micro_batch_size,
             text_writer=self.text_writer,
+            save_steps=self.save_steps,
+            trackers=tuple(self.trackers),
             log=log,
         )
 
@@ -171,4 +187,4 @@ def workplace(settings: Settings) -> WorkplaceResource:
 def resource_config(settings: Settings) -> dict[str, Any]:
     """The resource's fields, as run config gives them, too."""
     fields = dataclasses.asdict(settings)
-    return {**fields, "home": str(settings.home)}
+    return {**fields, "home": str(settings.home), "trackers": list(settings.trackers)}

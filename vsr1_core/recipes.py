@@ -33,11 +33,11 @@ STAGE_VERSIONS: dict[str, int] = {
     "sft_examples": 1,
     "hard_refine_examples": 1,
     "grpo_prompts": 1,
-    "fine_tuned_checkpoint": 1,
-    "hard_refine_checkpoint": 1,
-    "sft_checkpoint": 1,
-    "drop_above_positive_checkpoint": 1,
-    "grpo_checkpoint": 3,
+    "fine_tuned_checkpoint": 2,
+    "hard_refine_checkpoint": 2,
+    "sft_checkpoint": 2,
+    "drop_above_positive_checkpoint": 2,
+    "grpo_checkpoint": 4,
     "predictions": 5,
     "verification_probe": 1,
     "metrics": 4,
@@ -196,9 +196,15 @@ class SFTRecipe:
     in_batch_positives: bool = False
     drop_above_positive: bool = False
     lora_rank: int = 0
+    """Rank of adapters on the text model's linear layers, which then learn in its place; merged at the end. 0: none."""
     train_vision: bool = False
     gradient_checkpointing: bool = False
     bf16: bool = True
+    early_stop_patience: int = 0
+    """Stop after so many validations without a lower loss, with the best weights. 0 trains on all rows, to the end."""
+    validation_steps: int = 50
+    validation_share: float = 0.1
+    """Share of the train videos whose rows validate and do not train, where early stopping is asked for."""
     seed: int = 42
 
 

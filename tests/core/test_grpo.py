@@ -36,6 +36,7 @@ from vsr1_core.training.rollout import (
     recorded_log_probs,
     replay,
 )
+from vsr1_core.training.runs import TrainingRun
 
 RECIPE = GRPORecipe(
     steps=1,
@@ -63,7 +64,7 @@ class World:
     prompts: list[GRPOPrompt]
 
     def train(self, recipe: GRPORecipe, folder: Path, micro_batch_size: int = 8) -> GRPOResult:
-        rest = (self.index, self.features, self.vectors, self.durations_s, {}, recipe, folder)
+        rest = (self.index, self.features, self.vectors, self.durations_s, {}, recipe, TrainingRun(folder))
         return train_grpo(self.policy, self.embedder, self.prompts, *rest, micro_batch_size=micro_batch_size)
 
     def sampler(self, recipe: GRPORecipe) -> RolloutSampler:
@@ -132,7 +133,7 @@ def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:
 
 def trainer_of(world: World, recipe: GRPORecipe, folder: Path) -> EpisodeGRPOTrainer:
     _freeze(world.policy, world.embedder)
-    args = _arguments(recipe, folder, len(world.prompts), 8)
+    args = _arguments(recipe, TrainingRun(folder), len(world.prompts), 8)
     trainer = EpisodeGRPOTrainer(
         policy=world.policy, prompts=world.prompts, sampler=world.sampler(recipe), recipe=recipe, args=args
     )

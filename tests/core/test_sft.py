@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
 from vsr1_core.models.checkpoints import LoadedPolicy
@@ -17,9 +19,11 @@ from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
+from vsr1_core.training import sft
 from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.examples import PART_NAMES, build_examples
-from vsr1_core.training.sft import SFTData, train_sft
+from vsr1_core.training.runs import TrainingRun
+from vsr1_core.training.sft import RefineSFTTrainer, SFTData, train_sft
 
 RECIPE = SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3, num_negatives=3, bf16=False)
 REFINE_MODULES = ("refine_projector", "refine_latent_input_projector", "refine_append_input_projector")
@@ -32,7 +36,7 @@ class World:
     data: SFTData
 
     def train(self, recipe: SFTRecipe, folder: Path) -> list[CurvePoint]:
-        return train_sft(self.policy, self.embedder, self.data, recipe, folder)
+        return train_sft(self.policy, self.embedder, self.data, recipe, TrainingRun(folder))
 
 
 def sft_row(i: int, writes_query: bool) -> dict[str, Any]:
@@ -136,3 +140,130 @@ def test_an_answer_ends_with_refine_or_with_the_stop_token_and_its_parts_are_tol
             assert written["grounding"] == (f"<start>0.0</start> <end>{1.0 + i}</end>" if is_match else "")
             rewrites = writes_query and not is_match
             assert written["rewriting"] == (f"<query> {query_text(i + 1)} </query>" if rewrites else "")
+
+
+TEXT_MODEL = "model.language_model.layers."
+
+
+def moved_and_apart(first: World, second: World, before: dict[str, Tensor]) -> tuple[float, float]:
+    """How far the first world's weights moved at most, and how far the second's are from them."""
+    ours, theirs = weights_of(first.policy.model), weights_of(second.policy.model)
+    moved = max(float((ours[name] - before[name]).abs().max()) for name in before)
+    return moved, max(float((ours[name] - theirs[name]).abs().max()) for name in before)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 4, "gradient_accumulation": 2}, {"gradient_checkpointing": True}])
+def test_accumulation_and_checkpointing_change_nothing_but_memory(change: dict[str, Any], tmp_path: Path) -> None:
+    plain, other = make_world(), make_world()
+    before = weights_of(plain.policy.model)
+    recipe = replace(RECIPE, batch_size=8)
+    plain.train(recipe, tmp_path / "a")
+    other.train(replace(recipe, **change), tmp_path / "b")
+    moved, apart = moved_and_apart(plain, other, before)
+    assert moved > 1e-3
+    assert apart < 0.02 * moved, "by rounding only"
+
+
+def test_adapters_learn_in_place_of_the_text_model_and_are_merged(tmp_path: Path) -> None:
+    world, again = make_world(), make_world()
+    before = weights_of(world.policy.model)
+    curve = world.train(replace(RECIPE, lora_rank=2), tmp_path / "a")
+    after = weights_of(world.policy.model)
+    assert after.keys() == before.keys()
+    learned = changed(world.policy.model, before)
+    of_text = {name for name in learned if not name.startswith(REFINE_MODULES)}
+    assert of_text == {name for name in before if name.startswith(TEXT_MODEL) and "_proj.weight" in name}
+    for name in of_text:
+        assert int(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6)) <= 2
+    assert REFINE_MODULES[0] + ".3.weight" in learned
+    torch.manual_seed(99)
+    assert again.train(replace(RECIPE, lora_rank=2), tmp_path / "b")[0] == curve[0]
+    assert all(torch.equal(value, after[name]) for name, value in weights_of(again.policy.model).items())
+
+
+def test_adapters_begin_as_no_change() -> None:
+    world = make_world()
+    embeds = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    text_model = world.policy.model.model.language_model
+    with torch.no_grad():
+        before = text_model(inputs_embeds=embeds).last_hidden_state
+        merge = sft.lora.attach(world.policy.model, 4, seed=0)
+        torch.testing.assert_close(text_model(inputs_embeds=embeds).last_hidden_state, before)
+        merge()
+        torch.testing.assert_close(world.policy.model.model.language_model(inputs_embeds=embeds)[0], before)
+
+
+def test_what_learns_has_to_be_float32(tmp_path: Path) -> None:
+    world = make_world()
+    world.policy.model.bfloat16()
+    with pytest.raises(ValueError, match="what learns has to be float32"):
+        world.train(RECIPE, tmp_path)
+
+
+def test_a_training_without_progress_on_held_out_videos_stops_early(world: World, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=6, lr=0.0, refine_lr=0.0, early_stop_patience=1, validation_steps=1)
+    curve = world.train(replace(recipe, validation_share=0.4), tmp_path)
+    losses = [point for point in curve if point.name == "eval_loss"]
+    assert [point.step for point in losses] == [1, 2]
+    assert losses[0].value == losses[1].value
+    assert {point.step for point in curve} == {1, 2}
+
+
+def test_the_best_weights_are_kept_and_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+
+    def evaluate(self: RefineSFTTrainer, *_: Any, **__: Any) -> dict[str, float]:
+        found = {"eval_loss": next(losses)}
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    monkeypatch.setattr(RefineSFTTrainer, "evaluate", evaluate)
+    recipe = replace(RECIPE, steps=2, schedule="constant", early_stop_patience=9, validation_steps=1)
+    two, best = make_world(), make_world()
+    monkeypatch.setattr(sft, "_held_out", lambda examples, _: examples[:2])
+    losses = iter([3.0, 1.0])
+    two.train(recipe, tmp_path / "a")
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    curve = best.train(replace(recipe, steps=9, early_stop_patience=2), tmp_path / "b")
+    assert max(point.step for point in curve) == 4
+    expected = weights_of(two.policy.model)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(best.policy.model).items())
+
+
+def test_validation_holds_out_whole_videos_and_more_rows_move_none(world: World) -> None:
+    recipe = replace(RECIPE, early_stop_patience=1, validation_share=0.4)
+    held_out = {e.query_id for e in sft._held_out(world.data.examples, recipe)}
+    assert 0 < len(held_out) < 8
+    fewer = {e.query_id for e in sft._held_out(world.data.examples[:6], recipe)}
+    assert fewer == held_out & {f"q{i}" for i in range(6)}
+    twice = [replace(e, query_id=f"{e.query_id}b") for e in world.data.examples]
+    both = {e.query_id for e in sft._held_out([*world.data.examples, *twice], recipe)}
+    assert both == held_out | {f"{i}b" for i in held_out}
+    with pytest.raises(ValueError, match="change validation_share"):
+        sft._held_out(world.data.examples, replace(recipe, validation_share=0.0))
+
+
+def test_in_batch_positives_that_share_the_querys_text_are_no_negatives(world: World, tmp_path: Path) -> None:
+    everything = frozenset(world.data.vectors)
+    recipe = replace(RECIPE, in_batch_positives=True)
+    world.data = replace(world.data, never={e.query_id: everything for e in world.data.examples})
+    found = [p.value for p in world.train(recipe, tmp_path / "a") if p.name == "retrieval_loss"]
+    assert found == [0.0]
+    other = make_world()
+    assert next(p.value for p in other.train(recipe, tmp_path / "b") if p.name == "retrieval_loss") > 0
+
+
+def test_trackers_are_told_what_is_logged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, set[str]]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            told.append((args.run_name, set(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    run = TrainingRun(tmp_path, trackers=("tensorboard",), name="toy/sft_checkpoint")
+    train_sft(world.policy, world.embedder, world.data, RECIPE, run)
+    assert told[0][0] == "toy/sft_checkpoint"
+    assert {"text_loss", "retrieval_loss"} <= told[0][1]
+    with pytest.raises(ValueError, match="crystal_ball"):
+        train_sft(world.policy, world.embedder, world.data, RECIPE, replace(run, trackers=("crystal_ball",)))

@@ -17,6 +17,7 @@ from vsr1_core.graph import all_stages, open_view
 from vsr1_core.models.checkpoints import digest_weights
 from vsr1_core.stages.base import Execution
 from vsr1_core.stages.checkpoints import TrainedStage
+from vsr1_core.training import sft
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +143,32 @@ def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: d
     assert any(line.startswith("stage 2") for line in lines)
     with pytest.raises(ValueError, match="a step of 4 rows cannot be shared by 3 processes"):
         list(view.stages["sft_checkpoint"].process(view, ["sft_checkpoint"], Execution(processes=3)))
+
+
+def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
+    home: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VSR1_SAVE_STEPS", "1")
+    monkeypatch.setattr(sft, "LOGGING_STEPS", 1)
+    table = open_view(tmp_path / "home", "nano").table("sft_checkpoint")
+    expected = table.rows().to_dicts()
+    shutil.rmtree(table.folder)
+    trainer = table.folder.parents[2] / "files/sft_checkpoint/nano/trainer"
+    step = sft.RefineSFTTrainer.training_step
+
+    def break_in_the_second(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step:
+            raise RuntimeError("out of memory")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.RefineSFTTrainer, "training_step", break_in_the_second)
+        broken = CliRunner().invoke(app, ["build", "-d", "nano", "--assets", "sft_checkpoint"])
+    assert broken.exit_code == 1
+    assert [path.name for path in trainer.glob("*/*")] == ["checkpoint-1"]
+    output = run("build", "-d", "nano", "--assets", "sft_checkpoint").output
+    assert "nano/sft_checkpoint: goes on from step 1" in output
+    assert [row["digest"] for row in table.rows().to_dicts()] == [row["digest"] for row in expected]
+    assert not trainer.exists()

@@ -42,6 +42,10 @@ class Execution:
     """Who writes text in a search: the decoding loop, or vLLM on a GPU (the extra `vllm`)."""
     cache_bytes: int = 20 << 30
     """What vision features and query vectors may take on disk, each; 0 keeps none there."""
+    save_steps: int = 50
+    """A training keeps its state every so many steps, to go on from when it is killed; 0 keeps none."""
+    trackers: tuple[str, ...] = ()
+    """Where trainings report to beside the lake, by TRL's names: trackio, tensorboard, wandb."""
     log: Callable[[str], None] = lambda line: None
 
 

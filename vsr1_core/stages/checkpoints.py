@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
     from vsr1_core.training.contrastive import CurvePoint
     from vsr1_core.training.grpo import EpisodeTrace
+    from vsr1_core.training.runs import TrainingRun
     from vsr1_core.training.sft import SFTData
 
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
@@ -46,6 +47,8 @@ EPISODE = pl.Struct(
     }
 )
 """An episode of stage 2's training: samples of one group share step and query."""
+TRAINER = "trainer"
+"""Below an asset's files: the folders of trainings that are under way."""
 IN_TRAIN = pl.col("splits").list.contains("train")
 
 
@@ -327,6 +330,26 @@ class TrainedStage(ModelStage):
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         """Train `policy` in place."""
 
+    def training_run(self, view: View, execution: Execution) -> TrainingRun:
+        """How it runs. A killed training goes on from its state, which lies by the version of the row it makes."""
+        from vsr1_core.training.runs import TrainingRun
+
+        return TrainingRun(
+            folder=view.files(self.name).absolute() / TRAINER / self.folder(view, self.name).name,
+            save_steps=execution.save_steps,
+            trackers=execution.trackers,
+            name=f"{view.entry.name}/{self.name}",
+            log=execution.log,
+        )
+
+    def after_build(self, view: View) -> None:
+        """The checkpoint is committed: what a stopped training would have gone on from is of no use any more."""
+        folder = view.files(self.name) / TRAINER
+        if folder.exists():
+            from vsr1_core.training.runs import drop_state
+
+            drop_state(folder)
+
 
 def _train_videos(view: View) -> pl.DataFrame:
     return view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
@@ -352,8 +375,7 @@ class SFTCheckpoint(TrainedStage):
 
         recipe = self.recipe(view.config)
         data = _sft_data(view, self.examples, policy, execution, recipe.train_vision)
-        work = view.files(self.name) / "trainer"
-        curve = train_sft(policy, embedder_of(view, execution), data, recipe, work, log=execution.log)
+        curve = train_sft(policy, embedder_of(view, execution), data, recipe, self.training_run(view, execution))
         return Trained(curve, {"num_examples": len(data.examples)})
 
 
@@ -401,7 +423,8 @@ class HardRefineCheckpoint(SFTCheckpoint):
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT
 
-        policy.model.config.soft_query["system_prompt"] = HARD_REFINE_PROMPT  # the checkpoint carries it from here on
+        soft_query = policy.model.config.soft_query  # the checkpoint carries the prompt; a configured one stays
+        soft_query["system_prompt"] = soft_query["system_prompt"] or HARD_REFINE_PROMPT
         return super().train(view, policy, execution)
 
 
@@ -470,8 +493,7 @@ class GRPOCheckpoint(TrainedStage):
             durations_s=durations_of(view),
             never=same_text_videos(view),
             recipe=self.recipe(view.config),
-            work_folder=view.files(self.name) / "trainer",
-            log=execution.log,
+            run=self.training_run(view, execution),
             micro_batch_size=execution.micro_batch_size,
         )
         episodes = [_episode_row(trace) for trace in result.episodes]

@@ -15,6 +15,7 @@ from typing import Any
 from vsr1_core.lake import read_json, write_json
 from vsr1_core.stages.base import Execution, View
 
+PASSED_ON = ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size", "save_steps", "trackers")
 LOGGED = "vsr1> "
 """Before a line for the log; all other output is only shown when the training fails."""
 _TAIL_LINES = 30
@@ -31,9 +32,7 @@ def launch(view: View, asset: str, execution: Execution) -> dict[str, Any]:
     folder = view.files(asset) / "launch"
     request, answer = folder / "request.json", folder / "answer.json"
     answer.unlink(missing_ok=True)
-    settings = {
-        n: getattr(execution, n) for n in ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size")
-    }
+    settings = {name: getattr(execution, name) for name in PASSED_ON}
     write_json(request, {"home": str(view.home), "dataset": view.entry.name, "asset": asset, "execution": settings})
     returncode, output = _run(_command(execution.processes, request), execution)
     said = read_json(answer) if answer.exists() else {}
@@ -97,7 +96,7 @@ def main(request: Path) -> None:
     state = PartialState(cpu=not on_gpu)
     device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
     log = _say if state.is_main_process else lambda line: None
-    execution = Execution(**{**settings, "device": device}, log=log)
+    execution = Execution(**{**settings, "device": device, "trackers": tuple(settings["trackers"])}, log=log)
     view = open_view(Path(asked["home"]), asked["dataset"])
     stage = view.stages[asked["asset"]]
     assert isinstance(stage, TrainedStage)

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -42,7 +41,8 @@ from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.processes import SharedSteps, share_of
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
-from vsr1_core.training.sft import LogLines, curve_of, parameter_groups
+from vsr1_core.training.runs import LogLines, Resumable, TrainingRun, training_order
+from vsr1_core.training.sft import curve_of, parameter_groups
 
 NUM_TRACED_STEPS = 20
 
@@ -84,14 +84,15 @@ def train_grpo(
     durations_s: Mapping[str, float],
     never: Mapping[str, frozenset[str]],
     recipe: GRPORecipe,
-    work_folder: Path,
-    log: Callable[[str], None] = lambda line: None,
+    run: TrainingRun,
     micro_batch_size: int = 8,
 ) -> GRPOResult:
-    """Train `policy.model` in place, the embedder frozen. `vectors`: video id -> unit vector of each
-    video that may be a negative; `never`: query id -> videos that are no negatives of it; `durations_s`: of every video
-    in the index; `micro_batch_size`: episodes a backward pass (memory; only `bnpo` gives another result).
-    `work_folder` is the trainer's own. With fewer prompts than queries a step, a step takes all of them.
+    """Train `policy.model` in place, the embedder frozen, from the state kept in the run's folder if there is one.
+
+    `vectors`: video id -> unit vector of each video that may be a negative; `never`: query id -> videos that are no
+    negatives of it; `durations_s`: of every video in the index; `micro_batch_size`: episodes a backward pass (memory;
+    only `bnpo` gives another result).
+    With fewer prompts than queries a step, a step takes all of them.
 
     Raises ValueError when there are no prompts, or a prompt's right video has no vector.
     """
@@ -116,11 +117,11 @@ def train_grpo(
         prompts=prompts,
         sampler=sampler,
         recipe=recipe,
-        args=_arguments(recipe, work_folder, min(recipe.queries_per_step, len(prompts)), micro_batch_size),
-        callbacks=[LogLines(log, "stage 2", shown="/mean")],
+        args=_arguments(recipe, run, min(recipe.queries_per_step, len(prompts)), micro_batch_size),
+        callbacks=[LogLines(run.log, run.name, ("/mean",))],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.run(run)
     policy.model.eval()
     policy.model.__dict__.pop("forward", None)  # TRL and accelerate wrapped it; the policy leaves as it came
     return GRPOResult(curve_of(trainer.state.log_history), trainer.traces)
@@ -151,11 +152,11 @@ def _frozen_copy(model: Policy) -> Policy:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def _arguments(recipe: GRPORecipe, work_folder: Path, num_queries: int, micro_batch_size: int) -> GRPOConfig:
+def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_batch_size: int) -> GRPOConfig:
     num_episodes = share_of(num_queries, "queries") * recipe.group_size  # whole groups: a group is scored in one place
     size = max(n for n in range(1, num_episodes + 1) if num_episodes % n == 0 and n <= max(1, micro_batch_size))
     return GRPOConfig(
-        output_dir=str(work_folder),
+        **run.arguments(logging_steps=1),
         max_steps=recipe.steps or -1,
         num_train_epochs=1,
         per_device_train_batch_size=size,
@@ -172,16 +173,9 @@ def _arguments(recipe: GRPORecipe, work_folder: Path, num_queries: int, micro_ba
         beta=0.0,  # no reference model by name; see EpisodeGRPOTrainer.reference
         loss_type=recipe.loss_type,
         bf16=recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=recipe.gradient_checkpointing,
         seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
+        shuffle_dataset=False,
     )
 
 
@@ -190,7 +184,7 @@ def _scored_with_the_rollouts(**_: Any) -> list[float]:
     raise NotImplementedError("episodes are scored in RolloutSampler.sample")
 
 
-class EpisodeGRPOTrainer(SharedSteps, GRPOTrainer):
+class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
     """GRPOTrainer whose completions are search episodes and whose loss also runs through their latents."""
 
     def __init__(
@@ -205,13 +199,26 @@ class EpisodeGRPOTrainer(SharedSteps, GRPOTrainer):
         self.policy, self.prompts, self.sampler, self.recipe = policy, prompts, sampler, recipe
         self.reference = _frozen_copy(policy.model) if recipe.beta else None
         self.traces: list[EpisodeTrace] = []
+        self.rng, self.generator = sampler.rng, sampler.generator
+        queries_a_step = kwargs["args"].generation_batch_size // recipe.group_size
+        order = training_order(len(prompts), queries_a_step, recipe.steps, recipe.seed)
         super().__init__(
             model=policy.model,
             processing_class=policy.tokenizer,
             reward_funcs=_scored_with_the_rollouts,
-            train_dataset=Dataset.from_dict({"prompt": list(range(len(prompts)))}),
+            train_dataset=Dataset.from_dict({"prompt": order}),
             **kwargs,
         )
+
+    def own_state(self) -> dict[str, Any]:
+        return {**super().own_state(), "traces": [asdict(trace) for trace in self.traces]}
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        super().set_own_state(state)
+        self.traces[:] = [
+            EpisodeTrace(**{**t, "reward": RewardBreakdown(**t["reward"]), "turns": tuple(t["turns"])})
+            for t in state["traces"]
+        ]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the refine modules' own learning rate."""

@@ -1,8 +1,8 @@
 """Several processes that train one model: each takes its share of every step, and their gradients become one.
 
 The losses run parts of the policy and never its forward, which DistributedDataParallel hooks into; so gradients are
-averaged here, between the backward pass and clipping. A loss that is a mean over the rows (or tokens) of a process is
-weighted by `own_weight`, so that the average is the mean over all of them: two processes train what one does.
+averaged here, between the backward pass and clipping. A loss is a sum over the rows (or tokens) of a process, divided
+by the mean count of all, so that the average is the mean over all of them: two processes train what one does.
 Differences: random negatives and samples are drawn in each process, and the curve is of the first one's share.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import nn
 from transformers import Trainer
 
@@ -27,14 +27,6 @@ def share_of(total: int, what: str) -> int:
             f"{total} can be divided by, or change the recipe"
         )
     return total // processes
-
-
-def own_weight(count: int, accelerator: Accelerator) -> float:
-    """`count` of this process over the mean of all: 1 where all have as many. Every process has to ask."""
-    if accelerator.num_processes == 1:
-        return 1.0
-    mean = accelerator.reduce(torch.tensor(float(count), device=accelerator.device), "mean").item()
-    return count / mean if mean else 0.0
 
 
 @torch.no_grad()

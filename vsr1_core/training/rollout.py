@@ -126,8 +126,8 @@ class RolloutSampler:
             self.first_vectors.clear()
         new = {q.query_id: q for q in queries if q.query_id not in self.first_vectors}
         if new:
-            vectors = self.searcher.embed([Episode(query) for query in new.values()])
-            self.first_vectors.update(zip(new, vectors, strict=True))
+            # One by one: what a batch pads to rounds differently, and a resumed training has other queries to embed.
+            self.first_vectors.update({i: self.searcher.embed([Episode(query)])[0] for i, query in new.items()})
         return torch.stack([self.first_vectors[q.query_id] for q in queries])
 
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:

@@ -6,17 +6,17 @@ outrank the right video stay in. `SFTRecipe.refine` other than `soft` trains a b
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.checkpoints import LoadedPolicy
@@ -24,11 +24,15 @@ from vsr1_core.models.decoding import teacher_forced
 from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import SFTRecipe
-from vsr1_core.training.contrastive import CurvePoint, StepLines
+from vsr1_core.training import lora
+from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
 from vsr1_core.training.kernels import training_attention
-from vsr1_core.training.losses import retrieval_loss, token_cross_entropy
-from vsr1_core.training.processes import SharedSteps, own_weight, share_of
+from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
+from vsr1_core.training.processes import SharedSteps, share_of
+from vsr1_core.training.runs import LogLines, Resumable, TrainingRun, training_order
+
+LOGGING_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -42,46 +46,82 @@ class SFTData:
 
 
 def train_sft(
-    policy: LoadedPolicy,
-    embedder: Embedder,
-    data: SFTData,
-    recipe: SFTRecipe,
-    work_folder: Path,
-    log: Callable[[str], None] = lambda line: None,
+    policy: LoadedPolicy, embedder: Embedder, data: SFTData, recipe: SFTRecipe, run: TrainingRun
 ) -> list[CurvePoint]:
-    """Train `policy.model` in place. Returns the logged losses. `work_folder` is the trainer's own.
+    """Train `policy.model` in place, from the state kept in the run's folder if there is one. Returns what was logged.
 
-    Raises ValueError when there are no examples.
+    What learns are fp32 masters; with `recipe.bf16` the passes over them are autocast. Raises ValueError when there are
+    no examples, or weights of another type are to learn.
     """
     if not data.examples:
         raise ValueError("stage 1 has no examples to train on: the top-1 pool or the reasoning traces are empty")
-    _freeze(policy, recipe)
+    held_out = _held_out(data.examples, recipe) if recipe.early_stop_patience else []
+    kept = {e.query_id for e in held_out}
+    merge = _choose_what_learns(policy, recipe)
+    callbacks: list[Any] = [LogLines(run.log, run.name, ("_loss",))]
+    if held_out:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stop_patience))
     trainer = RefineSFTTrainer(
         policy=policy,
         embedder=embedder,
         data=data,
         recipe=recipe,
-        args=_arguments(recipe, work_folder),
-        callbacks=[LogLines(log)],
+        examples=[e for e in data.examples if e.query_id not in kept],
+        held_out=held_out,
+        args=_arguments(recipe, run, bool(held_out)),
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.run(run)
+    if merge:
+        merge()
     policy.model.eval()
     return curve_of(trainer.state.log_history)
 
 
-def _freeze(policy: LoadedPolicy, recipe: SFTRecipe) -> None:
-    policy.model.requires_grad_(True)
-    policy.model.model.visual.requires_grad_(recipe.train_vision)
-    policy.model.refine_gate.requires_grad_(False)
-    if recipe.refine != "soft":
-        for parameter in policy.model.refine_parameters:
-            parameter.requires_grad_(False)
+def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExample]:
+    """The validation rows: those of a share of the right videos, chosen by a hash, so that more rows move none.
+
+    Of the train split, because not every dataset has a validation split, and traces are written for train rows only.
+    """
+    share = {v: _draw(recipe.seed, v) for v in {e.right_video_id for e in examples}}
+    held_out = [e for e in examples if share[e.right_video_id] < recipe.validation_share]
+    if not held_out or len(held_out) == len(examples):
+        raise ValueError(
+            f"early stopping asks for {recipe.validation_share:.0%} of {len(share)} videos to validate on, which gives "
+            f"{len(held_out)} rows for that and {len(examples) - len(held_out)} to train on; change validation_share"
+        )
+    return held_out
 
 
-def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
+def _draw(seed: int, video_id: str) -> float:
+    """In [0, 1)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:6], "big") / (1 << 48)
+
+
+def _choose_what_learns(policy: LoadedPolicy, recipe: SFTRecipe) -> Callable[[], None] | None:
+    """Mark the parameters that learn. Returns what merges the adapters afterwards, where there are any."""
+    model = policy.model
+    model.requires_grad_(True)
+    model.model.visual.requires_grad_(recipe.train_vision)
+    model.refine_gate.requires_grad_(False)
+    merge = lora.attach(model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
+    for parameter in model.refine_parameters:
+        parameter.requires_grad_(recipe.refine == "soft")
+    halves = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
+    if halves:
+        raise ValueError(f"what learns has to be float32, and the policy has weights of {', '.join(sorted(halves))}")
+    return merge
+
+
+def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfig:
+    arguments = run.arguments(LOGGING_STEPS)
+    if validates:  # transformers keeps the best weights as a checkpoint, so it saves as often as it validates
+        steps = {"eval_steps": recipe.validation_steps, "save_steps": recipe.validation_steps}
+        best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+        arguments |= {"eval_strategy": "steps", "save_strategy": "steps", **steps, **best}
     return SFTConfig(
-        output_dir=str(work_folder),
+        **arguments,
         max_steps=recipe.steps or -1,
         num_train_epochs=1,
         per_device_train_batch_size=share_of(recipe.batch_size, "rows"),
@@ -91,18 +131,11 @@ def _arguments(recipe: SFTRecipe, work_folder: Path) -> SFTConfig:
         lr_scheduler_type=recipe.schedule,
         warmup_steps=recipe.warmup_ratio,  # below 1 it is a share of all steps
         bf16=recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=recipe.gradient_checkpointing,
         seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        train_sampling_strategy="sequential",
         max_length=None,
-        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=False,
     )
 
 
@@ -117,23 +150,48 @@ def parameter_groups(policy: LoadedPolicy, lr: float, refine_lr: float) -> list[
     return [group for group in groups if group["params"]]
 
 
-class RefineSFTTrainer(SharedSteps, SFTTrainer):
-    """SFTTrainer whose loss runs over answer tokens and, for rows that refine, over latents and search."""
+@dataclass(frozen=True)
+class LossSums:
+    """text: cross-entropy over `num_tokens` answer tokens; search: L_ret over `num_refining` rows; with gradients."""
+
+    text: Tensor
+    num_tokens: int
+    search: Tensor
+    num_refining: int
+
+
+class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
+    """SFTTrainer whose loss runs over answer tokens and, for rows that refine, over latents and search.
+
+    Its means are over the whole optimiser step, however many micro-batches and processes that is.
+    """
 
     def __init__(
-        self, *, policy: LoadedPolicy, embedder: Embedder, data: SFTData, recipe: SFTRecipe, **kwargs: Any
+        self,
+        *,
+        policy: LoadedPolicy,
+        embedder: Embedder,
+        data: SFTData,
+        recipe: SFTRecipe,
+        examples: Sequence[SFTExample],
+        held_out: Sequence[SFTExample] = (),
+        **kwargs: Any,
     ) -> None:
-        self.policy, self.data, self.recipe = policy, data, recipe
+        self.policy, self.data, self.recipe, self.held_out = policy, data, recipe, held_out
         self.embedder = embedder.with_head(policy.model.query_head)
-        self.negatives_rng = random.Random(recipe.seed)
+        self.rng = random.Random(recipe.seed)
         self.corpus_ids = sorted(data.vectors)
+        rows_a_step = recipe.batch_size * recipe.gradient_accumulation
+        order = training_order(len(examples), rows_a_step, recipe.steps, recipe.seed)
         super().__init__(
             model=policy.model,
             processing_class=policy.tokenizer,
-            train_dataset=Dataset.from_dict({"example": list(range(len(data.examples)))}),
-            data_collator=lambda rows: {"examples": [data.examples[r["example"]] for r in rows]},
+            train_dataset=Dataset.from_dict({"example": order}),
+            eval_dataset=Dataset.from_dict({"example": list(range(len(held_out)))}) if held_out else None,
+            data_collator=lambda rows: {"examples": [examples[r["example"]] for r in rows]},
             **kwargs,
         )
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by what the whole step has
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW; the refine modules have their own learning rate."""
@@ -141,30 +199,62 @@ class RefineSFTTrainer(SharedSteps, SFTTrainer):
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         return self.optimizer
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Answer tokens and refining rows of a step's micro-batches, mean over the processes: gradients are averaged,
+        so that what each divides by it is divided by the sum of all."""
+        examples = [e for batch in batch_samples for e in batch["examples"]]
+        counts = [sum(len(e.parts) for e in examples), len(self._refining(examples))]
+        return self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "mean")
+
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
+        examples = inputs["examples"]
+        if num_items_in_batch is None:
+            num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         # accelerate wraps the model's forward, which this loss does not call.
         with self.accelerator.autocast(), self._attention():
-            loss = self._loss(inputs["examples"])
-        return (loss, None) if return_outputs else loss
-
-    def _loss(self, examples: list[SFTExample]) -> Tensor:
-        text_loss, latents, parts = self._text_loss(examples)
-        self._note("text_loss", text_loss)
+            sums, parts = self._sums(examples, self.rng)
         for name, value in parts.items():
             self._note(f"{name}_loss", value)
-        loss = text_loss * own_weight(sum(len(e.parts) for e in examples), self.accelerator)
-        weight = self.recipe.retrieval_weight * own_weight(len(latents), self.accelerator)
-        if len(latents):
-            search_loss = self._retrieval_loss([e for e in examples if e.refines], latents)
-            self._note("retrieval_loss", search_loss)
-            loss = loss + weight * search_loss
-        return loss
+        self._note("text_loss", sums.text / sums.num_tokens)
+        if sums.num_refining:
+            self._note("retrieval_loss", sums.search / sums.num_refining)
+        num_tokens, num_refining = num_items_in_batch.tolist()
+        loss = self._weighted(sums, num_tokens, num_refining)
+        return (loss, None) if return_outputs else loss
 
-    def _text_loss(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-        """Mean cross-entropy over all answer tokens, the latents [R, N, D], and each part's mean."""
-        refining = [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine == "soft" else []
+    def _attention(self) -> AbstractContextManager[None]:
+        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
+
+    def _weighted(self, sums: LossSums, num_tokens: float, num_refining: float) -> Tensor:
+        search = self.recipe.retrieval_weight * sums.search / num_refining if num_refining else 0.0
+        return sums.text / num_tokens + search
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The loss over the validation rows, with the same negatives every time."""
+        self.policy.model.eval()
+        rng, size = random.Random(self.recipe.seed), self.recipe.batch_size
+        with self.accelerator.autocast():
+            found = [self._sums(self.held_out[i : i + size], rng)[0] for i in range(0, len(self.held_out), size)]
+        text, search = (torch.stack([getattr(s, name) for s in found]).sum() for name in ("text", "search"))
+        total = LossSums(text, sum(s.num_tokens for s in found), search, sum(s.num_refining for s in found))
+        metrics = {"eval_loss": float(self._weighted(total, total.num_tokens, total.num_refining))}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _refining(self, examples: Sequence[SFTExample]) -> list[int]:
+        return [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine == "soft" else []
+
+    def _sums(self, examples: Sequence[SFTExample], rng: random.Random) -> tuple[LossSums, Mapping[str, Tensor]]:
+        """The sums, and each answer part's mean cross-entropy."""
+        refining = self._refining(examples)
         hidden, latents, batch = teacher_forced(
             self.policy.model,
             [e.prompt for e in examples],
@@ -176,60 +266,52 @@ class RefineSFTTrainer(SharedSteps, SFTTrainer):
         states = torch.cat([hidden[i, -len(e.parts) - 1 : -1] for i, e in enumerate(examples)])
         targets = torch.cat([batch.token_ids[i, -len(e.parts) :] for i, e in enumerate(examples)])
         kinds = torch.cat([e.parts for e in examples])
-        loss, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
-        return loss, latents, parts
+        mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
+        search = mean.new_zeros(())
+        if refining:
+            search = self._retrieval_losses([examples[i] for i in refining], latents, rng).sum()
+        return LossSums(mean * len(targets), len(targets), search, len(refining)), parts
 
-    def _retrieval_loss(self, examples: list[SFTExample], latents: Tensor) -> Tensor:
-        """L_ret of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents."""
+    def _retrieval_losses(self, examples: Sequence[SFTExample], latents: Tensor, rng: random.Random) -> Tensor:
+        """L_ret [R] of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents."""
         soft = self.policy.model.append_input(latents)
         queries = self.embedder.embed_queries([e.query for e in examples], list(soft))
         positives = torch.stack([self.data.vectors[e.right_video_id] for e in examples]).to(queries)
-        negatives, mask = self._negatives(examples)
-        return retrieval_loss(
+        negatives, mask = self._negatives(examples, rng)
+        return retrieval_losses(
             queries,
             positives,
             negatives.to(queries),
             mask.to(queries.device),
             temperature=self.recipe.temperature,
             in_batch_positives=self.recipe.in_batch_positives,
+            in_batch_mask=self._may_be_negative(examples) if self.recipe.in_batch_positives else None,
             drop_above_positive=self.recipe.drop_above_positive,
         )
 
-    def _negatives(self, examples: list[SFTExample]) -> tuple[Tensor, Tensor]:
+    def _may_be_negative(self, examples: Sequence[SFTExample]) -> Tensor:
+        """[R, R]: False where the column's right video shares the row's query text."""
+        rows = [[other.right_video_id not in self._never(row) for other in examples] for row in examples]
+        return torch.tensor(rows)
+
+    def _never(self, example: SFTExample) -> frozenset[str]:
+        return self.data.never.get(example.query_id, frozenset({example.right_video_id}))
+
+    def _negatives(self, examples: Sequence[SFTExample], rng: random.Random) -> tuple[Tensor, Tensor]:
         """Vectors [R, K, D] and a mask [R, K] that is False where a row has fewer."""
         wanted = self.recipe.num_negatives
         size = len(next(iter(self.data.vectors.values())))
         vectors, mask = torch.zeros(len(examples), wanted, size), torch.zeros(len(examples), wanted, dtype=torch.bool)
         for row, example in enumerate(examples):
-            never = self.data.never.get(example.query_id, frozenset({example.right_video_id}))
             nearest = [example.shown_video_id, *example.negative_ids]
-            ids = choose_negatives(nearest, self.corpus_ids, never, wanted, self.negatives_rng)
+            ids = choose_negatives(nearest, self.corpus_ids, self._never(example), wanted, rng)
             for column, video_id in enumerate(ids):
                 vectors[row, column] = self.data.vectors[video_id]
                 mask[row, column] = True
         return vectors, mask
 
-    def _attention(self) -> AbstractContextManager[None]:
-        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
-
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics["train"][name].append(float(value.detach()))
-
-
-class LogLines(TrainerCallback):
-    """The trainer's logs as lines: the values whose names end in `shown`."""
-
-    def __init__(self, log: Callable[[str], None], name: str = "stage 1", shown: str = "_loss") -> None:
-        self.log_line, self.name, self.shown = log, name, shown
-        self.lines: StepLines | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.lines = StepLines(self.log_line, self.name, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        values = {name: float(value) for name, value in (logs or {}).items() if name.endswith(self.shown)}
-        if values and "train_runtime" not in (logs or {}) and self.lines:
-            self.lines.note(state.global_step, values)
 
 
 def curve_of(history: Sequence[Mapping[str, Any]]) -> list[CurvePoint]:
@@ -238,6 +320,6 @@ def curve_of(history: Sequence[Mapping[str, Any]]) -> list[CurvePoint]:
     return [
         CurvePoint(int(entry["step"]), name, float(value))
         for entry in history
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())  # a resumed training's entries come back in another order
         if name not in skipped and isinstance(value, int | float)
     ]

@@ -1,0 +1,163 @@
+"""How a training runs, and how it goes on after a stop. What it learns is in `training.sft` and `training.grpo`.
+
+A stopped training that is started again in the same folder gives the weights of one that never stopped: transformers
+keeps weights, optimiser, schedule and its own random states; kept here are ours (`own_state`), and the order of the
+rows is drawn before the first step, so that no sampler has a state.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from vsr1_core.lake import read_json, write_json
+from vsr1_core.training.contrastive import StepLines
+
+TRAINER_STATE = "trainer_state.json"
+"""Written last by transformers: a checkpoint folder without it is not whole."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Nothing here changes what is learned. folder: this one training's own; save_steps: its state is kept there every
+    so many steps, 0 keeps none; trackers: TRL's names (`report_to`), such as trackio, tensorboard or wandb; name: what
+    they call this training."""
+
+    folder: Path
+    save_steps: int = 0
+    trackers: tuple[str, ...] = ()
+    name: str = "training"
+    log: Callable[[str], None] = lambda line: None
+
+    def arguments(self, logging_steps: int) -> dict[str, Any]:
+        """What TRL's configurations take of it. State is kept where values were just logged, so that none is lost."""
+        save_steps = -(-self.save_steps // logging_steps) * logging_steps
+        return {
+            "output_dir": str(self.folder),
+            "logging_steps": logging_steps,
+            "save_strategy": "steps" if save_steps else "no",
+            "save_steps": max(1, save_steps),
+            "save_total_limit": 1,
+            "report_to": list(self.trackers) or "none",
+            "run_name": self.name,
+            "project": "vsr1",
+            "use_cpu": not torch.cuda.is_available(),
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": False,
+        }
+
+
+def kept_state(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a training that was stopped in `folder`; a half-written one is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / TRAINER_STATE).read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def drop_state(folder: Path) -> None:
+    """Remove the kept state of all trainings below `folder`; what trackers wrote there stays."""
+    for path in folder.glob("*/checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob("*"), folder]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def training_order(num_rows: int, rows_a_step: int, num_steps: int, seed: int) -> list[int]:
+    """Which rows the steps see: shuffled passes, one after another. `num_steps` 0 is one pass.
+
+    No row comes twice in a step as long as there are enough: of each pass but a single one, what fills no step is left
+    out. With fewer rows than a step takes they are repeated.
+    """
+    rng = random.Random(f"{seed}/order")
+    if not num_steps:
+        return rng.sample(range(num_rows), num_rows)
+    whole = num_rows - num_rows % rows_a_step if num_rows > rows_a_step else num_rows
+    order: list[int] = []
+    while len(order) < num_steps * rows_a_step:
+        order += rng.sample(range(num_rows), num_rows)[:whole]
+    return order[: num_steps * rows_a_step]
+
+
+def _own_state_path(checkpoint: str) -> Path:
+    """Of this process."""
+    return Path(checkpoint) / f"own_state_{PartialState().process_index}.json"
+
+
+class Resumable:
+    """What both trainers add to transformers' Trainer to go on exactly where they were stopped. Stands before it.
+
+    rng, generator: what draws negatives and samples; subclasses extend `own_state` by what else has to be kept. A
+    training goes on with as many processes as it began with, and says so where it cannot.
+    """
+
+    rng: random.Random
+    generator: torch.Generator | None = None
+
+    def run(self, run: TrainingRun) -> None:
+        """Train to the end, from the state kept in the run's folder if there is one."""
+        state = kept_state(run.folder)
+        if state is not None:
+            kept_by = len(list(state.glob("own_state_*.json")))
+            if kept_by != (processes := PartialState().num_processes):
+                raise ValueError(
+                    f"{run.name} was stopped at {state} with {kept_by} processes and cannot go on with {processes}: "
+                    "set VSR1_PROCESSES as it was, or remove that folder to begin anew"
+                )
+            run.log(f"{run.name}: goes on from step {state.name.rpartition('-')[2]}")
+        self.train(resume_from_checkpoint=str(state) if state else None)  # type: ignore[attr-defined]
+
+    def own_state(self) -> dict[str, Any]:
+        """In JSON types."""
+        generator = None if self.generator is None else self.generator.get_state().tolist()
+        return {"rng": self.rng.getstate(), "generator": generator}
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        version, numbers, gauss = state["rng"]
+        self.rng.setstate((version, tuple(numbers), gauss))
+        if self.generator is not None:
+            self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        write_json(_own_state_path(output_dir), self.own_state())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            self.set_own_state(read_json(_own_state_path(checkpoint)))
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: the folder is thrown away once the weights are committed."""
+
+
+class LogLines(TrainerCallback):
+    """The trainer's logs as lines: the values whose names end in one of `shown`."""
+
+    def __init__(self, log: Callable[[str], None], name: str, shown: Sequence[str]) -> None:
+        self.log_line, self.name, self.shown = log, name, tuple(shown)
+        self.lines: StepLines | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.lines = StepLines(self.log_line, self.name, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items() if name.endswith(self.shown)}
+        if values and "train_runtime" not in (logs or {}) and self.lines:
+            self.lines.note(state.global_step, values)
