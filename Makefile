@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+EXPERIMENT_ARGS ?=
 
 # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
 # instead of 46 while another process used a core.
@@ -14,7 +15,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check lint types ui bench clean
+.PHONY: help setup system demo experiment test check lint types ui bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +39,9 @@ system:  # ffmpeg is optional: only tests that compare with ffprobe use it
 demo: setup  ## Build the toy dataset, raw videos to report, and print the metrics
 	$(BIN)/vsr1 build --dataset toy
 	$(BIN)/vsr1 report --dataset toy
+
+experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (takes hours)
+	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
 test: setup  ## All tests
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)

@@ -13,10 +13,9 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from pipelines import dataset_commands, hub_commands, prepared_commands, show
-from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_entry
+from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
+from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_configuration, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
-from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.graph import open_view, plan_graph
 
 EXAMPLES = """
@@ -38,6 +37,8 @@ EXAMPLES = """
 
   vsr1 sql "select * from failures"       ask the tables
 
+  vsr1 experiment                         three seeds of everything on toy: means and intervals
+
   vsr1 ui                                 the graph in the browser
 
 State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE and VSR1_WORKERS say what the work runs on;
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_commands.datasets, name="dataset")
 app.add_typer(hub_commands.hub)
+app.add_typer(experiment_commands.experiments)
 
 
 @app.callback()
@@ -74,11 +76,10 @@ def doctor(
     settings = read_settings()
     entry = known_entry(settings, dataset) if dataset else None
     name = config or (entry.config if entry else "tiny")
-    if name not in CONFIGURATIONS:
-        raise UserError(f"no configuration {name!r}; there are: {', '.join(CONFIGURATIONS)}")
+    configuration = known_configuration(name)
     findings = list(checks.examine(settings))
-    findings += checks.examine_build(settings, CONFIGURATIONS[name], entry)
-    estimates = checks.forecast(settings, CONFIGURATIONS[name], entry) if entry else []
+    findings += checks.examine_build(settings, configuration, entry)
+    estimates = checks.forecast(settings, configuration, entry) if entry else []
     findings += checks.room(settings, estimates) if estimates else []
     rows = [[f.name, f.level, f.found, f.advice] for f in findings]
     show.console().print(show.table("vsr1 doctor", ["check", "", "found", "what to do"], rows))

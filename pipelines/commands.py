@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.resources import Settings
+from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
+from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import NotYetKnown
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
@@ -60,3 +62,9 @@ def known_entry(settings: Settings, name: str) -> DatasetEntry:
         return get_entry(settings.home, name)
     except KeyError as error:
         raise UserError(error.args[0]) from error
+
+
+def known_configuration(name: str) -> Configuration:
+    if name not in CONFIGURATIONS:
+        raise UserError(f"no configuration {name!r}; there are: {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]

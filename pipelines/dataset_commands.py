@@ -12,7 +12,7 @@ import polars as pl
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, command, known_entry
+from pipelines.commands import UserError, command, known_configuration, known_entry
 from pipelines.resources import Settings, read_settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
@@ -92,7 +92,7 @@ def dataset_check(
         raise UserError(f"no format {output!r}; use table, csv or json")
     settings = read_settings()
     entry = known_entry(settings, name)
-    config = CONFIGURATIONS[entry.config]
+    config = entry.configuration
     findings = [f for f in check_files(entry, config, settings.workers) if not (allow_extra and f.kind == "extra")]
     if output == "table":
         _print_findings(name, findings)
@@ -138,8 +138,8 @@ def dataset_add(
 ) -> None:
     """Register a dataset: your own videos, or the folders of a VERIFIED FIG one. Becomes a partition after a reload."""
     settings = read_settings()
-    if config is not None and config not in CONFIGURATIONS:
-        raise UserError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
+    if config is not None:
+        known_configuration(config)
     if toy:
         entry = _toy_entry(settings, name, config or "tiny")
     elif name in BENCHMARKS:

@@ -60,6 +60,22 @@ TINY = Configuration(
     evaluation=EvalRecipe(max_new_tokens=120),
 )
 
+EXPERIMENT = dataclasses.replace(
+    TINY,
+    name="experiment",
+    evaluation=dataclasses.replace(
+        TINY.evaluation,
+        methods=(
+            *EvalRecipe.methods,
+            "hard_refine",
+            "videosearch_r1+exclude_rejected",
+            "videosearch_r1+last_latents",
+        ),
+    ),
+)
+"""What `vsr1 experiment` trains with several seeds: `tiny`, with all methods but the one ablation that needs a stage 1
+of its own (`sqr_sft+drop_above_positive`; add it where there is time)."""
+
 NANO = Configuration(
     name="nano",
     retrain="auto",
@@ -104,4 +120,14 @@ QWEN3_VL_4B, QWEN3_VL_8B = (
 )
 """A larger policy before the same search engine."""
 
-CONFIGURATIONS: dict[str, Configuration] = {c.name: c for c in (TINY, NANO, QWEN3_VL_2B, QWEN3_VL_4B, QWEN3_VL_8B)}
+_ALL = (TINY, EXPERIMENT, NANO, QWEN3_VL_2B, QWEN3_VL_4B, QWEN3_VL_8B)
+CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _ALL}
+
+
+def with_seed(config: Configuration, seed: int) -> Configuration:
+    """`config` with another draw of all that training leaves to chance: first weights, order of rows, negatives and
+    samples. The corpus, the draw of the pool and the bootstrap stay."""
+    trained = ("models", "sft", "fine_tuned", "hard_refine", "grpo")
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), seed=seed) for name in trained}
+    )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import polars as pl
 
-from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.increments import Plan, make_plan, row_version
@@ -50,7 +49,7 @@ def in_order(stages: list[Stage]) -> dict[str, Stage]:
 def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
     """The tables of one dataset of the home folder."""
     entry = get_entry(home, dataset)
-    return View(Lake(home / "lake"), entry, CONFIGURATIONS[entry.config], stages or all_stages(), home=home)
+    return View(Lake(home / "lake"), entry, entry.configuration, stages or all_stages(), home=home)
 
 
 def stamp(view: View) -> str:

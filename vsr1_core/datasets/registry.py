@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from vsr1_core.configurations import CONFIGURATIONS, with_seed
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.lake import check_name, read_json, write_json
+from vsr1_core.recipes import Configuration
 
 REAL_CONFIG = "qwen3-vl-2b"
 KINDS = ("toy", "verified", "folder")
@@ -17,7 +19,8 @@ KINDS = ("toy", "verified", "folder")
 class DatasetEntry:
     """kind: toy | verified | folder. videos: folder of video files. annotations: a file (folder kind) or a folder
     of `<name>_fig_<split>.jsonl` (verified kind). config: a name in `vsr1_core.configurations`. models_from: the
-    dataset whose checkpoints this one uses; empty when it trains its own."""
+    dataset whose checkpoints this one uses; empty when it trains its own. seed: of its trainings, in place of the
+    configuration's (`configurations.with_seed`)."""
 
     name: str
     kind: str
@@ -25,6 +28,12 @@ class DatasetEntry:
     annotations: str = ""
     config: str = "tiny"
     models_from: str = ""
+    seed: int | None = None
+
+    @property
+    def configuration(self) -> Configuration:
+        config = CONFIGURATIONS[self.config]
+        return config if self.seed is None else with_seed(config, self.seed)
 
 
 def builtin_entries(home: Path) -> dict[str, DatasetEntry]:

@@ -11,7 +11,7 @@ Shares are in [0, 1]. No tables are read or written here, no plots are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -327,6 +327,15 @@ class Scores:
         numerators, denominators = (np.stack([pair[side] for pair in parts.values()], axis=1) for side in (0, 1))
         return cls(query_ids, tuple(parts), numerators, denominators, ranks)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Several scores of the same queries as one; the ranks are the first one's."""
+        first = parts[0]
+        names = tuple(name for part in parts for name in part.names)
+        sides = (np.concatenate([getattr(p, s) for p in parts], axis=1) for s in ("numerators", "denominators"))
+        numerators, denominators = sides
+        return cls(first.query_ids, names, numerators, denominators, first.ranks)
+
 
 def metric_names() -> tuple[str, ...]:
     """All metrics in the order of the tables. How they change with turns and soft tokens is in `evaluation.curves`."""
@@ -486,7 +495,7 @@ def summarise(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> pl.D
     order = list(scores.names)
     if "median_rank" in found:
         order.insert(order.index("mrr") + 1, "median_rank")
-    return _summary([(name, found[name], *_interval(samples[name]), counted[name]) for name in order], seed)
+    return _summary([(name, found[name], *interval(samples[name]), counted[name]) for name in order], seed)
 
 
 def _summary(rows: list[tuple[str, float, float, float, int]], seed: int) -> pl.DataFrame:
@@ -496,7 +505,7 @@ def _summary(rows: list[tuple[str, float, float, float, int]], seed: int) -> pl.
     return frame.with_columns(*numbers, pl.lit(seed, dtype=pl.Int64).alias("seed"))
 
 
-def _interval(samples: FloatArray) -> tuple[float, float]:
+def interval(samples: FloatArray) -> tuple[float, float]:
     """95 % percentile interval over the resamples that define the metric; never interpolates, for inf is a rank."""
     defined = np.sort(samples[~np.isnan(samples)])
     if not defined.size:
@@ -518,5 +527,5 @@ def paired_differences(scores: Scores, baseline: Scores, num_resamples: int = 10
     ours, theirs = bootstrap(scores, num_resamples, seed), bootstrap(baseline, num_resamples, seed)
     value, base = values(scores), values(baseline)
     with np.errstate(invalid="ignore"):
-        rows = [(n, value[n] - base[n], *_interval(ours[n] - theirs[n])) for n in ours if n in theirs]
+        rows = [(n, value[n] - base[n], *interval(ours[n] - theirs[n])) for n in ours if n in theirs]
     return pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import polars as pl
 
-from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
 from vsr1_core.lake import Lake, Table
@@ -143,7 +142,7 @@ class View:
         if self.home is None:
             raise ValueError(f"dataset {self.entry.name!r} borrows models, so its view needs a home folder")
         entry = get_entry(self.home, self.entry.models_from)
-        return View(self.lake, entry, CONFIGURATIONS[entry.config], self.stages, home=self.home)
+        return View(self.lake, entry, entry.configuration, self.stages, home=self.home)
 
 
 class Stage(ABC):

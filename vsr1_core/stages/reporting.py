@@ -21,6 +21,7 @@ from vsr1_core.evaluation.curves import (
 from vsr1_core.evaluation.metrics import (
     PROBE_METRICS,
     Probes,
+    Scores,
     load_episodes,
     load_probes,
     metric_names,
@@ -153,6 +154,20 @@ class RefinementCurves(Stage):
                         yield {
                             "point_id": row_ids[name], "method": method, "split": split, **row, **asdict(points[name])
                         }  # fmt: skip
+
+
+def scores_of(view: View, split: str) -> dict[str, Scores]:
+    """Every reported method's metrics and curve points per query, as committed: what several runs are compared by."""
+    truth, recipe = _truth(view, split), view.config.evaluation
+    found = {}
+    for method in _methods(view, truth):
+        predictions = view.rows(f"predictions.{method}")
+        episodes = load_episodes(truth, predictions)
+        parts = [score(episodes, _probes(view, method, truth)), score_turns(episodes, recipe.num_turns)]
+        if METHODS[method].refine == "soft":
+            parts.append(score_soft_tokens(episodes, predictions, view.config.models.num_soft_tokens))
+        found[method] = Scores.joined(parts)
+    return found
 
 
 def _points(config: Configuration, method: str) -> list[Point]:

@@ -1,0 +1,140 @@
+"""Several seeds as one result, on made-up predictions of known strength."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from fake_results import STRENGTHS, Strength, fake_moments, fake_predictions, moments_frame, predictions_frame
+
+from vsr1_core.configurations import CONFIGURATIONS, TINY, with_seed
+from vsr1_core.evaluation import experiment as ex
+from vsr1_core.evaluation.curves import score_soft_tokens, score_turns
+from vsr1_core.evaluation.experiment import Experiment, claims, mean_interval
+from vsr1_core.evaluation.metrics import Scores, load_episodes, paired_differences, score
+
+SEEDS = (1, 2, 3)
+
+
+def scores_of(strength: Strength, seed: int, num_queries: int = 80) -> Scores:
+    moments = fake_moments(num_queries)
+    predictions = predictions_frame(fake_predictions(moments, strength, seed=seed))
+    episodes = load_episodes(moments_frame(moments), predictions)
+    curves = [score_turns(episodes, 3), score_soft_tokens(episodes, predictions, 8)]
+    return Scores.joined([score(episodes), *curves])
+
+
+def experiment_of(strengths: dict[str, Strength], seeds: tuple[int, ...] = SEEDS) -> Experiment:
+    numbered = list(enumerate(strengths.items()))
+    runs = {seed: {name: scores_of(strength, 10 * seed + i) for i, (name, strength) in numbered} for seed in seeds}
+    return Experiment("tiny", runs, num_resamples=200)
+
+
+def only(frame: pl.DataFrame, **values: str) -> dict[str, Any]:
+    return frame.row(by_predicate=pl.all_horizontal(pl.col(k) == v for k, v in values.items()), named=True)
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return experiment_of({**STRENGTHS, "hard_refine": replace(STRENGTHS["sqr_sft"], refined_right=0.4)})
+
+
+def test_the_interval_over_seeds_is_that_of_students_t() -> None:
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (mean, high - mean) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
+    assert mean - low == pytest.approx(high - mean)
+    assert mean_interval([5.0, 7.0])[2] - 6.0 == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2))
+    assert math.isnan(mean_interval([5.0])[1])
+    many = np.random.default_rng(0).normal(size=400)
+    assert mean_interval(many)[2] - many.mean() == pytest.approx(1.96 * many.std(ddof=1) / 20)
+
+
+def test_results_average_the_seeds(experiment: Experiment) -> None:
+    row = only(ex.results(experiment), method="sqr_sft", metric="recall_at_1")
+    each = [scores_of(STRENGTHS["sqr_sft"], 10 * seed + 2) for seed in SEEDS]
+    assert row["values"] == pytest.approx([float((s.ranks <= 1).mean()) for s in each])
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(mean_interval(row["values"]))
+    points = set(ex.results(experiment)["metric"])
+    assert {"turns/3/vcmr_0.5", "soft_tokens/0/recall_at_1", "median_rank"} <= points
+
+
+def test_differences_of_one_seed_are_the_paired_ones_of_its_report() -> None:
+    experiment = experiment_of(STRENGTHS, seeds=(4,))
+    found = only(ex.differences(experiment), after="sqr_sft", metric="vcmr_0.5")
+    ours, theirs = experiment.runs[4]["sqr_sft"], experiment.runs[4]["fine_tuned"]
+    row = only(paired_differences(ours, theirs, 200, 42), metric="vcmr_0.5")
+    names = ("difference", "low", "high")
+    assert [found[name] for name in names] == [row[name] for name in names]
+    assert found["seeds_low"] is None
+
+
+def test_averaging_over_seeds_narrows_the_interval_over_queries(experiment: Experiment) -> None:
+    def width(e: Experiment) -> float:
+        low, high = (e.estimate("sqr_sft", "recall_at_1") - e.estimate("fine_tuned", "recall_at_1")).interval
+        return high - low
+
+    assert width(experiment) < 0.8 * width(Experiment("tiny", {1: experiment.runs[1]}, 200))
+
+
+def test_claims_hold_where_the_methods_are_as_the_paper_says_and_fail_where_they_are_not(
+    experiment: Experiment,
+) -> None:
+    found = {claim.text: claim.holds for claim in claims(experiment, 8)}
+    lifted = "SQR after stage 1 lifts R@1 over the first ranking by at least 60 %, interval above 0"
+    assert found[lifted]
+    assert found["VCMR: stage 1 above fine-tuned"]
+    assert found["R@1: soft refinement (stage 1) not below hard refinement"]
+    assert found["R@1 with 8 soft tokens above R@1 with 0"]
+    assert found["VCMR rises from turn 1 to turn 2"]
+    swapped = {"fine_tuned": STRENGTHS["sqr_sft"], "sqr_sft": STRENGTHS["fine_tuned"]}
+    worse = {claim.text: claim.holds for claim in claims(experiment_of(swapped), 8)}
+    assert worse["VCMR: stage 1 above fine-tuned"] is False
+    assert worse[lifted] is False
+    assert not any("hard refinement" in text or "stage 2" in text for text in worse)
+
+
+def test_a_relative_gain_on_nothing_is_not_known() -> None:
+    never = {"sqr_sft": Strength(0.0, 0.0), "fine_tuned": Strength(0.0, 0.0)}
+    claim = claims(experiment_of(never), 8)[0]
+    assert (claim.holds, math.isnan(claim.value)) == (None, True)
+
+
+def test_runs_over_other_queries_are_not_compared() -> None:
+    runs = {
+        1: {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 20)},
+        2: {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 21)},
+    }
+    with pytest.raises(ValueError, match="2 sets of queries"):
+        Experiment("tiny", runs)
+
+
+def test_what_is_written_can_be_read_by_people_and_programs(experiment: Experiment, tmp_path: Path) -> None:
+    found = claims(experiment, 8)
+    path = ex.write_experiment(experiment, found, tmp_path / "tiny", {"seconds": 7})
+    text = path.read_text()
+    assert "seeds 1, 2, 3, 80 test queries" in text
+    assert "| | zero_shot | fine_tuned | hard_refine | sqr_sft | videosearch_r1 |" in text
+    assert "| VCMR: stage 1 above fine-tuned |" in text
+    record = json.loads((path.parent / "results.json").read_text())
+    assert (record["seeds"], record["seconds"], len(record["claims"])) == ([1, 2, 3], 7, len(found))
+    assert pl.read_parquet(path.parent / "differences.parquet").height == 4 * len(ex.COMPARED)
+
+
+def test_a_seed_changes_all_that_trains_and_nothing_else() -> None:
+    other = with_seed(TINY, 7)
+    for name in ("models", "sft", "fine_tuned", "hard_refine", "grpo"):
+        assert getattr(other, name) == replace(getattr(TINY, name), seed=7)
+    for name in ("toy", "frames", "pool", "teacher", "retrieval", "evaluation", "name"):
+        assert getattr(other, name) == getattr(TINY, name)
+
+
+def test_the_experiment_trains_what_tiny_trains_and_reports_more() -> None:
+    config = CONFIGURATIONS["experiment"]
+    assert set(config.evaluation.methods) > set(TINY.evaluation.methods)
+    assert replace(config, name="tiny", evaluation=TINY.evaluation) == TINY
