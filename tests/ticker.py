@@ -10,6 +10,7 @@ import dagster as dg
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
+from assets._factory import asset_key
 from pipelines.definitions import build_defs
 from pipelines.resources import Settings, WorkplaceResource
 from pipelines.watching import report_observations
@@ -35,6 +36,7 @@ class Ticker:
     def __init__(self, home: Path, instance: dg.DagsterInstance, stages: Stages) -> None:
         self.home, self.instance, self.stages = home, instance, stages
         self.cursor: Any = None
+        self.names = {asset_key(name): name for name in stages()}
         self.reload()
 
     def reload(self) -> None:
@@ -58,7 +60,7 @@ class Ticker:
             instance=self.instance, partition_key=dataset, asset_selection=sorted(keys), raise_on_error=False
         )
         events = result.get_asset_materialization_events()
-        rows = {name_of(e.asset_key): e.materialization.metadata.get("rows/processed") for e in events}
+        rows = {self.name_of(e.asset_key): e.materialization.metadata.get("rows/processed") for e in events}
         return {name: value.value if value is not None else 0 for name, value in rows.items()}
 
     def tick(self) -> dict[str, dict[str, int]]:
@@ -93,8 +95,8 @@ class Ticker:
         view = AssetGraphView.for_test(self.defs, self.instance)
         resolver = CachingStaleStatusResolver(self.instance, view.asset_graph, loading_context=view)
         keys = self.graph.materializable_asset_keys
-        return {name_of(key) for key in keys if resolver.get_status(key, dataset) == StaleStatus.STALE}
+        return {self.name_of(key) for key in keys if resolver.get_status(key, dataset) == StaleStatus.STALE}
 
-
-def name_of(key: dg.AssetKey) -> str:
-    return ".".join(key.path)
+    def name_of(self, key: dg.AssetKey) -> str:
+        """The stage's name, or the key of an asset that is no stage."""
+        return self.names.get(key, key.to_user_string())

@@ -24,8 +24,16 @@ Inputs = Mapping[str, str]
 """What one row reads: name of the input (an upstream asset, `recipe`, `stage`) -> its version."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True)
+
+
 def row_version(inputs: Inputs) -> str:
     return fingerprint(dict(inputs))
+
+
+def _spelled(inputs: Inputs) -> str:
+    """As they are kept beside the row."""
+    return _ENCODER.encode(dict(inputs))
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Plan:
 
 def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
     """Compare wanted rows with the committed ones. Rows that a killed run left pending count as committed."""
-    have = {row_id: (version, inputs, status) for row_id, version, inputs, status in _known(table).iter_rows()}
+    have = {row_id: (inputs, status) for row_id, inputs, status in _known(table).iter_rows()}
     groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
     causes: dict[str, tuple[str, ...]] = {}
     for row_id, inputs in wanted.items():
@@ -66,8 +74,8 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
             groups["new"].append(row_id)
             causes[row_id] = ("new row",)
             continue
-        version, old_inputs, status = have[row_id]
-        if version != row_version(inputs):
+        old_inputs, status = have[row_id]
+        if old_inputs != _spelled(inputs):  # what the version is a hash of, without hashing
             groups["stale"].append(row_id)
             causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
         else:
@@ -77,7 +85,7 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
 
 
 def _known(table: Table) -> pl.DataFrame:
-    names = [table.key, "row_version", "row_inputs", "status"]
+    names = [table.key, "row_inputs", "status"]
     return pl.concat([table.rows(names), table.pending().select(names)]).unique(table.key, keep="last")
 
 
@@ -178,7 +186,7 @@ def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     error = row.get("error")
     stamp = {
         "row_version": row_version(inputs),
-        "row_inputs": json.dumps(dict(inputs), sort_keys=True),
+        "row_inputs": _spelled(inputs),
         "status": "ok" if error is None else "failed",
         "error": error,
     }

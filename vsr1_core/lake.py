@@ -95,9 +95,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Without an `indent` on one line, which takes a tenth of the time: for files with thousands of rows."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, sort_keys=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:

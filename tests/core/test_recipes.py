@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vsr1_core.configurations import CONFIGURATIONS, NANO, TINY
+from vsr1_core.graph import all_stages
 from vsr1_core.recipes import Configuration, FrameRecipe, SFTRecipe, fingerprint
 
 
@@ -18,10 +19,17 @@ def test_equal_recipes_have_equal_fingerprints() -> None:
 
 
 def test_every_field_of_every_recipe_counts() -> None:
-    for recipe in (f.default for f in dataclasses.fields(Configuration) if f.name not in ("name", "grpo")):
+    for recipe in (f.default for f in dataclasses.fields(Configuration) if f.name not in ("name", "grpo", "retrain")):
         for field in dataclasses.fields(recipe):
             changed = dataclasses.replace(recipe, **{field.name: "something else"})
             assert fingerprint(changed) != fingerprint(recipe), f"{type(recipe).__name__}.{field.name}"
+
+
+def test_when_automation_trains_changes_no_row() -> None:
+    by_hand = dataclasses.replace(TINY, retrain="manual")
+    assert TINY.retrain == "auto"
+    for stage in all_stages().values():
+        assert fingerprint(stage.recipe(by_hand)) == fingerprint(stage.recipe(TINY)), stage.name
 
 
 def test_recipes_of_different_kinds_never_share_a_fingerprint() -> None:

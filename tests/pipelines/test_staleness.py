@@ -44,10 +44,15 @@ def moving(planned: dict[str, StagePlan]) -> set[str]:
 
 
 def concerned(planned: dict[str, StagePlan]) -> set[str]:
-    """Assets that will run: those that move and the direct readers of these, as far as the plan knows them."""
-    moves = moving(planned)
-    reads = {name: {*stage.upstream} for name, stage in cheap_stages().items()}
-    return {name for name, p in planned.items() if p.plan and (name in moves or moves & reads[name])}
+    """Assets that will run: those that move and the direct readers of these, as far as the plan knows them and all
+    that they are made from.
+    """
+    moves, reads = moving(planned), {name: {*stage.upstream} for name, stage in cheap_stages().items()}
+    known: set[str] = set()
+    for name, plan in planned.items():  # upstream first
+        if plan.plan and reads[name] <= known:
+            known.add(name)
+    return {name for name in known if name in moves or moves & reads[name]}
 
 
 def rows(planned: dict[str, StagePlan], names: set[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ Cheap enough for a plan: files are listed and annotations parsed, but no video i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,16 @@ def _lines(entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Mo
             yield from ((f"{name}:{n}", verified.fig_moment(row, split)) for n, row in enumerate(rows, 1))
         return
     for file in annotation_files(entry, config).values():
-        if entry.kind == "folder":
-            yield from folder.read_annotations(file.path)
-        elif file.error is None:
-            yield from verified.read_fig(file.path, file.split)
+        if file.error is None:
+            yield from _parsed(entry.kind, file.path, file.split, digest_file(file.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(kind: str, path: Path, split: str, digest: str) -> tuple[tuple[str, Moment | BadLine], ...]:
+    """A file's (place, row) pairs. Kept by the digest of its content: a build asks for them several times, a watching
+    process at every look, and parsing takes a hundred times as long as hashing.
+    """
+    return tuple(folder.read_annotations(path) if kind == "folder" else verified.read_fig(path, split))
 
 
 def place_of(entry: DatasetEntry, config: Configuration, query_id: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +36,7 @@ class Moment:
 
     @property
     def version(self) -> str:
-        return fingerprint(dataclasses.asdict(self))
+        return fingerprint(vars(self))
 
     def within(self, duration_s: float | None) -> Moment:
         """The moment in a video of `duration_s`: its end clamped. ValueError when it begins after the video's end."""
@@ -156,6 +157,7 @@ def seconds(value: Any, name: str) -> float:
     return number
 
 
+@functools.lru_cache(maxsize=1 << 15)
 def video_id_of(video: str) -> str:
     """The id a `video` field names: its path without a video suffix, with `/` between folders."""
     path = PurePosixPath(video.strip().replace("\\", "/"))

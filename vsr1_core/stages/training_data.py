@@ -263,7 +263,7 @@ class SFTExamples(Stage):
         }
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments, negatives = _train_moments(view), _negatives(view)
+        moments, negatives = _train_moments(view), _negatives(view, ids)
         traces = {r["query_id"]: r for r in view.rows("reasoning_traces").to_dicts()}
         for query_id in ids:
             trace, moment = traces[query_id], moments[query_id]
@@ -280,7 +280,7 @@ class SFTExamples(Stage):
     def after_build(self, view: View) -> None:
         if path := _file_to_publish(view, self.name, SFT_FILE):
             prompt = view.config.models.system_prompt or SYSTEM_PROMPT
-            write_json(path, [published_sft_row(row, prompt) for row in view.rows(self.name).to_dicts()])
+            write_json(path, [published_sft_row(row, prompt) for row in view.rows(self.name).to_dicts()], indent=None)
             _mark_published(view, self.name)
 
 
@@ -390,7 +390,7 @@ class GRPOPrompts(Stage):
         }
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments, negatives = _train_moments(view), _negatives(view)
+        moments, negatives = _train_moments(view), _negatives(view, ids)
         rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
         for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(ids))).iter_rows():
             video_id = moments[query_id]["video_id"]
@@ -435,9 +435,9 @@ def _train_moments(view: View) -> dict[str, dict[str, Any]]:
     return {row["query_id"]: {name: row[name] for name in MOMENT_COLUMNS} for row in rows}
 
 
-def _negatives(view: View) -> Mapping[str, dict[str, Any]]:
-    rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).iter_rows()
-    found = {query_id: {"negative_ids": ids, "negative_scores": scores} for query_id, ids, scores in rows}
+def _negatives(view: View, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+    rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).filter(pl.col("query_id").is_in(list(ids)))
+    found = {i: {"negative_ids": videos, "negative_scores": scores} for i, videos, scores in rows.iter_rows()}
     return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)
 
 
