@@ -24,6 +24,17 @@ Extras = Callable[[View, str], Mapping[str, Any]]
 """(the dataset's tables, asset name) -> metadata of one kind of asset only. Imports what it draws with itself."""
 
 
+GPU, DECODE = "gpu", "decode"
+"""The pools: what runs a model, and what decodes video. How many of a pool run at once is set in dagster.yaml."""
+OWNERS = {
+    **dict.fromkeys(("sources", "corpus", "media"), "team:data"),
+    **dict.fromkeys(("embeddings", "retrieval"), "team:search"),
+    **dict.fromkeys(("checkpoints", "sft", "grpo"), "team:training"),
+    **dict.fromkeys(("evaluation", "warehouse"), "team:evaluation"),
+}
+"""Group -> who is asked about its assets."""
+
+
 class Workplace(Protocol):
     """What an asset body needs from the outside; `pipelines.resources` has the real one."""
 
@@ -72,6 +83,7 @@ def stage_asset(
         deps=[stage.watches] if stage.watches else [],
         description=info.description,
         group_name=stage.group,
+        owners=[OWNERS[stage.group]],
         kinds=set(info.kinds),
         partitions_def=partitions_def,
         automation_condition=automation_condition,
@@ -146,13 +158,15 @@ def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, A
         "rows/unchanged": counts["unchanged"],
         "seconds": round(outcome.seconds, 2),
         "size_mib": round((table.rows_path.stat().st_size + folder_bytes(files)) / 2**20, 3),
-        "folder": dg.MetadataValue.path(str(table.folder)),
+        "table": dg.MetadataValue.path(str(table.rows_path)),
         "sample": dg.MetadataValue.md(sample_table(table)),
     }
     if outcome.plan.causes:
         metadata["why"] = dg.MetadataValue.md(reason_table(outcome.plan.why()))
     if failures:
         metadata["failures"] = dg.MetadataValue.md(failures)
+    if files.exists():
+        metadata["files"] = dg.MetadataValue.path(str(files))
     return metadata
 
 

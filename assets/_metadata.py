@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from vsr1_core.columns import meaning
 from vsr1_core.lake import BASE_COLUMNS, Table
 from vsr1_core.stages.base import Stage
 
@@ -21,6 +22,9 @@ _GAP = 2
 """Pixels between the frames of a contact sheet."""
 _MAX_WIDTH = 1000
 """Pixels. A wider picture is cut off in the UI's dialog on a laptop's screen."""
+_MAX_COLUMNS = 4
+_MAX_TURNED = 2
+"""Rows that stand beside each other in a turned table."""
 _MAX_REASON = 400
 """The reason of a failed row says what to do at its end, so it is hardly ever cut."""
 
@@ -47,12 +51,18 @@ def cell(value: Any, max_cell: int = _MAX_CELL) -> str:
 
 def sample_table(table: Table, num_rows: int = 5) -> str:
     """The first ok rows, without bookkeeping, without columns that are empty in all of them, and without nested
-    tables (turns, curves), which would make a row as tall as a page.
+    tables (turns, curves), which would make a row as tall as a page. A wide table is turned: the UI cuts off what
+    does not fit beside each other.
     """
     names = [name for name, dtype in table.schema.items() if name not in BASE_COLUMNS and not _is_table(dtype)]
     frame = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).filter(pl.col("status") == "ok")
     shown = without_empty_columns(frame.select(names).head(num_rows).collect())
-    return markdown_table(shown.columns, shown.rows()) if shown.height else "No ok rows."
+    if not shown.height:
+        return "No ok rows."
+    if shown.width <= _MAX_COLUMNS:
+        return markdown_table(shown.columns, shown.rows())
+    shown = shown.head(_MAX_TURNED)
+    return markdown_table(["column", *shown[table.key]], [(n, *shown[n]) for n in shown.columns if n != table.key])
 
 
 def _is_table(dtype: Any) -> bool:
@@ -82,16 +92,8 @@ def column_schema(stage: Stage) -> dg.TableSchema:
     """The columns of a stage's table, bookkeeping last."""
     columns = {stage.key: pl.String, **stage.columns, **BASE_COLUMNS}
     return dg.TableSchema(
-        columns=[dg.TableColumn(name, str(dtype), _MEANINGS.get(name)) for name, dtype in columns.items()]
+        columns=[dg.TableColumn(name, str(dtype), meaning(stage.name, name)) for name, dtype in columns.items()]
     )
-
-
-_MEANINGS = {
-    "row_version": "Hash of the stage's version, its recipe and `row_inputs`.",
-    "row_inputs": "What the row was made from: name and version of each input, JSON.",
-    "status": "`ok` or `failed`.",
-    "error": "Of a failed row: what is wrong, where, and what to do.",
-}
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Models: the base ones, and those trained from them. One training at a time: they share the `training` pool."""
+"""Models: the base ones, and those trained from them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets._factory import AssetInfo
-from assets._metadata import cell, fitting, markdown_table, picture, without_empty_columns
+from assets._factory import GPU, AssetInfo
+from assets._metadata import cell, fitting, picture
 from vsr1_core.stages.base import View
 
 
 def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
-    """The loss curves of each trained checkpoint, and what it was trained from."""
-    frame, key = view.rows(asset), view.stages[asset].key
-    named = [name for name in ("digest", "parent", "source", "path") if name in frame.columns]
-    listed = without_empty_columns(frame.select(key, *named))
-    extras: dict[str, Any] = {"checkpoints": dg.MetadataValue.md(markdown_table(listed.columns, listed.rows()))}
-    if "curve" in frame.columns:
-        for row_id, curve in frame.select(key, "curve").iter_rows():
-            if curve:
-                extras[f"curves/{row_id}"] = _curve_picture(row_id, curve)
+    """The loss curves of each trained checkpoint, and its folder."""
+    key = view.stages[asset].key
+    extras: dict[str, Any] = {}
+    for row_id, path, curve in view.rows(asset, [key, "path", "curve"]).iter_rows():
+        extras[f"checkpoint/{row_id}"] = dg.MetadataValue.path(path)
+        if curve:
+            extras[f"curves/{row_id}"] = _curve_picture(row_id, curve)
     return extras
 
 
@@ -59,41 +57,41 @@ ASSETS = (
         "The embedder and the policy to start from: trained small on toy, else the configured models.",
         frozenset({"pytorch", "huggingface"}),
         checkpoint_extras,
-        "training",
+        GPU,
     ),
     AssetInfo(
         "fine_tuned_checkpoint",
         "The baseline: fine-tuned on the same rows, without refinement.",
         frozenset({"pytorch"}),
         checkpoint_extras,
-        "training",
+        GPU,
     ),
     AssetInfo(
         "hard_refine_checkpoint",
         "Hard query refinement: trained as stage 1, but to write a new query. Only where it is reported.",
         frozenset({"pytorch"}),
         checkpoint_extras,
-        "training",
+        GPU,
     ),
     AssetInfo(
         "sft_checkpoint",
         "Stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
         frozenset({"pytorch"}),
         checkpoint_extras,
-        "training",
+        GPU,
     ),
     AssetInfo(
         "drop_above_positive_checkpoint",
         "An ablation of stage 1: no negatives that rank above the right video. Only where it is reported.",
         frozenset({"pytorch"}),
         checkpoint_extras,
-        "training",
+        GPU,
     ),
     AssetInfo(
         "grpo_checkpoint",
         "Stage 2: GRPO over whole search episodes.",
         frozenset({"pytorch"}),
         grpo_extras,
-        "training",
+        GPU,
     ),
 )

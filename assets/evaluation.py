@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets._factory import AssetInfo
+from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, fitting, markdown_table, picture, with_pictures
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import View
@@ -20,6 +20,7 @@ METHODS = {
     "sqr_sft": "Soft query refinement after stage 1.",
     "videosearch_r1": "Soft query refinement after stage 2.",
 }
+_PLOTTED = ("recall_at_1", "vcmr_0.5")
 OPTIONS = {
     "": "",
     "exclude_rejected": " A rejected video is not shown again.",
@@ -45,8 +46,12 @@ def probe_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def metrics_extras(view: View, asset: str) -> dict[str, Any]:
-    """A line a metric, a column a method, with the interval."""
-    return {"metrics": dg.MetadataValue.md(metrics_table(view.rows(asset)))}
+    """A line a metric, a column a method, with the interval; and numbers that the UI plots over builds."""
+    frame = view.rows(asset)
+    plotted = frame.filter(pl.col("metric").is_in(_PLOTTED) & pl.col("method").is_in(list(METHODS)))
+    values = plotted.drop_nulls("value").sort("split", "metric", "method").select("split", "metric", "method", "value")
+    numbers = {f"{split}/{metric}/{method}": value for split, metric, method, value in values.iter_rows()}
+    return {"metrics": dg.MetadataValue.md(metrics_table(frame)), **numbers}
 
 
 def metrics_table(frame: pl.DataFrame) -> str:
@@ -98,12 +103,12 @@ def curves_extras(view: View, asset: str) -> dict[str, Any]:
 def _prediction_info(method: str) -> AssetInfo:
     base, _, option = method.partition("+")
     text = METHODS.get(base, base) + OPTIONS.get(option, "")
-    return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras)
+    return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras, GPU)
 
 
 def _probe_info(method: str) -> AssetInfo:
     text = f"{METHODS[method]} Shown one right and one wrong video a query, without search."
-    return AssetInfo(f"verification_probe.{method}", text, frozenset({"pytorch", "parquet"}), probe_extras)
+    return AssetInfo(f"verification_probe.{method}", text, frozenset({"pytorch", "parquet"}), probe_extras, GPU)
 
 
 ASSETS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from assets._factory import AssetInfo
+from assets._factory import DECODE, AssetInfo
 from assets._metadata import contact_sheet, picture
 from vsr1_core.stages.base import View
 
@@ -21,5 +21,6 @@ ASSETS = (
         "One uint8 array [T, H, W, 3] a video, sampled evenly, with the source time of each frame.",
         frozenset({"numpy", "ffmpeg"}),
         frames_extras,
+        DECODE,
     ),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets._factory import asset_key
+from assets._factory import OWNERS, asset_key
 from vsr1_core.stages.base import Stage
 
 
@@ -22,6 +22,7 @@ def warehouse_asset(
     @dg.asset(
         name="warehouse",
         group_name="warehouse",
+        owners=[OWNERS["warehouse"]],
         kinds={"duckdb"},
         deps=[asset_key(name) for name in last_stages(stages)],
         partitions_def=partitions_def,

@@ -19,6 +19,9 @@ from vsr1_core.stages.base import Stage, View
 
 MAX_FAILED_SHARE = 0.05
 UNIT_TOLERANCE = 1e-3
+HEADLINE = ("first_recall_at_1", "recall_at_1", "recall_at_10", "vcmr_0.5", "verification_accuracy")
+MAX_DROP = 0.02
+"""Of a headline metric, all of which are shares: the same rows give the same value, so any drop has a cause."""
 
 Problem = str
 """What is wrong, in one sentence; empty when nothing is."""
@@ -69,8 +72,9 @@ def not_unit_vectors(view: View, asset: str) -> Problem:
     sizes = vectors.list.len().unique().to_list()
     if len(sizes) > 1:
         return f"vectors of {asset} have different sizes: {sizes}"
-    squares = vectors.list.eval(pl.element().cast(pl.Float64) ** 2).list.sum().sqrt()
-    wrong = int((~((squares - 1).abs() <= UNIT_TOLERANCE)).sum())
+    values = pl.element().cast(pl.Float64).fill_null(float("nan"))  # a sum would leave a null out
+    lengths = vectors.list.eval(values**2).list.sum().sqrt()
+    wrong = int((~((lengths - 1).abs() <= UNIT_TOLERANCE)).sum())
     return f"{wrong:,} vectors of {asset} are not of length 1" if wrong else ""
 
 
@@ -93,6 +97,32 @@ def unpublished_row_counts(view: View, asset: str) -> Problem:
     """Every file of a public dataset has as many rows as it was published with."""
     rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.name in BENCHMARKS else ()
     return "; ".join(problem for file_id, num_rows in rows if (problem := wrong_row_count(file_id, num_rows)))
+
+
+def worse_metrics(view: View, asset: str) -> Problem:
+    """No headline metric is more than 2 points below the last good state, where the same queries were asked.
+
+    A state is good when it is not worse than the last good one before it, so that a slow decline is seen too.
+    """
+    states = view.table(asset).kept_states(view.lake.history(asset) / f"dataset={view.entry.name}")
+    if not states:
+        return ""
+    good = states[0]
+    for state in states[1:-1]:
+        good = good if dropped(state, good) else state
+    return "; ".join(dropped(states[-1], good))
+
+
+def dropped(now: pl.DataFrame, before: pl.DataFrame) -> list[str]:
+    """What fell from one state of `metrics` to another, the furthest first."""
+    key = ["method", "metric", "split", "num_queries"]
+    both = now.filter(pl.col("metric").is_in(HEADLINE)).join(before, on=key, suffix="_before")
+    fallen = both.filter(pl.col("value_before") - pl.col("value") > MAX_DROP)
+    fallen = fallen.sort(pl.col("value_before") - pl.col("value"), descending=True)
+    return [
+        f"{row['metric']} of {row['method']} fell from {row['value_before']:.3f} to {row['value']:.3f}"
+        for row in fallen.iter_rows(named=True)
+    ]
 
 
 EVERY = (
@@ -126,6 +156,9 @@ SPECIAL: dict[str, tuple[Check, ...]] = {
     ),
     "video_embeddings": (Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors),),
     "first_ranking": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
+    "metrics": (
+        Check("metrics_did_not_fall", "No headline metric fell by more than 2 points.", worse_metrics, blocking=False),
+    ),
     "hard_negatives": (Check("queries_are_known", "Every row belongs to a moment.", unknown_queries),),
 }
 NEEDS = {"some_videos_are_readable": ("videos",), "videos_are_known": ("videos",), "queries_are_known": ("moments",)}

@@ -238,6 +238,10 @@ class Table:
         with atomic_path(folder / f"{now:%Y%m%dT%H%M%S.%f}-{version}.parquet") as temporary:
             kept.write_parquet(temporary)
 
+    def kept_states(self, folder: Path) -> list[pl.DataFrame]:
+        """What `keep_state` put into `folder`, oldest first."""
+        return [pl.read_parquet(path, glob=False) for path in sorted(folder.glob("*.parquet"))]
+
     def manifest(self) -> dict[str, Any]:
         """The last commit's summary. FileNotFoundError says how to build it."""
         if not self.manifest_path.exists():

@@ -25,6 +25,7 @@ from assets._metadata import (
 from assets.evaluation import metrics_table
 from tests.fakes import Numbers, fake_stages, register_versions, write_numbers
 from vsr1_core.graph import open_view
+from vsr1_core.lake import Lake
 from vsr1_core.recipes import STAGE_VERSIONS
 from vsr1_core.stages.base import Execution, View
 
@@ -88,6 +89,16 @@ def test_failures_and_samples_leave_bookkeeping_out(view: View) -> None:
     assert "row_version" not in sample_table(table)
     assert sample_table(table).splitlines()[2] == "| a | 1 |"
     assert failure_table(view.table("numbers")) == ""
+
+
+def test_a_wide_table_is_turned(tmp_path: Path) -> None:
+    columns = dict.fromkeys("pqrst", pl.Int64)
+    table = Lake(tmp_path).table("wide", "toy", "id", columns)
+    rows = [{"id": i, "status": "ok", **dict.fromkeys("pqrs", k)} for k, i in enumerate("abc")]
+    table.commit(table.frame(rows), {})
+    lines = sample_table(table).splitlines()
+    assert lines[0] == "| column | a | b |"
+    assert lines[2:] == [f"| {name} | 0 | 1 |" for name in "pqrs"], "a column without values is left out"
 
 
 def test_metadata_counts_are_those_of_the_plan(view: View) -> None:

@@ -55,6 +55,30 @@ def test_every_stage_is_described_in_the_module_of_its_group() -> None:
     assert {name: described.get(name) for name in found} == found
 
 
+def test_assets_that_run_models_or_decode_queue_in_pools_and_all_have_owners() -> None:
+    from pipelines.definitions import defs
+
+    nodes = {".".join(node.key.path): node for node in defs.resolve_asset_graph().asset_nodes}
+    pools: dict[str, set[str]] = {}
+    for name, node in nodes.items():
+        assert node.owners, name
+        for pool in node.pools or ():
+            pools.setdefault(pool, set()).add(name.split(".")[0])
+    assert pools["decode"] == {"raw_videos", "videos", "frame_tensors"}
+    trained = {name for name, node in nodes.items() if node.group_name == "checkpoints"}
+    running = {"query_embeddings", "video_embeddings", "predictions", "verification_probe"}
+    assert pools["gpu"] == trained | running
+
+
+def test_every_column_is_described() -> None:
+    from pipelines.definitions import defs
+
+    for node in defs.resolve_asset_graph().asset_nodes:
+        schema = node.metadata.get("dagster/column_schema")
+        columns = schema.columns if schema else ()
+        assert all(column.description for column in columns), node.key
+
+
 @pytest.mark.parametrize("name", ["whole_graph", "corpus", "search", "training", "evaluation"])
 def test_jobs_are_partitioned_by_dataset(name: str) -> None:
     from pipelines.definitions import defs
