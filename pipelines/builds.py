@@ -12,6 +12,7 @@ import dagster as dg
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
+from pipelines.progress import bars_on_terminal
 from pipelines.resources import Settings, resource_config
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.graph import open_view
@@ -61,14 +62,15 @@ def run_build(
             result = _run_multiprocess(instance, dataset, keys, config)
         else:
             job = defs.resolve_job_def(WHOLE_GRAPH)
-            result = job.execute_in_process(
-                instance=instance,
-                partition_key=dataset,
-                asset_selection=keys,
-                run_config=config,
-                raise_on_error=False,
-                tags=process_tags(),
-            )
+            with bars_on_terminal():
+                result = job.execute_in_process(
+                    instance=instance,
+                    partition_key=dataset,
+                    asset_selection=keys,
+                    run_config=config,
+                    raise_on_error=False,
+                    tags=process_tags(),
+                )
         return _summary(instance, result.run_id, result.success)
 
 

@@ -1,23 +1,43 @@
-"""Dagster's own state under `<home>/dagster`: made on first use, and cleaned of runs whose process is gone."""
+"""Dagster's own state, in `<home>/dagster` or in PostgreSQL: made on first use, and cleaned of runs whose process is
+gone.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import dagster as dg
 
+from pipelines.resources import POSTGRES_URL, uses_postgres
+from vsr1_core.lake import atomic_path
+
 PID_TAG, HOST_TAG = "vsr1/pid", "vsr1/host"
+POSTGRES_STORAGE = f"""
+# The URL itself, with its password, stays in the environment.
+storage:
+  postgres:
+    postgres_url:
+      env: {POSTGRES_URL}
+"""
 
 
 def dagster_home(home: Path) -> Path:
-    """The folder of Dagster's state, with our settings in it."""
-    folder = home / "dagster"
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of Dagster's state, with our settings in it. With a database it holds these and captured logs only,
+    and is another folder: neither history is shown as the other's.
+
+    Raises ImportError where a database is asked for and the package for it is not installed.
+    """
+    with_database = uses_postgres()
+    folder = home / ("dagster_postgres" if with_database else "dagster")
+    if with_database and find_spec("dagster_postgres") is None:
+        raise ImportError(f"{POSTGRES_URL} is set, but dagster-postgres is missing: pip install -e '.[postgres]'")
     if not (folder / "dagster.yaml").exists():
-        shutil.copyfile(Path(__file__).with_name("dagster.yaml"), folder / "dagster.yaml")
+        text = Path(__file__).with_name("dagster.yaml").read_text(encoding="utf-8")
+        with atomic_path(folder / "dagster.yaml") as temporary:
+            temporary.write_text(text + (POSTGRES_STORAGE if with_database else ""), encoding="utf-8")
     return folder
 
 

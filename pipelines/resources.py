@@ -1,5 +1,6 @@
 """The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _CACHE_GB, _PROCESSES, _MICRO_BATCH,
-_TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*. Also what assets get from it."""
+_TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Also what assets get from
+it."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from typing import Any, cast, get_args
 
 import dagster as dg
 
+from pipelines.progress import show_step
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.graph import all_stages, open_view
+from vsr1_core.progress import Log
 from vsr1_core.reasoning.teacher import EndpointSettings
 from vsr1_core.stages.base import Execution, Stage, TextWriterName, View
 
@@ -26,6 +29,7 @@ _PROCESS_DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+POSTGRES_URL = "VSR1_POSTGRES_URL"
 
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """NVIDIA, WSL, AMD."""
@@ -108,6 +112,18 @@ def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings |
     )
 
 
+def uses_postgres(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether Dagster keeps its runs in the database of VSR1_POSTGRES_URL. ValueError for a URL it cannot use.
+
+    Dagster reads the URL itself, through SQLAlchemy: from 2.1 on `postgresql://` means another driver than the one that
+    dagster-postgres brings. It holds a password, so no message shows it.
+    """
+    url = environ.get(POSTGRES_URL, "")
+    if url and not url.startswith("postgresql+psycopg2://"):
+        raise ValueError(f"{POSTGRES_URL} must be like postgresql+psycopg2://user:password@host:5432/database")
+    return bool(url)
+
+
 def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     try:
         return float(environ.get(name) or default)
@@ -174,7 +190,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
             text_writer=self.text_writer,
             save_steps=self.save_steps,
             trackers=tuple(self.trackers),
-            log=log,
+            log=Log(log, show_step),
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.lake import Table
+from vsr1_core.progress import Progress
 from vsr1_core.recipes import fingerprint
 
 Inputs = Mapping[str, str]
@@ -160,7 +161,8 @@ def _collect(
     started: float,
 ) -> int:
     """Run `process` over `due`, writing pending shards. Returns how many rows failed."""
-    missing, shard, num_failed, last_line = set(due), [], 0, started
+    missing, shard, num_failed = set(due), [], 0
+    progress = Progress(log, table.asset, len(due), started=started)
     for row in process(due):
         row_id = row[table.key]
         if row_id not in missing:
@@ -171,10 +173,7 @@ def _collect(
         if len(shard) >= shard_rows:
             table.add_pending(shard)
             shard = []
-        now = time.monotonic()
-        if now - last_line >= 10:
-            log(_rate_line(table.asset, len(due) - len(missing), len(due), now - started))
-            last_line = now
+        progress.note(len(due) - len(missing))
     if shard:
         table.add_pending(shard)
     if missing:
@@ -191,9 +190,3 @@ def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
         "error": error,
     }
     return {**row, **stamp}
-
-
-def _rate_line(asset: str, done: int, total: int, seconds: float) -> str:
-    rate = done / max(seconds, 1e-9)
-    left = (total - done) / max(rate, 1e-9)
-    return f"{asset}: {done:,} of {total:,} rows, {rate:,.1f} rows/s, about {left:,.0f} s left"

@@ -46,6 +46,7 @@ class Execution:
     trackers: tuple[str, ...] = ()
     """Where trainings report to beside the lake, by TRL's names: trackio, tensorboard, wandb."""
     log: Callable[[str], None] = lambda line: None
+    """A `Log` where steps are shown, too."""
 
 
 class NotYetKnown(Exception):

@@ -9,7 +9,6 @@ video's: were it the video's own, saying either would do for both, and the polic
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from vsr1_core.models.inputs import VideoPatches, build_prompts, extended
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.progress import Progress
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.reasoning.teacher import EventNote, observation
 from vsr1_core.recipes import ModelRecipe
@@ -69,7 +69,7 @@ def train_base(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.contrastive_lr, total_steps=recipe.contrastive_steps + 1, pct_start=0.15
     )
-    lines = StepLines(log, "base model", recipe.contrastive_steps)
+    progress = Progress(log, "base model", recipe.contrastive_steps, "steps")
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
         captions = [rng.choice(list(events[v])).caption for v in chosen]
@@ -88,7 +88,7 @@ def train_base(
         schedule.step()
         losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
         curve += [CurvePoint(step, name, value) for name, value in losses.items()]
-        lines.note(step + 1, losses)
+        progress.note(step + 1, losses)
     model.eval()
     return embedder, curve
 
@@ -112,20 +112,3 @@ def _told(
     states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(answers)])
     targets = torch.tensor([token for ids in answers for token in ids], device=hidden.device)
     return F.cross_entropy((states @ embedder.model.language_model.embed_tokens.weight.T).float(), targets)
-
-
-class StepLines:
-    """A line with the losses, the rate and the time left, every ten seconds at most."""
-
-    def __init__(self, log: Callable[[str], None], name: str, total: int) -> None:
-        self.log, self.name, self.total = log, name, total
-        self.started = self.last = time.monotonic()
-
-    def note(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if step < self.total and now - self.last < 10:
-            return
-        self.last = now
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        left = (self.total - step) * (now - self.started) / max(step, 1)
-        self.log(f"{self.name}: step {step} of {self.total}, {shown}; about {left:.0f} s left")

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from vsr1_core.lake import read_json, write_json
-from vsr1_core.training.contrastive import StepLines
+from vsr1_core.progress import Progress
 
 TRAINER_STATE = "trainer_state.json"
 """Written last by transformers: a checkpoint folder without it is not whole."""
@@ -152,12 +152,12 @@ class LogLines(TrainerCallback):
 
     def __init__(self, log: Callable[[str], None], name: str, shown: Sequence[str]) -> None:
         self.log_line, self.name, self.shown = log, name, tuple(shown)
-        self.lines: StepLines | None = None
+        self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.lines = StepLines(self.log_line, self.name, state.max_steps)
+        self.progress = Progress(self.log_line, self.name, state.max_steps, "steps", state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if name.endswith(self.shown)}
-        if values and "train_runtime" not in (logs or {}) and self.lines:
-            self.lines.note(state.global_step, values)
+        if values and "train_runtime" not in (logs or {}) and self.progress:
+            self.progress.note(state.global_step, values)

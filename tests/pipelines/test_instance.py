@@ -1,0 +1,51 @@
+"""Dagster's own state: SQLite in the home, or PostgreSQL where the environment asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import instance
+from pipelines.instance import dagster_home, open_instance
+from pipelines.resources import uses_postgres
+
+URL = "postgresql+psycopg2://me:secret@127.0.0.1:5432/runs"
+
+
+def test_without_a_database_everything_is_in_the_home(tmp_path: Path) -> None:
+    with open_instance(tmp_path) as opened:
+        assert opened.run_monitoring_enabled
+        assert opened.get_concurrency_config().pool_config.default_pool_limit == 1
+    assert (tmp_path / "dagster" / "history").is_dir()
+
+
+def test_an_edited_file_is_kept(tmp_path: Path) -> None:
+    path = dagster_home(tmp_path) / "dagster.yaml"
+    path.write_text("telemetry: {enabled: false}\n")
+    assert dagster_home(tmp_path) / "dagster.yaml" == path
+    assert path.read_text() == "telemetry: {enabled: false}\n"
+
+
+def test_a_database_has_a_folder_of_its_own_and_its_password_stays_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "find_spec", lambda name: object())
+    plain = dagster_home(tmp_path)
+    monkeypatch.setenv("VSR1_POSTGRES_URL", URL)
+    folder = dagster_home(tmp_path)
+    assert folder != plain
+    text = (folder / "dagster.yaml").read_text()
+    assert yaml.safe_load(text)["storage"] == {"postgres": {"postgres_url": {"env": "VSR1_POSTGRES_URL"}}}
+    assert "secret" not in text
+
+
+def test_a_missing_package_and_a_wrong_url_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "find_spec", lambda name: None)
+    monkeypatch.setenv("VSR1_POSTGRES_URL", URL)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[postgres\]'"):
+        dagster_home(tmp_path)
+    with pytest.raises(ValueError, match=r"must be like postgresql\+psycopg2://") as raised:
+        uses_postgres({"VSR1_POSTGRES_URL": "postgresql://me:secret@host/runs"})
+    assert "secret" not in str(raised.value)
