@@ -306,7 +306,18 @@ class TrainedStage(ModelStage):
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.stages.launch import launch
 
-        yield launch(view, self.name, execution) if execution.processes > 1 else self.train_here(view, execution)
+        rows = self.rows_a_step(view)
+        processes = max(n for n in range(1, min(execution.processes, max(rows, 1)) + 1) if rows % n == 0)
+        if processes < execution.processes:
+            execution.log(f"{self.name}: a step of {rows} can be shared evenly by {processes} processes, not by more")
+        if processes == 1:
+            yield self.train_here(view, execution)
+        else:
+            yield launch(view, self.name, replace(execution, processes=processes))
+
+    @abstractmethod
+    def rows_a_step(self, view: View) -> int:
+        """What the processes that train together share of every step."""
 
     def train_here(self, view: View, execution: Execution, writes: bool = True) -> dict[str, Any]:
         """Train in this process, which may be one of several, and return the row. Only one that `writes` saves the
@@ -368,6 +379,9 @@ class SFTCheckpoint(TrainedStage):
 
     def trains_on(self, view: View) -> dict[str, str]:
         return {self.examples: view.version_of(self.examples)}
+
+    def rows_a_step(self, view: View) -> int:
+        return self.recipe(view.config).batch_size
 
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.stages.loading import embedder_of
@@ -460,6 +474,10 @@ class GRPOCheckpoint(TrainedStage):
 
     def trains_on(self, view: View) -> dict[str, str]:
         return {"grpo_prompts": view.version_of("grpo_prompts")}
+
+    def rows_a_step(self, view: View) -> int:
+        """Queries: a group is sampled and scored in one process."""
+        return min(view.config.grpo.queries_per_step, view.rows("grpo_prompts").height)
 
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
         from vsr1_core.search.index import read_index
