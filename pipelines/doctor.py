@@ -23,7 +23,10 @@ from vsr1_core.lake import atomic_path, read_jsonl
 from vsr1_core.recipes import Configuration, EndpointRecipe
 from vsr1_core.stages.base import Execution
 
-PACKAGES = ("torch", "transformers", "trl", "dagster", "polars", "duckdb", "faiss-cpu", "av")
+PACKAGES = (
+    *("torch", "transformers", "trl", "accelerate", "datasets", "dagster", "polars", "duckdb", "faiss-cpu", "av"),
+    *("httpx2", "tenacity"),
+)
 MIN_FREE_GIB = 2.0
 
 

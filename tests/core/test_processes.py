@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.core import test_sft, train_run
 from vsr1_core.stages import launch
+from vsr1_core.stages.base import Execution
 from vsr1_core.training.processes import share_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,3 +44,11 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(PartialState(), "num_processes", 2, raising=False)
     with pytest.raises(ValueError, match="a step of 3 rows cannot be shared by 2 processes; set VSR1_PROCESSES"):
         share_of(3, "rows")
+
+
+def test_what_a_process_logs_is_passed_on_and_the_rest_is_kept_for_an_error() -> None:
+    lines: list[str] = []
+    program = "print('vsr1> stage 1: step 3'); print('noise'); raise SystemExit(3)"
+    found = launch._run([sys.executable, "-c", program], Execution(log=lines.append))
+    assert found == (3, "noise\n")
+    assert lines == ["stage 1: step 3"]

@@ -134,7 +134,7 @@ def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: d
     for asset in ("sft_checkpoint", "grpo_checkpoint"):
         stage = view.stages[asset]
         assert isinstance(stage, TrainedStage)
-        (row,) = stage.make(view, [asset], Execution(processes=2, log=lines.append))
+        (row,) = stage.make(view, [asset], Execution(processes=3, log=lines.append))
         assert row["digest"] == digest_weights(Path(row["path"]))
         assert Path(row["path"]).is_relative_to(tmp_path)
         assert [p.name for p in view.files(asset).iterdir() if p.name.startswith(".")] == []
