@@ -13,7 +13,7 @@ import numpy as np
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.toy_files import clip_mark, encode_clip
-from vsr1_core.lake import atomic_path, read_jsonl
+from vsr1_core.lake import atomic_path, read_jsonl, write_jsonl
 
 CHARADES = BENCHMARKS["charades"]
 SIZE, FPS = 64, 2
@@ -47,6 +47,19 @@ def place_annotations(source: Path, target: Path, num_videos: int | None) -> dic
         with atomic_path(target / name) as temporary:
             temporary.write_text("".join(text for text in texts if json.loads(text)["video"] in chosen))
     return {video_id: durations[video_id] for video_id in sorted(chosen)}
+
+
+def change_annotations(folder: Path, share: float, offset: int = 0) -> int:
+    """Give one row in `1 / share` another text and another span, beginning with row `offset`. Returns how many."""
+    changed, step = 0, round(1 / share)
+    for file in CHARADES.files:
+        rows = [json.loads(text) for _, text in read_jsonl(folder / file.name)]
+        for row in rows[offset % step :: step]:
+            row["fig_desc"] += " again"
+            row["time"] = [row["time"][0] / 2, row["time"][1]]
+            changed += 1
+        write_jsonl(folder / file.name, rows)
+    return changed
 
 
 def clips(durations: dict[str, float], folder: Path, step_s: float) -> Iterator[Clip]:

@@ -9,16 +9,16 @@ Counted is the processor time of one process from the files to the prompts of st
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vsr1_core.configurations import NANO, TINY
+from tests.benchmarks.lent_models import LENDER, lend_untrained_models
+from vsr1_core.configurations import TINY
 from vsr1_core.datasets import toy, toy_files
-from vsr1_core.datasets.registry import DatasetEntry, save_entry
+from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.graph import all_stages
 from vsr1_core.lake import Lake, write_jsonl
 from vsr1_core.recipes import Configuration
@@ -52,14 +52,6 @@ def test_changing_one_percent_of_the_annotations(tmp_path: Path) -> None:
     assert none == {}
 
 
-def lend_untrained_models(home: Path) -> None:
-    """A dataset `lender` with a model of the tiny size that has seen one step."""
-    entry = DatasetEntry("lender", "toy", str(home / "lender/videos"), str(home / "lender"), "tiny")
-    save_entry(home, entry)
-    models = dataclasses.replace(TINY.models, contrastive_steps=1, contrastive_batch=4)
-    build(view_of(home, entry, dataclasses.replace(TINY, models=models, toy=NANO.toy)), "base_models")
-
-
 def write_corpus(home: Path) -> dict[str, list[dict[str, Any]]]:
     for scene in toy.scenes(CORPUS):
         toy_files.render_clip(scene, CORPUS, home / "corpus/videos" / f"{scene.video_id}.mp4")
@@ -85,7 +77,7 @@ def change(annotations: dict[str, list[dict[str, Any]]]) -> int:
 def timed_build(home: Path) -> tuple[float, dict[str, int]]:
     """Processor seconds from the files to the prompts of stage 2; asset -> rows processed, where there were any."""
     folder = home / "corpus"
-    entry = DatasetEntry("corpus", "verified", str(folder / "videos"), str(folder), "tiny", models_from="lender")
+    entry = DatasetEntry("corpus", "verified", str(folder / "videos"), str(folder), "tiny", models_from=LENDER)
     started = time.process_time()
     processed = build(view_of(home, entry, TINY), "grpo_prompts")
     return time.process_time() - started, processed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.stand_in_clips import clips, make_clip, place_annotations
+from tests.benchmarks.stand_in_clips import change_annotations, clips, make_clip, place_annotations
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.file_check import check_files
 from vsr1_core.datasets.registry import DatasetEntry
@@ -43,3 +43,16 @@ def test_a_part_holds_whole_videos_and_a_larger_part_holds_the_smaller(annotatio
     assert two < three
     kept = [json.loads(text)["video"] for path in (tmp_path / "3").iterdir() for text in path.read_text().splitlines()]
     assert sorted(kept) == sorted([*three, *three])
+
+
+def test_an_edit_changes_the_asked_share_of_the_rows_and_the_next_one_others(annotations: Path) -> None:
+    before = texts(annotations)
+    assert change_annotations(annotations, 0.5) == 4
+    first = texts(annotations)
+    assert sum(a != b for a, b in zip(before, first, strict=True)) == 4
+    assert change_annotations(annotations, 0.5, offset=1) == 4
+    assert all(a != b for a, b in zip(before, texts(annotations), strict=True))
+
+
+def texts(folder: Path) -> list[str]:
+    return [json.loads(line)["fig_desc"] for path in sorted(folder.glob("*.jsonl")) for line in path.open()]
