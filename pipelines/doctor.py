@@ -163,6 +163,7 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
         workers=settings.workers,
         cache_bytes=int(settings.cache_gb * GIB),
         micro_batch_size=settings.micro_batch_size,
+        save_steps=settings.save_steps,
     )
     return list(capacity.forecast(Forecast(config, corpus, policy, embedder, execution, capacity.GPUS[gpu_name()])))
 
@@ -230,7 +231,7 @@ def _teacher(recipe: EndpointRecipe) -> Finding:
 
 
 def _annotations(entry: DatasetEntry, config: Configuration) -> Iterator[Finding]:
-    advice = f"vsr1 dataset show {entry.name} says where to get them"
+    advice = f"vsr1 dataset show {entry.name} says where to get them; a forecast needs them, too"
     try:
         files = sources.annotation_files(entry, config)
     except FileNotFoundError as error:
@@ -247,10 +248,14 @@ def _annotations(entry: DatasetEntry, config: Configuration) -> Iterator[Finding
 
 def _videos(entry: DatasetEntry, config: Configuration) -> Finding:
     try:
-        annotated = sources.corpus_splits(entry, config)
         files = sources.video_files(entry)
     except FileNotFoundError as error:
         return Finding("videos", "problem", str(error), f"vsr1 dataset add {entry.name} --videos DIR")
+    try:
+        annotated = sources.corpus_splits(entry, config)
+    except FileNotFoundError:
+        found = f"{len(files):,} files in {entry.videos}; without annotations nothing says which are missing"
+        return Finding("videos", "note" if files else "problem", found, f"vsr1 dataset show {entry.name}")
     missing = [video_id for video_id in annotated if video_id not in files]
     found = f"{len(files):,} files in {entry.videos}, {len(missing):,} of {len(annotated):,} annotated videos missing"
     if not files or missing:

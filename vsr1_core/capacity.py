@@ -254,6 +254,8 @@ def forecast(base: Forecast) -> Iterator[Estimate]:
         if is_used(base.config, asset) or asset == "sft_checkpoint":
             yield _sft(base, asset, recipe)
     yield _grpo(base)
+    if base.execution.save_steps:
+        yield _training_state(base)
     yield _predictions(base)
 
 
@@ -311,6 +313,12 @@ def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
 
 def _checkpoint_bytes(base: Forecast) -> float:
     return 4 * base.policy.text + 2 * base.policy.vision
+
+
+def _training_state(base: Forecast) -> Estimate:
+    """Weights and AdamW's moments, to go on from after a stop; the state before goes once the new one is whole."""
+    state = _checkpoint_bytes(base) + 8 * base.policy.text
+    return Estimate("training state", 2 * state, how="two at a time, while a training runs; none is left after it")
 
 
 def _grpo(base: Forecast) -> Estimate:

@@ -60,6 +60,8 @@ def test_bytes_are_those_of_the_shapes() -> None:
     assert stages["base_models"].disk == pytest.approx(2 * 2 * 2.127e9, rel=0.01)
     text, vision = base().policy.text, base().policy.vision
     assert stages["sft_checkpoint"].disk == 4 * text + 2 * vision
+    assert stages["training state"].disk == 2 * (12 * text + 2 * vision)
+    assert "training state" not in by_stage(base(save_steps=0))
     assert stages["sft_checkpoint"].gpu > 16 * text, "weights, gradients and two moments in fp32"
     assert base().cache_bytes(1) / base().longest == 2 * 28 * 2 * 8 * 128
 

@@ -42,6 +42,13 @@ def test_what_a_real_dataset_lacks_is_named(home: Path) -> None:
     assert found["videos"].level == "problem"
 
 
+def test_without_annotations_the_videos_are_counted_all_the_same(home: Path) -> None:
+    entry = DatasetEntry("charades", "verified", str(home / "videos"), str(home / "none"), CONFIG.name)
+    found = findings(home, entry)
+    assert "charades_fig_train.jsonl" in found["annotations"].found
+    assert found["videos"].found.startswith("0 files in")
+
+
 def test_a_teacher_is_asked_whether_it_is_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("VSR1_TEACHER_URL", "http://127.0.0.1:9/v1")

@@ -33,7 +33,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tmp_path: Path) -> None:
-    assert "put charades_fig_train.jsonl into" in ok("import-prepared", folder, "--dataset", "charades")
+    assert "wrote charades_fig_train.jsonl to" in ok("import-prepared", folder, "--dataset", "charades")
     plan = json.loads(ok("plan", "--dataset", "charades", "--json"))
     assert plan["imported"]["query_embeddings"] == 16
     for name in plan["imported"]:

@@ -113,7 +113,7 @@ def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
         if not target.exists():
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
-            notes.append(f"put {file.name} into {target.parent}")
+            notes.append(f"wrote {file.name} to {target.parent}")
         elif digest_file(target) != digest_file(source):
             notes.append(f"{target} differs from {source}: its rows decide, and only what fits them is taken in")
     return notes

@@ -300,6 +300,22 @@ def test_a_dataset_made_here_leaves_in_the_layout_and_can_be_taken_in_elsewhere(
                 assert row["vector"] == pytest.approx(before[row_id]["vector"], abs=1e-6)
 
 
+@pytest.mark.parametrize("made", ["home", "built"])
+def test_datasets_opens_the_training_files_of_an_export(
+    tmp_path: Path, made: str, request: pytest.FixtureRequest
+) -> None:
+    from datasets import load_dataset
+
+    exported: Home = request.getfixturevalue(made)
+    export_prepared(exported.view(), tmp_path / "out")
+    for name in ("sft_data/train_oneturn.json", "grpo_data/train.minimal_top1.jsonl"):
+        path = tmp_path / "out" / name
+        lines = json.loads(path.read_text()) if path.suffix == ".json" else read_lines(path)
+        rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+        assert rows.num_rows == len(lines)
+        assert rows[0]["qid"] == lines[0]["qid"]
+
+
 def test_what_is_not_built_is_left_out_and_named(tmp_path: Path, built: Home) -> None:
     shutil.rmtree(built.root / "lake/tables/sft_examples")
     assert export_prepared(built.view(), tmp_path / "out") == ["sft_data/train_oneturn.json"]
