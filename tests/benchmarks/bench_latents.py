@@ -66,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
             f"There is no CUDA device here, so nothing was measured. On a machine that has one, run:\n"
-            f"  python -m tests.benchmarks.bench_latents --device cuda --size {options.size}"
+            f"  python -m tests.benchmarks.bench_latents --device cuda --size {options.size}",
+            file=sys.stderr,
         )
-        return 0
+        return 1
     if options.part:
         return run_part(options)
     given = sys.argv[1:] if arguments is None else arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections import Counter
@@ -12,7 +13,7 @@ import torch
 
 from tests.core.test_vision import MODEL, Loader
 from tests.core.tiny_models import query_text, small_config, spread, tiny_embedder
-from vsr1_core.models.embedder import QueryVectors
+from vsr1_core.models.embedder import Embedder, QueryVectors
 from vsr1_core.models.tensor_folder import TensorFolder
 from vsr1_core.models.vision import FeatureStore, Qwen3VLModel, feature_key, vision_digest
 
@@ -44,7 +45,7 @@ def test_new_frames_or_new_weights_are_computed_anew(tmp_path: Path, change: dic
     assert load.reads["1"] == 2
 
 
-def test_the_digest_follows_the_vision_weights_and_nothing_else() -> None:
+def test_the_digest_follows_the_vision_tower_and_nothing_else() -> None:
     model = Qwen3VLModel(small_config()).eval()
     spread(model, 3)
     digest = vision_digest(model)
@@ -54,6 +55,9 @@ def test_the_digest_follows_the_vision_weights_and_nothing_else() -> None:
     model = model.float()
     model.visual.patch_embed.proj.bias.data[0] += 1
     assert vision_digest(model) != digest
+    digest = vision_digest(model)
+    model.config.vision_config.num_heads *= 2
+    assert vision_digest(model) != digest, "no weight tells how many heads share it"
 
 
 def test_a_broken_file_is_computed_anew_and_replaced(tmp_path: Path) -> None:
@@ -151,6 +155,21 @@ def test_each_query_is_embedded_once_in_order_and_on_disk_once_for_all(tmp_path:
     assert torch.equal(first, again)
     assert torch.equal(first, other_process)
     torch.testing.assert_close(first, embedder.embed_queries(texts), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["template", "tokenizer"])
+def test_a_query_that_is_spelled_otherwise_is_embedded_anew(tmp_path: Path, what: str) -> None:
+    """Hubs change a model's template without its weights."""
+    embedder, texts = tiny_embedder(), [query_text(0)]
+    first = QueryVectors(embedder, disk=TensorFolder(tmp_path), weights="w").get(texts)
+    other = Embedder(embedder.model, copy.deepcopy(embedder.tokenizer))
+    if what == "template":
+        other.tokenizer.chat_template = str(other.tokenizer.chat_template).replace("assistant", "user")
+        assert other.text_digest != embedder.text_digest
+    else:
+        other.tokenizer.add_tokens([texts[0].split()[0]])
+    second = QueryVectors(other, disk=TensorFolder(tmp_path), weights="w").get(texts)
+    assert not torch.equal(first, second)
 
 
 def test_vectors_behind_a_head_follow_it_as_it_learns() -> None:

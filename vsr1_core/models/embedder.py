@@ -6,6 +6,7 @@ The embedding is the hidden state, after the final norm, of the last position of
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ class Embedder:
         head, tail = rendered.split(_MARK)
         return head, tail
 
+    @functools.cached_property
+    def text_digest(self) -> str:
+        """Digest of all that makes a query's text into tokens, 16 hex digits: chat template, instruction, tokenizer."""
+        parts = [*self._template, self.tokenizer.backend_tokenizer.to_str()]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
     def split_query(self, query: str) -> SplitQuery:
         """Where latents go: right after the query text, before the template's closing tokens.
 
@@ -137,9 +144,10 @@ class QueryVectors:
     """Vectors of plain queries by text, each embedded once: the embedder is frozen.
 
     In memory the key is the text, because an instance belongs to one embedder; at most `max_queries` are kept, the
-    least recently used go first. With `disk` and `weights` (a digest of the embedder's and its head's weights and
-    precision) they outlive the process; the key there is (weights, text), so new weights make new keys, nothing else.
-    A head is part of a policy that may be learning: vectors behind one are never kept.
+    least recently used go first. With `disk` and `weights` (a digest of the embedder's weights and precision) they
+    outlive the process; the key there is (weights, `Embedder.text_digest`, text): new weights, another chat template or
+    another tokenizer make new keys, nothing else does. A head is part of a policy that may be learning: vectors behind
+    one are never kept.
     """
 
     def __init__(
@@ -193,4 +201,4 @@ class QueryVectors:
         return vector
 
     def _key(self, text: str) -> str:
-        return f"query/{self.weights}/{text}"
+        return f"query/{self.weights}/{self.embedder.text_digest}/{text}"

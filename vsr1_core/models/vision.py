@@ -52,12 +52,17 @@ def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[V
     ]
 
 
+_NOT_IN_WEIGHTS = ("num_heads", "deepstack_visual_indexes", "hidden_act", "patch_size", "spatial_merge_size")
+"""What of a tower's config decides its features, and no shape of a tensor tells for sure."""
+
+
 def vision_digest(model: Qwen3VLModel) -> str:
-    """Digest of the vision tower's weights and precision, 16 hex digits: what features depend on beside the frames.
+    """Digest of the vision tower: weights, precision, shape; 16 hex digits. What features depend on beside the frames.
 
     Training that leaves the tower alone (the default) leaves it as it is, so all checkpoints of a run share features.
     """
-    digest = hashlib.sha256()
+    vision = model.config.vision_config
+    digest = hashlib.sha256(repr([getattr(vision, name) for name in _NOT_IN_WEIGHTS]).encode())
     for name, tensor in sorted(model.visual.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
