@@ -42,12 +42,12 @@ RECORD = "stand_in.json"
 BUILT = ("annotation_files", "raw_videos", "videos", "moments", "frame_tensors", "query_embeddings", "video_embeddings",
          "video_index", "first_ranking", "hard_negatives", "top1_pool", "reasoning_traces", "sft_examples",
          "grpo_prompts")  # fmt: skip
-SAMPLE_S = 0.25
+SAMPLE_S = 1.0
 
 
 @dataclass
 class Watched:
-    """What a process and its children have taken, looked at a few times a second.
+    """What a process and its children have taken, looked at once a second.
 
     samples: (time, MiB without counting shared pages twice, processor seconds so far).
     """
