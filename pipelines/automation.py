@@ -17,7 +17,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from assets._factory import asset_key
-from pipelines.watching import UNUSABLE, is_built
+from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE, is_built
 from vsr1_core.graph import open_view, plan_graph, stamp
 from vsr1_core.stages.base import Stage, View
 
@@ -182,7 +182,7 @@ def automation_sensor() -> dg.AutomationConditionSensorDefinition:
         target=dg.AssetSelection.all(),
         description="Rebuilds what is behind its inputs. Datasets are built by hand the first time.",
         default_status=dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
         run_tags={"vsr1/started_by": "run_what_changed"},
         emit_backfills=False,
         use_user_code_server=True,

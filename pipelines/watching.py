@@ -16,6 +16,7 @@ from vsr1_core.datasets.registry import load_entries
 from vsr1_core.graph import open_view, stamp
 from vsr1_core.stages.base import Stage, View
 
+SECONDS_BETWEEN_TICKS = 30
 UNUSABLE = (OSError, ValueError, LookupError)
 """Errors about a dataset's files or entry; one dataset's must not hold the others."""
 
@@ -60,7 +61,7 @@ def watching_sensor(home: Path, stages: Mapping[str, Stage]) -> dg.SensorDefinit
     @dg.sensor(
         name="watch_files",
         description="Reports changed annotation files and videos, dataset by dataset.",
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
