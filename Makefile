@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= auto
 BENCH_ARGS ?=
 EXPERIMENT_ARGS ?=
 
@@ -43,8 +44,10 @@ demo: setup  ## Build the toy dataset, raw videos to report, and print the metri
 experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (takes hours)
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
-test: setup  ## All tests
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+# The tests of a file share what they build, so a file stays in one process; the long ones come first.
+test: setup  ## All tests, a process a core (TEST_PROCESSES=0: in one process)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
+	  --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -28,6 +28,7 @@ from vsr1_core.lake import digest_file
 from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
 
+NUM_SCRIPTS, NUM_PARTS = 200, 10
 METHODS = ("sqr_sft", "videosearch_r1")
 LEFT_OUT = ("fine_tuned", "hard_refine", "drop_above_positive", "verification_probe.sqr_sft")
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
@@ -257,21 +258,30 @@ def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]]) -> None
         assert len(versions) == 1, name
 
 
-@pytest.mark.parametrize("num_scripts", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, num_scripts: int) -> None:
+def parts() -> list[Any]:
+    """Each can run in a process of its own."""
+    groups = [pytest.mark.xdist_group(f"random edits {part}") for part in range(NUM_PARTS)]
+    return [pytest.param(part, marks=[group, *[pytest.mark.slow] * (part > 0)]) for part, group in enumerate(groups)]
+
+
+@pytest.mark.parametrize("part", parts())
+def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, part: int) -> None:
+    @seed(part)
     @settings(
-        max_examples=num_scripts,
+        max_examples=NUM_SCRIPTS // NUM_PARTS,
         deadline=None,
-        derandomize=True,
         database=None,
         phases=[Phase.generate],  # a script is short enough to be read as it is; shrinking one takes many minutes
         suppress_health_check=[HealthCheck.too_slow],
     )
     @given(script=SCRIPTS)
     def every_script(script: list[tuple[Edit, int, int]]) -> None:
+        tried.append(script)
         rebuild_and_compare(built, script)
 
+    tried: list[Any] = []
     every_script()
+    assert len(tried) == NUM_SCRIPTS // NUM_PARTS
 
 
 def _plans(view: View) -> dict[str, Plan]:
