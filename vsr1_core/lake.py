@@ -111,9 +111,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    encoder = json.JSONEncoder(ensure_ascii=False)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        out.writelines(encoder.encode(row) + "\n" for row in rows)
 
 
 def digest_file(path: Path) -> str:
@@ -266,10 +266,9 @@ def _rows_number(path: Path) -> int:
 
 def data_version(frame: pl.DataFrame, key: str) -> str:
     """Hash of the sorted (id, row version, status) triples: same rows, same version."""
-    digest = hashlib.sha256()
-    for row in frame.select(key, "row_version", "status").sort(key).iter_rows():
-        digest.update("\x1f".join(str(v) for v in row).encode() + b"\x1e")
-    return digest.hexdigest()[:16]
+    columns = [pl.col(name).fill_null("None") for name in (key, "row_version", "status")]
+    rows = frame.sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
+    return hashlib.sha256("".join(f"{row}\x1e" for row in rows).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

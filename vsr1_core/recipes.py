@@ -7,6 +7,7 @@ A value belongs here when changing it changes a row. Batch sizes, devices and wo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -51,13 +52,18 @@ def canonical(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: canonical(getattr(value, name)) for name in _field_names(type(value))}
         return {"recipe": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [canonical(v) for v in value]
     raise TypeError(f"a {type(value).__name__} has no stable spelling, so it cannot be part of a recipe: {value!r}")
+
+
+@functools.cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 # What JSON does not know is spelled by `canonical`; the rest is left to the encoder, as a plan takes tens of thousands.

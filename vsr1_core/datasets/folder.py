@@ -24,14 +24,17 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
     found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):  # strings: a pathlib operation costs as much as asking the disk
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(place).relative_to(folder).as_posix()
+        prefix = "" if by_name or below == "." else f"{below}/"
         for name in sorted(names):
-            path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if name.startswith(".") or suffix.lower() not in VIDEO_SUFFIXES:
                 continue
-            video_id = path.stem if by_name else path.relative_to(folder).with_suffix("").as_posix()
-            found.setdefault(video_id, []).append(path)
+            path = os.path.join(place, name)  # noqa: PTH118
+            if os.path.isfile(path):  # noqa: PTH113
+                found.setdefault(prefix + stem, []).append(Path(path))
     return dict(sorted(found.items()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -47,7 +46,8 @@ class Moment:
             raise ValueError(f"the span {span} begins after the video's end ({duration_s:g} s)")
         clamped = self.end_s > duration_s
         end_s = duration_s if clamped else self.end_s
-        return dataclasses.replace(self, duration_s=duration_s, end_s=end_s, clamped=clamped)
+        who = (self.query_id, self.split, self.query, self.plain_query, self.video_id)
+        return Moment(*who, self.start_s, end_s, duration_s, clamped)  # `replace` takes twice as long
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def seconds(value: Any, name: str) -> float:
 @functools.lru_cache(maxsize=1 << 15)
 def video_id_of(video: str) -> str:
     """The id a `video` field names: its path without a video suffix, with `/` between folders."""
+    if not any(mark in video for mark in "./\\"):
+        return video.strip()
     path = PurePosixPath(video.strip().replace("\\", "/"))
     known = path.suffix.lower() in VIDEO_SUFFIXES
     return str(path.with_suffix("")) if known else str(path)

@@ -105,6 +105,10 @@ class View:
 
         Raises NotYetKnown while one of them is still to be made; `where` may use columns that are known before.
         """
+        if asset not in self.planned and columns is not None:  # committed: only what is asked for is read
+            extra = [] if where is None else where.meta.root_names()
+            frame = self.rows(asset, list(dict.fromkeys([*columns, *extra])))
+            return (frame if where is None else frame.filter(where)).select(list(columns))
         frame = self.rows(asset)
         frame = frame if where is None else frame.filter(where)
         # A row that is due has no `row_inputs` yet.
@@ -164,6 +168,8 @@ class Stage(ABC):
     """Inputs that an imported row reads as well, beside what was given."""
     notes: ClassVar[tuple[str, ...]] = ()
     watches: ClassVar[str] = ""
+    is_known_before: ClassVar[bool] = False
+    """Whether a row is no more than its known columns, so that nothing is left to process."""
 
     def recipe(self, config: Configuration) -> Any:
         """What of the configuration decides this stage's rows; None where nothing does."""
@@ -174,9 +180,9 @@ class Stage(ABC):
         """Id -> Row for every row this table should have. Cheap: no decoding, no model. `inputs` names upstream
         versions only; stage version and recipe are added by `wanted_inputs`."""
 
-    @abstractmethod
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         """Make the rows `ids`: yield one dict a row with the key and the columns, or the key and `error`."""
+        raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
     def wanted_rows(self, view: View) -> dict[str, Row]:
         """`wanted`, with an imported row in place of each row that was given and whose basis still holds."""
@@ -251,7 +257,9 @@ class Stage(ABC):
                 known = {name: value for name, value in wanted[row[self.key]].known.items() if name in self.columns}
                 yield {**known, **row}
         own = [row_id for row_id in ids if not wanted[row_id].is_imported]
-        if own:
+        if self.is_known_before:
+            yield from ({self.key: row_id, **wanted[row_id].known} for row_id in own)
+        elif own:
             yield from self.process(view, own, execution)
 
     def _notes(self, wanted: Mapping[str, Row]) -> dict[str, dict[str, Any]]:

@@ -93,9 +93,13 @@ class RawVideos(Stage):
                    for i, p in files.items() if len(p) > 1}  # fmt: skip
         single = {i: paths[0] for i, paths in files.items() if len(paths) == 1}
         known = self._known_digests(view)
+        facts = {video_id: _file_facts(path, known) for video_id, path in single.items()}
+        changed = [video_id for video_id, fact in facts.items() if not fact["digest"]]
         with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
-            facts = threads.map(lambda path: _file_facts(path, known), single.values())
-            rows = {i: Row({"content": f["content"], "path": f["path"]}, f) for i, f in zip(single, facts, strict=True)}
+            digests = threads.map(lambda video_id: digest_file(single[video_id]), changed)
+            for video_id, digest in zip(changed, digests, strict=True):
+                facts[video_id] |= {"digest": digest, "content": digest}
+        rows = {i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()}
         return rows | clashes
 
     @staticmethod
@@ -130,17 +134,19 @@ class RawVideos(Stage):
 
 
 def _file_facts(path: Path, known: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
-    """The row of one file. A file whose size and modification time are as committed is not read again."""
+    """The row of one file. Its digest and content are those `known` of its path, size and modification time, else
+    empty: then it has to be read."""
     stat = path.stat()
-    digest = known.get((str(path), stat.st_size, stat.st_mtime_ns)) or digest_file(path)
-    facts = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest}
-    return facts | {"content": digest}
+    digest = known.get((str(path), stat.st_size, stat.st_mtime_ns), "")
+    facts = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return facts | {"digest": digest, "content": digest}
 
 
 def _render_clip(task: tuple[Scene, Path, ToyRecipe]) -> dict[str, Any]:
     scene, path, recipe = task
     toy_files.render_clip(scene, recipe, path)
-    return _file_facts(path, {}) | {"content": toy_files.scene_fingerprint(scene, recipe)}
+    content = toy_files.scene_fingerprint(scene, recipe)
+    return _file_facts(path, {}) | {"digest": digest_file(path), "content": content}
 
 
 class Videos(Stage):

@@ -10,7 +10,7 @@ import polars as pl
 
 from vsr1_core.engine import map_rows
 from vsr1_core.lake import file_stem
-from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe, canonical, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 
@@ -44,16 +44,12 @@ class FrameTensors(Stage):
         return config.frames
 
     def wanted(self, view: View) -> dict[str, Row]:
-        rows = {}
+        rows, folder, recipe = {}, view.files(self.name).absolute(), canonical(view.config.frames)
         for video_id, source, splits in view.rows("videos", ["video_id", "content", "splits"]).iter_rows():
-            content = fingerprint([source, view.config.frames, STAGE_VERSIONS[self.name]])
-            known = {"content": content, "splits": splits, "path": str(self._path(view, video_id))}
+            content = fingerprint([source, recipe, STAGE_VERSIONS[self.name]])
+            known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(video_id)}.npy"}
             rows[video_id] = Row({"video": source, "splits": " ".join(splits)}, known)
         return rows
-
-    @staticmethod
-    def _path(view: View, video_id: str) -> Path:
-        return view.files("frame_tensors").absolute() / f"{file_stem(video_id)}.npy"
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         wanted = self.wanted(view)

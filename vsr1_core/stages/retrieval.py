@@ -164,13 +164,15 @@ class HardNegatives(Stage):
         return {"num_hard_negatives": config.retrieval.num_hard_negatives}
 
     def wanted(self, view: View) -> dict[str, Row]:
-        never, asked = same_text_videos(view), asked_versions(view)
+        never = same_text_videos(view)
+        of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
+        asked = asked_versions(view) if view.given_rows(self.name) else None  # only imported rows stand on it
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
             query_id: Row(
-                {"first_ranking": version, "moments": fingerprint(sorted(never[query_id]))},
+                {"first_ranking": version, "moments": of_videos[never[query_id]]},
                 {"split": split},
-                {"query": asked[query_id]},
+                {"query": asked[query_id]} if asked else {},
             )
             for query_id, version, split in rankings.iter_rows()
             if query_id in never

@@ -53,6 +53,7 @@ class Top1Pool(Stage):
     group: ClassVar[str] = "sft"
     upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "moments")
     columns: ClassVar[Mapping[str, Any]] = {"label": pl.String, "shown_video_id": pl.String, "video_id": pl.String}
+    is_known_before: ClassVar[bool] = True
 
     def wanted(self, view: View) -> dict[str, Row]:
         given = view.given_rows(self.name)
@@ -109,11 +110,6 @@ class Top1Pool(Stage):
                 label = "matched" if shown == video_id else "not_matched"
                 found[query_id] = {"label": label, "shown_video_id": shown, "video_id": video_id}
         return found
-
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        wanted = self.wanted(view)
-        for query_id in ids:
-            yield {"query_id": query_id, **wanted[query_id].known}
 
 
 def _draw(seed: int, name: str) -> str:
