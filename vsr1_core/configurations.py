@@ -12,6 +12,7 @@ from vsr1_core.recipes import (
     GRPORecipe,
     ModelRecipe,
     PoolRecipe,
+    RetrievalRecipe,
     SFTRecipe,
     ToyRecipe,
 )
@@ -24,25 +25,27 @@ TINY_SFT = SFTRecipe(
     lr=1.2e-3,
     refine_lr=1e-3,
     schedule="cosine",
-    warmup_ratio=0.3,
+    warmup_ratio=0.25,
     retrieval_weight=1.0,
-    temperature=0.05,
-    num_negatives=30,
+    retrieval_warmup_ratio=0.7,
+    in_batch_positives=True,
     bf16=False,
 )
 
 TINY = Configuration(
     name="tiny",
     retrain="auto",
+    toy=ToyRecipe(synonym_probability=0.4),
     frames=TINY_FRAMES,
     models=ModelRecipe(
-        contrastive_steps=320,
+        contrastive_steps=200,
         contrastive_lr=1.5e-3,
         system_prompt="Does the video show what the query describes?",
     ),
+    retrieval=RetrievalRecipe(num_hard_negatives=6),  # the rest is random: with hard ones alone, tokens erase the query
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
-    sft=dataclasses.replace(TINY_SFT, steps=250, retrieval_weight=0.1),
-    fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=200),
+    sft=TINY_SFT,
+    fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=150),
     hard_refine=dataclasses.replace(TINY_SFT, refine="text"),
     grpo=GRPORecipe(
         steps=10,
@@ -54,7 +57,6 @@ TINY = Configuration(
         refine_lr=1e-4,
         warmup_steps=2,
         retrieval_weight=1.0,
-        retrieval_temperature=0.05,
         bf16=False,
     ),
     evaluation=EvalRecipe(max_new_tokens=120),
@@ -82,7 +84,13 @@ NANO = Configuration(
     toy=ToyRecipe(num_train=24, num_val=4, num_test=8),
     frames=TINY_FRAMES,
     models=ModelRecipe(
-        hidden_size=32, num_layers=2, num_heads=2, vision_hidden_size=32, contrastive_steps=2, contrastive_batch=8
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        vision_hidden_size=32,
+        seeing_steps=2,
+        contrastive_steps=2,
+        contrastive_batch=8,
     ),
     pool=PoolRecipe(num_matched=8, num_not_matched=8, fill_matched=True),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),

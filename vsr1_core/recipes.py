@@ -23,14 +23,14 @@ STAGE_VERSIONS: dict[str, int] = {
     "videos": 1,
     "moments": 1,
     "frame_tensors": 1,
-    "base_models": 2,
+    "base_models": 3,
     "query_embeddings": 1,
     "video_embeddings": 1,
     "video_index": 1,
     "first_ranking": 1,
     "hard_negatives": 1,
     "top1_pool": 1,
-    "reasoning_traces": 2,
+    "reasoning_traces": 3,
     "sft_examples": 1,
     "hard_refine_examples": 1,
     "grpo_prompts": 1,
@@ -128,6 +128,8 @@ class ModelRecipe:
     """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
     system_prompt: str = ""
     """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
+    seeing_steps: int = 150
+    """Of the vision tower alone, which learns the captions' words before anything else."""
     contrastive_steps: int = 400
     contrastive_batch: int = 64
     contrastive_lr: float = 1e-3
@@ -200,6 +202,9 @@ class SFTRecipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     retrieval_weight: float = 0.3
+    retrieval_warmup_ratio: float = 0.0
+    """Over this share of the steps the weight of L_ret rises from 0. Not in the paper; for models that first have to
+    learn to write, and learn neither well when both losses pull from the start."""
     temperature: float = 0.1
     num_negatives: int = 24
     in_batch_positives: bool = False

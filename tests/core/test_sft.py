@@ -20,9 +20,8 @@ from vsr1_core.models.vision import FeatureStore
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import sft
-from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.examples import PART_NAMES, build_examples
-from vsr1_core.training.runs import TrainingRun
+from vsr1_core.training.runs import CurvePoint, TrainingRun
 from vsr1_core.training.sft import RefineSFTTrainer, SFTData, train_sft
 
 RECIPE = SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3, num_negatives=3, bf16=False)
@@ -267,3 +266,9 @@ def test_trackers_are_told_what_is_logged(world: World, tmp_path: Path, monkeypa
     assert {"text_loss", "retrieval_loss"} <= told[0][1]
     with pytest.raises(ValueError, match="crystal_ball"):
         train_sft(world.policy, world.embedder, world.data, RECIPE, replace(run, trackers=("crystal_ball",)))
+
+
+def test_the_weight_of_the_retrieval_loss_rises_where_the_recipe_says_so() -> None:
+    rising = SFTRecipe(retrieval_weight=0.8, retrieval_warmup_ratio=0.5)
+    assert [sft.retrieval_weight(rising, step, 100) for step in (0, 25, 50, 99)] == [0.0, 0.4, 0.8, 0.8]
+    assert sft.retrieval_weight(SFTRecipe(), 0, 100) == 0.3

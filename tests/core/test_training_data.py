@@ -20,6 +20,7 @@ from vsr1_core.reasoning.teacher import (
     TemplateTeacher,
     judge_words,
     make_teacher,
+    observation,
     refusal,
 )
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
@@ -395,13 +396,22 @@ def trace(label, moment, *events):
 def test_the_template_for_a_match_describes_the_video_and_finds_every_word():
     reply = trace("matched", BLUE, RED, BLUE, GREEN)
     assert reply.text == (
-        "Asked: a blue square grows on a black background. "
         "0.0-5.0: a red circle moves left on a black background. "
         "5.0-9.0: a blue square grows on a black background. "
         "9.0-14.0: a green bar moves up on a black background. "
+        "Asked: a blue square grows on a black background. "
         "Closest 5.0-9.0: blue yes square yes grows yes black yes background yes."
     )
     assert reply.verdict == "matched"
+
+
+def test_of_several_events_each_is_told_without_its_neighbours():
+    first = EventNote(0.0, 3.0, "a red bar grows before a blue bar")
+    second = EventNote(3.0, 7.0, "a blue bar shrinks after a red bar")
+    assert (
+        observation("a dog", [first, second]) == "0.0-3.0: a red bar grows. 3.0-7.0: a blue bar shrinks. Asked: a dog."
+    )
+    assert observation("a dog", [second]) == "3.0-7.0: a blue bar shrinks after a red bar. Asked: a dog."
 
 
 def test_the_template_for_a_mismatch_says_which_words_the_closest_event_lacks():

@@ -17,6 +17,7 @@ from vsr1_core.reasoning.conversation import ANY_TAG
 from vsr1_core.recipes import EndpointRecipe, TeacherRecipe
 
 Label = Literal["matched", "not_matched"]
+_NEIGHBOUR = re.compile(r" (?:before|after) .*", re.DOTALL)
 STOP_WORDS = frozenset({"a", "an", "the", "of", "on", "in", "at", "is", "are", "and"})
 
 
@@ -115,11 +116,11 @@ class Teacher(Protocol):
 
 
 class TemplateTeacher:
-    """Short, regular sentences: what the query asks in plain words, every event of the shown video with its times, then
+    """Short, regular sentences: every event of the shown video with its times, what the query asks in plain words, then
     the event that answers, or comes closest, and for each plain word of the query whether that event has it.
 
-    What is asked comes first, so that it is read off the query: after the description a small model copied that
-    instead. Each word is judged by itself, so that the verdict only has to look for a "no".
+    The description comes first, so that it is read off the video: after the plain words of the query a small model
+    copied these instead. Each word is judged by itself, so that the verdict only has to look for a "no".
     """
 
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
@@ -144,8 +145,14 @@ class TemplateTeacher:
 
 
 def observation(asked: str, events: Sequence[EventNote]) -> str:
-    """What is asked, in plain words, and what the video shows and when: how the template's traces begin."""
-    return " ".join([f"Asked: {asked}.", *(f"{event.times}: {event.caption}." for event in events)])
+    """What the video shows and when, and what is asked, in plain words: how the template's traces begin."""
+    lines = [f"{event.times}: {caption}." for event, caption in zip(events, own_captions(events), strict=True)]
+    return " ".join([*lines, f"Asked: {asked}."])
+
+
+def own_captions(events: Sequence[EventNote]) -> list[str]:
+    """A video's captions; of several events, each without its neighbours, which have captions of their own."""
+    return [_NEIGHBOUR.sub("", event.caption) if len(events) > 1 else event.caption for event in events]
 
 
 def judge_words(asked: str, shown: str) -> list[tuple[str, bool]]:

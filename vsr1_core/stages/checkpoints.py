@@ -24,9 +24,8 @@ from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
-    from vsr1_core.training.contrastive import CurvePoint
     from vsr1_core.training.grpo import EpisodeTrace
-    from vsr1_core.training.runs import TrainingRun
+    from vsr1_core.training.runs import CurvePoint, TrainingRun
     from vsr1_core.training.sft import SFTData
 
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))

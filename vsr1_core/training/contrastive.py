@@ -1,16 +1,16 @@
 """Training of the tiny base model: captions against videos, and telling both apart in words. Only for toy models.
 
-One model serves twice: frozen as the embedder, and as the weights that the policy starts from. So it learns both
-what a published pair of models brings along: vectors in which a caption finds its video (symmetrical InfoNCE), and
-saying what is asked and what a video shows and when (next-token cross-entropy). The caption asked about is another
-video's: were it the video's own, saying either would do for both, and the policy would never learn which is which.
+The vision tower first learns to see (`training.seeing`). Then one model serves twice: frozen as the embedder, and as
+the weights that the policy starts from. So it learns both what a published pair of models brings along: vectors in
+which a caption finds its video (symmetrical InfoNCE), and saying what a video shows and when, and what is asked
+(next-token cross-entropy). The caption asked about is another video's: were it the video's own, saying either would do
+for both, and the policy would never learn which is which.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,18 +29,12 @@ from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.reasoning.teacher import EventNote, observation
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.training.kernels import training_attention
+from vsr1_core.training.optimizers import MuonAndAdamW
+from vsr1_core.training.runs import CurvePoint
+from vsr1_core.training.seeing import learn_to_see
 
 NUM_TOLD = 32
 """How many of a batch's videos are also told in words."""
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One logged value of a training run."""
-
-    step: int
-    name: str
-    value: float
 
 
 def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
@@ -64,11 +58,9 @@ def train_base(
     rng = random.Random(recipe.seed)
     tokenizer = train_tokenizer(vocabulary_texts, recipe.vocab_size)
     embedder = Embedder(batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
-    model, video_ids, curve = embedder.model.train(), sorted(events), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.contrastive_lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.contrastive_lr, total_steps=recipe.contrastive_steps + 1, pct_start=0.15
-    )
+    model, video_ids, curve = embedder.model.train(), sorted(events), list[CurvePoint]()
+    curve += learn_to_see(embedder, recipe, events, load, rng, log)
+    optimizer = MuonAndAdamW(model.named_parameters(), recipe.contrastive_lr, recipe.contrastive_steps)
     progress = Progress(log, "base model", recipe.contrastive_steps, "steps")
     for step in range(recipe.contrastive_steps):
         chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
@@ -81,11 +73,7 @@ def train_base(
             texts = [f"<think> {observation(o, events[v])}" for o, v in zip(others, chosen, strict=False)]
             caption_loss = _told(embedder, recipe.system_prompt, others, features[:NUM_TOLD], texts)
         contrastive_loss = info_nce(queries, videos, recipe.contrastive_temperature)
-        optimizer.zero_grad()
-        (contrastive_loss + recipe.caption_weight * caption_loss).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizer.step(contrastive_loss + recipe.caption_weight * caption_loss)
         losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
         curve += [CurvePoint(step, name, value) for name, value in losses.items()]
         progress.note(step + 1, losses)

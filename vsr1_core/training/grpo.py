@@ -35,13 +35,12 @@ from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
 from vsr1_core.search.index import VideoIndex
-from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.processes import SharedSteps, share_of
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
-from vsr1_core.training.runs import LogLines, Resumable, TrainingRun, training_order
+from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
 from vsr1_core.training.sft import curve_of, parameter_groups
 
 NUM_TRACED_STEPS = 20

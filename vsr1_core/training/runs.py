@@ -27,6 +27,15 @@ TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One logged value of a training run."""
+
+    step: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """Nothing here changes what is learned. folder: this one training's own; save_steps: its state is kept there every
     so many steps, 0 keeps none; trackers: TRL's names (`report_to`), such as trackio, tensorboard or wandb; name: what

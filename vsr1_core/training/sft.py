@@ -25,12 +25,11 @@ from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
-from vsr1_core.training.contrastive import CurvePoint
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
 from vsr1_core.training.processes import SharedSteps, share_of
-from vsr1_core.training.runs import LogLines, Resumable, TrainingRun, training_order
+from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
 
 LOGGING_STEPS = 10
 
@@ -150,6 +149,12 @@ def parameter_groups(policy: LoadedPolicy, lr: float, refine_lr: float) -> list[
     return [group for group in groups if group["params"]]
 
 
+def retrieval_weight(recipe: SFTRecipe, step: int, num_steps: int) -> float:
+    """The weight of L_ret at a step: it rises from 0 over the recipe's share of all steps."""
+    rising = recipe.retrieval_warmup_ratio * num_steps
+    return recipe.retrieval_weight * (min(1.0, step / rising) if rising else 1.0)
+
+
 @dataclass(frozen=True)
 class LossSums:
     """text: cross-entropy over `num_tokens` answer tokens; search: L_ret over `num_refining` rows; with gradients."""
@@ -225,14 +230,15 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         if sums.num_refining:
             self._note("retrieval_loss", sums.search / sums.num_refining)
         num_tokens, num_refining = num_items_in_batch.tolist()
-        loss = self._weighted(sums, num_tokens, num_refining)
+        weight = retrieval_weight(self.recipe, self.state.global_step, self.state.max_steps)
+        loss = self._weighted(sums, num_tokens, num_refining, weight)
         return (loss, None) if return_outputs else loss
 
     def _attention(self) -> AbstractContextManager[None]:
         return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
 
-    def _weighted(self, sums: LossSums, num_tokens: float, num_refining: float) -> Tensor:
-        search = self.recipe.retrieval_weight * sums.search / num_refining if num_refining else 0.0
+    def _weighted(self, sums: LossSums, num_tokens: float, num_refining: float, weight: float) -> Tensor:
+        search = weight * sums.search / num_refining if num_refining else 0.0
         return sums.text / num_tokens + search
 
     @torch.no_grad()
@@ -244,7 +250,8 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
             found = [self._sums(self.held_out[i : i + size], rng)[0] for i in range(0, len(self.held_out), size)]
         text, search = (torch.stack([getattr(s, name) for s in found]).sum() for name in ("text", "search"))
         total = LossSums(text, sum(s.num_tokens for s in found), search, sum(s.num_refining for s in found))
-        metrics = {"eval_loss": float(self._weighted(total, total.num_tokens, total.num_refining))}
+        weight = self.recipe.retrieval_weight
+        metrics = {"eval_loss": float(self._weighted(total, total.num_tokens, total.num_refining, weight))}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,78 @@
+"""Training of the tiny base model: loss and targets against hand-computed values, and what steps which weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from vsr1_core.configurations import NANO
+from vsr1_core.models.inputs import VideoLayout
+from vsr1_core.models.tiny import tiny_config
+from vsr1_core.models.tokenizer import train_tokenizer
+from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.reasoning.teacher import EventNote
+from vsr1_core.training.contrastive import info_nce
+from vsr1_core.training.optimizers import MuonAndAdamW
+from vsr1_core.training.seeing import mean_within, word_targets
+
+
+def test_the_contrastive_loss_is_the_mean_of_both_directions() -> None:
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    videos = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    by_row = math.log(2)  # each query sees two equal videos
+    by_column = (
+        math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))
+    ) / 2  # video 0 fits its query, video 1 the other
+    assert math.isclose(info_nce(queries, videos, 0.5).item(), (by_row + by_column) / 2, rel_tol=1e-6)
+
+
+def test_the_words_to_see_are_the_captions_own_and_rare_ones_weigh_more() -> None:
+    captions = ["a red circle before a blue square", "a blue square after a red circle", "a red bar"]
+    tokenizer = train_tokenizer(captions * 20, 400)
+    first, second, third = (EventNote(i, i + 1.0, caption) for i, caption in enumerate(captions))
+    targets = word_targets(tokenizer, {"v": [first, second], "w": [third]})
+
+    def weight(target: torch.Tensor, word: str) -> float:
+        (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return float(target[token])
+
+    red_circle = targets["v"][0]
+    assert math.isclose(float(red_circle.sum()), 1.0, rel_tol=1e-6)
+    assert weight(red_circle, "a") == weight(red_circle, "blue") == weight(red_circle, "before") == 0
+    rare, common = math.log(3 / 1), math.log(3 / 2)
+    assert math.isclose(weight(red_circle, "circle"), rare / (rare + common), rel_tol=1e-5)
+    assert math.isclose(weight(red_circle, "red"), common / (rare + common), rel_tol=1e-5)
+
+
+def test_an_event_sees_the_tokens_whose_marks_lie_in_it() -> None:
+    tokens = torch.arange(12.0).view(6, 2)  # three marks of two tokens
+    features = VideoFeatures(tokens, (), VideoLayout((3, 2, 4), (0.5, 2.5, 4.5)))
+    seen = mean_within(features, EventNote(2.0, 5.0, "x"))
+    assert seen is not None
+    assert torch.equal(seen, tokens[2:].mean(0))
+    assert mean_within(features, EventNote(5.0, 9.0, "x")) is None
+
+
+def test_every_weight_has_one_optimiser_and_only_layers_have_muon() -> None:
+    model = Qwen3VLModel(tiny_config(NANO.models, train_tokenizer(["a red circle"], 300)))
+    muon, adam = MuonAndAdamW(model.named_parameters(), 1e-3, num_steps=2).parts
+    held = [{id(p) for group in part.param_groups for p in group["params"]} for part in (muon, adam)]
+    assert not held[0] & held[1]
+    assert held[0] | held[1] == {id(p) for p in model.parameters()}
+    assert id(model.language_model.embed_tokens.weight) in held[1]
+    assert id(model.language_model.layers[0].mlp.up_proj.weight) in held[0]
+
+
+def test_steps_lower_a_loss_and_end_small() -> None:
+    torch.manual_seed(0)
+    matrix, bias = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
+    optimizer = MuonAndAdamW([("matrix", matrix), ("bias", bias)], 0.2, num_steps=60)
+    losses = []
+    for _ in range(60):
+        loss = (matrix.square().sum() + bias.square().sum()) / 2
+        optimizer.step(loss)
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    assert all(s.get_last_lr()[0] < 1e-3 for s in optimizer.schedules)
