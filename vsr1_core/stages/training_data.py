@@ -21,7 +21,7 @@ from vsr1_core.lake import read_json, write_json, write_jsonl
 from vsr1_core.prepared.store import GivenRow
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.reasoning.teacher import EventNote, StoredFrames, TeacherTask, make_teacher, refusal
-from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.recipes import Configuration, PoolRecipe, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.evaluation import is_used
 from vsr1_core.stages.retrieval import IS_TRAIN, asked_versions, same_text_videos
@@ -32,6 +32,8 @@ MARKER = "published.json"
 """Beside a published file: the data version of the table that it was written from."""
 MOMENT_COLUMNS = ("query", "video_id", "start_s", "end_s", "duration_s")
 """What both stages' rows take from a moment."""
+_SameText = Mapping[str, frozenset[str]]
+"""What `same_text_videos` gives."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
 
 
@@ -64,18 +66,19 @@ class Top1Pool(Stage):
         asked = asked_versions(view)
         changed = {q for q in given if q in asked and given[q].basis != {"query": asked[q]}}
         held = {q: Row({}, basis={"query": asked[q]}) for q in given if q in asked and q not in changed}
-        ranked = self._candidates(view) if changed else {}
+        ranked = self._candidates(_train_rankings(view), same_text_videos(view)) if changed else {}
         return held | {q: Row({"first_ranking": fingerprint(k)}, k) for q, k in ranked.items() if q in changed}
 
     def _drawn(self, view: View) -> dict[str, Row]:
-        pool, candidates = view.config.pool, self._candidates(view)
+        pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
+        candidates = self._candidates(rankings, never)
         drawn = sorted(candidates, key=lambda query_id: _draw(pool.seed, query_id))
         matched = [q for q in drawn if candidates[q]["label"] == "matched"][: pool.num_matched]
         wrong = [q for q in drawn if candidates[q]["label"] == "not_matched"]
         not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
         chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
         if pool.random_share:
-            chosen |= self._shown_any(view, {q: candidates[q] for q in not_matched})
+            chosen |= self._shown_any(pool, rankings, never, {q: candidates[q] for q in not_matched})
         if pool.fill_matched:
             for query_id in spare[: max(0, pool.num_matched - len(matched))]:
                 right = candidates[query_id]["video_id"]
@@ -83,11 +86,13 @@ class Top1Pool(Stage):
         return {q: Row({"first_ranking": fingerprint(known)}, known) for q, known in chosen.items()}
 
     @staticmethod
-    def _shown_any(view: View, not_matched: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    def _shown_any(
+        pool: PoolRecipe, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, str]]:
         """The share of these queries that is shown any wrong video: the one that follows the query on a ring of
         hashes, so that a new video changes the few queries before it and no other."""
-        seed, share, never = view.config.pool.seed, view.config.pool.random_share, same_text_videos(view)
-        ranked = view.results("first_ranking", ["top_video_ids"], where=IS_TRAIN)["top_video_ids"]
+        seed, share = pool.seed, pool.random_share
+        ranked = rankings["top_video_ids"]
         ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked.explode().drop_nulls().unique())
         shown = {}
         for query_id, known in not_matched.items():
@@ -100,9 +105,7 @@ class Top1Pool(Stage):
         return shown
 
     @staticmethod
-    def _candidates(view: View) -> dict[str, dict[str, str]]:
-        rankings = view.results("first_ranking", ["query_id", "video_id", "rank", "top_video_ids"], where=IS_TRAIN)
-        never = same_text_videos(view)
+    def _candidates(rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
         found = {}
         for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
             shown = top[0]
@@ -110,6 +113,10 @@ class Top1Pool(Stage):
                 label = "matched" if shown == video_id else "not_matched"
                 found[query_id] = {"label": label, "shown_video_id": shown, "video_id": video_id}
         return found
+
+
+def _train_rankings(view: View) -> pl.DataFrame:
+    return view.results("first_ranking", ["query_id", "video_id", "rank", "top_video_ids"], where=IS_TRAIN)
 
 
 def _draw(seed: int, name: str) -> str:
@@ -193,14 +200,15 @@ def _read_by_a_model(task: TeacherTask) -> Inputs:
 
 def _teacher_tasks(view: View) -> list[TeacherTask]:
     columns = ["query_id", "split", "query", "plain_query", "video_id", "start_s", "end_s"]
-    moments = view.rows("moments", columns).filter(IS_TRAIN).to_dicts()
+    pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
+    asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in(pool["shown_video_id"])
+    moments = view.rows("moments", columns).filter(IS_TRAIN & (asked | shown_ones)).to_dicts()
     notes = {m["query_id"]: _event_note(m) for m in moments}
     queries = {m["query_id"]: m["query"] for m in moments}
     events = defaultdict(set)
     for moment in moments:
         events[moment["video_id"]].add(notes[moment["query_id"]])
     frames = _stored_frames(view) if _asks_a_model(view) else {}
-    pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
     return [
         TeacherTask(
             query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])), frames.get(shown)
@@ -406,7 +414,8 @@ class GRPOPrompts(Stage):
 
     def after_build(self, view: View) -> None:
         if path := _file_to_publish(view, self.name, GRPO_FILE):
-            write_jsonl(path, map(published_grpo_row, view.rows(self.name).to_dicts()))
+            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
+            write_jsonl(path, map(published_grpo_row, rows))
             _mark_published(view, self.name)
 
 
