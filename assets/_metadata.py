@@ -25,6 +25,7 @@ _MAX_WIDTH = 1000
 _MAX_COLUMNS = 4
 _MAX_TURNED = 2
 """Rows that stand beside each other in a turned table."""
+_MAX_TURNED_CELL = 40
 _MAX_REASON = 400
 """The reason of a failed row says what to do at its end, so it is hardly ever cut."""
 
@@ -62,7 +63,9 @@ def sample_table(table: Table, num_rows: int = 5) -> str:
     if shown.width <= _MAX_COLUMNS:
         return markdown_table(shown.columns, shown.rows())
     shown = shown.head(_MAX_TURNED)
-    return markdown_table(["column", *shown[table.key]], [(n, *shown[n]) for n in shown.columns if n != table.key])
+    values = {name: shown[name].to_list() for name in shown.columns}
+    header = ["column", *values.pop(table.key)]
+    return markdown_table(header, [(name, *of_rows) for name, of_rows in values.items()], _MAX_TURNED_CELL)
 
 
 def _is_table(dtype: Any) -> bool:

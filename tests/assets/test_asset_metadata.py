@@ -92,13 +92,14 @@ def test_failures_and_samples_leave_bookkeeping_out(view: View) -> None:
 
 
 def test_a_wide_table_is_turned(tmp_path: Path) -> None:
-    columns = dict.fromkeys("pqrst", pl.Int64)
+    columns = dict.fromkeys("pqrst", pl.Int64) | {"u": pl.List(pl.String)}
     table = Lake(tmp_path).table("wide", "toy", "id", columns)
-    rows = [{"id": i, "status": "ok", **dict.fromkeys("pqrs", k)} for k, i in enumerate("abc")]
+    rows = [{"id": i, "status": "ok", **dict.fromkeys("pqrs", k), "u": [i, "x"]} for k, i in enumerate("abc")]
     table.commit(table.frame(rows), {})
     lines = sample_table(table).splitlines()
     assert lines[0] == "| column | a | b |"
-    assert lines[2:] == [f"| {name} | 0 | 1 |" for name in "pqrs"], "a column without values is left out"
+    scalars = [f"| {name} | 0 | 1 |" for name in "pqrs"]
+    assert lines[2:] == [*scalars, "| u | [a, x] | [b, x] |"], "a column without values is left out"
 
 
 def test_metadata_counts_are_those_of_the_plan(view: View) -> None:

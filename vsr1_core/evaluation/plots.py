@@ -212,6 +212,7 @@ def loss_curves(curves: Mapping[str, pl.DataFrame], title: str = "") -> Figure:
             if points.height:
                 _curve(axis, points["step"].to_numpy(), points["value"].to_numpy(), colours[checkpoint])
         axis.set_title(name, fontsize=9, color=INK)
+        axis.locator_params(axis="x", integer=True)
         _tidy(axis)
     for axis in axes[len(names) :]:
         axis.set_visible(False)

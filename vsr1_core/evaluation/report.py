@@ -399,13 +399,23 @@ def _worst(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     if frame.is_empty():
         return []
     rows = [
-        [f"`{r['query_id']}`", _cell(r["query"], 120), f"`{r['gt_video_id']}`", f"{r['first_rank']} → {r['rank']}",
-         m.OUTCOMES[ends[r["query_id"]]]]
+        [
+            f"`{r['query_id']}`",
+            _cell(r["query"], 120),
+            f"`{r['gt_video_id']}`",
+            f"{_rank(r['first_rank'])} → {_rank(r['rank'])}",
+            m.OUTCOMES[ends[r["query_id"]]],
+        ]
         for r in frame.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     header = ["query", "text", "right video", "rank, first → last", "how it ended"]
     note = f"Of `{method}`: unanswered queries whose right video ends furthest down, {len(rows)} of them."
     return ["## Worst queries", "", note, "", *markdown_table(header, rows)]
+
+
+def _rank(rank: int | None) -> str:
+    """A dash where the right video is in no ranking: it failed, or was rejected and left out."""
+    return "-" if rank is None else f"{rank:,}"
 
 
 def _examples(inputs: ReportInputs, analysis: Analysis) -> list[str]:
