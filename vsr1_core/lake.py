@@ -10,6 +10,7 @@ when a commit replaced the file in between. Which rows are due is decided in `vs
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -156,7 +157,7 @@ class Table:
         path = self.rows_path
         kept = _schema(path)
         same = [name for name in wanted if kept.get(name) == self.schema.get(name, kept.get(name))]
-        frame = pl.read_parquet(path, columns=same, hive_partitioning=False, glob=False)
+        frame = _read(path, same)
         if len(same) == len(wanted):
             return frame
         # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
@@ -252,7 +253,28 @@ class Table:
         return dict(read_json(self.manifest_path))
 
 
+SMALL_FILE = 2**16
+"""Bytes up to which a file of rows is kept in memory: planning a graph reads each table some ten times."""
+
+
+def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+    """Some columns of a file of rows."""
+    stat = path.stat()
+    if stat.st_size <= SMALL_FILE:
+        return _small(path, stat.st_ino, stat.st_mtime_ns).select(columns)
+    return pl.read_parquet(path, columns=columns, hive_partitioning=False, glob=False)
+
+
+@functools.lru_cache(maxsize=128)
+def _small(path: Path, inode: int, written_ns: int) -> pl.DataFrame:
+    """A whole file, read once. It never changes once it has its name; a home that was made anew has other files."""
+    return pl.read_parquet(path, hive_partitioning=False, glob=False)
+
+
 def _schema(path: Path) -> pl.Schema:
+    stat = path.stat()
+    if stat.st_size <= SMALL_FILE:
+        return _small(path, stat.st_ino, stat.st_mtime_ns).schema
     return pl.scan_parquet(path, hive_partitioning=False, glob=False).collect_schema()
 
 
