@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,14 @@ def cheap(stage: Stage) -> Stage:
 
 def cheap_stages() -> dict[str, Stage]:
     return in_order([cheap(stage) for stage in all_stages().values()])
+
+
+def cheap_main_stages() -> dict[str, Stage]:
+    """Without what differs from others in nothing but the checkpoint it names: ablations and hard refinement."""
+    listed = {name: stage for name, stage in cheap_stages().items() if not _LEFT_OUT.search(name)}
+    for stage in listed.values():
+        stage.upstream = tuple(name for name in stage.upstream if name in listed)  # type: ignore[misc]
+    return listed
+
+
+_LEFT_OUT = re.compile(r"\+|hard_refine|drop_above")

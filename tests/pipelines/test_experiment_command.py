@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.experiment_commands import parse_seeds, register, seed_entry
 from pipelines.resources import Settings
+from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.datasets.registry import get_entry, save_entry
+from vsr1_core.evaluation import report
 from vsr1_core.graph import open_view
 
 
@@ -43,6 +46,10 @@ def test_an_experiment_trains_each_seed_once_and_says_what_they_have_in_common(
 ) -> None:
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
     monkeypatch.setenv("VSR1_DEVICE", "cpu")
+    methods = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
+    evaluation = dataclasses.replace(NANO.evaluation, methods=methods)
+    monkeypatch.setitem(CONFIGURATIONS, "nano", dataclasses.replace(NANO, evaluation=evaluation))
+    monkeypatch.setattr(report, "_figures", lambda *_: ())
     command = ["experiment", "--config", "nano", "--seeds", "1,2"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output

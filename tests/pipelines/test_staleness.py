@@ -1,4 +1,4 @@
-"""The plan, Dagster's own staleness and automation agree, on the whole graph with cheap models.
+"""The plan, Dagster's own staleness and automation agree, on the main methods' graph with cheap models.
 
 Each test edits the corpus, looks at what the three say, and lets automation settle; the next one goes on from there.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from tests.cheap_stages import cheap_stages
+from tests.cheap_stages import cheap_main_stages
 from tests.small_world import SmallWorld, clip, fill
 from tests.ticker import Ticker
 from vsr1_core.configurations import CONFIGURATIONS, NANO
@@ -28,14 +28,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 @pytest.fixture(scope="module")
 def ticker(world: SmallWorld) -> Iterator[Ticker]:
     with dg.DagsterInstance.ephemeral() as instance:
-        ticker = Ticker(world.home, instance, cheap_stages)
+        ticker = Ticker(world.home, instance, cheap_main_stages)
         ticker.build("small")
         assert ticker.settle("small") == []
         yield ticker
 
 
 def plans(ticker: Ticker) -> dict[str, StagePlan]:
-    return {p.asset: p for p in plan_graph(open_view(ticker.home, "small", cheap_stages()))}
+    return {p.asset: p for p in plan_graph(open_view(ticker.home, "small", cheap_main_stages()))}
 
 
 def moving(planned: dict[str, StagePlan]) -> set[str]:
@@ -47,7 +47,7 @@ def concerned(planned: dict[str, StagePlan], stale: set[str]) -> set[str]:
     """Assets that will run: those that move, the direct readers of these, and those that Dagster finds behind what ran
     before; as far as the plan knows them and all that they are made from.
     """
-    moves, reads = moving(planned), {name: {*stage.upstream} for name, stage in cheap_stages().items()}
+    moves, reads = moving(planned), {name: {*stage.upstream} for name, stage in cheap_main_stages().items()}
     known: set[str] = set()
     for name, plan in planned.items():  # upstream first
         if plan.plan and reads[name] <= known:
@@ -82,7 +82,7 @@ def settle_as_planned(ticker: Ticker) -> dict[str, int]:
 def see(ticker: Ticker) -> set[str]:
     """Observe the files; what Dagster then marks is where the plan begins."""
     ticker.observe("small")
-    sources = {name for name, stage in cheap_stages().items() if stage.watches}
+    sources = {name for name, stage in cheap_main_stages().items() if stage.watches}
     stale = ticker.stale("small")
     assert stale == moving(plans(ticker)) & sources
     return stale
