@@ -6,6 +6,7 @@ Tensors, frames and tables never pass through it; stages read them through `View
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def missing_files(table: Table) -> list[str]:
     if "path" not in table.columns:
         return []
     paths = table.ok_rows(["path"])["path"].drop_nulls()
-    return [path for path in paths if not Path(path).exists()]
+    return [path for path in paths if not os.path.exists(path)]  # noqa: PTH110  # a quarter of `Path.exists`' time
 
 
 def _hint(problem: str, context: dg.InputContext, asset: str) -> str:
