@@ -201,29 +201,41 @@ def loss_curves(curves: Mapping[str, pl.DataFrame], title: str = "") -> Figure:
     names = list(dict.fromkeys(name for frame in curves.values() for name in frame["name"].to_list()))
     columns = min(3, max(1, len(names)))
     lines = -(-max(1, len(names)) // columns)
-    figure = _figure(3.3 * columns + 0.6, 2.3 * lines + 0.9, title or "Training curves")
+    width, height = 3.3 * columns + 0.6, 2.3 * lines + 0.9 + 0.2 * (len(curves) // 3)
+    # Not fitted to each other: of 33 panels that took a sixth of the time of a whole report.
+    figure = _figure(width, height, title or "Training curves", layout=None)
     axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    bottom = 0.6 + 0.2 * (len(curves) // 3)
+    figure.subplots_adjust(0.6 / width, bottom / height, 1 - 0.15 / width, 1 - 0.65 / height, 0.25, 0.35)
     known = {f"{name}_checkpoint": name for name in ("fine_tuned", "hard_refine")}
     known |= {"sft_checkpoint": "sqr_sft", "grpo_checkpoint": "videosearch_r1"}
     colours = {name: method_colours([known.get(name, name)])[known.get(name, name)] for name in curves}
     for axis, name in zip(axes, names, strict=False):
+        steps: set[int] = set()
         for checkpoint, frame in curves.items():
             points = frame.filter((pl.col("name") == name) & pl.col("value").is_finite()).sort("step")
+            steps |= set(points["step"].to_list())
             if points.height:
                 _curve(axis, points["step"].to_numpy(), points["value"].to_numpy(), colours[checkpoint])
         axis.set_title(name, fontsize=9, color=INK)
         axis.locator_params(axis="x", integer=True)
+        if len(steps) < 4:
+            axis.set_xticks(sorted(steps))
+        axis.ticklabel_format(axis="y", scilimits=(-3, 4))  # a panel has room for few digits
+        axis.yaxis.get_offset_text().set_fontsize(7)
         _tidy(axis)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     handles = [_line_handle(colours[checkpoint], checkpoint) for checkpoint in curves]
-    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower center")
     return figure
 
 
 def rank_changes(predictions: pl.DataFrame, title: str = "") -> Figure:
     """Rank of the right video, first against last ranking, one dot a query (log scales).
     predictions: (method, first_rank, rank)."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     methods = in_method_order(predictions["method"].to_list())
     figure = _figure(2.6 * max(2, len(methods)) + 0.6, 3.3, title or "Does refinement lift the right video?")
     axes = np.atleast_1d(figure.subplots(1, max(1, len(methods)), sharex=True, sharey=True))
@@ -236,8 +248,10 @@ def rank_changes(predictions: pl.DataFrame, title: str = "") -> Figure:
         axis.loglog(first, last, "o", markersize=3, alpha=0.45, color=colour, markeredgewidth=0)
         top = max(10.0, float(max(first.max(initial=1.0), last.max(initial=1.0))))
         axis.plot([1, top], [1, top], color=INK, linewidth=0.8, linestyle=":")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter("{x:g}")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            scale.set_minor_locator(NullLocator())
+            scale.set_major_formatter("{x:g}")
         axis.set_title(method_label(method), fontsize=9, color=INK)
         axis.set_xlabel("first rank")
         _tidy(axis, grid="both")
@@ -267,11 +281,12 @@ def moment_spans(moments: pl.DataFrame, title: str = "") -> Figure:
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def _figure(width: float, height: float, title: str, layout: Literal["constrained"] | None = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
+    figure = Figure(figsize=(width, height), layout=layout)
+    y = None if layout else 1 - 0.1 / height
+    figure.suptitle(title, fontsize=12, color=INK, x=0.01, y=y, ha="left", va="top")
     return figure
 
 
