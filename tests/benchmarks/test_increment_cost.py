@@ -9,6 +9,7 @@ Counted is the processor time of one process from the files to the prompts of st
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from vsr1_core.stages.base import Execution, View
 CORPUS = TINY.toy
 SHARE_CHANGED = 0.01
 MAX_COST_SHARE = 0.05
+NUM_EDITS = 3
+"""The median of so many: on a busy machine one more or less takes a third more time."""
 EXECUTION = Execution(workers=1)
 
 
@@ -37,15 +40,19 @@ def test_changing_one_percent_of_the_annotations(tmp_path: Path) -> None:
     full_s, rows = timed_build(tmp_path)
     print(f"\nfrom scratch: {full_s:.1f} s of processor time, {sum(rows.values()):,} rows")
 
-    changed = change(annotations)
-    write_annotations(tmp_path, annotations)
-    part_s, again = timed_build(tmp_path)
-    print(f"after {changed} of {rows['moments']:,} annotations changed: {part_s:.2f} s, {again}")
-    print(f"share: {part_s / full_s:.1%}")
-    assert again["moments"] == changed
-    assert again["query_embeddings"] == changed
-    assert again.get("video_embeddings", 0) == 0
-    assert part_s <= MAX_COST_SHARE * full_s
+    seconds = []
+    for offset in range(NUM_EDITS):
+        changed = change(annotations, offset)
+        write_annotations(tmp_path, annotations)
+        part_s, again = timed_build(tmp_path)
+        print(f"after {changed} of {rows['moments']:,} annotations changed: {part_s:.2f} s, {again}")
+        assert again["moments"] == changed
+        assert again["query_embeddings"] == changed
+        assert again.get("video_embeddings", 0) == 0
+        seconds.append(part_s)
+    share = statistics.median(seconds) / full_s
+    print(f"share: {share:.1%}")
+    assert share <= MAX_COST_SHARE
 
     nothing_s, none = timed_build(tmp_path)
     print(f"after nothing changed: {nothing_s:.2f} s")
@@ -65,9 +72,9 @@ def write_annotations(home: Path, annotations: dict[str, list[dict[str, Any]]]) 
         write_jsonl(home / "corpus" / f"corpus_fig_{split}.jsonl", rows)
 
 
-def change(annotations: dict[str, list[dict[str, Any]]]) -> int:
-    """Give one row in a hundred another text and another span. Returns how many."""
-    chosen = [row for rows in annotations.values() for row in rows][:: round(1 / SHARE_CHANGED)]
+def change(annotations: dict[str, list[dict[str, Any]]], offset: int) -> int:
+    """Give one row in a hundred, from row `offset` on, another text and another span. Returns how many."""
+    chosen = [row for rows in annotations.values() for row in rows][offset :: round(1 / SHARE_CHANGED)]
     for row in chosen:
         row["fig_desc"] += " again"
         row["time"] = [row["time"][0], row["time"][1] - 0.5]
