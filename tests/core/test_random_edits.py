@@ -233,7 +233,7 @@ def _digests(path: Path) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the corpus before any edit, and its lake."""
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("edits") / "home"
     world = fill(SmallWorld(home), num_train=2, num_test=2)
     build(world.view(stages(), START))
     shutil.copytree(home, home.with_name("saved"))

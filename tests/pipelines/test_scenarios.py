@@ -63,7 +63,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("scenarios") / "home"
     Scene(home).rebuild()
     return shutil.copytree(home, home.with_name("saved"))
 
@@ -71,7 +71,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scene(saved: Path) -> Scene:
     """At the same place every time: rows hold absolute paths."""
-    home = saved.with_name("home0")
+    home = saved.with_name("home")
     shutil.rmtree(home)
     shutil.copytree(saved, home)
     return Scene(home)
