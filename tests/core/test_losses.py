@@ -11,7 +11,6 @@ from vsr1_core.training.losses import (
     group_advantages,
     k3_kl,
     policy_loss,
-    retrieval_loss,
     retrieval_losses,
     token_cross_entropy,
 )
@@ -28,19 +27,19 @@ def row_loss(right, *wrong, temperature=0.1):
 
 
 def test_the_retrieval_loss_is_the_formula_of_the_method():
-    assert retrieval_loss(*ONE_ROW).item() == pytest.approx(row_loss(0.6, 0.8, 0.0), rel=1e-5)
+    assert retrieval_losses(*ONE_ROW).item() == pytest.approx(row_loss(0.6, 0.8, 0.0), rel=1e-5)
     assert row_loss(0.6, 0.8, 0.0) == pytest.approx(2.1272, abs=1e-4)
-    assert retrieval_loss(*ONE_ROW, temperature=1.0).item() == pytest.approx(row_loss(0.6, 0.8, 0.0, temperature=1))
+    assert retrieval_losses(*ONE_ROW, temperature=1.0).item() == pytest.approx(row_loss(0.6, 0.8, 0.0, temperature=1))
 
 
 def test_masked_negatives_do_not_count():
     masked = (*ONE_ROW[:3], torch.tensor([[False, True]]))
-    assert retrieval_loss(*masked).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
-    assert retrieval_loss(*ONE_ROW[:3], torch.zeros(1, 2)).item() == 0.0
+    assert retrieval_losses(*masked).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
+    assert retrieval_losses(*ONE_ROW[:3], torch.zeros(1, 2)).item() == 0.0
 
 
 def test_negatives_above_the_positive_are_dropped_only_when_asked():
-    assert retrieval_loss(*ONE_ROW, drop_above_positive=True).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
+    assert retrieval_losses(*ONE_ROW, drop_above_positive=True).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
 
 
 def test_in_batch_positives_are_negatives_of_other_rows_only():
@@ -57,23 +56,23 @@ def test_in_batch_positives_are_negatives_of_other_rows_only():
 
 def test_the_retrieval_loss_has_a_finite_gradient_that_pulls_towards_the_right_video():
     query = Q.clone().requires_grad_()
-    retrieval_loss(query, *ONE_ROW[1:3], torch.tensor([[True, False]])).backward()
+    retrieval_losses(query, *ONE_ROW[1:3], torch.tensor([[True, False]])).backward()
     assert query.grad.isfinite().all()
     assert query.grad[0, 0] < 0 < query.grad[0, 1]
 
 
 def test_the_retrieval_loss_stays_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = retrieval_loss(*ONE_ROW)
+        loss = retrieval_losses(*ONE_ROW)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(row_loss(0.6, 0.8, 0.0), rel=1e-5)
 
 
 def test_what_the_retrieval_loss_cannot_do_is_an_error():
     with pytest.raises(ValueError, match="temperature"):
-        retrieval_loss(*ONE_ROW, temperature=0)
+        retrieval_losses(*ONE_ROW, temperature=0)
     with pytest.raises(ValueError, match="no rows"):
-        retrieval_loss(*(t[:0] for t in ONE_ROW))
+        retrieval_losses(*(t[:0] for t in ONE_ROW))
 
 
 def test_cross_entropy_is_split_by_part_and_summed_over_all():

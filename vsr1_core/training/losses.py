@@ -37,8 +37,10 @@ def retrieval_losses(
     queries [B, D] and positives [B, D], negatives [B, K, D], all unit vectors; negative_mask [B, K] is False where a
     row has fewer than K. With `in_batch_positives` the other rows' positives are negatives too, but never one that is
     the row's own video; in_batch_mask [B, B] False forbids more (videos that share the query's text).
-    A row without any negative has loss 0. Raises ValueError for a temperature that is not positive.
+    A row without any negative has loss 0. Raises ValueError for no rows, and for a temperature that is not positive.
     """
+    if not len(queries):
+        raise ValueError("the retrieval loss of no rows is not defined; skip it when no row refines")
     if temperature <= 0:
         raise ValueError(f"the retrieval temperature must be above 0, got {temperature}")
     with torch.autocast(device_type=queries.device.type, enabled=False):
@@ -53,32 +55,6 @@ def retrieval_losses(
             allowed = allowed & (wrong <= right)
         scores = torch.cat([right, wrong.masked_fill(~allowed, -torch.inf)], dim=1) / temperature
         return torch.logsumexp(scores, dim=1) - scores[:, 0]
-
-
-def retrieval_loss(
-    queries: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    negative_mask: Tensor,
-    *,
-    temperature: float = 0.1,
-    in_batch_positives: bool = False,
-    in_batch_mask: Tensor | None = None,
-    drop_above_positive: bool = False,
-) -> Tensor:
-    """Mean of `retrieval_losses` over the rows, a scalar. Raises ValueError for no rows."""
-    if not len(queries):
-        raise ValueError("the retrieval loss of no rows is not defined; skip it when no row refines")
-    return retrieval_losses(
-        queries,
-        positives,
-        negatives,
-        negative_mask,
-        temperature=temperature,
-        in_batch_positives=in_batch_positives,
-        in_batch_mask=in_batch_mask,
-        drop_above_positive=drop_above_positive,
-    ).mean()
 
 
 def _in_batch_allowed(positives: Tensor, mask: Tensor | None) -> Tensor:
