@@ -209,7 +209,7 @@ def _gpu(settings: Settings, config: Configuration) -> Finding:
         return Finding("GPU", "problem", "none", f"{config.name} needs a GPU; on a CPU use the configuration tiny")
     if settings.processes > number:
         return Finding("GPU", "problem", f"{number}", f"VSR1_PROCESSES={settings.processes} needs as many GPUs")
-    return Finding("GPU", "ok", f"{number} x {torch.cuda.get_device_name(0)}, {settings.processes} to train on")
+    return Finding("GPU", "ok", f"{number} x {torch.cuda.get_device_name(0)}, {max(1, settings.processes)} to train on")
 
 
 def _teacher(recipe: EndpointRecipe) -> Finding:

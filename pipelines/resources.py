@@ -38,15 +38,15 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 @dataclass(frozen=True)
 class Settings:
     """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
-    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together;
-    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches; a training
-    keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
+    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together (0: see
+    `choose_processes`); `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in
+    searches; a training keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
 
     home: Path
     device: str = "auto"
     workers: int = 1
     cache_gb: float = 20.0
-    processes: int = 1
+    processes: int = 0
     micro_batch_size: int = 8
     text_writer: TextWriterName = "in-process"
     save_steps: int = 50
@@ -63,7 +63,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         device,
         workers,
         cache_gb=_cache_gb(environ),
-        processes=_count(environ, "VSR1_PROCESSES", 1),
+        processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
         text_writer=_text_writer(environ),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
@@ -152,6 +152,16 @@ def choose_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+MAX_CPU_PROCESSES = 4
+
+
+def choose_processes(processes: int, device: str) -> int:
+    """0 is one process on a GPU, and on a CPU one a core up to 4: each more has weights and gradients of its own."""
+    if processes:
+        return processes
+    return min(MAX_CPU_PROCESSES, os.cpu_count() or 1) if device == "cpu" else 1
+
+
 class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     """What asset bodies work with: a dataset's tables, and how the work runs. Nothing here changes a result.
 
@@ -165,7 +175,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     batch_size: int = 32
     retry_failed: bool = False
     cache_gb: float = 20.0
-    processes: int = 1
+    processes: int = 0
     micro_batch_size: int = 8
     text_writer: TextWriterName = "in-process"
     save_steps: int = 50
@@ -178,14 +188,15 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
         return open_view(Path(self.home), dataset, self.stages())
 
     def execution(self, log: Callable[[str], Any]) -> Execution:
+        device = choose_device(self.device)
         return Execution(
-            device=choose_device(self.device),
+            device=device,
             workers=self.workers,
             batch_size=self.batch_size,
             retry_failed=self.retry_failed,
             endpoint=read_endpoint(),
             cache_bytes=int(self.cache_gb * (1 << 30)),
-            processes=self.processes,
+            processes=choose_processes(self.processes, device),
             micro_batch_size=self.micro_batch_size,
             text_writer=self.text_writer,
             save_steps=self.save_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipelines.resources import prepare_process
 
 prepare_process()  # before anything imports torch
+os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,7 +38,8 @@ TINY = Configuration(
     toy=ToyRecipe(synonym_probability=0.4),
     frames=TINY_FRAMES,
     models=ModelRecipe(
-        contrastive_steps=200,
+        seeing_steps=200,
+        contrastive_steps=160,
         contrastive_lr=1.5e-3,
         system_prompt="Does the video show what the query describes?",
     ),
@@ -65,6 +66,11 @@ TINY = Configuration(
 EXPERIMENT = dataclasses.replace(
     TINY,
     name="experiment",
+    models=dataclasses.replace(TINY.models, seeing_steps=300, contrastive_steps=220),
+    sft=dataclasses.replace(TINY.sft, steps=400),
+    fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
+    hard_refine=dataclasses.replace(TINY.hard_refine, steps=400),
+    grpo=dataclasses.replace(TINY.grpo, steps=20),
     evaluation=dataclasses.replace(
         TINY.evaluation,
         methods=(
@@ -75,8 +81,8 @@ EXPERIMENT = dataclasses.replace(
         ),
     ),
 )
-"""What `vsr1 experiment` trains with several seeds: `tiny`, with all methods but the one ablation that needs a stage 1
-of its own (`sqr_sft+drop_above_positive`; add it where there is time)."""
+"""What `vsr1 experiment` trains with several seeds: `tiny` with more steps, as many for every method, and all methods
+but the one ablation that needs a stage 1 of its own (`sqr_sft+drop_above_positive`; add it where there is time)."""
 
 NANO = Configuration(
     name="nano",

@@ -45,12 +45,12 @@ def test_negatives_above_the_positive_are_dropped_only_when_asked():
 def test_in_batch_positives_are_negatives_of_other_rows_only():
     queries, positives = torch.cat([Q, Q]), E[[0, 1]]
     none = (torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool))
-    losses = retrieval_losses(queries, positives, *none, in_batch_positives=True)
+    losses = retrieval_losses(queries, positives, *none, in_batch=positives)
     assert losses.tolist() == pytest.approx([row_loss(0.6, 0.8), row_loss(0.8, 0.6)], rel=1e-5)
-    same = retrieval_losses(queries, E[[0, 0]], *none, in_batch_positives=True)
+    same = retrieval_losses(queries, E[[0, 0]], *none, in_batch=E[[0, 0]])
     assert same.tolist() == [0, 0]
     forbidden = torch.tensor([[True, False], [True, True]])
-    losses = retrieval_losses(queries, positives, *none, in_batch_positives=True, in_batch_mask=forbidden)
+    losses = retrieval_losses(queries, positives, *none, in_batch=positives, in_batch_mask=forbidden)
     assert losses.tolist() == pytest.approx([0, row_loss(0.8, 0.6)], rel=1e-5)
 
 

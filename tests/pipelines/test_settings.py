@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.resources import read_settings, resource_config, workplace
+from pipelines.resources import choose_processes, read_settings, resource_config, workplace
 
 
 @pytest.mark.parametrize("text", ["-1", "much", "nan", "inf", ""])
@@ -31,3 +31,12 @@ def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Pa
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
     assert (execution.processes, execution.text_writer) == (2, "vllm")
     assert (execution.save_steps, execution.trackers) == (0, ("tensorboard", "trackio"))
+
+
+def test_trainings_share_the_cores_of_a_cpu_and_take_one_gpu_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings({}).processes == 0
+    for cores, expected in ((None, 1), (1, 1), (2, 2), (16, 4)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert choose_processes(0, "cpu") == expected
+    assert choose_processes(0, "cuda") == 1
+    assert choose_processes(3, "cpu") == choose_processes(3, "cuda") == 3

@@ -24,6 +24,7 @@ from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
 
 if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
+    from vsr1_core.reasoning.teacher import EventNote
     from vsr1_core.training.grpo import EpisodeTrace
     from vsr1_core.training.runs import CurvePoint, TrainingRun
     from vsr1_core.training.sft import SFTData
@@ -72,9 +73,27 @@ class ModelStage(Stage):
     def own_rows(self, view: View) -> dict[str, Row]:
         """The rows of a dataset that makes its own models."""
 
-    @abstractmethod
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        """Make the rows of a dataset that makes its own models."""
+        """Make the rows of a dataset that makes its own models: train, in as many processes as can share a step."""
+        from vsr1_core.stages.launch import launch
+
+        rows = self.rows_a_step(view)
+        processes = max(n for n in range(1, min(execution.processes, max(rows, 1)) + 1) if rows % n == 0)
+        if processes < execution.processes:
+            execution.log(f"{self.name}: a step of {rows} can be shared evenly by {processes} processes, not by more")
+        if processes == 1:
+            yield from self.train_here(view, execution)
+        else:
+            yield from launch(view, self.name, replace(execution, processes=processes))
+
+    @abstractmethod
+    def rows_a_step(self, view: View) -> int:
+        """What the processes that train together share of every step."""
+
+    @abstractmethod
+    def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
+        """Train in this process, which may be one of several, and return the rows. Only one that `writes` saves the
+        models; the others return nothing."""
 
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
@@ -142,32 +161,39 @@ class BaseModels(ModelStage):
         return {"embedder": Row(inputs), "policy": Row(inputs)}
 
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        yield from _trained_base(self, view, execution) if view.config.models.policy == "tiny" else _resolved(view, ids)
+        if view.config.models.policy == "tiny":
+            yield from super().make(view, ids, execution)
+        else:
+            yield from _resolved(view, ids)
+
+    def rows_a_step(self, view: View) -> int:
+        from vsr1_core.training.contrastive import base_batch
+
+        return base_batch(view.config.models, len(_captioned_events(view)))
+
+    def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
+        return _trained_base(self, view, execution, writes)
 
 
-def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterator[dict[str, Any]]:
+def _trained_base(stage: BaseModels, view: View, execution: Execution, writes: bool) -> list[dict[str, Any]]:
     """Both tiny models; the policy starts from the embedder's weights."""
     from vsr1_core.models.checkpoints import LoadedPolicy, save_embedder, save_policy
     from vsr1_core.models.policy import SoftQueryConfig, policy_from_body
-    from vsr1_core.reasoning.teacher import EventNote
     from vsr1_core.stages.loading import patches_of
     from vsr1_core.training.contrastive import train_base
 
-    recipe = view.config.models
+    recipe, events = view.config.models, _captioned_events(view)
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
-    events: dict[str, list[EventNote]] = {}
-    columns = ("video_id", "start_s", "end_s", "plain_query")
-    for video_id, *note in moments.sort("video_id", "start_s", "query_id").select(columns).iter_rows():
-        if video_id in frames:
-            events.setdefault(video_id, []).append(EventNote(*note))
     embedder, curve = train_base(
         recipe, events, lambda v, config: patches_of(frames[v], config), _vocabulary(moments), execution.log
     )
+    if not writes:
+        return []
     record = {"recipe": fingerprint(recipe), "num_videos": len(events), "num_steps": recipe.contrastive_steps}
     folder = stage.folder(view, "embedder")
     digest = save_embedder(embedder, folder, record)
-    yield _row("embedder", folder, digest, record, curve)
+    embedder_row = _row("embedder", folder, digest, record, curve)
     soft = SoftQueryConfig(
         embedding_size=embedder.hidden_size,
         embedder_hidden_size=embedder.hidden_size,
@@ -179,7 +205,21 @@ def _trained_base(stage: BaseModels, view: View, execution: Execution) -> Iterat
     )
     policy = LoadedPolicy(policy_from_body(embedder.model, soft, recipe.seed), embedder.tokenizer)
     folder = stage.folder(view, "policy")
-    yield _row("policy", folder, save_policy(policy, folder, record), record, [])
+    return [embedder_row, _row("policy", folder, save_policy(policy, folder, record), record, [])]
+
+
+def _captioned_events(view: View) -> dict[str, list[EventNote]]:
+    """Readable train video -> its captioned events in time order."""
+    from vsr1_core.reasoning.teacher import EventNote
+
+    readable = set(_train_videos(view)["video_id"])
+    columns = ("video_id", "start_s", "end_s", "plain_query")
+    moments = view.rows("moments").filter(IS_TRAIN).sort("video_id", "start_s", "query_id").select(columns)
+    events: dict[str, list[EventNote]] = {}
+    for video_id, *note in moments.iter_rows():
+        if video_id in readable:
+            events.setdefault(video_id, []).append(EventNote(*note))
+    return events
 
 
 MAX_TIME_TOKEN_S = 30.0
@@ -302,25 +342,7 @@ class TrainedStage(ModelStage):
         }
         return {self.name: Row(inputs)}
 
-    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        from vsr1_core.stages.launch import launch
-
-        rows = self.rows_a_step(view)
-        processes = max(n for n in range(1, min(execution.processes, max(rows, 1)) + 1) if rows % n == 0)
-        if processes < execution.processes:
-            execution.log(f"{self.name}: a step of {rows} can be shared evenly by {processes} processes, not by more")
-        if processes == 1:
-            yield self.train_here(view, execution)
-        else:
-            yield launch(view, self.name, replace(execution, processes=processes))
-
-    @abstractmethod
-    def rows_a_step(self, view: View) -> int:
-        """What the processes that train together share of every step."""
-
-    def train_here(self, view: View, execution: Execution, writes: bool = True) -> dict[str, Any]:
-        """Train in this process, which may be one of several, and return the row. Only one that `writes` saves the
-        checkpoint; the others return nothing."""
+    def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
         from vsr1_core.models.checkpoints import save_policy
         from vsr1_core.stages.loading import learning_policy_of, one_row
 
@@ -329,12 +351,12 @@ class TrainedStage(ModelStage):
         policy = learning_policy_of(view, execution, asset, row_id, getattr(recipe, "train_vision", False))
         trained = self.train(view, policy, execution)
         if not writes:
-            return {}
+            return []
         record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **trained.facts}
         folder = self.folder(view, self.name)
         row = _row(self.name, folder, save_policy(policy, folder, record), record, trained.curve)
         row[self.key] = row.pop("model_id")
-        return row | {"parent": record["parent"], **trained.columns}
+        return [row | {"parent": record["parent"], **trained.columns}]
 
     @abstractmethod
     def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:

@@ -1,11 +1,13 @@
-"""A training in several processes of this machine: `accelerate launch` of this module, one process a GPU.
+"""A training in several processes of this machine: `accelerate launch` of this module, a process a GPU, or on a CPU
+with a share of the cores each: small models gain little from more threads.
 
-The parent waits, passes on what the first process logs, and takes the row that it made; weights travel as a folder.
+The parent waits, passes on what the first process logs, and takes the rows that it made; weights travel as a folder.
 All processes read the same tables; the first one alone writes.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import deque
@@ -21,8 +23,8 @@ LOGGED = "vsr1> "
 _TAIL_LINES = 30
 
 
-def launch(view: View, asset: str, execution: Execution) -> dict[str, Any]:
-    """Train `asset` in `execution.processes` processes and return its row.
+def launch(view: View, asset: str, execution: Execution) -> list[dict[str, Any]]:
+    """Train `asset` in `execution.processes` processes and return its rows.
 
     Raises ValueError with what the training refuses, RuntimeError with the end of the output of one that broke.
     """
@@ -38,9 +40,9 @@ def launch(view: View, asset: str, execution: Execution) -> dict[str, Any]:
     said = read_json(answer) if answer.exists() else {}
     if "error" in said:
         raise ValueError(said["error"])
-    if returncode or "row" not in said:
+    if returncode or "rows" not in said:
         raise RuntimeError(f"{asset}: {execution.processes} processes trained it and ended with {returncode}\n{output}")
-    return dict(said["row"])
+    return list(said["rows"])
 
 
 def _check_gpus(execution: Execution) -> None:
@@ -65,7 +67,11 @@ def _command(processes: int, request: Path) -> list[str]:
 def _run(command: list[str], execution: Execution) -> tuple[int, str]:
     """The return code and the last lines that were not for the log."""
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    environment = dict(os.environ)
+    if execution.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // execution.processes))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         try:
             for line in process.stdout or ():
                 if line.startswith(LOGGED):
@@ -88,7 +94,7 @@ def main(request: Path) -> None:
     from accelerate import PartialState
 
     from vsr1_core.graph import open_view
-    from vsr1_core.stages.checkpoints import TrainedStage
+    from vsr1_core.stages.checkpoints import ModelStage
 
     asked = read_json(request)
     settings = asked["execution"]
@@ -99,15 +105,15 @@ def main(request: Path) -> None:
     execution = Execution(**{**settings, "device": device, "trackers": tuple(settings["trackers"])}, log=log)
     view = open_view(Path(asked["home"]), asked["dataset"])
     stage = view.stages[asked["asset"]]
-    assert isinstance(stage, TrainedStage)
+    assert isinstance(stage, ModelStage)
     try:
-        row = stage.train_here(view, execution, writes=state.is_main_process)
+        rows = stage.train_here(view, execution, writes=state.is_main_process)
     except (ValueError, LookupError, OSError) as error:
         if state.is_main_process:
             write_json(request.with_name("answer.json"), {"error": str(error)})
         raise
     if state.is_main_process:
-        write_json(request.with_name("answer.json"), {"row": row})
+        write_json(request.with_name("answer.json"), {"rows": rows})
     state.wait_for_everyone()
     state.destroy_process_group()
 

@@ -30,11 +30,17 @@ from vsr1_core.reasoning.teacher import EventNote, observation
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
+from vsr1_core.training.processes import mine, share_of, shared_mean, with_others
 from vsr1_core.training.runs import CurvePoint
 from vsr1_core.training.seeing import learn_to_see
 
 NUM_TOLD = 32
 """How many of a batch's videos are also told in words."""
+
+
+def base_batch(recipe: ModelRecipe, num_videos: int) -> int:
+    """How many videos a step takes."""
+    return min(recipe.contrastive_batch, num_videos)
 
 
 def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
@@ -53,27 +59,30 @@ def train_base(
 ) -> tuple[Embedder, list[CurvePoint]]:
     """A tiny model from scratch. `events`: video id -> its captioned events in time order; a batch has distinct videos
     with one caption each. `vocabulary_texts`: what the tokenizer learns to spell. The same recipe and data give the
-    same weights."""
+    same weights, also in several processes but for rounding. ValueError where these cannot share a batch evenly."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     tokenizer = train_tokenizer(vocabulary_texts, recipe.vocab_size)
     embedder = Embedder(batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
     model, video_ids, curve = embedder.model.train(), sorted(events), list[CurvePoint]()
-    curve += learn_to_see(embedder, recipe, events, load, rng, log)
+    batch_size = base_batch(recipe, len(video_ids))
+    processes = batch_size // share_of(batch_size, "videos")
+    curve += learn_to_see(embedder, recipe, events, load, rng, batch_size, log)
     optimizer = MuonAndAdamW(model.named_parameters(), recipe.contrastive_lr, recipe.contrastive_steps)
     progress = Progress(log, "base model", recipe.contrastive_steps, "steps")
     for step in range(recipe.contrastive_steps):
-        chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
+        chosen = rng.sample(video_ids, batch_size)
         captions = [rng.choice(list(events[v])).caption for v in chosen]
+        told = [*captions[1:], captions[0]][:NUM_TOLD]
+        chosen, captions, told = mine(chosen), mine(captions), mine(told)
         with training_attention("cpu"):
             queries = embedder.embed_queries(captions)
             features = encode_videos(embedder.model, [load(v, model.config) for v in chosen])
             videos = embedder.embed_videos(features)
-            others = [*captions[1:], captions[0]][:NUM_TOLD]
-            texts = [f"<think> {observation(o, events[v])}" for o, v in zip(others, chosen, strict=False)]
-            caption_loss = _told(embedder, recipe.system_prompt, others, features[:NUM_TOLD], texts)
-        contrastive_loss = info_nce(queries, videos, recipe.contrastive_temperature)
-        optimizer.step(contrastive_loss + recipe.caption_weight * caption_loss)
+            texts = [f"<think> {observation(o, events[v])}" for o, v in zip(told, chosen, strict=False)]
+            caption_loss = _told(embedder, recipe.system_prompt, told, features[: len(told)], texts)
+        contrastive_loss = info_nce(with_others(queries), with_others(videos), recipe.contrastive_temperature)
+        optimizer.step(processes * contrastive_loss + recipe.caption_weight * caption_loss)
         losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}
         curve += [CurvePoint(step, name, value) for name, value in losses.items()]
         progress.note(step + 1, losses)
@@ -88,7 +97,7 @@ def _told(
     features: Sequence[VideoFeatures],
     texts: Sequence[str],
 ) -> Tensor:
-    """Mean cross-entropy of `texts` after the policy's prompts with `asked` and the videos."""
+    """Mean cross-entropy of `texts` after the policy's prompts with `asked` and the videos, over all processes."""
     conversations = [build_messages(query, system_prompt) for query in asked]
     layouts = [f.layout for f in features]
     prompts = build_prompts(embedder.tokenizer, embedder.model, conversations, layouts)
@@ -99,4 +108,5 @@ def _told(
     hidden = embedder.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
     states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(answers)])
     targets = torch.tensor([token for ids in answers for token in ids], device=hidden.device)
-    return F.cross_entropy((states @ embedder.model.language_model.embed_tokens.weight.T).float(), targets)
+    logits = (states @ embedder.model.language_model.embed_tokens.weight.T).float()
+    return shared_mean(F.cross_entropy(logits, targets, reduction="sum"), len(targets))

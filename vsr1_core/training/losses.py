@@ -28,15 +28,15 @@ def retrieval_losses(
     negative_mask: Tensor,
     *,
     temperature: float = 0.1,
-    in_batch_positives: bool = False,
+    in_batch: Tensor | None = None,
     in_batch_mask: Tensor | None = None,
     drop_above_positive: bool = False,
 ) -> Tensor:
     """L_ret of METHOD 4 for each row, [B] float32.
 
     queries [B, D] and positives [B, D], negatives [B, K, D], all unit vectors; negative_mask [B, K] is False where a
-    row has fewer than K. With `in_batch_positives` the other rows' positives are negatives too, but never one that is
-    the row's own video; in_batch_mask [B, B] False forbids more (videos that share the query's text).
+    row has fewer than K. in_batch [C, D]: the positives of a batch, which are negatives, too, but never of a row whose
+    own video they are; in_batch_mask [B, C] False forbids more (videos that share the query's text).
     A row without any negative has loss 0. Raises ValueError for no rows, and for a temperature that is not positive.
     """
     if not len(queries):
@@ -48,18 +48,18 @@ def retrieval_losses(
         right = (queries * positives).sum(-1, keepdim=True)  # [B, 1]
         wrong = torch.einsum("bd,bkd->bk", queries, negatives)
         allowed = negative_mask.bool()
-        if in_batch_positives:
-            wrong = torch.cat([wrong, queries @ positives.T], dim=1)
-            allowed = torch.cat([allowed, _in_batch_allowed(positives, in_batch_mask)], dim=1)
+        if in_batch is not None:
+            wrong = torch.cat([wrong, queries @ in_batch.float().T], dim=1)
+            allowed = torch.cat([allowed, _in_batch_allowed(positives, in_batch.float(), in_batch_mask)], dim=1)
         if drop_above_positive:
             allowed = allowed & (wrong <= right)
         scores = torch.cat([right, wrong.masked_fill(~allowed, -torch.inf)], dim=1) / temperature
         return torch.logsumexp(scores, dim=1) - scores[:, 0]
 
 
-def _in_batch_allowed(positives: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, B]: False where the column's positive is the row's own video (equal vectors) or is forbidden."""
-    is_own = (positives[:, None] == positives[None]).all(-1)
+def _in_batch_allowed(positives: Tensor, in_batch: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, C]: False where the column is the row's own video (equal vectors) or is forbidden."""
+    is_own = (positives[:, None] == in_batch[None]).all(-1)
     return ~is_own if mask is None else ~is_own & mask.bool().to(is_own.device)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vsr1_core.training.processes import average_gradients
+
 
 class MuonAndAdamW:
     """Muon for the layers' matrices and AdamW for embeddings and all else, both on a one-cycle schedule.
@@ -32,10 +34,12 @@ class MuonAndAdamW:
         ]
 
     def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of `loss`, its norm clipped to 1."""
+        """One step down the gradient of `loss`, averaged over the processes that train together, its norm clipped
+        to 1."""
         for part in self.parts:
             part.zero_grad()
         loss.backward()
+        average_gradients(self.parameters.values())
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for stepped in (*self.parts, *self.schedules):
             stepped.step()

@@ -112,11 +112,12 @@ def _own_state_path(checkpoint: str) -> Path:
 class Resumable:
     """What both trainers add to transformers' Trainer to go on exactly where they were stopped. Stands before it.
 
-    rng, generator: what draws negatives and samples; subclasses extend `own_state` by what else has to be kept. A
-    training goes on with as many processes as it began with, and says so where it cannot.
+    rng, generator: what draws negatives and samples, where it goes on from step to step; subclasses extend `own_state`
+    by what else has to be kept. A training goes on with as many processes as it began with, and says so where it
+    cannot.
     """
 
-    rng: random.Random
+    rng: random.Random | None = None
     generator: torch.Generator | None = None
 
     def run(self, run: TrainingRun) -> None:
@@ -135,11 +136,12 @@ class Resumable:
     def own_state(self) -> dict[str, Any]:
         """In JSON types."""
         generator = None if self.generator is None else self.generator.get_state().tolist()
-        return {"rng": self.rng.getstate(), "generator": generator}
+        return {"rng": self.rng and self.rng.getstate(), "generator": generator}
 
     def set_own_state(self, state: dict[str, Any]) -> None:
-        version, numbers, gauss = state["rng"]
-        self.rng.setstate((version, tuple(numbers), gauss))
+        if self.rng is not None:
+            version, numbers, gauss = state["rng"]
+            self.rng.setstate((version, tuple(numbers), gauss))
         if self.generator is not None:
             self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
 

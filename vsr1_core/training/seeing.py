@@ -26,6 +26,7 @@ from vsr1_core.reasoning.teacher import EventNote, own_captions
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
+from vsr1_core.training.processes import mine, shared_mean
 from vsr1_core.training.runs import CurvePoint
 
 LOGIT_SCALE = 4.0
@@ -37,9 +38,11 @@ def learn_to_see(
     events: Mapping[str, Sequence[EventNote]],
     load: Callable[[str, Qwen3VLConfig], VideoPatches],
     rng: random.Random,
+    batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[CurvePoint]:
-    """Train the vision tower and the word embeddings in place, `recipe.seeing_steps` steps. Returns the loss curve."""
+    """Train the vision tower and the word embeddings in place, `recipe.seeing_steps` steps of `batch_size` videos.
+    Returns the loss curve."""
     model, video_ids, curve = embedder.model, sorted(events), list[CurvePoint]()
     words = word_targets(embedder.tokenizer, events)
     table = model.language_model.embed_tokens.weight
@@ -47,7 +50,7 @@ def learn_to_see(
     optimizer = MuonAndAdamW(named, recipe.contrastive_lr, recipe.seeing_steps)
     progress = Progress(log, "seeing", recipe.seeing_steps, "steps")
     for step in range(recipe.seeing_steps):
-        chosen = rng.sample(video_ids, min(recipe.contrastive_batch, len(video_ids)))
+        chosen = mine(rng.sample(video_ids, batch_size))
         with training_attention("cpu"):
             features = encode_videos(model, [load(v, model.config) for v in chosen])
             pairs = [
@@ -56,10 +59,11 @@ def learn_to_see(
                 for event, target in zip(events[video_id], words[video_id], strict=True)
                 if (seen := mean_within(feature, event)) is not None
             ]
-            if not pairs:
-                continue
-            seen, targets = (torch.stack(column) for column in zip(*pairs, strict=True))
-            loss = F.cross_entropy(LOGIT_SCALE * seen @ table.T, targets)
+            loss = table.sum() * 0.0
+            if pairs:
+                seen, targets = (torch.stack(column) for column in zip(*pairs, strict=True))
+                loss = F.cross_entropy(LOGIT_SCALE * seen @ table.T, targets, reduction="sum")
+            loss = shared_mean(loss, len(pairs))
         optimizer.step(loss)
         curve.append(CurvePoint(step, "seeing_loss", loss.item()))
         progress.note(step + 1, {"seeing_loss": loss.item()})

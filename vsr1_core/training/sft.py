@@ -28,7 +28,7 @@ from vsr1_core.training import lora
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
 from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
-from vsr1_core.training.processes import SharedSteps, share_of
+from vsr1_core.training.processes import SharedSteps, all_of, share_of
 from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
 
 LOGGING_STEPS = 10
@@ -184,7 +184,6 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     ) -> None:
         self.policy, self.data, self.recipe, self.held_out = policy, data, recipe, held_out
         self.embedder = embedder.with_head(policy.model.query_head)
-        self.rng = random.Random(recipe.seed)
         self.corpus_ids = sorted(data.vectors)
         rows_a_step = recipe.batch_size * recipe.gradient_accumulation
         order = training_order(len(examples), rows_a_step, recipe.steps, recipe.seed)
@@ -223,7 +222,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         # accelerate wraps the model's forward, which this loss does not call.
         with self.accelerator.autocast(), self._attention():
-            sums, parts = self._sums(examples, self.rng)
+            sums, parts = self._sums(examples, str(self.state.global_step), all_of)
         for name, value in parts.items():
             self._note(f"{name}_loss", value)
         self._note("text_loss", sums.text / sums.num_tokens)
@@ -245,9 +244,11 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The loss over the validation rows, with the same negatives every time."""
         self.policy.model.eval()
-        rng, size = random.Random(self.recipe.seed), self.recipe.batch_size
+        size = self.recipe.batch_size
         with self.accelerator.autocast():
-            found = [self._sums(self.held_out[i : i + size], rng)[0] for i in range(0, len(self.held_out), size)]
+            found = [
+                self._sums(self.held_out[i : i + size], "eval", list)[0] for i in range(0, len(self.held_out), size)
+            ]
         text, search = (torch.stack([getattr(s, name) for s in found]).sum() for name in ("text", "search"))
         total = LossSums(text, sum(s.num_tokens for s in found), search, sum(s.num_refining for s in found))
         weight = self.recipe.retrieval_weight
@@ -259,8 +260,11 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def _refining(self, examples: Sequence[SFTExample]) -> list[int]:
         return [i for i, e in enumerate(examples) if e.refines] if self.recipe.refine == "soft" else []
 
-    def _sums(self, examples: Sequence[SFTExample], rng: random.Random) -> tuple[LossSums, Mapping[str, Tensor]]:
-        """The sums, and each answer part's mean cross-entropy."""
+    def _sums(
+        self, examples: Sequence[SFTExample], draw: str, in_batch: Callable[[list[str]], list[str]]
+    ) -> tuple[LossSums, Mapping[str, Tensor]]:
+        """The sums, and each answer part's mean cross-entropy. `draw` names the draw of random negatives; `in_batch`
+        makes the right videos of these rows those of the whole batch."""
         refining = self._refining(examples)
         hidden, latents, batch = teacher_forced(
             self.policy.model,
@@ -275,42 +279,48 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
         search = mean.new_zeros(())
+        right_ids = in_batch([examples[i].right_video_id for i in refining])
         if refining:
-            search = self._retrieval_losses([examples[i] for i in refining], latents, rng).sum()
+            search = self._retrieval_losses([examples[i] for i in refining], latents, draw, right_ids).sum()
         return LossSums(mean * len(targets), len(targets), search, len(refining)), parts
 
-    def _retrieval_losses(self, examples: Sequence[SFTExample], latents: Tensor, rng: random.Random) -> Tensor:
-        """L_ret [R] of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents."""
+    def _retrieval_losses(
+        self, examples: Sequence[SFTExample], latents: Tensor, draw: str, right_ids: Sequence[str]
+    ) -> Tensor:
+        """L_ret [R] of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents.
+
+        A row's random negatives are drawn from its own seed, so that they are the same however rows are shared out.
+        """
         soft = self.policy.model.append_input(latents)
         queries = self.embedder.embed_queries([e.query for e in examples], list(soft))
         positives = torch.stack([self.data.vectors[e.right_video_id] for e in examples]).to(queries)
-        negatives, mask = self._negatives(examples, rng)
+        negatives, mask = self._negatives(examples, draw)
+        in_batch = in_batch_mask = None
+        if self.recipe.in_batch_positives:
+            in_batch = torch.stack([self.data.vectors[v] for v in right_ids]).to(queries)
+            in_batch_mask = torch.tensor([[v not in self._never(row) for v in right_ids] for row in examples])
         return retrieval_losses(
             queries,
             positives,
             negatives.to(queries),
             mask.to(queries.device),
             temperature=self.recipe.temperature,
-            in_batch_positives=self.recipe.in_batch_positives,
-            in_batch_mask=self._may_be_negative(examples) if self.recipe.in_batch_positives else None,
+            in_batch=in_batch,
+            in_batch_mask=in_batch_mask,
             drop_above_positive=self.recipe.drop_above_positive,
         )
-
-    def _may_be_negative(self, examples: Sequence[SFTExample]) -> Tensor:
-        """[R, R]: False where the column's right video shares the row's query text."""
-        rows = [[other.right_video_id not in self._never(row) for other in examples] for row in examples]
-        return torch.tensor(rows)
 
     def _never(self, example: SFTExample) -> frozenset[str]:
         return self.data.never.get(example.query_id, frozenset({example.right_video_id}))
 
-    def _negatives(self, examples: Sequence[SFTExample], rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _negatives(self, examples: Sequence[SFTExample], draw: str) -> tuple[Tensor, Tensor]:
         """Vectors [R, K, D] and a mask [R, K] that is False where a row has fewer."""
         wanted = self.recipe.num_negatives
         size = len(next(iter(self.data.vectors.values())))
         vectors, mask = torch.zeros(len(examples), wanted, size), torch.zeros(len(examples), wanted, dtype=torch.bool)
         for row, example in enumerate(examples):
             nearest = [example.shown_video_id, *example.negative_ids]
+            rng = random.Random(f"{self.recipe.seed}/{draw}/{example.query_id}")
             ids = choose_negatives(nearest, self.corpus_ids, self._never(example), wanted, rng)
             for column, video_id in enumerate(ids):
                 vectors[row, column] = self.data.vectors[video_id]
