@@ -47,7 +47,7 @@ experiment: setup  ## Three seeds of all methods on the toy corpus: means, inter
 # The tests of a file share what they build, so a file stays in one process; the long ones come first.
 test: setup  ## All tests, a process a core (TEST_PROCESSES=0: in one process)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
-	  --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	  --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,14 +15,9 @@ os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: a file's tests share what they build, so they stay together unless they say otherwise.
-    Files with long tests come first, so that no process is left alone with one at the end.
-    """
+    """Files with long tests come first, so that of several processes none is left alone with one at the end."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="session")

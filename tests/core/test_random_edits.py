@@ -258,13 +258,11 @@ def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]]) -> None
         assert len(versions) == 1, name
 
 
-def parts() -> list[Any]:
-    """Each can run in a process of its own."""
-    groups = [pytest.mark.xdist_group(f"random edits {part}") for part in range(NUM_PARTS)]
-    return [pytest.param(part, marks=[group, *[pytest.mark.slow] * (part > 0)]) for part, group in enumerate(groups)]
+PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part > 0)) for part in range(NUM_PARTS)]
+"""One for quick runs."""
 
 
-@pytest.mark.parametrize("part", parts())
+@pytest.mark.parametrize("part", PARTS)
 def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, part: int) -> None:
     @seed(part)
     @settings(

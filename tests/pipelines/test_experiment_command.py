@@ -46,8 +46,7 @@ def test_an_experiment_trains_each_seed_once_and_says_what_they_have_in_common(
 ) -> None:
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
     monkeypatch.setenv("VSR1_DEVICE", "cpu")
-    methods = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
-    evaluation = dataclasses.replace(NANO.evaluation, methods=methods)
+    evaluation = dataclasses.replace(NANO.evaluation, methods=("zero_shot", "sqr_sft"))
     monkeypatch.setitem(CONFIGURATIONS, "nano", dataclasses.replace(NANO, evaluation=evaluation))
     monkeypatch.setattr(report, "_figures", lambda *_: ())
     command = ["experiment", "--config", "nano", "--seeds", "1,2"]

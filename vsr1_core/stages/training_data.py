@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from vsr1_core.increments import Inputs
-from vsr1_core.lake import read_json, write_json, write_jsonl
+from vsr1_core.lake import read_json, write_json, write_json_array, write_jsonl
 from vsr1_core.prepared.store import GivenRow
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.reasoning.teacher import EventNote, StoredFrames, TeacherTask, make_teacher, refusal
@@ -268,7 +268,8 @@ class SFTExamples(Stage):
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         moments, negatives = _train_moments(view), _negatives(view, ids)
-        traces = {r["query_id"]: r for r in view.rows("reasoning_traces").to_dicts()}
+        due = pl.col("query_id").is_in(list(ids))
+        traces = {r["query_id"]: r for r in view.rows("reasoning_traces").filter(due).to_dicts()}
         for query_id in ids:
             trace, moment = traces[query_id], moments[query_id]
             span = (moment["start_s"], moment["end_s"]) if trace["label"] == "matched" else ()
@@ -284,7 +285,8 @@ class SFTExamples(Stage):
     def after_build(self, view: View) -> None:
         if path := _file_to_publish(view, self.name, SFT_FILE):
             prompt = view.config.models.system_prompt or SYSTEM_PROMPT
-            write_json(path, [published_sft_row(row, prompt) for row in view.rows(self.name).to_dicts()], indent=None)
+            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
+            write_json_array(path, (published_sft_row(row, prompt) for row in rows))
             _mark_published(view, self.name)
 
 
