@@ -6,7 +6,6 @@ what a later stage would silently get wrong; a share of failed rows is worth a w
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -167,9 +166,7 @@ NEEDS = {"some_videos_are_readable": ("videos",), "videos_are_known": ("videos",
 
 def build_checks(stages: Iterable[Stage], partitions_def: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """The checks of every stage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks are a preview in Dagster 1.13
-        return [_checks_of(stage.name, partitions_def) for stage in stages]
+    return [_checks_of(stage.name, partitions_def) for stage in stages]
 
 
 def _checks_of(asset: str, partitions_def: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,14 @@ def build_defs(
     overrides: Mapping[str, Any] | None = None,
 ) -> dg.Definitions:
     """Fresh definitions. `overrides` replaces resources by key; `stages` replaces the graph (tests)."""
-    settings = settings or read_settings()
-    stages = all_stages() if stages is None else stages
+    with warnings.catch_warnings():
+        # In Dagster 1.13 observed sources and the condition sensor are beta, partitioned checks a preview.
+        for category in (dg.BetaWarning, dg.PreviewWarning):
+            warnings.simplefilter("ignore", category)
+        return _build_defs(settings or read_settings(), all_stages() if stages is None else stages, overrides or {})
+
+
+def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapping[str, Any]) -> dg.Definitions:
     partitions_def = dataset_partitions(settings.home)
     condition = when_inputs_changed(Planner(settings.home, stages))
     assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, condition)
@@ -42,7 +49,7 @@ def build_defs(
     resources = {
         "workplace": workplace(settings),
         "handles": HandleIOManager(settings.home, stages),
-        **(overrides or {}),
+        **overrides,
     }
     return dg.Definitions(
         assets=assets,
