@@ -259,6 +259,20 @@ def test_rows_end_where_the_loop_ends_them_and_seeds_follow_the_generator() -> N
     assert sampling(DecodeSettings(7, 0.5), policy.tokenizer, 3)["temperature"] == 0.5
 
 
+@pytest.mark.usefixtures("deciding")
+@pytest.mark.parametrize("kind", ["in-process", "vllm"])
+def test_a_text_that_the_limit_cuts_before_its_decision_has_none(kind: str) -> None:
+    policy, prompts, features = world()
+    whole = run(policy, prompts, features, max_new_tokens=SETTINGS.max_new_tokens, num_soft_tokens=0)
+    row = next(i for i, r in enumerate(whole) if common_token() in r.token_ids[:-1])
+    limit = whole[row].token_ids.index(common_token()) + 1
+    writer = InProcessWriter(policy.model, policy.tokenizer) if kind == "in-process" else writer_of(policy)
+    for more, decided in ((0, False), (1, True)):
+        cut = writer.write([prompts[row]], [features[row]], DecodeSettings(limit + more, num_soft_tokens=0))[0]
+        assert cut.token_ids == whole[row].token_ids[: limit + more]
+        assert (cut.matched_probability is not None) == decided
+
+
 def test_a_prompt_that_vllm_reads_otherwise_is_an_error() -> None:
     policy, prompts, features = world()
     writer = writer_of(policy)

@@ -387,7 +387,8 @@ class _Rows:
         chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
         for place, i in enumerate(places):
             result = self.decoded[state.rows[i]]
-            if result.matched_probability is None and self.decision.follow(result.token_ids):
+            is_kept = len(result.token_ids) < self.settings.max_new_tokens
+            if is_kept and result.matched_probability is None and self.decision.follow(result.token_ids):
                 pair = log_probs[place, [self.decision.matched, self.decision.not_matched]]
                 result.matched_probability = float(pair.softmax(-1)[0])
             result.log_probs.append(chosen[place])
