@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import importlib.util
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +27,7 @@ from tests.core import naive
 from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.test_decoding import EXACT, REFINE_ID, STOPS, naive_latents, run, without_end, world
 from tests.core.test_episodes import QUERIES, searcher
-from tests.core.tiny_models import query_text, random_video
+from tests.core.tiny_models import prompts_with_videos, query_text, random_video, small_config, tiny_policy
 from vsr1_core.lake import read_json
 from vsr1_core.models import decoding, vllm_writer
 from vsr1_core.models.checkpoints import LoadedPolicy
@@ -70,7 +73,7 @@ class FakeLLM:
             .write([prompt], [feature], settings)[0]
             .token_ids
         )
-        at = self._log_probs(prompt, feature, ids)
+        at = log_probs_of(self.policy, prompt, feature, ids)
         wanted = params["logprob_token_ids"]
         steps = [
             {token: SimpleNamespace(logprob=float(row[token])) for token in (ids[place], *wanted)}
@@ -96,13 +99,13 @@ class FakeLLM:
         positions, _ = model.get_rope_index(torch.tensor([ids]), mm_token_type_ids=types, video_grid_thw=grid)
         return Prompt(torch.tensor(ids), positions[:, 0], types[0].bool()), feature
 
-    @torch.no_grad()
-    def _log_probs(self, prompt: Prompt, feature: Any, ids: list[int]) -> torch.Tensor:
-        whole = extended(prompt, ids)
-        hidden, _, _ = teacher_forced(
-            self.policy.model, [whole], [feature], refining=[], pad_id=STOPS[1], num_soft_tokens=0
-        )
-        return self.policy.model.lm_head(hidden[0, -len(ids) - 1 : -1]).log_softmax(-1)
+
+@torch.no_grad()
+def log_probs_of(policy: LoadedPolicy, prompt: Prompt, feature: VideoFeatures | None, ids: list[int]) -> torch.Tensor:
+    """Of all tokens at each of the places of `ids` behind the prompt, [len(ids), V], by one pass over both."""
+    whole = extended(prompt, ids)
+    hidden, _, _ = teacher_forced(policy.model, [whole], [feature], refining=[], pad_id=STOPS[1], num_soft_tokens=0)
+    return policy.model.lm_head(hidden[0, -len(ids) - 1 : -1]).log_softmax(-1)
 
 
 def expanded(ids: list[int], video: dict[str, Any], merge_size: int, tokenizer: Any) -> list[int]:
@@ -136,20 +139,27 @@ def assert_same_rows(ours: list[Decoded], theirs: list[Decoded]) -> None:
             torch.testing.assert_close(one.latents, other.latents, atol=EXACT, rtol=EXACT)
 
 
+World = tuple[LoadedPolicy, list[Prompt], list[VideoFeatures]]
+
+
 @functools.cache
-def common_token() -> int:
+def common_token(of: Callable[[], World] = world) -> int:
     """A token that most rows write, but not first."""
-    policy, prompts, features = world()
+    policy, prompts, features = of()
     rows = run(policy, prompts, features, max_new_tokens=SETTINGS.max_new_tokens, num_soft_tokens=0)
     return Counter(token for row in rows for token in {*row.token_ids} - {row.token_ids[0]}).most_common(1)[0][0]
 
 
-@pytest.fixture
-def deciding(monkeypatch: pytest.MonkeyPatch) -> None:
+def decide_after(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights write no answers, so what follows a token that they do write is taken for the decision."""
-    parting = DecisionTokens(((common_token(),),), matched=11, not_matched=12, match_to_span=())
+    parting = DecisionTokens(((token,),), matched=11, not_matched=12, match_to_span=())
     monkeypatch.setattr(decoding, "decision_tokens", lambda _tokenizer: parting)
     monkeypatch.setattr(vllm_writer, "decision_tokens", lambda _tokenizer: parting)
+
+
+@pytest.fixture
+def deciding(monkeypatch: pytest.MonkeyPatch) -> None:
+    decide_after(common_token(), monkeypatch)
 
 
 @pytest.mark.usefixtures("deciding")
@@ -315,6 +325,40 @@ def test_without_vllm_the_error_says_how_to_get_it(tmp_path: Path) -> None:
     assert not (tmp_path / "plain").exists(), "nothing is exported for a writer that cannot be"
 
 
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A module `vllm` whose LLM keeps what it was made with; the list names the engines that were shut down."""
+    stopped: list[str] = []
+
+    def llm(**kwargs: Any) -> SimpleNamespace:
+        core = SimpleNamespace(shutdown=lambda: stopped.append(kwargs["model"]))
+        return SimpleNamespace(**kwargs, llm_engine=SimpleNamespace(engine_core=core))
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, SamplingParams=dict))
+    return stopped
+
+
+@pytest.mark.usefixtures("stopped")
+def test_vllm_is_opened_with_what_the_policy_can_read_and_where_it_is(tmp_path: Path) -> None:
+    policy = world()[0]
+    longest = policy.model.config.text_config.max_position_embeddings
+    opened = [open_writer(policy, tmp_path / "plain", max_model_len=n).llm for n in (longest - 1, longest + 1)]
+    assert [llm.max_model_len for llm in opened] == [longest - 1, longest], "vLLM refuses more than the model's own"
+    assert opened[0].enforce_eager, "compiled on a GPU alone"
+    assert opened[0].dtype == "float32"
+    assert (Path(opened[0].model) / "config.json").exists()
+
+
+def test_vllm_stops_with_its_writer(tmp_path: Path, stopped: list[str]) -> None:
+    policy = world()[0]
+    held = replace(policy, writer=open_writer(policy, tmp_path / "plain"))
+    gc.collect()
+    assert not stopped
+    del held
+    gc.collect()
+    assert stopped == [str(tmp_path / "plain")], "or the next writer finds no memory"
+
+
 def test_a_search_with_a_writer_is_the_search_without() -> None:
     found = [searcher(num_turns=2).run(QUERIES)]
     search = searcher(num_turns=2)
@@ -328,26 +372,67 @@ def test_a_search_with_a_writer_is_the_search_without() -> None:
         torch.testing.assert_close(one.final_vector, other.final_vector, atol=EXACT, rtol=EXACT)
 
 
+def world_of_vllm() -> World:
+    """Like `world`, with heads of 32: vLLM's attention in float32 takes no smaller ones."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    policy = tiny_policy(config=small_config(head_dim=32, rope_parameters=rope))
+    return policy, *prompts_with_videos(policy, range(20))
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None,
-    reason="needs a CUDA device and vLLM: pip install -e '.[vllm]'",
-)
-def test_vllm_writes_what_the_loop_writes(tmp_path: Path) -> None:
-    """Greedy, in float32. Texts may part where two tokens are all but equally likely, so log-probabilities up to there
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM, for a GPU or its CPU build")
+def test_vllm_writes_what_the_loop_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32. Greedy texts may part where two tokens are all but equally likely, so log-probabilities up to there
     are compared, and most texts have to be equal to the end."""
-    policy, prompts, features = world()
-    policy = LoadedPolicy(copy.deepcopy(policy.model).cuda(), policy.tokenizer)
-    moved = [VideoFeatures(f.tokens.cuda(), tuple(d.cuda() for d in f.deepstack), f.layout) for f in features]
+    from vllm.platforms import current_platform
+
+    device = current_platform.device_type
+    if device not in ("cuda", "cpu"):
+        pytest.skip("this build of vLLM finds no device")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    decide_after(common_token(world_of_vllm), monkeypatch)
+    policy, prompts, features = world_of_vllm()
+    policy = LoadedPolicy(policy.model.to(device), policy.tokenizer)
+    features = [
+        VideoFeatures(f.tokens.to(device), tuple(d.to(device) for d in f.deepstack), f.layout) for f in features
+    ]
+    bare = build_prompts(
+        policy.tokenizer, policy.model.model, [[{"role": "user", "content": "a red ring, where is it?"}]], [None]
+    )
+    rows = [*bare, *prompts], [None, *features]
     writer = open_writer(policy, tmp_path / "plain", max_model_len=1024, gpu_memory_utilization=0.3)
-    loop = InProcessWriter(policy.model, policy.tokenizer).write(prompts, moved, SETTINGS)
-    rows = writer.write(prompts, moved, SETTINGS)
+    assert_close_rows(
+        writer.write(*rows, SETTINGS), InProcessWriter(policy.model, policy.tokenizer).write(*rows, SETTINGS)
+    )
+
+    ending = copy.deepcopy(policy.tokenizer)
+    ending.eos_token = ending.convert_ids_to_tokens(common_token(world_of_vllm))
+    early = replace(writer, tokenizer=ending).write(*rows, SETTINGS)
+    assert len({len(row.token_ids) for row in early}) > 2
+    assert_close_rows(early, InProcessWriter(policy.model, ending).write(*rows, SETTINGS))
+
+    def sampled(seed: int) -> list[Decoded]:
+        return writer.write(*rows, replace(SETTINGS, temperature=0.7), torch.Generator().manual_seed(seed))
+
+    first, again, other = sampled(1), sampled(1), sampled(2)
+    assert [row.token_ids for row in first] == [row.token_ids for row in again]
+    assert sum(one.token_ids != two.token_ids for one, two in zip(first, other, strict=True)) > 0.8 * len(first)
+    for prompt, feature, row in zip(*rows, first, strict=True):
+        at = log_probs_of(policy, prompt, feature, row.token_ids)
+        expected = [float(at[place, token]) for place, token in enumerate(row.token_ids)]
+        torch.testing.assert_close(row.log_probs, expected, atol=1e-3, rtol=0)
+
+
+def assert_close_rows(rows: list[Decoded], loop: list[Decoded]) -> None:
     same = 0
     for one, other in zip(rows, loop, strict=True):
         length = next(
             (i for i, pair in enumerate(zip(one.token_ids, other.token_ids, strict=False)) if len({*pair}) > 1),
             len(one.token_ids),
         )
-        torch.testing.assert_close(one.log_probs[:length], other.log_probs[:length], atol=1e-2, rtol=1e-2)
-        same += one.token_ids == other.token_ids
+        torch.testing.assert_close(one.log_probs[:length], other.log_probs[:length], atol=1e-3, rtol=0)
+        if one.token_ids == other.token_ids:
+            same += 1
+            assert one.text == other.text
+            assert one.matched_probability == pytest.approx(other.matched_probability, abs=1e-3)
     assert same >= 0.8 * len(rows)

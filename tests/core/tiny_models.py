@@ -56,8 +56,15 @@ def spread(model: torch.nn.Module, seed: int, scale: float = 0.15) -> None:
             parameter.copy_(1 + 0.1 * noise if "norm" in name and name.endswith("weight") else scale * noise)
 
 
-def tiny_policy(seed: int = 0, embedding_size: int = 48, embedder_size: int = 48, **soft_query: Any) -> LoadedPolicy:
-    config = with_soft_query(small_config(), SoftQueryConfig(embedding_size, embedder_size, **soft_query))
+def tiny_policy(
+    seed: int = 0,
+    embedding_size: int = 48,
+    embedder_size: int = 48,
+    config: Qwen3VLConfig | None = None,
+    **soft_query: Any,
+) -> LoadedPolicy:
+    soft = SoftQueryConfig(embedding_size, embedder_size, **soft_query)
+    config = with_soft_query(config or small_config(), soft)
     policy = Policy(config).eval()
     spread(policy, seed)
     for name in ("refine_projector", "refine_latent_input_projector", "refine_append_input_projector"):
