@@ -16,7 +16,6 @@ it gets none here.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,9 @@ INSTALL = (
 )
 _PIXELS = {"shortest_edge": 4096, "longest_edge": 25_165_824}
 """Of a whole video, as published with Qwen3-VL. No pixels are processed here, but vLLM reckons its buffers by it."""
+
+_running: list[Any] = []
+"""The last writer's engine: it outlives the writer with its processes and its memory, which the next one needs."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class VLLMWriter:
 def open_writer(
     policy: LoadedPolicy, folder: Path, max_model_len: int = 16_384, gpu_memory_utilization: float = 0.5
 ) -> VLLMWriter:
-    """vLLM with the weights of `policy`, exported to `folder` unless they are there already. It runs as long as the
-    writer is in use.
+    """vLLM with the weights of `policy`, exported to `folder` unless they are there already. The process' writer
+    before this one is stopped.
 
     max_model_len: tokens of the longest prompt and its text (64 frames of 200,704 pixels are 6,700).
     gpu_memory_utilization: vLLM's share of the GPU; policy and embedder need the rest. Of main memory with vLLM's CPU
@@ -84,6 +86,8 @@ def open_writer(
         raise ModuleNotFoundError(INSTALL, name="vllm") from error
     if not (folder / "config.json").exists():
         export_for_vllm(policy, folder)
+    while _running:
+        _running.pop().shutdown()
     llm = LLM(
         model=str(folder),
         trust_remote_code=False,
@@ -97,10 +101,8 @@ def open_writer(
         generation_config="vllm",
         logprobs_mode="raw_logprobs",
     )
-    writer = VLLMWriter(llm, SamplingParams, policy.tokenizer)
-    # vLLM itself keeps its processes and their memory until this one ends, and the next policy's writer needs them.
-    weakref.finalize(writer, llm.llm_engine.engine_core.shutdown)
-    return writer
+    _running.append(llm.llm_engine.engine_core)
+    return VLLMWriter(llm, SamplingParams, policy.tokenizer)
 
 
 def request(prompt: Prompt, feature: VideoFeatures | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
