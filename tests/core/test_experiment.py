@@ -134,7 +134,15 @@ def test_a_seed_changes_all_that_trains_and_nothing_else() -> None:
         assert getattr(other, name) == getattr(TINY, name)
 
 
-def test_the_experiment_trains_what_tiny_trains_and_reports_more() -> None:
+def test_the_experiment_is_tiny_with_more_steps_as_many_for_every_method_and_more_methods() -> None:
     config = CONFIGURATIONS["experiment"]
     assert set(config.evaluation.methods) > set(TINY.evaluation.methods)
-    assert replace(config, name="tiny", evaluation=TINY.evaluation) == TINY
+    steps = {config.sft.steps, config.fine_tuned.steps, config.hard_refine.steps}
+    assert len(steps) == 1
+    assert steps.pop() > TINY.sft.steps
+    trained = ("sft", "fine_tuned", "hard_refine", "grpo")
+    as_tiny = {n: replace(getattr(config, n), steps=getattr(TINY, n).steps) for n in trained}
+    models = replace(
+        config.models, seeing_steps=TINY.models.seeing_steps, contrastive_steps=TINY.models.contrastive_steps
+    )
+    assert replace(config, name="tiny", evaluation=TINY.evaluation, models=models, **as_tiny) == TINY
