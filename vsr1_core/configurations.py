@@ -70,7 +70,7 @@ EXPERIMENT = dataclasses.replace(
     sft=dataclasses.replace(TINY.sft, steps=400),
     fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
     hard_refine=dataclasses.replace(TINY.hard_refine, steps=400),
-    grpo=dataclasses.replace(TINY.grpo, steps=20),
+    grpo=dataclasses.replace(TINY.grpo, steps=20, matched_share=0.5),
     evaluation=dataclasses.replace(
         TINY.evaluation,
         methods=(

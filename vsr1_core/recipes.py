@@ -237,6 +237,9 @@ class GRPORecipe:
     steps: int = 0
     """Optimiser steps; 0 means one epoch over the prompts."""
     queries_per_step: int = 2
+    matched_share: float = 0.0
+    """Share of a step's queries that find their video first; 0 takes queries as they come. Not in the paper; where few
+    do, a policy is rewarded for refusing whatever it is shown."""
     group_size: int = 8
     num_turns: int = 3
     temperature: float = 1.0

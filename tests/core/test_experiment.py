@@ -142,6 +142,7 @@ def test_the_experiment_is_tiny_with_more_steps_as_many_for_every_method_and_mor
     assert steps.pop() > TINY.sft.steps
     trained = ("sft", "fine_tuned", "hard_refine", "grpo")
     as_tiny = {n: replace(getattr(config, n), steps=getattr(TINY, n).steps) for n in trained}
+    as_tiny["grpo"] = replace(as_tiny["grpo"], matched_share=TINY.grpo.matched_share)
     models = replace(
         config.models, seeing_steps=TINY.models.seeing_steps, contrastive_steps=TINY.models.contrastive_steps
     )

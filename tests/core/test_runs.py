@@ -13,7 +13,7 @@ import torch
 from tests.core import test_grpo, test_sft
 from vsr1_core.training import sft
 from vsr1_core.training.grpo import EpisodeGRPOTrainer, train_grpo
-from vsr1_core.training.runs import TrainingRun, drop_state, kept_state, training_order
+from vsr1_core.training.runs import TrainingRun, drop_state, kept_state, shared_order, training_order
 from vsr1_core.training.sft import RefineSFTTrainer, train_sft
 
 Train = Callable[[Any, Any, TrainingRun], Any]
@@ -122,6 +122,18 @@ def test_a_half_written_state_is_passed_over_and_dropped_with_the_others(tmp_pat
     (tmp_path / "other" / "runs").mkdir(parents=True)
     drop_state(tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["other", "other/runs"]
+
+
+def test_a_share_of_each_step_is_of_the_first_kind() -> None:
+    kinds = [i % 5 == 0 for i in range(20)]
+    order = shared_order(kinds, 0.5, 4, 30, seed=1)
+    steps = [order[i : i + 4] for i in range(0, 120, 4)]
+    assert all(len(set(step)) == 4 and sum(kinds[i] for i in step) == 2 for step in steps)
+    assert set(order) == set(range(20))
+    assert order != shared_order(kinds, 0.5, 4, 30, seed=2)
+    assert len(shared_order(kinds, 0.01, 4, 0, seed=1)) == 20
+    assert sum(kinds[i] for i in shared_order(kinds, 0.01, 4, 1, seed=1)) == 1
+    assert shared_order([False] * 5, 0.5, 2, 3, seed=1) == training_order(5, 2, 3, seed=1)
 
 
 def test_every_pass_sees_every_row_once_and_no_step_sees_one_twice() -> None:

@@ -517,6 +517,7 @@ class GRPOCheckpoint(TrainedStage):
                 end_s=r["end_s"],
                 duration_s=r["duration_s"],
                 negative_ids=tuple(r["negative_ids"]),
+                is_matched=r["label"] == "matched",
             )
             for r in rows
         ]

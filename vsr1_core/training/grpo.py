@@ -40,7 +40,7 @@ from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.processes import SharedSteps, share_of
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
-from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
+from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, shared_order, training_order
 from vsr1_core.training.sft import curve_of, parameter_groups
 
 NUM_TRACED_STEPS = 20
@@ -201,6 +201,9 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         self.rng, self.generator = sampler.rng, sampler.generator
         queries_a_step = kwargs["args"].generation_batch_size // recipe.group_size
         order = training_order(len(prompts), queries_a_step, recipe.steps, recipe.seed)
+        if recipe.matched_share:
+            matched = [p.is_matched for p in prompts]
+            order = shared_order(matched, recipe.matched_share, queries_a_step, recipe.steps, recipe.seed)
         super().__init__(
             model=policy.model,
             processing_class=policy.tokenizer,

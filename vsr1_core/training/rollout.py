@@ -30,7 +30,8 @@ from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecor
 
 @dataclass(frozen=True)
 class GRPOPrompt:
-    """One row of grpo_prompts: a query, its moment in seconds, and videos that are like the right one."""
+    """One row of grpo_prompts: a query, its moment in seconds, videos like the right one, and whether the first
+    search finds the right one."""
 
     query_id: str
     query: str
@@ -39,6 +40,7 @@ class GRPOPrompt:
     end_s: float
     duration_s: float
     negative_ids: tuple[str, ...] = ()
+    is_matched: bool = False
 
 
 @dataclass(frozen=True)

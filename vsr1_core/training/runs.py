@@ -104,6 +104,27 @@ def training_order(num_rows: int, rows_a_step: int, num_steps: int, seed: int) -
     return order[: num_steps * rows_a_step]
 
 
+def shared_order(is_first_kind: Sequence[bool], share: float, rows_a_step: int, num_steps: int, seed: int) -> list[int]:
+    """As `training_order`, but of each step's rows a `share` is of the first kind, at least one of either. Where there
+    is one kind only, or a step has one row, rows come as they are."""
+    kinds = [[i for i, first in enumerate(is_first_kind) if first is kind] for kind in (True, False)]
+    if not all(kinds) or rows_a_step < 2:
+        return training_order(len(is_first_kind), rows_a_step, num_steps, seed)
+    num_first = min(max(1, round(share * rows_a_step)), rows_a_step - 1)
+    num_steps = num_steps or -(-len(is_first_kind) // rows_a_step)
+    sizes = (num_first, rows_a_step - num_first)
+    drawn = [
+        [rows[i] for i in training_order(len(rows), size, num_steps, seed)]
+        for rows, size in zip(kinds, sizes, strict=True)
+    ]
+    return [
+        row
+        for step in range(num_steps)
+        for rows, size in zip(drawn, sizes, strict=True)
+        for row in rows[step * size : (step + 1) * size]
+    ]
+
+
 def _own_state_path(checkpoint: str) -> Path:
     """Of this process."""
     return Path(checkpoint) / f"own_state_{PartialState().process_index}.json"
