@@ -44,11 +44,10 @@ demo: setup  ## Build the toy dataset, raw videos to report, and print the metri
 experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (about 1.5 hours)
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
-# The tests of a file share what they build, so a file stays in one process; the long ones come first. One process more
-# than there are cores, as some tests wait.
+# How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.
 test: setup  ## All tests, in several processes (TEST_PROCESSES=0: in one process)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
-	  --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	  --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
