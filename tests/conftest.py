@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,22 @@ from pipelines.resources import prepare_process
 prepare_process()  # before anything imports torch
 os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer
 
+LONGEST = (
+    "test_daemon.py",
+    "test_nano_build.py",
+    "test_experiment_command.py",
+    "test_random_edits.py",
+    "test_staleness.py",
+)
+"""By what `make test PYTEST_ARGS=--durations=30` says."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with more slow tests come first, so that of several processes none is left alone with one at the end."""
-    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -num_slow[item.path])
+    """Long files come first, so that of several processes none is left alone with one at the end."""
+    slow = {item.path.name for item in items if item.get_closest_marker("slow")}
+    order = {name: place for place, name in enumerate([*LONGEST, *sorted(slow - set(LONGEST))])}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
