@@ -279,7 +279,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
         search = mean.new_zeros(())
-        right_ids = in_batch([examples[i].right_video_id for i in refining])
+        right_ids = in_batch([examples[i].right_video_id for i in refining]) if self.recipe.in_batch_positives else []
         if refining:
             search = self._retrieval_losses([examples[i] for i in refining], latents, draw, right_ids).sum()
         return LossSums(mean * len(targets), len(targets), search, len(refining)), parts
