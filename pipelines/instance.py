@@ -4,17 +4,21 @@ gone.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from pipelines.resources import POSTGRES_URL, uses_postgres
 from vsr1_core.lake import atomic_path
 
 PID_TAG, HOST_TAG = "vsr1/pid", "vsr1/host"
+MAX_FIRST_EVENTS = 5
+"""Of a run that the UI or the daemon launched: one of these names its process."""
 POSTGRES_STORAGE = f"""
 # The URL itself, with its password, stays in the environment.
 storage:
@@ -52,16 +56,27 @@ def process_tags() -> dict[str, str]:
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> int:
-    """Mark runs of killed builds on this host as failed and free their pool slots; a slot kept would block for ever."""
-    filters = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING],
-        tags={HOST_TAG: socket.gethostname()},
-    )
-    dead = [run for run in instance.get_runs(filters) if not _is_alive(int(run.tags[PID_TAG]))]
+    """Mark runs on this host whose process is gone as failed and free their places in the pools: those of killed
+    builds, and of a UI that was killed with its runs. A place that is kept blocks all later runs for ever.
+    """
+    statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+    runs = instance.get_runs(dg.RunsFilter(statuses=statuses))
+    dead = [run for run in runs if (pid := _pid_on_this_host(instance, run)) is not None and not _is_alive(pid)]
     for run in dead:
-        instance.report_run_failed(run, "The process of this build is gone; finished shards are kept.")
+        instance.report_run_failed(run, "The process of this run is gone; finished shards are kept.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return len(dead)
+
+
+def _pid_on_this_host(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | None:
+    """The process of a run; None where it is on another host, or not known to be on this one."""
+    if run.tags.get(HOST_TAG) == socket.gethostname():
+        return int(run.tags[PID_TAG])
+    if uses_postgres() or json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host") != "localhost":
+        return None
+    records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=MAX_FIRST_EVENTS)
+    events = [record.event_log_entry.get_dagster_event().engine_event_data.metadata for record in records.records]
+    return next((int(str(metadata["pid"].value)) for metadata in events if "pid" in metadata), None)
 
 
 def _is_alive(pid: int) -> bool:

@@ -79,12 +79,20 @@ def show_step(name: str, done: int, total: int) -> None:
 
 
 class _PlainLines(logging.Handler):
-    """Writes what asset bodies log; events of the framework are dropped (the UI shows those)."""
+    """Writes what asset bodies log, and that a step waits for another run; other events of the framework are dropped
+    (the UI shows those)."""
 
     def emit(self, record: logging.LogRecord) -> None:
         meta = getattr(record, "dagster_meta", {})
         line = meta.get("orig_message", record.getMessage())
-        if meta.get("dagster_event") is not None or line.startswith("Dependencies for step"):
+        if (event := meta.get("dagster_event")) is not None:
+            if event.event_type != dg.DagsterEventType.ENGINE_EVENT or "pool" not in event.engine_event_data.metadata:
+                return
+            pool = event.engine_event_data.metadata["pool"].value
+            line = (
+                f"{event.step_key} waits: another run has the place in pool {pool} (in the UI: Deployment, Concurrency)"
+            )
+        elif record.levelno < logging.INFO or line.startswith("Dependencies for step"):
             return
         if (bars := _shown.get()) is not None:
             bars.line(line)
@@ -95,6 +103,6 @@ class _PlainLines(logging.Handler):
 
 @dg.logger(config_schema={}, description="Lines logged by asset bodies, plain.")
 def progress_logger(_: dg.InitLoggerContext) -> logging.Logger:
-    logger = logging.Logger("vsr1", level=logging.INFO)
+    logger = logging.Logger("vsr1", level=logging.DEBUG)
     logger.addHandler(_PlainLines())
     return logger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,28 @@ def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path)
         statuses = {run.run_id: run.status for run in instance.get_runs()}
     assert statuses[dead.run_id] == dg.DagsterRunStatus.FAILURE
     assert statuses[alive.run_id] == dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_of_a_killed_ui_is_marked_as_failed_too(home: Path) -> None:
+    import dagster as dg
+    from dagster._core.events import EngineEventData
+    from dagster._core.storage.tags import GRPC_INFO_TAG
+
+    from pipelines.instance import close_dead_runs, open_instance
+
+    def run_of(instance: dg.DagsterInstance, pid: int, host: str = "localhost") -> str:
+        """As a code server leaves it: where the server is, and in the first event which process runs it."""
+        job = pipelines.definitions.build_defs().resolve_job_def("whole_graph")
+        tags = {GRPC_INFO_TAG: json.dumps({"host": host, "socket": "/nowhere"})}
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        metadata = {"pid": dg.MetadataValue.text(str(pid))}
+        instance.report_engine_event("Started process for run", run, EngineEventData(metadata))
+        return run.run_id
+
+    with open_instance(home) as instance:
+        dead, alive = run_of(instance, 999999999), run_of(instance, os.getpid())
+        elsewhere = run_of(instance, 999999999, host="another-host")
+        assert close_dead_runs(instance) == 1
+        statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses[dead] == dg.DagsterRunStatus.FAILURE
+    assert statuses[alive] == statuses[elsewhere] == dg.DagsterRunStatus.STARTED

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
 from pipelines import instance
 from pipelines.instance import dagster_home, open_instance
+from pipelines.progress import progress_logger
 from pipelines.resources import uses_postgres
 
 URL = "postgresql+psycopg2://me:secret@127.0.0.1:5432/runs"
@@ -49,3 +53,36 @@ def test_a_missing_package_and_a_wrong_url_say_what_to_do(tmp_path: Path, monkey
     with pytest.raises(ValueError, match=r"must be like postgresql\+psycopg2://") as raised:
         uses_postgres({"VSR1_POSTGRES_URL": "postgresql://me:secret@host/runs"})
     assert "secret" not in str(raised.value)
+
+
+def test_a_step_that_waits_for_a_place_in_a_pool_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    @dg.op(pool="gpu")
+    def trains() -> None:
+        pass
+
+    @dg.job(logger_defs={"progress": progress_logger})
+    def job() -> None:
+        trains()
+
+    with open_instance(tmp_path) as opened:
+        other = opened.create_run_for_job(job)
+        storage = opened.event_log_storage
+        storage.initialize_concurrency_limit_to_default("gpu")
+        assert storage.claim_concurrency_slot("gpu", other.run_id, "trains").is_claimed
+        results = []
+        loggers = {"loggers": {"progress": {}}}
+        waiting = threading.Thread(
+            target=lambda: results.append(job.execute_in_process(instance=opened, run_config=loggers))
+        )
+        waiting.start()
+        said = ""
+        try:
+            deadline = time.monotonic() + 60
+            while "waits" not in said and time.monotonic() < deadline:
+                time.sleep(0.1)
+                said += capfd.readouterr().err
+        finally:
+            storage.free_concurrency_slots_for_run(other.run_id)
+            waiting.join(60)
+    assert "trains waits: another run has the place in pool gpu" in said
+    assert [result.success for result in results] == [True]
