@@ -10,7 +10,7 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import get_entry
-from vsr1_core.increments import Plan, make_plan, row_version
+from vsr1_core.increments import Plan, make_plan, row_version, without_gc
 from vsr1_core.lake import Lake
 from vsr1_core.recipes import STAGE_VERSIONS, fingerprint
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
@@ -84,6 +84,7 @@ class StagePlan:
     num_imported: int = 0
 
 
+@without_gc()
 def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
     """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing.
 

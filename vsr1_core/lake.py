@@ -148,40 +148,52 @@ class Table:
     @property
     def rows_path(self) -> Path:
         """The committed rows; where there are none yet, the name that the first ones will get."""
-        return max(self.folder.glob("rows*.parquet"), default=self.folder / _rows_name(1))
+        return self._newest() or self.folder / _rows_name(1)
+
+    def _newest(self) -> Path | None:
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [e.name for e in entries if e.name.startswith("rows") and e.name.endswith(".parquet")]
+        except FileNotFoundError:
+            return None
+        return self.folder / max(names) if names else None
 
     @property
     def manifest_path(self) -> Path:
         return self.folder / "manifest.json"
 
     def exists(self) -> bool:
-        return self.rows_path.exists()
+        return self._newest() is not None
+
+    @functools.cached_property
+    def _empty(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.schema)
 
     def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows, sorted by id; an empty frame with the right columns where nothing was built yet."""
-        wanted = list(columns) if columns is not None else list(self.schema)
-        if not self.exists():
-            return pl.DataFrame(schema=self.schema).select(wanted)
-        path = self.rows_path
+        declared, path = self.schema, self._newest()
+        wanted = list(columns) if columns is not None else list(declared)
+        if path is None:
+            return self._empty[wanted]
         kept = _schema(path)
-        same = [name for name in wanted if kept.get(name) == self.schema.get(name, kept.get(name))]
+        same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
         frame = _read(path, same)
         if len(same) == len(wanted):
             return frame
         # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
-        new = [pl.lit(None, dtype=self.schema[name]).alias(name) for name in wanted if name not in same]
+        new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
 
     def has_other_columns(self) -> bool:
         """Whether the committed rows were written with other columns than are declared now."""
-        declared = pl.DataFrame(schema=self.schema).schema
-        return self.exists() and dict(_schema(self.rows_path)) != dict(declared)
+        path = self._newest()
+        return path is not None and dict(_schema(path)) != dict(self._empty.schema)
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """Committed rows whose status is `ok`."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
         frame = self.rows(wanted).filter(pl.col("status") == "ok")
-        return frame if columns is None else frame.select(list(columns))
+        return frame if columns is None else frame[list(columns)]
 
     def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
         """`rows` as a frame with exactly this table's columns; a missing value is null, an unknown column an error."""
@@ -198,11 +210,13 @@ class Table:
 
     def pending(self) -> pl.DataFrame:
         """Rows of a run that did not reach its commit, the newest for each id."""
+        if not (self.folder / "pending").exists():
+            return self._empty
         paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
         frames = [pl.read_parquet(p, hive_partitioning=False, glob=False) for p in paths]
-        readable = [f for f in frames if dict(f.schema) == dict(pl.DataFrame(schema=self.schema).schema)]
+        readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
         if not readable:
-            return pl.DataFrame(schema=self.schema)
+            return self._empty
         return pl.concat(readable).unique(self.key, keep="last")
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,23 +281,28 @@ SMALL_FILE = 2**16
 
 def _read(path: Path, columns: list[str]) -> pl.DataFrame:
     """Some columns of a file of rows."""
-    stat = path.stat()
-    if stat.st_size <= SMALL_FILE:
-        return _small(path, stat.st_ino, stat.st_mtime_ns).select(columns)
+    if (small := _small(path)) is not None:
+        return small[0][columns]
     return pl.read_parquet(path, columns=columns, hive_partitioning=False, glob=False)
 
 
-@functools.lru_cache(maxsize=128)
-def _small(path: Path, inode: int, written_ns: int) -> pl.DataFrame:
-    """A whole file, read once. It never changes once it has its name; a home that was made anew has other files."""
-    return pl.read_parquet(path, hive_partitioning=False, glob=False)
-
-
-def _schema(path: Path) -> pl.Schema:
-    stat = path.stat()
-    if stat.st_size <= SMALL_FILE:
-        return _small(path, stat.st_ino, stat.st_mtime_ns).schema
+def _schema(path: Path) -> Mapping[str, Any]:
+    if (small := _small(path)) is not None:
+        return small[1]
     return pl.scan_parquet(path, hive_partitioning=False, glob=False).collect_schema()
+
+
+def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
+    """A whole file and its schema; None of a large one."""
+    stat = path.stat()
+    return _kept(path, stat.st_ino, stat.st_mtime_ns) if stat.st_size <= SMALL_FILE else None
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
+    """A small file, read once. It never changes once it has its name; a home that was made anew has other files."""
+    frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    return frame, dict(frame.schema)
 
 
 def _rows_name(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
-from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan
+from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.lake import Lake, Table
 from vsr1_core.prepared.store import GivenRow, Imported, current_import
 from vsr1_core.reasoning.teacher import EndpointSettings
@@ -86,10 +86,13 @@ class View:
     planned: dict[str, pl.DataFrame] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     home: Path | None = None
+    _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
-        stage = self.stages[asset]
-        return self.lake.table(asset, self.entry.name, stage.key, stage.columns)
+        if asset not in self._tables:
+            stage = self.stages[asset]
+            self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.columns)
+        return self._tables[asset]
 
     def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table. `row_version` is exact while planning; unknown columns are null then."""
@@ -98,7 +101,7 @@ class View:
                 raise NotYetKnown(asset)
             return self.table(asset).ok_rows(columns)
         frame = self.planned[asset].filter(pl.col("status") == "ok")
-        return frame if columns is None else frame.select(list(columns))
+        return frame if columns is None else frame[list(columns)]
 
     def results(self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table (that fit `where`) with all columns true.
@@ -108,13 +111,13 @@ class View:
         if asset not in self.planned and columns is not None:  # committed: only what is asked for is read
             extra = [] if where is None else where.meta.root_names()
             frame = self.rows(asset, list(dict.fromkeys([*columns, *extra])))
-            return (frame if where is None else frame.filter(where)).select(list(columns))
+            return (frame if where is None else frame.filter(where))[list(columns)]
         frame = self.rows(asset)
         frame = frame if where is None else frame.filter(where)
         # A row that is due has no `row_inputs` yet.
         if asset in self.planned and frame["row_inputs"].null_count():
             raise NotYetKnown(asset)
-        return frame if columns is None else frame.select(list(columns))
+        return frame if columns is None else frame[list(columns)]
 
     def versions(self, asset: str) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows."""
@@ -229,9 +232,10 @@ class Stage(ABC):
     def build(self, view: View, execution: Execution, only_imported: bool = False) -> Outcome:
         """Plan, process what is due, commit. Idempotent. `only_imported` leaves rows that would be made for later."""
         table = view.table(self.name)
-        wanted = self.wanted_rows(view)
-        inputs = self.wanted_inputs(view, wanted)
-        plan = make_plan(inputs, table)
+        with without_gc():
+            wanted = self.wanted_rows(view)
+            inputs = self.wanted_inputs(view, wanted)
+            plan = make_plan(inputs, table)
         if only_imported:
             plan = plan.limited_to({row_id for row_id, row in wanted.items() if row.is_imported})
         outcome = run_plan(
