@@ -71,7 +71,7 @@ EXPERIMENT = dataclasses.replace(
     sft=dataclasses.replace(TINY.sft, steps=700),
     fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
     hard_refine=dataclasses.replace(TINY.hard_refine, steps=400),
-    grpo=dataclasses.replace(TINY.grpo, steps=20, matched_share=0.5),
+    grpo=dataclasses.replace(TINY.grpo, steps=20, matched_share=0.5, lr=1e-5, refine_lr=3e-5),
     evaluation=dataclasses.replace(
         TINY.evaluation,
         methods=(
