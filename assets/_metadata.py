@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import dagster as dg
 import polars as pl
 
 from vsr1_core.columns import meaning
-from vsr1_core.lake import BASE_COLUMNS, Table
+from vsr1_core.lake import BASE_COLUMNS, Lake, Table, atomic_path, digest_file
+from vsr1_core.recipes import fingerprint
 from vsr1_core.stages.base import Stage
 
+PICTURE_VERSION = 1
+"""Bumped when a picture of the same values is to look otherwise."""
 _MAX_CELL = 60
 _GAP = 2
 """Pixels between the frames of a contact sheet."""
@@ -114,13 +118,29 @@ def picture(png: bytes, alt: str) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![{alt}]({_data_uri(png)})")
 
 
-def with_pictures(markdown: str, folder: Path) -> dg.MetadataValue:
+def drawn(lake: Lake, what: Any, draw: Callable[[], bytes]) -> bytes:
+    """The PNG that `draw` makes of `what`, kept: drawing takes most of a build that finds nothing to do. `what` has a
+    fingerprint, and is all that the picture shows."""
+    path = lake.cache("pictures") / f"{fingerprint([PICTURE_VERSION, what])}.png"
+    if not path.exists():
+        png = draw()
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(png)
+    return path.read_bytes()
+
+
+def with_pictures(lake: Lake, markdown: str, folder: Path) -> dg.MetadataValue:
     """Markdown whose links to PNG files of `folder` are replaced by the pictures themselves."""
     for path in sorted(folder.glob("*.png")):
         link = f"]({path.name})"
         if link in markdown:
-            markdown = markdown.replace(link, f"]({_data_uri(fitting(path.read_bytes()))})")
+            png = drawn(lake, ["fitting", digest_file(path)], functools.partial(_fitting_file, path))
+            markdown = markdown.replace(link, f"]({_data_uri(png)})")
     return dg.MetadataValue.md(markdown)
+
+
+def _fitting_file(path: Path) -> bytes:
+    return fitting(path.read_bytes())
 
 
 def fitting(png: bytes) -> bytes:

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import GPU, AssetInfo
-from assets._metadata import cell, fitting, picture
+from assets._metadata import cell, drawn, fitting, picture
 from vsr1_core.stages.base import View
 
 
@@ -19,7 +19,7 @@ def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
     for row_id, path, curve in view.rows(asset, [key, "path", "curve"]).iter_rows():
         extras[f"checkpoint/{row_id}"] = dg.MetadataValue.path(path)
         if curve:
-            extras[f"curves/{row_id}"] = _curve_picture(row_id, curve)
+            extras[f"curves/{row_id}"] = _curve_picture(view, row_id, curve)
     return extras
 
 
@@ -44,11 +44,13 @@ def _episode_text(episode: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _curve_picture(row_id: str, curve: list[dict[str, Any]]) -> dg.MetadataValue:
-    from vsr1_core.evaluation import plots
+def _curve_picture(view: View, row_id: str, curve: list[dict[str, Any]]) -> dg.MetadataValue:
+    def draw() -> bytes:
+        from vsr1_core.evaluation import plots
 
-    figure = plots.loss_curves({row_id: pl.DataFrame(curve)})
-    return picture(fitting(plots.png(figure)), f"training curves of {row_id}")
+        return fitting(plots.png(plots.loss_curves({row_id: pl.DataFrame(curve)})))
+
+    return picture(drawn(view.lake, ["curves", row_id, curve], draw), f"training curves of {row_id}")
 
 
 ASSETS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import GPU, AssetInfo
-from assets._metadata import cell, fitting, markdown_table, picture, with_pictures
+from assets._metadata import cell, drawn, fitting, markdown_table, picture, with_pictures
 from vsr1_core.stages import evaluation
 from vsr1_core.stages.base import View
 
@@ -81,23 +82,28 @@ def report_extras(view: View, asset: str) -> dict[str, Any]:
     """The report of each split, its plots inside."""
     listed = view.rows(asset, ["split", "path"]).sort("split").iter_rows()
     return {
-        f"report/{split}": with_pictures(Path(path).read_text(encoding="utf-8"), Path(path).parent)
+        f"report/{split}": with_pictures(view.lake, Path(path).read_text(encoding="utf-8"), Path(path).parent)
         for split, path in listed
     }
 
 
 def curves_extras(view: View, asset: str) -> dict[str, Any]:
     """The curves as pictures."""
+    rows = view.rows(asset)
+    pictures = {}
+    for (split,), frame in rows.partition_by("split", as_dict=True).items():
+        values = sorted(frame["row_version"])
+        for curve in sorted(frame["curve"].unique()):
+            png = drawn(view.lake, [curve, values], functools.partial(_fitting_plot, curve, frame))
+            pictures[f"curves/{split}/{curve}"] = picture(png, f"{split}: metrics by number of {curve}")
+    return pictures
+
+
+def _fitting_plot(curve: str, frame: pl.DataFrame) -> bytes:
     from vsr1_core.evaluation import plots
 
-    rows = view.rows(asset)
-    drawn = {"turns": plots.turns, "soft_tokens": plots.soft_tokens}
-    return {
-        f"curves/{split}/{curve}": picture(fitting(plots.png(draw(frame))), f"{split}: metrics by number of {curve}")
-        for (split,), frame in rows.partition_by("split", as_dict=True).items()
-        for curve, draw in drawn.items()
-        if (frame["curve"] == curve).any()
-    }
+    draw = {"turns": plots.turns, "soft_tokens": plots.soft_tokens}[curve]
+    return fitting(plots.png(draw(frame)))
 
 
 def _prediction_info(method: str) -> AssetInfo:

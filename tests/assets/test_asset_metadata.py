@@ -15,6 +15,7 @@ from assets._factory import asset_key, code_version, outcome_metadata, summary_l
 from assets._metadata import (
     cell,
     contact_sheet,
+    drawn,
     failure_table,
     fitting,
     markdown_table,
@@ -55,9 +56,20 @@ def test_a_cut_path_keeps_its_end() -> None:
 def test_a_report_carries_its_pictures(tmp_path: Path) -> None:
     """The UI serves no files: a link to a file beside the report shows nothing there."""
     Image.new("RGB", (1300, 650)).save(tmp_path / "recall.png")
-    shown = with_pictures("![Recall.](recall.png) and ![gone](gone.png)", tmp_path).value
+    shown = with_pictures(Lake(tmp_path / "lake"), "![Recall.](recall.png) and ![gone](gone.png)", tmp_path).value
     assert "![Recall.](data:image/png;base64," in shown
     assert "](gone.png)" in shown
+
+
+def test_a_picture_is_drawn_once_for_the_same_values(tmp_path: Path) -> None:
+    lake, asked = Lake(tmp_path), []
+
+    def draw() -> bytes:
+        asked.append(1)
+        return b"png %d" % len(asked)
+
+    shown = [drawn(lake, ["loss", values], draw) for values in ([1.0], [1.0], [2.0], [1.0])]
+    assert shown == [b"png 1", b"png 1", b"png 2", b"png 1"]
 
 
 def test_a_wide_picture_is_made_to_fit() -> None:
