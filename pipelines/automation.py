@@ -12,9 +12,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContext
 
 from assets._factory import asset_key
 from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE, is_built
@@ -110,6 +112,7 @@ def when_inputs_changed(planner: Planner) -> dg.AutomationCondition:
         & ~condition.any_deps_in_progress()
         & ~condition.any_deps_missing().ignore(_observed(planner.stages))
         & condition.all_deps_blocking_checks_passed()
+        & (Holds("rows are still due", questions.is_still_behind) | will_move)
     ).with_label("behind its inputs")
 
 
@@ -126,6 +129,21 @@ class _Tick:
         self.time = context.evaluation_time
         self.outlooks: dict[str, Outlook] = {}
         self.staleness = CachingStaleStatusResolver(view.instance, view.asset_graph, loading_context=view)
+
+
+class _Unread(LoadingContext):
+    """For a question about Dagster's records as they are now, not as they were when the evaluation began."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance, self._loaders = instance, dict[type, Any]()
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[type, Any]:
+        return self._loaders
 
 
 class _Questions:
@@ -153,6 +171,17 @@ class _Questions:
 
     def rows_are_due(self, context: dg.AutomationContext, dataset: str) -> bool:
         return self._stage_of.get(context.key, "") in self._outlook(context, dataset).due
+
+    def is_still_behind(self, context: dg.AutomationContext, dataset: str) -> bool:
+        """Asked last, when it is known that nothing makes it: a run that ended while all else was found out has made
+        the rows, and another one would find none.
+        """
+        self._now(context).outlooks[dataset] = self._planner.outlook(dataset, context.log)
+        if self.rows_are_due(context, dataset):
+            return True
+        view = context.asset_graph_view
+        staleness = CachingStaleStatusResolver(view.instance, view.asset_graph, _Unread(view.instance))
+        return bool(staleness.get_status(context.key, dataset) == StaleStatus.STALE)
 
     def is_ready(self, context: dg.AutomationContext, dataset: str) -> bool:
         """Whether each stage above it is up to date, or runs before it in this very run. Held ones are not waited for:

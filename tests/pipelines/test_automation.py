@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import dagster as dg
 import pytest
 
 from pipelines import checks
+from pipelines.automation import Outlook, Planner
 from tests.fakes import Squares, fake_stages, register_versions, write_numbers
 from tests.ticker import Ticker
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
@@ -68,6 +70,24 @@ def test_a_build_by_hand_leaves_nothing_to_do(settled: Ticker) -> None:
     settled.build("toy")
     assert settled.tick() == {}
     assert settled.stale("toy") == set()
+
+
+def test_a_build_that_ends_while_the_conditions_are_evaluated_leaves_nothing_to_do(
+    settled: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(settled, b=4)
+    look, built = Planner.outlook, list[str]()
+
+    def look_and_build(self: Planner, dataset: str, log: logging.Logger) -> Outlook:
+        found = look(self, dataset, log)
+        if dataset == "toy" and not built:
+            built.append(dataset)
+            settled.build(dataset)
+        return found
+
+    monkeypatch.setattr(Planner, "outlook", look_and_build)
+    assert settled.tick() == {}
+    assert built == ["toy"]
 
 
 def test_a_new_stage_version_runs_its_stage_in_every_dataset(settled: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
