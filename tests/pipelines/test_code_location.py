@@ -94,4 +94,4 @@ def test_definitions_are_valid() -> None:
 
     from pipelines.definitions import defs
 
-    dg.Definitions.validate_loadable(defs)
+    dg.Definitions.validate_loadable(defs)  # raises where they are not
