@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,9 +30,12 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def executor() -> dg.ExecutorDefinition:
     """A process a step: one that dies takes no other with it, and its memory comes back. It is forked from one that
     has imported this code location and done nothing else, since most steps of a small change take less time than that
-    import."""
-    start = {"forkserver": {"preload_modules": ["pipelines.definitions"]}}
-    return dg.multiprocess_executor.configured({"max_concurrent": MAX_CONCURRENT_STEPS, "start_method": start})
+    import. Where nothing can be forked (Windows), each step imports.
+    """
+    config: dict[str, Any] = {"max_concurrent": MAX_CONCURRENT_STEPS}
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        config["start_method"] = {"forkserver": {"preload_modules": ["pipelines.definitions"]}}
+    return dg.multiprocess_executor.configured(config)
 
 
 def build_jobs(partitions_def: dg.PartitionsDefinition, groups: Iterable[str]) -> list[Any]:
