@@ -41,7 +41,7 @@ demo: setup  ## Build the toy dataset, raw videos to report, and print the metri
 	$(BIN)/vsr1 build --dataset toy
 	$(BIN)/vsr1 report --dataset toy
 
-experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (about 1.5 hours)
+experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (under 2 hours)
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
 # How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.

@@ -112,7 +112,7 @@ def when_inputs_changed(planner: Planner) -> dg.AutomationCondition:
         & ~condition.any_deps_in_progress()
         & ~condition.any_deps_missing().ignore(_observed(planner.stages))
         & condition.all_deps_blocking_checks_passed()
-        & (Holds("rows are still due", questions.is_still_behind) | will_move)
+        & (Holds("still behind, asked anew", questions.is_still_behind) | will_move)
     ).with_label("behind its inputs")
 
 

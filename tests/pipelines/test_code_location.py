@@ -92,6 +92,10 @@ def test_jobs_are_partitioned_by_dataset(name: str) -> None:
 def test_definitions_are_valid() -> None:
     import dagster as dg
 
+    from assets._factory import asset_key
     from pipelines.definitions import defs
+    from vsr1_core.graph import all_stages
 
     dg.Definitions.validate_loadable(defs)  # raises where they are not
+    made = defs.resolve_asset_graph().materializable_asset_keys
+    assert made == {*map(asset_key, all_stages()), dg.AssetKey("warehouse")}

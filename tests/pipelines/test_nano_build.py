@@ -131,13 +131,15 @@ def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> No
 def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     view, lines = open_view(tmp_path / "home", "nano"), list[str]()
-    stage = view.stages["grpo_checkpoint"]
-    assert isinstance(stage, TrainedStage)
-    (row,) = stage.make(view, [stage.name], Execution(processes=3, log=lines.append))
-    assert row["digest"] == digest_weights(Path(row["path"]))
-    assert Path(row["path"]).is_relative_to(tmp_path)
-    assert [p.name for p in view.files(stage.name).iterdir() if p.name.startswith(".")] == []
-    assert any(point["name"].endswith("_loss") for point in row["curve"])
+    for asset in ("sft_checkpoint", "grpo_checkpoint"):
+        stage = view.stages[asset]
+        assert isinstance(stage, TrainedStage)
+        (row,) = stage.make(view, [asset], Execution(processes=3, log=lines.append))
+        assert row["digest"] == digest_weights(Path(row["path"]))
+        assert Path(row["path"]).is_relative_to(tmp_path)
+        assert [p.name for p in view.files(asset).iterdir() if p.name.startswith(".")] == []
+        assert any(point["name"].endswith("_loss") for point in row["curve"])
+    assert "sft_checkpoint: a step of 4 can be shared evenly by 2 processes, not by more" in lines
     assert "grpo_checkpoint: a step of 2 can be shared evenly by 2 processes, not by more" in lines
 
 
