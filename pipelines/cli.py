@@ -41,7 +41,7 @@ EXAMPLES = """
 
   vsr1 ui                                 the graph in the browser
 
-State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE and VSR1_WORKERS say what the work runs on;
+State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work runs on;
 VSR1_CACHE_GB (default 20) what vision features may take on disk.
 """
 

@@ -20,6 +20,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.lake import atomic_path, read_jsonl
+from vsr1_core.ray_engine import connected
 from vsr1_core.recipes import Configuration, EndpointRecipe
 from vsr1_core.stages.base import Execution
 
@@ -50,6 +51,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss, _ui)
     for other in others:
         yield other()
+    if settings.ray:
+        yield _ray(settings.ray)
 
 
 def _python() -> Finding:
@@ -131,6 +134,15 @@ def _ui() -> Finding:
     if _is_installed("dagster-webserver"):
         return Finding("web UI", "ok", importlib.metadata.version("dagster-webserver"))
     return Finding("web UI", "note", "not installed", 'for `vsr1 ui`: pip install -c constraints.txt -e ".[ui]"')
+
+
+def _ray(address: str) -> Finding:
+    try:
+        with connected(address) as ray:
+            num_nodes, num_cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
+    except ValueError as error:
+        return Finding("Ray", "problem", str(error), "or unset VSR1_RAY: row work then runs here")
+    return Finding("Ray", "ok", f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs")
 
 
 def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
-"""The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _CACHE_GB, _PROCESSES, _MICRO_BATCH,
-_TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Also what assets get from
-it."""
+"""The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
+_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Also what
+assets get from it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `cache_gb` (2**30 bytes)
-    is what vision features may take on disk, and query vectors again, 0 for none; `processes` train together (0: see
-    `choose_processes`); `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in
-    searches; a training keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
+    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `ray` is the address of a
+    cluster that does the row work, empty for `workers` processes here; `cache_gb` (2**30 bytes) is what vision features
+    may take on disk, and query vectors again, 0 for none; `processes` train together (0: see `choose_processes`);
+    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches; a training
+    keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
 
     home: Path
     device: str = "auto"
     workers: int = 1
+    ray: str = ""
     cache_gb: float = 20.0
     processes: int = 0
     micro_batch_size: int = 8
@@ -62,6 +64,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         home,
         device,
         workers,
+        ray=_ray_address(environ),
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
@@ -76,6 +79,16 @@ def _count(environ: Mapping[str, str], name: str, default: int, at_least: int = 
     if not text.isdigit() or int(text) < at_least:
         raise ValueError(f"{name} must be a number of at least {at_least}, not {text!r}")
     return int(text)
+
+
+def _ray_address(environ: Mapping[str, str]) -> str:
+    address = environ.get("VSR1_RAY", "").strip()
+    if address in ("", "auto"):
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():  # a `ray://` client cannot stream answers
+        raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
+    return address
 
 
 def _text_writer(environ: Mapping[str, str]) -> TextWriterName:
@@ -172,6 +185,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     home: str
     device: str = "auto"
     workers: int = 1
+    ray: str = ""
     batch_size: int = 32
     retry_failed: bool = False
     cache_gb: float = 20.0
@@ -192,6 +206,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
         return Execution(
             device=device,
             workers=self.workers,
+            ray=self.ray,
             batch_size=self.batch_size,
             retry_failed=self.retry_failed,
             endpoint=read_endpoint(),

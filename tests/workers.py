@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def square(value: int) -> int:
@@ -16,7 +17,11 @@ def threads_and_process(_: int) -> tuple[str | None, int]:
 
 
 def misbehave(what: str) -> str:
-    """`crash` dies like a decoder with a segmentation fault, `hang` never ends, `bug` and `refuse` raise."""
+    """`crash` dies like a decoder with a segmentation fault, `crash-parent` ends who started this process, `hang` never
+    ends, `bug` and `refuse` raise."""
+    if what == "crash-parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "hang":
@@ -26,3 +31,13 @@ def misbehave(what: str) -> str:
     if what == "bug":
         raise KeyError("width")
     return what.upper()
+
+
+def wait_for_file(task: tuple[int, str]) -> int:
+    """The task's number, once its file is there; at once for no file. Says that it waits by a file beside it."""
+    number, path = task
+    if path:
+        Path(f"{path}.{number}").touch()
+    while path and not Path(path).exists():
+        time.sleep(0.05)
+    return number

@@ -1,4 +1,5 @@
-"""Where row work runs: a pool of local processes that survives crashes and hangs. What is computed is elsewhere.
+"""Where row work runs: a pool of local processes that survives crashes and hangs (`ray_engine`: on a cluster). What is
+computed is elsewhere.
 
 A worker is a fresh interpreter, not a fork: torch, BLAS and decoders hold threads and locks that a fork would copy in
 whatever state they are. It does not import the caller's main script either, so it starts in about 0.2 s under any
@@ -46,8 +47,14 @@ def map_rows(
     worker goes on with the next one. With `workers` at most 1 everything runs here, and neither is caught.
     """
     if workers <= 1:
-        yield from (_outcome(function, item) for item in items)
-        return
+        return (_outcome(function, item) for item in items)
+    return map_in_processes(function, items, workers, deadline_s)
+
+
+def map_in_processes(
+    function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float
+) -> Iterator[Result[Item, Value]]:
+    """`map_rows` in processes of their own, a single one, too; that one keeps the items' order."""
     queue = iter(items)
     busy = [_Worker(function, item, deadline_s) for item in itertools.islice(queue, workers)]
     try:

@@ -20,15 +20,23 @@ def test_an_unknown_text_writer_is_refused_with_the_known_ones() -> None:
         read_settings({"VSR1_TEXT_WRITER": "pen"})
 
 
+@pytest.mark.parametrize("text", ["ray://head:10001", "head", "head:", ":6379", "head:port"])
+def test_an_address_that_is_no_cluster_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="VSR1_RAY must be `auto` or HOST:PORT of the head node"):
+        read_settings({"VSR1_RAY": text})
+    assert [read_settings({"VSR1_RAY": text}).ray for text in ("", "auto", "head:6379")] == ["", "auto", "head:6379"]
+
+
 def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
     environ = {"VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu", "VSR1_PROCESSES": "2"}
-    environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm"}
+    environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm", "VSR1_RAY": "auto"}
     environ |= {"VSR1_SAVE_STEPS": "0", "VSR1_TRACKERS": "tensorboard, trackio,"}
     settings = read_settings(environ)
     given = workplace(settings)
     assert type(given)(**resource_config(settings)) == given
     execution = given.execution(print)
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
+    assert execution.ray == "auto"
     assert (execution.processes, execution.text_writer) == (2, "vllm")
     assert (execution.save_steps, execution.trackers) == (0, ("tensorboard", "trackio"))
 

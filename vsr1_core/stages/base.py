@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
+from vsr1_core.engine import Item, Result, Value, map_rows
 from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.lake import Lake, Table
 from vsr1_core.prepared.store import GivenRow, Imported, current_import
@@ -28,6 +29,8 @@ class Execution:
 
     device: str = "cpu"
     workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    ray: str = ""
+    """Address of a Ray cluster that does the row work in place of `workers`; empty for none."""
     batch_size: int = 32
     shard_rows: int = 256
     retry_failed: bool = False
@@ -47,6 +50,17 @@ class Execution:
     """Where trainings report to beside the lake, by TRL's names: trackio, tensorboard, wandb."""
     log: Callable[[str], None] = lambda line: None
     """A `Log` where steps are shown, too."""
+
+    def map_rows(
+        self, function: Callable[[Item], Value], items: Iterable[Item], shared: Path, deadline_s: float = 900.0
+    ) -> Iterator[Result[Item, Value]]:
+        """`engine.map_rows` where this work runs: in processes of this machine, or on a Ray cluster, whose nodes all
+        have to see the folder `shared`."""
+        if not self.ray:
+            return map_rows(function, items, self.workers, deadline_s)
+        from vsr1_core.ray_engine import map_rows_on_ray
+
+        return map_rows_on_ray(function, items, self.ray, shared, deadline_s, self.log)
 
 
 class NotYetKnown(Exception):

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.engine import map_rows
 from vsr1_core.lake import file_stem
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe, canonical, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
@@ -63,7 +62,7 @@ class FrameTensors(Stage):
                 yield {**old, **known}  # only the splits changed
             else:
                 tasks.append((video_id, sources[video_id], known["path"], view.config.frames))
-        for result in map_rows(_sample_video, tasks, execution.workers):
+        for result in execution.map_rows(_sample_video, tasks, view.lake.root):
             video_id = result.item[0]
             row = result.value or {"error": result.error}
             yield {"video_id": video_id, **wanted[video_id].known, **row}

@@ -1,0 +1,187 @@
+"""Row work on a real Ray cluster of this machine: every item has one result, whatever becomes of nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from polars.testing import assert_frame_equal
+
+from pipelines import doctor
+from pipelines.resources import Settings
+from tests.small_world import NOT_A_VIDEO, SmallWorld, build, fill
+from tests.workers import misbehave, square, threads_and_process, wait_for_file
+from vsr1_core import ray_engine
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.engine import Result
+from vsr1_core.graph import in_order
+from vsr1_core.media.frame_store import read_frames
+from vsr1_core.ray_engine import map_rows_on_ray
+from vsr1_core.stages import corpus, frames
+from vsr1_core.stages.base import Execution
+
+ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that does no work, and a node with 2 CPUs."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        memory = {"object_store_memory": 80 << 20}
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+        made.add_node(num_cpus=2, **memory)
+        made.wait_for_nodes()
+        yield made
+        made.shutdown()
+
+
+def outcomes(results: Iterator[Result[Any, Any]]) -> dict[Any, Result[Any, Any]]:
+    found: dict[Any, Result[Any, Any]] = {}
+    for result in results:
+        assert result.item not in found
+        found[result.item] = result
+    return found
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_every_item_has_one_result(cluster: Any, tmp_path: Path) -> None:
+    results = outcomes(map_rows_on_ray(square, range(41), cluster.address, tmp_path))
+    assert {item: result.value for item, result in results.items()} == {n: n * n for n in range(41)}
+    assert list(tmp_path.iterdir()) == []
+    assert not ray.is_initialized()
+
+
+def test_rows_are_done_in_other_processes_with_one_thread_each(cluster: Any, tmp_path: Path) -> None:
+    done = [r.value for r in map_rows_on_ray(threads_and_process, range(20), cluster.address, tmp_path)]
+    assert {threads for threads, _ in done} == {"1"}
+    assert os.getpid() not in {process for _, process in done}
+    assert len({process for _, process in done}) == 3  # one a task, of 8 rows each
+
+
+def test_crashes_hangs_and_errors_fail_only_their_row(cluster: Any, tmp_path: Path) -> None:
+    items = ["a", "crash", "b", "hang", "c", "refuse", "bug", "d"]
+    results = outcomes(map_rows_on_ray(misbehave, items, cluster.address, tmp_path, deadline_s=2))
+    assert {item: result.value for item, result in results.items() if result.error is None} == {
+        item: item.upper() for item in "abcd"
+    }
+    assert "signal 11" in str(results["crash"].error)
+    assert "longer than 2 s" in str(results["hang"].error)
+    assert results["refuse"].error == "the video is not a video"
+    assert "unexpected KeyError at workers.py" in str(results["bug"].error)
+
+
+def test_rows_of_a_dead_node_go_to_another(cluster: Any, tmp_path: Path) -> None:
+    gate, log = tmp_path / "gate", list[str]()
+
+    def note(line: str) -> None:
+        log.append(line)
+        gate.touch()
+
+    extra = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    cluster.wait_for_nodes()
+    items = [(n, str(gate)) for n in range(32)]  # four tasks, one a CPU; none can end before a loss is noticed
+    results = map_rows_on_ray(wait_for_file, [(-1, ""), *items], cluster.address, tmp_path, log=note)
+    found = [next(results)]
+    until(lambda: len(list(tmp_path.glob("gate.*"))) == 4)  # on both nodes
+    cluster.remove_node(extra, allow_graceful=False)
+    found += results
+    assert sorted(result.item[0] for result in found) == [-1, *range(32)]
+    assert [result.error for result in found if result.error] == []
+    assert any("a node was lost" in line for line in log)
+
+
+def test_a_row_that_loses_nodes_again_and_again_is_given_up(cluster: Any, tmp_path: Path) -> None:
+    log = list[str]()
+    items = ["a", "crash-parent", "b"]
+    results = outcomes(map_rows_on_ray(misbehave, items, cluster.address, tmp_path, log=log.append))
+    assert "3 times with this row" in str(results["crash-parent"].error)
+    assert [results[item].value for item in "ab"] == ["A", "B"]
+    assert len(log) == 2
+
+
+def test_a_node_that_says_nothing_is_given_up(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "SLACK_S", -58.0)  # the node would stop the row after 60 s
+    started = time.monotonic()
+    results = outcomes(map_rows_on_ray(misbehave, ["a", "hang", "b"], cluster.address, tmp_path, deadline_s=60))
+    assert "said nothing for 2 s, 3 times" in str(results["hang"].error)
+    assert [results[item].value for item in "ab"] == ["A", "B"]
+    assert time.monotonic() - started < 50
+
+
+def test_leaving_early_ends_the_work(cluster: Any, tmp_path: Path) -> None:
+    results = map_rows_on_ray(misbehave, ["a", "hang", "hang"], cluster.address, tmp_path)
+    started = time.monotonic()
+    assert next(results).value == "A"
+    results.close()
+    assert not ray.is_initialized()
+    assert time.monotonic() - started < 20
+
+
+def test_a_connection_that_was_there_stays(cluster: Any, tmp_path: Path) -> None:
+    with ray_engine.connected(cluster.address):
+        assert len(outcomes(map_rows_on_ray(square, range(3), cluster.address, tmp_path))) == 3
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+def test_a_node_without_the_folder_stops_the_work_and_blames_no_row(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = contextlib.nullcontext(SimpleNamespace(name=str(tmp_path / "on-another-disk")))
+    monkeypatch.setattr(ray_engine.tempfile, "NamedTemporaryFile", lambda **_: elsewhere)
+    with pytest.raises(ValueError, match="has to be on storage that all nodes share"):
+        list(map_rows_on_ray(square, range(3), cluster.address, tmp_path))
+
+
+def test_the_doctor_says_what_the_cluster_has(cluster: Any, tmp_path: Path) -> None:
+    found = {finding.name: finding for finding in doctor.examine(Settings(tmp_path, ray=cluster.address))}
+    assert (found["Ray"].level, found["Ray"].found) == ("ok", f"{cluster.address}: 2 nodes, 2 CPUs")
+    wrong = {finding.name: finding for finding in doctor.examine(Settings(tmp_path, ray="127.0.0.1:1"))}
+    assert wrong["Ray"].level == "problem"
+
+
+def test_no_items_need_no_cluster(tmp_path: Path) -> None:
+    assert list(map_rows_on_ray(square, [], "nowhere:1", tmp_path)) == []
+
+
+def test_no_cluster_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot join the Ray cluster of VSR1_RAY=127\.0\.0\.1:1"):
+        list(map_rows_on_ray(square, range(3), "127.0.0.1:1", tmp_path))
+
+
+def test_stages_make_the_same_rows_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
+    world = fill(SmallWorld(tmp_path / "home"))
+    world.put_video("train_1", NOT_A_VIDEO)
+    found = []
+    for execution in (Execution(workers=1), Execution(ray=cluster.address)):
+        root = tmp_path / f"lake-{execution.ray or 'here'}"
+        stages = in_order([stage() for stage in (*corpus.STAGES, *frames.STAGES)])
+        view = world.view(stages, CONFIGURATIONS["nano"], root)
+        build(view, execution)
+        rows = {name: view.table(name).rows().sort(stage.key) for name, stage in view.stages.items()}
+        tables = {name: frame.drop("path" if name == "frame_tensors" else ()) for name, frame in rows.items()}
+        arrays = {row["video_id"]: read_frames(Path(row["path"])) for row in view.rows("frame_tensors").to_dicts()}
+        found.append((tables, arrays))
+    (here, here_arrays), (there, there_arrays) = found
+    for name in here:
+        assert_frame_equal(here[name], there[name])
+    assert len(here_arrays) == 8
+    for video_id, array in here_arrays.items():
+        np.testing.assert_array_equal(array, there_arrays[video_id])
