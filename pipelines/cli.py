@@ -166,6 +166,27 @@ def status(dataset: DatasetOption = "toy") -> None:
     show.console().print(show.status_table(open_view(settings.home, dataset)))
 
 
+@app.command(epilog="Example: [bold]vsr1 prune --days 30 --delete[/bold]")
+@command
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Only what is older; a running build has younger files.")] = 1.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
+) -> None:
+    """Files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
+    from vsr1_core.unused import unused_files
+
+    view = open_view(read_settings().home, "toy")
+    found = list(unused_files(view.lake, view.stages, days * 86_400))
+    if not found:
+        typer.echo(f"no files older than {days:g} days are unused")
+        return
+    show.console().print(show.unused_table(found))
+    if delete:
+        for file in found:
+            file.delete()
+    typer.echo("deleted" if delete else "nothing was deleted; with --delete they are")
+
+
 @app.command(epilog="Example: [bold]vsr1 sql \"select method, value from metrics where metric = 'mrr'\"[/bold]")
 @command
 def sql(

@@ -17,6 +17,7 @@ from pipelines.builds import BuiltAsset
 from vsr1_core.capacity import ASSUMED, GIB, Estimate
 from vsr1_core.graph import StagePlan
 from vsr1_core.stages.base import View
+from vsr1_core.unused import UnusedFile
 
 COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 
@@ -141,3 +142,18 @@ def frame_csv(frame: pl.DataFrame) -> str:
 def frame_json(frame: pl.DataFrame) -> str:
     """A JSON list with an object a row."""
     return json.dumps(frame.to_dicts(), ensure_ascii=False, indent=2, default=str)
+
+
+def unused_table(files: Sequence[UnusedFile]) -> Table:
+    """Models by name; of other files, of which there are many, how many there are."""
+    groups: dict[tuple[str, str, str], list[UnusedFile]] = {}
+    for file in files:
+        name = file.path.name if file.path.is_dir() else f"*{file.path.suffix}"
+        groups.setdefault((file.dataset, file.asset, name), []).append(file)
+    rows = [
+        (*group, len(of), f"{sum(f.num_bytes for f in of) / 2**20:,.1f}", f"{min(f.age_s for f in of) / 86_400:.1f}")
+        for group, of in sorted(groups.items())
+    ]
+    total = sum(file.num_bytes for file in files) / 2**20
+    header = ("dataset", "asset", "name", "number", "MiB", "age in days")
+    return table(f"Files that no row points to: {len(files):,}, {total:,.1f} MiB", header, rows)

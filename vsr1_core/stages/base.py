@@ -185,6 +185,8 @@ class Stage(ABC):
     """Inputs that an imported row reads as well, beside what was given."""
     notes: ClassVar[tuple[str, ...]] = ()
     watches: ClassVar[str] = ""
+    row_files: ClassVar[str] = ""
+    """Glob pattern of the files, in the asset's folder, that are a row's own (its `path`); empty for none."""
     is_known_before: ClassVar[bool] = False
     """Whether a row is no more than its known columns, so that nothing is left to process."""
 

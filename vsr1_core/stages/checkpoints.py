@@ -56,6 +56,7 @@ class ModelStage(Stage):
     """A stage whose rows are model folders, borrowed where the dataset says so."""
 
     group: ClassVar[str] = "checkpoints"
+    row_files: ClassVar[str] = "*-*"
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "digest": pl.String,

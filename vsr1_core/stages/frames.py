@@ -26,6 +26,7 @@ class FrameTensors(Stage):
     group: ClassVar[str] = "media"
     upstream: ClassVar[tuple[str, ...]] = ("videos",)
     kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
+    row_files: ClassVar[str] = "*.npy"
     columns: ClassVar[Mapping[str, Any]] = {
         "path": pl.String,
         "content": pl.String,
