@@ -16,7 +16,8 @@ import typer
 from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_configuration, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
-from vsr1_core.graph import open_view, plan_graph
+from vsr1_core.graph import all_stages, open_view, plan_graph
+from vsr1_core.lake import Lake
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -169,22 +170,22 @@ def status(dataset: DatasetOption = "toy") -> None:
 @app.command(epilog="Example: [bold]vsr1 prune --days 30 --delete[/bold]")
 @command
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Only what is older; a running build has younger files.")] = 1.0,
+    days: Annotated[float, typer.Option(min=1, help="Only what was written so many days ago, or earlier.")] = 1.0,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
 ) -> None:
     """Files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
     from vsr1_core.unused import unused_files
 
-    view = open_view(read_settings().home, "toy")
-    found = list(unused_files(view.lake, view.stages, days * 86_400))
+    found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * 86_400))
     if not found:
-        typer.echo(f"no files older than {days:g} days are unused")
+        typer.echo(f"no files that were written {days:g} days ago, or earlier, are unused")
         return
     show.console().print(show.unused_table(found))
-    if delete:
-        for file in found:
-            file.delete()
-    typer.echo("deleted" if delete else "nothing was deleted; with --delete they are")
+    if not delete:
+        typer.echo("nothing was deleted; with --delete they are")
+        return
+    num_deleted = sum(file.delete() for file in found)
+    typer.echo(f"deleted: {num_deleted:,} of {len(found):,}")
 
 
 @app.command(epilog="Example: [bold]vsr1 sql \"select method, value from metrics where metric = 'mrr'\"[/bold]")

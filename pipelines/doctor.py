@@ -142,7 +142,8 @@ def _ray(address: str) -> Finding:
             num_nodes, num_cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
     except ValueError as error:
         return Finding("Ray", "problem", str(error), "or unset VSR1_RAY: row work then runs here")
-    return Finding("Ray", "ok", f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs")
+    advice = "" if num_cpus else "builds wait until a node with CPUs joins"
+    return Finding("Ray", "note" if advice else "ok", f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs", advice)
 
 
 def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:

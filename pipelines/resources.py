@@ -83,10 +83,11 @@ def _count(environ: Mapping[str, str], name: str, default: int, at_least: int = 
 
 def _ray_address(environ: Mapping[str, str]) -> str:
     address = environ.get("VSR1_RAY", "").strip()
-    if address in ("", "auto"):
-        return address
+    if address == "auto":
+        address = environ.get("RAY_ADDRESS", "").strip() or address  # which Ray itself would take
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():  # a `ray://` client cannot stream answers
+    if address not in ("", "auto") and (not host or "/" in host or not port.isdigit()):
+        # A client (`ray://`) cannot stream answers.
         raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
     return address
 

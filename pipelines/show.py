@@ -151,9 +151,12 @@ def unused_table(files: Sequence[UnusedFile]) -> Table:
         name = file.path.name if file.path.is_dir() else f"*{file.path.suffix}"
         groups.setdefault((file.dataset, file.asset, name), []).append(file)
     rows = [
-        (*group, len(of), f"{sum(f.num_bytes for f in of) / 2**20:,.1f}", f"{min(f.age_s for f in of) / 86_400:.1f}")
-        for group, of in sorted(groups.items())
+        (*group, len(same), f"{_mib(same):,.1f}", f"{min(file.age_s for file in same) / 86_400:.1f}")
+        for group, same in sorted(groups.items())
     ]
-    total = sum(file.num_bytes for file in files) / 2**20
-    header = ("dataset", "asset", "name", "number", "MiB", "age in days")
-    return table(f"Files that no row points to: {len(files):,}, {total:,.1f} MiB", header, rows)
+    header = ("dataset", "asset", "name", "number", "MiB", "written days ago")
+    return table(f"Files that no row points to: {len(files):,}, {_mib(files):,.1f} MiB", header, rows)
+
+
+def _mib(files: Sequence[UnusedFile]) -> float:
+    return sum(file.num_bytes for file in files) / 2**20

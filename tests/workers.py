@@ -34,10 +34,11 @@ def misbehave(what: str) -> str:
 
 
 def wait_for_file(task: tuple[int, str]) -> int:
-    """The task's number, once its file is there; at once for no file. Says that it waits by a file beside it."""
+    """The task's number, once its file is there; at once for no file. Says that it waits, and its
+    process, in a file beside it."""
     number, path = task
     if path:
-        Path(f"{path}.{number}").touch()
+        Path(f"{path}.{number}").write_text(str(os.getpid()))
     while path and not Path(path).exists():
         time.sleep(0.05)
     return number

@@ -13,6 +13,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +93,8 @@ class _Worker(Generic[Item, Value]):
     def __init__(self, function: Callable[[Item], Value], item: Item, deadline_s: float) -> None:
         self._deadline_s = deadline_s
         self.connection, theirs = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from vsr1_core.engine import serve; serve({theirs.fileno()})"
+        call = f"serve({theirs.fileno()}, {os.getpid()})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from vsr1_core.engine import serve; {call}"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
         )
@@ -142,8 +144,9 @@ def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
     return [w for w in pool if w.connection in heard or w.due <= now]
 
 
-def serve(fileno: int) -> None:
+def serve(fileno: int, parent: int) -> None:
     """A worker's life: one item in, one (value, error) out, until the other side hangs up. One thread each."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     connection = Connection(fileno)
@@ -158,3 +161,10 @@ def serve(fileno: int) -> None:
             continue
         result = _outcome(function, received)
         connection.send((result.value, result.error))
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it is doing, when the one that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

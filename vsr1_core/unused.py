@@ -6,12 +6,13 @@ Nothing removes them by itself: an earlier checkpoint is what a later one may ha
 from __future__ import annotations
 
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsr1_core.lake import Lake, read_json
+from vsr1_core.lake import Lake, Table, read_json
 from vsr1_core.stages.base import Stage
 
 MIN_AGE_S = 86_400.0
@@ -28,42 +29,56 @@ class UnusedFile:
     num_bytes: int
     age_s: float
 
-    def delete(self) -> None:
+    def delete(self) -> bool:
+        """Whether it was still there as it was listed, and is not any more."""
+        now = _measure(self.asset, self.dataset, self.path)
+        if now is None or now.num_bytes != self.num_bytes or now.age_s < self.age_s:
+            return False  # another build has written it anew
         if self.path.is_dir():
             shutil.rmtree(self.path)
         else:
-            self.path.unlink(missing_ok=True)
+            self.path.unlink()
+        return True
 
 
 def unused_files(lake: Lake, stages: Mapping[str, Stage], min_age_s: float = MIN_AGE_S) -> Iterator[UnusedFile]:
     """What stages name for a row (`Stage.row_files`) and no row of any dataset points to, at least `min_age_s` old."""
-    for stage in stages.values():
-        folder = lake.files_of_all(stage.name)
-        if not stage.row_files or not folder.exists():
-            continue
-        used = set(_used(lake, stage))
-        for path in sorted(folder.glob(f"*/{stage.row_files}")):
-            dataset = path.parent.name
-            if (dataset, path.name) not in used:
-                found = _measure(stage.name, dataset, path)
-                if found.age_s >= min_age_s:
+    filed = [stage for stage in stages.values() if stage.row_files]
+    used = {Path(path).parts[-3:] for stage in filed for path in _used(lake, stage)}
+    for stage in filed:
+        for path in sorted(lake.files_of_all(stage.name).glob(f"*/{stage.row_files}")):
+            if path.parts[-3:] not in used and not path.name.startswith("."):  # those are being written
+                found = _measure(stage.name, path.parent.name, path)
+                if found is not None and found.age_s >= min_age_s:
                     yield found
 
 
-def _used(lake: Lake, stage: Stage) -> Iterator[tuple[str, str]]:
-    """(dataset, name) of the files that rows point to: a dataset's rows may point to another one's models. The rest of
-    a path is left out, as homes are moved."""
+def _used(lake: Lake, stage: Stage) -> Iterator[str]:
+    """The files that rows point to: a dataset may use another one's models, and stage 2's table a model of stage 1 that
+    was adopted for it. Only asset, dataset and name of a path are compared, as homes are moved."""
     for dataset in lake.datasets(stage.name):
         table = lake.table(stage.name, dataset, stage.key, stage.columns)
-        for path in [*table.rows(["path"])["path"], *table.pending()["path"]]:
-            if path:
-                yield Path(path).parent.name, Path(path).name
+        paths = [
+            *_pending_paths(table),
+            *table.rows(["path"])["path"],
+        ]  # in this order: a commit turns one into the other
+        yield from (path for path in paths if path)
     for record in lake.files_of_all(stage.name).glob("*/adopted.json"):
-        yield record.parent.name, Path(read_json(record)["path"]).name
+        yield read_json(record)["path"]
 
 
-def _measure(asset: str, dataset: str, path: Path) -> UnusedFile:
-    files = [p for p in (path, *path.rglob("*")) if p.is_file()]
-    stats = [p.stat() for p in files] or [path.stat()]
-    newest = max(stat.st_mtime for stat in stats)
-    return UnusedFile(asset, dataset, path, sum(stat.st_size for stat in stats), time.time() - newest)
+def _pending_paths(table: Table) -> list[str | None]:
+    try:
+        return table.pending()["path"].to_list()
+    except FileNotFoundError:  # they have just been committed
+        return []
+
+
+def _measure(asset: str, dataset: str, path: Path) -> UnusedFile | None:
+    """None where it is gone."""
+    try:
+        stats = [p.stat() for p in (path, *path.rglob("*")) if p == path or p.is_file()]
+    except FileNotFoundError:
+        return None
+    sizes = [s.st_size for s in stats if stat.S_ISREG(s.st_mode)]
+    return UnusedFile(asset, dataset, path, sum(sizes), time.time() - max(s.st_mtime for s in stats))

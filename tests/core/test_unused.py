@@ -53,11 +53,10 @@ def test_frames_of_videos_that_are_gone_are_listed_once_they_are_old(tmp_path: P
     assert list(unused_files(view.lake, view.stages, 0)) == []
 
 
-def put_rows(lake: Lake, dataset: str, **paths: Path) -> None:
-    stage = all_stages()[ASSET]
-    table = lake.table(ASSET, dataset, stage.key, stage.columns)
-    rows = [{stage.key: name, "status": "ok", "row_version": "v", "path": str(path)} for name, path in paths.items()]
-    table.commit(table.frame(rows), {})
+def put_rows(lake: Lake, dataset: str, asset: str, path: Path) -> None:
+    stage = all_stages()[asset]
+    table = lake.table(asset, dataset, stage.key, stage.columns)
+    table.commit(table.frame([{stage.key: asset, "status": "ok", "row_version": "v", "path": str(path)}]), {})
 
 
 @pytest.fixture
@@ -71,11 +70,11 @@ def checkpoints(tmp_path: Path) -> Path:
         (folder / f"{ASSET}-{name}" / "model.safetensors").write_bytes(b"x" * 1000)
     (folder / "adopted-next").mkdir()
     write_json(folder / "adopted.json", {"path": str(folder / "adopted-next"), "digest": "d", "source": "me/it"})
-    for name in ("launch", "trainer"):
+    for name in ("launch", "trainer", f".{ASSET}-next.1234.tmp"):
         (folder / name / "state-1").mkdir(parents=True)
     before = Path("/before/lake/files") / ASSET / "toy"
-    put_rows(lake, "toy", sft_checkpoint=before / f"{ASSET}-present")
-    put_rows(lake, "mine", sft_checkpoint=before / f"{ASSET}-lent")
+    put_rows(lake, "toy", ASSET, before / f"{ASSET}-present")
+    put_rows(lake, "mine", ASSET, before / f"{ASSET}-lent")
     age(folder, 40)
     return folder
 
@@ -84,6 +83,30 @@ def test_only_earlier_checkpoints_are_unused(tmp_path: Path, checkpoints: Path) 
     (found,) = unused_files(Lake(tmp_path / "lake"), all_stages())
     assert found.path == checkpoints / f"{ASSET}-earlier"
     assert found.num_bytes == 1000
+
+
+def test_what_was_written_anew_since_it_was_listed_is_not_deleted(tmp_path: Path, checkpoints: Path) -> None:
+    (found,) = unused_files(Lake(tmp_path / "lake"), all_stages())
+    (found.path / "model.safetensors").write_bytes(b"y" * 1000)
+    assert not found.delete()
+    assert found.path.exists()
+
+
+@pytest.mark.parametrize("asset", [ASSET, "grpo_checkpoint"])
+def test_a_checkpoint_that_is_adopted_elsewhere_is_used(tmp_path: Path, checkpoints: Path, asset: str) -> None:
+    lake, earlier = Lake(tmp_path / "lake"), str(checkpoints / f"{ASSET}-earlier")
+    write_json(lake.files(asset, "mine") / "adopted.json", {"path": earlier, "digest": "d", "source": "it"})
+    assert list(unused_files(lake, all_stages())) == []
+    (lake.files(asset, "mine") / "adopted.json").unlink()
+    put_rows(lake, "mine", asset, Path(earlier))
+    assert earlier not in [str(found.path) for found in unused_files(lake, all_stages())]
+
+
+def test_rows_of_a_build_in_progress_count(tmp_path: Path, checkpoints: Path) -> None:
+    lake, stage = Lake(tmp_path / "lake"), all_stages()[ASSET]
+    table = lake.table(ASSET, "toy", stage.key, stage.columns)
+    table.add_pending([{stage.key: ASSET, "path": str(checkpoints / f"{ASSET}-earlier")}])
+    assert list(unused_files(lake, all_stages())) == []
 
 
 def test_the_command_lists_and_deletes_only_when_told(
@@ -97,11 +120,11 @@ def test_the_command_lists_and_deletes_only_when_told(
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "no files older than 60 days are unused" in prune("--days", "60", "--delete")
+    assert "no files that were written 60 days ago, or earlier, are unused" in prune("--days", "60", "--delete")
     listed = prune("--days", "30")
     assert f"{ASSET}-earlier" in listed
     assert f"{ASSET}-present" not in listed
     assert "nothing was deleted" in listed
     assert sorted(checkpoints.iterdir()) == before
-    assert "deleted" in prune("--days", "30", "--delete")
+    assert "deleted: 1 of 1" in prune("--days", "30", "--delete")
     assert sorted(checkpoints.iterdir()) == [path for path in before if path.name != f"{ASSET}-earlier"]

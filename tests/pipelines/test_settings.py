@@ -24,6 +24,9 @@ def test_an_unknown_text_writer_is_refused_with_the_known_ones() -> None:
 def test_an_address_that_is_no_cluster_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="VSR1_RAY must be `auto` or HOST:PORT of the head node"):
         read_settings({"VSR1_RAY": text})
+    with pytest.raises(ValueError, match="not 'ray://head:10001'"):
+        read_settings({"VSR1_RAY": "auto", "RAY_ADDRESS": "ray://head:10001"})  # which Ray itself would take
+    assert read_settings({"RAY_ADDRESS": "ray://head:10001"}).ray == ""
     assert [read_settings({"VSR1_RAY": text}).ray for text in ("", "auto", "head:6379")] == ["", "auto", "head:6379"]
 
 

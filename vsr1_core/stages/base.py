@@ -52,15 +52,16 @@ class Execution:
     """A `Log` where steps are shown, too."""
 
     def map_rows(
-        self, function: Callable[[Item], Value], items: Iterable[Item], shared: Path, deadline_s: float = 900.0
+        self, function: Callable[[Item], Value], items: Iterable[Item], view: View, deadline_s: float = 900.0
     ) -> Iterator[Result[Item, Value]]:
         """`engine.map_rows` where this work runs: in processes of this machine, or on a Ray cluster, whose nodes all
-        have to see the folder `shared`."""
+        have to see the lake and the videos."""
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
         from vsr1_core.ray_engine import map_rows_on_ray
 
-        return map_rows_on_ray(function, items, self.ray, shared, deadline_s, self.log)
+        folders = [view.lake.root, *([Path(view.entry.videos)] if view.entry.videos else [])]
+        return map_rows_on_ray(function, items, self.ray, folders, deadline_s, self.log)
 
 
 class NotYetKnown(Exception):

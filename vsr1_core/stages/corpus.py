@@ -128,7 +128,7 @@ class RawVideos(Stage):
     def _render(view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         scenes = sources.toy_scenes(view.entry, view.config)
         tasks = [(*scenes[video_id], view.config.toy) for video_id in ids]
-        for result in execution.map_rows(_render_clip, tasks, view.lake.root):
+        for result in execution.map_rows(_render_clip, tasks, view):
             yield {"video_id": result.item[0].video_id, **(result.value or {"error": result.error})}
 
 
@@ -197,7 +197,7 @@ class Videos(Stage):
             else:
                 reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
                 yield {"video_id": video_id, "splits": known["splits"], "error": reason}
-        for result in execution.map_rows(_probe_video, tasks, view.lake.root, deadline_s=300):
+        for result in execution.map_rows(_probe_video, tasks, view, deadline_s=300):
             video_id, path, known = result.item
             facts = result.value or {"error": _readable(result.error, path)}
             yield {"video_id": video_id, **known, **facts}

@@ -63,7 +63,7 @@ class FrameTensors(Stage):
                 yield {**old, **known}  # only the splits changed
             else:
                 tasks.append((video_id, sources[video_id], known["path"], view.config.frames))
-        for result in execution.map_rows(_sample_video, tasks, view.lake.root):
+        for result in execution.map_rows(_sample_video, tasks, view):
             video_id = result.item[0]
             row = result.value or {"error": result.error}
             yield {"video_id": video_id, **wanted[video_id].known, **row}
