@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import socket
 import tempfile
@@ -95,7 +96,7 @@ def connected(address: str) -> Iterator[ModuleType]:
         if address != "auto":  # Ray would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "Is it running, with this Python and this Ray, and is this machine one of its nodes (`ray start`)?"
         raise ValueError(f"cannot join the Ray cluster of VSR1_RAY={address}: {error}. {hint}") from error
