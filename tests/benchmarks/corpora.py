@@ -34,8 +34,8 @@ class Corpus:
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """The tiny configuration's: it learns to spell from the toy annotations."""
     rows = [row for split in toy.annotations(TINY.toy).values() for row in split]
-    texts = {"query_id": "desc_id", "plain_query": "cog_desc", "query": "fig_desc"}
-    moments = pl.DataFrame({name: [row[key] for row in rows] for name, key in texts.items()})
+    columns = {"query_id": "desc_id", "plain_query": "cog_desc", "query": "fig_desc", "duration_s": "duration"}
+    moments = pl.DataFrame({name: [row[key] for row in rows] for name, key in columns.items()})
     return train_tokenizer(_vocabulary(moments), TINY.models.vocab_size)
 
 
