@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from vsr1_core.graph import all_stages, open_view
 from vsr1_core.models.checkpoints import digest_weights
+from vsr1_core.stages import launch as launching
 from vsr1_core.stages.base import Execution
 from vsr1_core.stages.checkpoints import TrainedStage
 from vsr1_core.training import sft
@@ -131,16 +132,32 @@ def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> No
 def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     view, lines = open_view(tmp_path / "home", "nano"), list[str]()
-    for asset in ("sft_checkpoint", "grpo_checkpoint"):
-        stage = view.stages[asset]
-        assert isinstance(stage, TrainedStage)
-        (row,) = stage.make(view, [asset], Execution(processes=3, log=lines.append))
-        assert row["digest"] == digest_weights(Path(row["path"]))
-        assert Path(row["path"]).is_relative_to(tmp_path)
-        assert [p.name for p in view.files(asset).iterdir() if p.name.startswith(".")] == []
-        assert any(point["name"].endswith("_loss") for point in row["curve"])
-    assert "sft_checkpoint: a step of 4 can be shared evenly by 2 processes, not by more" in lines
+    stage = view.stages["grpo_checkpoint"]
+    assert isinstance(stage, TrainedStage)
+    (row,) = stage.make(view, [stage.name], Execution(processes=3, log=lines.append))
+    assert row["digest"] == digest_weights(Path(row["path"]))
+    assert Path(row["path"]).is_relative_to(tmp_path)
+    assert [p.name for p in view.files(stage.name).iterdir() if p.name.startswith(".")] == []
+    assert any(point["name"].endswith("_loss") for point in row["curve"])
     assert "grpo_checkpoint: a step of 2 can be shared evenly by 2 processes, not by more" in lines
+
+
+def test_as_many_processes_train_as_can_share_a_step(
+    home: Path, built: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 in two processes is trained in `tests.core.test_processes`."""
+    started = list[tuple[str, int]]()
+    monkeypatch.setattr(launching, "launch", lambda _, asset, how: started.append((asset, how.processes)) or [])
+    view, lines = open_view(home, "nano"), list[str]()
+    stage = view.stages["sft_checkpoint"]
+    assert isinstance(stage, TrainedStage)
+    for processes in (2, 3, 4, 5):
+        assert list(stage.make(view, [stage.name], Execution(processes=processes, log=lines.append))) == []
+    assert started == [("sft_checkpoint", 2), ("sft_checkpoint", 2), ("sft_checkpoint", 4), ("sft_checkpoint", 4)]
+    assert lines == [
+        "sft_checkpoint: a step of 4 can be shared evenly by 2 processes, not by more",
+        "sft_checkpoint: a step of 4 can be shared evenly by 4 processes, not by more",
+    ]
 
 
 def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
