@@ -134,7 +134,7 @@ def test_a_reader_goes_on_while_the_views_are_replaced(home: Path) -> None:
         warehouse.query(home, "select * from predictions")
 
 
-NUM_ASKED = 400
+NUM_ASKED = 1_000
 READER = """
 import duckdb, sys
 database, num_asked = sys.argv[1], int(sys.argv[2])
