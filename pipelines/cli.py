@@ -174,9 +174,9 @@ def prune(
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
 ) -> None:
     """Files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
-    from vsr1_core.unused import unused_files
+    from vsr1_core.unused import DAY_S, unused_files
 
-    found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * 86_400))
+    found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * DAY_S))
     if not found:
         typer.echo(f"no files that were written {days:g} days ago, or earlier, are unused")
         return

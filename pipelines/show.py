@@ -17,7 +17,7 @@ from pipelines.builds import BuiltAsset
 from vsr1_core.capacity import ASSUMED, GIB, Estimate
 from vsr1_core.graph import StagePlan
 from vsr1_core.stages.base import View
-from vsr1_core.unused import UnusedFile
+from vsr1_core.unused import DAY_S, UnusedFile
 
 COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 
@@ -151,7 +151,7 @@ def unused_table(files: Sequence[UnusedFile]) -> Table:
         name = file.path.name if file.path.is_dir() else f"*{file.path.suffix}"
         groups.setdefault((file.dataset, file.asset, name), []).append(file)
     rows = [
-        (*group, len(same), f"{_mib(same):,.1f}", f"{min(file.age_s for file in same) / 86_400:.1f}")
+        (*group, len(same), f"{_mib(same):,.1f}", f"{min(file.age_s for file in same) / DAY_S:.1f}")
         for group, same in sorted(groups.items())
     ]
     header = ("dataset", "asset", "name", "number", "MiB", "written days ago")

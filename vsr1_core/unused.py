@@ -15,7 +15,8 @@ from pathlib import Path
 from vsr1_core.lake import Lake, Table, read_json
 from vsr1_core.stages.base import Stage
 
-MIN_AGE_S = 86_400.0
+DAY_S = 86_400.0
+MIN_AGE_S = DAY_S
 """Younger files may belong to a build in progress, whose rows are not there yet."""
 
 
@@ -23,15 +24,21 @@ MIN_AGE_S = 86_400.0
 class UnusedFile:
     """A file, or a folder of a model. age_s: since its newest file was written."""
 
-    asset: str
-    dataset: str
     path: Path
     num_bytes: int
     age_s: float
 
+    @property
+    def asset(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def dataset(self) -> str:
+        return self.path.parent.name
+
     def delete(self) -> bool:
         """Whether it was still there as it was listed, and is not any more."""
-        now = _measure(self.asset, self.dataset, self.path)
+        now = _measure(self.path)
         if now is None or now.num_bytes != self.num_bytes or now.age_s < self.age_s:
             return False  # another build has written it anew
         if self.path.is_dir():
@@ -48,7 +55,7 @@ def unused_files(lake: Lake, stages: Mapping[str, Stage], min_age_s: float = MIN
     for stage in filed:
         for path in sorted(lake.files_of_all(stage.name).glob(f"*/{stage.row_files}")):
             if path.parts[-3:] not in used and not path.name.startswith("."):  # those are being written
-                found = _measure(stage.name, path.parent.name, path)
+                found = _measure(path)
                 if found is not None and found.age_s >= min_age_s:
                     yield found
 
@@ -58,10 +65,8 @@ def _used(lake: Lake, stage: Stage) -> Iterator[str]:
     was adopted for it. Only asset, dataset and name of a path are compared, as homes are moved."""
     for dataset in lake.datasets(stage.name):
         table = lake.table(stage.name, dataset, stage.key, stage.columns)
-        paths = [
-            *_pending_paths(table),
-            *table.rows(["path"])["path"],
-        ]  # in this order: a commit turns one into the other
+        # In this order: a commit turns pending rows into rows.
+        paths = [*_pending_paths(table), *table.rows(["path"])["path"]]
         yield from (path for path in paths if path)
     for record in lake.files_of_all(stage.name).glob("*/adopted.json"):
         yield read_json(record)["path"]
@@ -74,11 +79,11 @@ def _pending_paths(table: Table) -> list[str | None]:
         return []
 
 
-def _measure(asset: str, dataset: str, path: Path) -> UnusedFile | None:
+def _measure(path: Path) -> UnusedFile | None:
     """None where it is gone."""
     try:
         stats = [p.stat() for p in (path, *path.rglob("*")) if p == path or p.is_file()]
     except FileNotFoundError:
         return None
     sizes = [s.st_size for s in stats if stat.S_ISREG(s.st_mode)]
-    return UnusedFile(asset, dataset, path, sum(sizes), time.time() - max(s.st_mtime for s in stats))
+    return UnusedFile(path, sum(sizes), time.time() - max(s.st_mtime for s in stats))

@@ -17,14 +17,14 @@ from vsr1_core.lake import Lake, write_json
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import View
-from vsr1_core.unused import MIN_AGE_S, unused_files
+from vsr1_core.unused import DAY_S, MIN_AGE_S, unused_files
 
 ASSET = "sft_checkpoint"
 
 
 def age(path: Path, days: float) -> None:
     for each in (*path.rglob("*"), path):
-        os.utime(each, (time.time() - days * 86_400,) * 2)
+        os.utime(each, (time.time() - days * DAY_S,) * 2)
 
 
 def view_of(world: SmallWorld) -> View:
