@@ -15,9 +15,10 @@ import dagster as dg
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
 from assets.handle import Handle
 from vsr1_core.configurations import CONFIGURATIONS
-from vsr1_core.increments import Outcome
-from vsr1_core.lake import Table
-from vsr1_core.recipes import STAGE_VERSIONS, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.rows.increments import Outcome
+from vsr1_core.rows.table import Table
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Stage, View
 
 Extras = Callable[[View, str], Mapping[str, Any]]

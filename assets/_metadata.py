@@ -14,9 +14,11 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from vsr1_core.columns import meaning
-from vsr1_core.lake import BASE_COLUMNS, Lake, Table, atomic_path, digest_file
-from vsr1_core.recipes import fingerprint
+from vsr1_core.home.columns import meaning
+from vsr1_core.rows.files import atomic_path, digest_file
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import BASE_COLUMNS, Table
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Stage
 
 PICTURE_VERSION = 1

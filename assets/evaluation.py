@@ -11,7 +11,7 @@ import polars as pl
 
 from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, drawn, fitting, markdown_table, picture, with_pictures
-from vsr1_core.stages import evaluation
+from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 
 METHODS = {
@@ -119,7 +119,7 @@ def _probe_info(method: str) -> AssetInfo:
 
 ASSETS = (
     *(_probe_info(name) for name in METHODS if name != "zero_shot"),
-    *(_prediction_info(name) for name in evaluation.METHODS),
+    *(_prediction_info(name) for name in methods.METHODS),
     AssetInfo(
         "metrics", "Per method: retrieval, verification, grounding, tokens, with 95 % intervals.", extras=metrics_extras
     ),

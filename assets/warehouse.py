@@ -1,4 +1,4 @@
-"""The DuckDB file with a view over every table of every dataset. The views are made in `vsr1_core.warehouse`."""
+"""The DuckDB file with a view over every table of every dataset. The views are made in `vsr1_core.home.warehouse`."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
@@ -30,7 +30,7 @@ def warehouse_asset(
         description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        from vsr1_core.warehouse import refresh
+        from vsr1_core.home.warehouse import refresh
 
         path = refresh(home, stages)
         context.log.info(f"warehouse: views written to {path}")

@@ -20,8 +20,8 @@ from dagster._core.loader import LoadingContext
 
 from assets._factory import asset_key
 from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE, is_built
-from vsr1_core.graph import open_view, plan_graph, stamp
 from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.graph import open_view, plan_graph, stamp
 
 
 @dataclass(frozen=True)

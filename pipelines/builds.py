@@ -15,7 +15,7 @@ from pipelines.jobs import WHOLE_GRAPH
 from pipelines.progress import bars_on_terminal
 from pipelines.resources import Settings, resource_config
 from pipelines.watching import UNUSABLE, report_observations
-from vsr1_core.graph import open_view
+from vsr1_core.stages.graph import open_view
 
 ExecutorName = Literal["in-process", "multiprocess"]
 

@@ -16,8 +16,8 @@ import typer
 from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_configuration, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
-from vsr1_core.graph import all_stages, open_view, plan_graph
-from vsr1_core.lake import Lake
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -145,7 +145,7 @@ def explain(
 ) -> None:
     """One row back to its sources: its version, why it is due, and the rows and files it is made from."""
     from pipelines.explain import tree
-    from vsr1_core.lineage import explain as explain_row
+    from vsr1_core.home.explain import explain as explain_row
 
     if output not in ("tree", "json"):
         raise UserError(f"no format {output!r}; use tree or json")
@@ -174,7 +174,7 @@ def prune(
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
 ) -> None:
     """Files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
-    from vsr1_core.unused import DAY_S, unused_files
+    from vsr1_core.home.unused import DAY_S, unused_files
 
     found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * DAY_S))
     if not found:
@@ -195,7 +195,7 @@ def sql(
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
 ) -> None:
     """Ask the tables (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
-    from vsr1_core import warehouse
+    from vsr1_core.home import warehouse
 
     if output not in ("table", "csv", "json"):
         raise UserError(f"no format {output!r}; use table, csv or json")
@@ -234,7 +234,7 @@ def search(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos.")] = 5,
 ) -> None:
     """Find videos for a text, and the moment in the best one."""
-    from vsr1_core.find import search_once
+    from vsr1_core.home.search import search_once
 
     settings = read_settings()
     known_entry(settings, dataset)

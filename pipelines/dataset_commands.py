@@ -18,9 +18,9 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, remove_entry, save_entry
-from vsr1_core.graph import open_view
-from vsr1_core.lake import Lake
-from vsr1_core.prepared.store import current_import
+from vsr1_core.rows.imported import current_import
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages.graph import open_view
 
 MAX_LISTED = 20
 """Findings of one kind that the table lists; CSV and JSON list all."""

@@ -19,8 +19,8 @@ from pipelines.partitions import dataset_partitions
 from pipelines.progress import progress_logger
 from pipelines.resources import Settings, prepare_process, read_settings, workplace
 from pipelines.watching import watching_sensor
-from vsr1_core.graph import all_stages
 from vsr1_core.stages.base import Stage
+from vsr1_core.stages.graph import all_stages
 
 GROUPS = (sources, corpus, media, checkpoints, embeddings, retrieval, sft, grpo, evaluation)
 

@@ -1,6 +1,6 @@
 """`vsr1 doctor`: is this machine ready, and if not, what to do. Each check is one function.
 
-With a dataset or a configuration also: what its build still lacks, beside what `vsr1_core.capacity` forecasts.
+With a dataset or a configuration also: what its build still lacks, beside what `vsr1_core.home.capacity` forecasts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.resources import Settings, choose_device, read_endpoint
-from vsr1_core import capacity
-from vsr1_core.capacity import GIB, Estimate, Forecast
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.lake import atomic_path, read_jsonl
-from vsr1_core.ray_engine import connected
+from vsr1_core.home import capacity
+from vsr1_core.home.capacity import GIB, Estimate, Forecast
 from vsr1_core.recipes import Configuration, EndpointRecipe
+from vsr1_core.rows.files import atomic_path, read_jsonl
+from vsr1_core.rows.ray_workers import connected
 from vsr1_core.stages.base import Execution
 
 PACKAGES = (

@@ -18,8 +18,8 @@ from pipelines.commands import command, fail, known_configuration
 from pipelines.resources import Settings, read_settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
-from vsr1_core.graph import open_view
-from vsr1_core.recipes import fingerprint
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages.graph import open_view
 
 experiments = typer.Typer()
 

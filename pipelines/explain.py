@@ -1,11 +1,11 @@
-"""`vsr1 explain` as a tree for people. What it says is found out in `vsr1_core.lineage`."""
+"""`vsr1 explain` as a tree for people. What it says is found out in `vsr1_core.home.explain`."""
 
 from __future__ import annotations
 
 from rich.markup import escape
 from rich.tree import Tree
 
-from vsr1_core.lineage import ExplainedInput, ExplainedRow
+from vsr1_core.home.explain import ExplainedInput, ExplainedRow
 
 _STYLES = {"unchanged": "green", "failed": "red"}
 _DUE_STYLE = "yellow"

@@ -11,8 +11,8 @@ import typer
 from pipelines import show
 from pipelines.commands import DatasetOption, UserError, command, known_entry
 from pipelines.resources import read_settings
-from vsr1_core.graph import open_view
 from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import open_view
 
 hub = typer.Typer()
 
@@ -36,8 +36,8 @@ def push(
     public: PublicOption = False,
 ) -> None:
     """Push a checkpoint to the model hub, with a card: metrics, recipe, what it was made from."""
-    from vsr1_core.hub import remote
-    from vsr1_core.hub.checkpoints import find_checkpoint, write_checkpoint_folder
+    from vsr1_core.home.hub import remote
+    from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 
     found = find_checkpoint(_view(dataset), checkpoint)
     if dry_run is not None:
@@ -66,8 +66,8 @@ def pull(
     if bool(dataset) != bool(as_asset):
         raise UserError("give both or neither: --dataset says where it is used, --as in place of what")
     view = _view(dataset) if dataset else None
-    from vsr1_core.hub.adoption import adopt
-    from vsr1_core.hub.remote import pull as fetch
+    from vsr1_core.home.hub.adoption import adopt
+    from vsr1_core.home.hub.remote import pull as fetch
 
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
@@ -86,8 +86,8 @@ def export(
     public: PublicOption = False,
 ) -> None:
     """Write tables as a folder that `datasets.load_dataset` opens: Parquet files and a card."""
-    from vsr1_core.hub import remote
-    from vsr1_core.hub.tables import export_tables
+    from vsr1_core.home.hub import remote
+    from vsr1_core.home.hub.tables import export_tables
 
     names = [name.strip() for name in tables.split(",") if name.strip()]
     written = export_tables(_view(dataset), folder, names)

@@ -14,7 +14,7 @@ import dagster as dg
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from pipelines.resources import POSTGRES_URL, uses_postgres
-from vsr1_core.lake import atomic_path
+from vsr1_core.rows.files import atomic_path
 
 PID_TAG, HOST_TAG = "vsr1/pid", "vsr1/host"
 MAX_FIRST_EVENTS = 5

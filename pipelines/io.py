@@ -14,7 +14,9 @@ import dagster as dg
 import polars as pl
 
 from assets.handle import Handle
-from vsr1_core.lake import Lake, Table, read_json, write_json
+from vsr1_core.rows.files import read_json, write_json
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage
 
 _MAX_NAMED = 3

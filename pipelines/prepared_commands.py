@@ -11,10 +11,10 @@ from pipelines import show
 from pipelines.commands import DatasetOption, UserError, command, known_entry
 from pipelines.resources import read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS
-from vsr1_core.graph import open_view
-from vsr1_core.prepared.layout import SPLITS
-from vsr1_core.prepared.store import forget_import
+from vsr1_core.home.prepared.layout import SPLITS
+from vsr1_core.rows.imported import forget_import
 from vsr1_core.stages.base import Execution
+from vsr1_core.stages.graph import open_view
 
 CopyOption = Annotated[
     bool, typer.Option("--copy", help="Copy frames; by default they are hard links where the file system is the same.")
@@ -30,7 +30,7 @@ def import_prepared(
     forget: Annotated[bool, typer.Option("--forget", help="Undo the import: rows are made here again.")] = False,
 ) -> None:
     """Take the authors' prepared frames, embeddings, index and training files in, without computing them again."""
-    from vsr1_core.prepared.taking_in import import_prepared as take_in
+    from vsr1_core.home.prepared.importing import import_prepared as take_in
 
     settings = read_settings()
     known_entry(settings, dataset)
@@ -63,7 +63,7 @@ def export_prepared(
     copy: CopyOption = False,
 ) -> None:
     """Write a dataset in the authors' prepared layout."""
-    from vsr1_core.prepared.writing import export_prepared as write_out
+    from vsr1_core.home.prepared.writing import export_prepared as write_out
 
     settings = read_settings()
     known_entry(settings, dataset)

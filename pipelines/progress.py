@@ -1,6 +1,6 @@
 """Progress of a build: lines for logs, and on a terminal a bar that captured logs never see.
 
-What is said, and how often, is `vsr1_core.progress`'s.
+What is said, and how often, is `vsr1_core.rows.progress`'s.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ import dagster as dg
 
 from pipelines.progress import show_step
 from vsr1_core.datasets.registry import get_entry
-from vsr1_core.graph import all_stages, open_view
-from vsr1_core.progress import Log
-from vsr1_core.reasoning.teacher import EndpointSettings
+from vsr1_core.reasoning.tasks import EndpointSettings
+from vsr1_core.rows.progress import Log
 from vsr1_core.stages.base import Execution, Stage, TextWriterName, View
+from vsr1_core.stages.graph import all_stages, open_view
 
 _PROCESS_DEFAULTS = {
     # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms

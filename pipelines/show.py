@@ -14,10 +14,10 @@ from rich.table import Table
 
 from assets.evaluation import metrics_grid
 from pipelines.builds import BuiltAsset
-from vsr1_core.capacity import ASSUMED, GIB, Estimate
-from vsr1_core.graph import StagePlan
+from vsr1_core.home.capacity import ASSUMED, GIB, Estimate
+from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.stages.base import View
-from vsr1_core.unused import DAY_S, UnusedFile
+from vsr1_core.stages.graph import StagePlan
 
 COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 

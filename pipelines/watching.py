@@ -13,8 +13,8 @@ from pathlib import Path
 import dagster as dg
 
 from vsr1_core.datasets.registry import load_entries
-from vsr1_core.graph import open_view, stamp
 from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.graph import open_view, stamp
 
 SECONDS_BETWEEN_TICKS = 30
 UNUSABLE = (OSError, ValueError, LookupError)

@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from vsr1_core.graph import all_stages, in_order
-from vsr1_core.lake import digest_file, write_json
-from vsr1_core.recipes import fingerprint
+from vsr1_core.rows.files import digest_file, write_json
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Stage, View
-from vsr1_core.stages.checkpoints import IN_TRAIN, BaseModels, ModelStage, TrainedStage
+from vsr1_core.stages.base_models import BaseModels
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
-from vsr1_core.stages.evaluation import METHODS, Predictions, VerificationProbe, probe_row, probes_of
+from vsr1_core.stages.graph import all_stages, in_order
 from vsr1_core.stages.loading import one_row
+from vsr1_core.stages.methods import METHODS
+from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage
+from vsr1_core.stages.moments import IS_TRAIN, same_text_videos
+from vsr1_core.stages.predictions import Predictions
+from vsr1_core.stages.probes import VerificationProbe, probe_row, probes_of
 from vsr1_core.stages.reporting import Report
-from vsr1_core.stages.retrieval import IS_TRAIN, same_text_videos
+from vsr1_core.stages.trained import TrainedStage
 
 DIM = 8
 TRAINING_ROWS = ("sft_examples", "hard_refine_examples", "grpo_prompts")

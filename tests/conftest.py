@@ -19,7 +19,7 @@ LONGEST = (
     "test_experiment_command.py",
     "test_random_edits.py",
     "test_staleness.py",
-    "test_ray_engine.py",
+    "test_ray_workers.py",
 )
 """By what `make test PYTEST_ARGS=--durations=30` says."""
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.recipes import STAGE_VERSIONS, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 VERSIONS = {"numbers": 1, "squares": 1, "total": 1}

@@ -20,11 +20,11 @@ import numpy as np
 
 from tests.videos import write_video
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.graph import plan_graph
-from vsr1_core.increments import Outcome, Plan
-from vsr1_core.lake import Lake
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.increments import Outcome, Plan
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.graph import plan_graph
 
 DURATION_S = 6.0
 NOT_A_VIDEO = b"\0" * 100

@@ -14,8 +14,8 @@ from assets._factory import asset_key
 from pipelines.definitions import build_defs
 from pipelines.resources import Settings, WorkplaceResource
 from pipelines.watching import report_observations
-from vsr1_core.graph import open_view
 from vsr1_core.stages.base import Stage
+from vsr1_core.stages.graph import open_view
 
 Stages = Callable[[], Mapping[str, Stage]]
 

@@ -6,12 +6,8 @@ A value belongs here when changing it changes a row. Batch sizes, devices and wo
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Refine = Literal["none", "soft", "text"]
 """How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
@@ -45,34 +41,6 @@ STAGE_VERSIONS: dict[str, int] = {
     "refinement_curves": 1,
     "report": 2,
 }
-
-
-def canonical(value: Any) -> Any:
-    """`value` as JSON types with one spelling each. Raises TypeError for what has no stable spelling."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {name: canonical(getattr(value, name)) for name in _field_names(type(value))}
-        return {"recipe": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(v) for v in value]
-    raise TypeError(f"a {type(value).__name__} has no stable spelling, so it cannot be part of a recipe: {value!r}")
-
-
-@functools.cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))
-
-
-# What JSON does not know is spelled by `canonical`; the rest is left to the encoder, as a plan takes tens of thousands.
-_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=canonical)
-
-
-def fingerprint(value: Any) -> str:
-    """16 hex digits that change when, and only when, `value` does. Raises TypeError like `canonical`."""
-    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -266,7 +234,7 @@ class EvalRecipe:
     """The episode loop and what is reported (METHOD 2, 8, 9)."""
 
     methods: tuple[str, ...] = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
-    """Names in `stages.evaluation.METHODS`. Only these are searched with, and baselines trained only for these."""
+    """Names in `stages.methods.METHODS`. Only these are searched with, and baselines trained only for these."""
     splits: tuple[str, ...] = ("test",)
     num_turns: int = 3
     max_new_tokens: int = 256

@@ -25,10 +25,10 @@ from assets._metadata import (
 )
 from assets.evaluation import metrics_table
 from tests.fakes import Numbers, fake_stages, register_versions, write_numbers
-from vsr1_core.graph import open_view
-from vsr1_core.lake import Lake
 from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import open_view
 
 
 @pytest.fixture

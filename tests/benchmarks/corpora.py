@@ -17,7 +17,7 @@ from vsr1_core.media.sampling import num_frames, sample_times
 from vsr1_core.models.inputs import VideoPatches, video_patches
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.search.episodes import EpisodeQuery
-from vsr1_core.stages.checkpoints import _vocabulary
+from vsr1_core.stages.base_models import _vocabulary
 
 
 @dataclass(frozen=True)

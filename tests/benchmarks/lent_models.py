@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vsr1_core.configurations import NANO, TINY
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.graph import all_stages
-from vsr1_core.lake import Lake
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages
 
 LENDER = "lender"
 

@@ -34,10 +34,10 @@ import psutil
 from tests.benchmarks.lent_models import LENDER, lend_untrained_models
 from tests.benchmarks.stand_in_clips import CHARADES, change_annotations, clips, make_clip, place_annotations
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.engine import map_rows
-from vsr1_core.graph import open_view
-from vsr1_core.lake import read_json, write_json
+from vsr1_core.rows.files import read_json, write_json
+from vsr1_core.rows.workers import map_rows
 from vsr1_core.stages.base import Execution
+from vsr1_core.stages.graph import open_view
 
 RECORD = "stand_in.json"
 BUILT = ("annotation_files", "raw_videos", "videos", "moments", "frame_tensors", "query_embeddings", "video_embeddings",

@@ -13,7 +13,7 @@ import numpy as np
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.toy_files import clip_mark, encode_clip
-from vsr1_core.lake import atomic_path, read_jsonl, write_jsonl
+from vsr1_core.rows.files import atomic_path, read_jsonl, write_jsonl
 
 CHARADES = BENCHMARKS["charades"]
 SIZE, FPS = 64, 2

@@ -20,10 +20,11 @@ from tests.benchmarks.lent_models import LENDER, lend_untrained_models
 from vsr1_core.configurations import TINY
 from vsr1_core.datasets import toy, toy_files
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import all_stages
-from vsr1_core.lake import Lake, write_jsonl
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import write_jsonl
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages
 
 CORPUS = TINY.toy
 SHARE_CHANGED = 0.01

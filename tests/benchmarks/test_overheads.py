@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from vsr1_core.increments import make_plan, run_plan
-from vsr1_core.lake import Lake
+from vsr1_core.rows.increments import make_plan, run_plan
+from vsr1_core.rows.lake import Lake
 
 NUM_ROWS = 100_000
 NEEDED = "dagster, polars"

@@ -11,15 +11,16 @@ import numpy as np
 
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import in_order, plan_graph
-from vsr1_core.increments import Outcome
-from vsr1_core.lake import Lake
 from vsr1_core.media.frame_store import write_frames
-from vsr1_core.recipes import Configuration, fingerprint
-from vsr1_core.stages import corpus, embeddings, frames, retrieval, training_data
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.increments import Outcome
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages import corpus, embeddings, examples, frames, pool, retrieval, traces
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.graph import in_order, plan_graph
 
-STAGES = (*retrieval.STAGES, *training_data.STAGES)
+STAGES = (*retrieval.STAGES, *pool.STAGES, *traces.STAGES, *examples.STAGES)
 COLOURS = ("red", "green", "blue", "yellow", "cyan")
 SHAPES = ("circle", "square", "bar")
 FRAME_TIMES_S = (0.5, 2.5, 4.5, 6.5, 8.5, 9.5)

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from vsr1_core.evaluation.metrics import temporal_iou
-from vsr1_core.lake import Lake
-from vsr1_core.stages import evaluation
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages import predictions, probes
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.reporting import Metrics, RefinementCurves, Report
 
@@ -133,8 +133,8 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
     }
 
 
-PREDICTION_COLUMNS = dict(evaluation.Predictions.columns)
-PROBE_COLUMNS = dict(evaluation.VerificationProbe.columns)
+PREDICTION_COLUMNS = dict(predictions.Predictions.columns)
+PROBE_COLUMNS = dict(probes.VerificationProbe.columns)
 PROBED = [method for method in STRENGTHS if method != "zero_shot"]
 MOMENT_COLUMNS: dict[str, Any] = {
     "split": pl.String,

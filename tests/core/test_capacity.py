@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vsr1_core import capacity
-from vsr1_core.capacity import GIB, Corpus, Estimate, Forecast
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.home import capacity
+from vsr1_core.home.capacity import GIB, Corpus, Estimate, Forecast
 from vsr1_core.stages.base import Execution
 
 CONFIG = CONFIGURATIONS["qwen3-vl-2b"]

@@ -15,12 +15,12 @@ import pytest
 from tests.videos import ffprobe_times_s, write_video
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import in_order, plan_graph
-from vsr1_core.lake import Lake
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.recipes import Configuration, FrameRecipe
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import in_order, plan_graph
 
 NANO = CONFIGURATIONS["nano"]
 TIMES = [k / 5 for k in range(15)]

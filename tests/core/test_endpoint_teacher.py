@@ -25,14 +25,8 @@ from tests.core.teacher_run import CONFIG, corpus_of
 from vsr1_core.media.encode import mp4_bytes
 from vsr1_core.reasoning.endpoint import MAX_RETRY_AFTER_S, EndpointTeacher, retry_after_s
 from vsr1_core.reasoning.evidence import build_messages, read_reply
-from vsr1_core.reasoning.teacher import (
-    ConfigurationError,
-    EndpointSettings,
-    EventNote,
-    StoredFrames,
-    TeacherTask,
-    refusal,
-)
+from vsr1_core.reasoning.tasks import ConfigurationError, EndpointSettings, EventNote, StoredFrames, TeacherTask
+from vsr1_core.reasoning.teacher import refusal
 from vsr1_core.recipes import EndpointRecipe, TeacherRecipe
 from vsr1_core.stages.base import Execution
 

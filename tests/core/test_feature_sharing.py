@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.graph import open_view
 from vsr1_core.models import vision
 from vsr1_core.models.vision import FeatureStore, VideoFeatures
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.checkpoints import SFTCheckpoint
+from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.loading import embedder_of, frame_store, layouts_of, policy_of, query_vectors
+from vsr1_core.stages.trained import SFTCheckpoint
 
 BASE = ("annotation_files", "raw_videos", "videos", "moments", "frame_tensors", "base_models")
 SEARCH = ("query_embeddings", "video_embeddings", "video_index", "first_ranking", "hard_negatives")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import Numbers, Squares, Total, fake_stages, register_versions, write_numbers
-from vsr1_core.graph import StagePlan, in_order, open_view, plan_graph
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import StagePlan, in_order, open_view, plan_graph
 
 
 @pytest.fixture

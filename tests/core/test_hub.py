@@ -14,14 +14,15 @@ from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
 from tests.core.test_policy_checkpoints import assert_same_weights, write_released
 from tests.core.tiny_models import tiny_embedder, tiny_policy
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import in_order
-from vsr1_core.hub import remote
-from vsr1_core.hub.adoption import adopt
-from vsr1_core.hub.checkpoints import find_checkpoint, write_checkpoint_folder
-from vsr1_core.hub.tables import export_tables
+from vsr1_core.home.hub import remote
+from vsr1_core.home.hub.adoption import adopt
+from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
+from vsr1_core.home.hub.tables import export_tables
 from vsr1_core.models.checkpoints import digest_weights, load_policy, save_embedder, save_policy
-from vsr1_core.stages import checkpoints, corpus, evaluation, reporting
+from vsr1_core.stages import base_models, corpus, reporting, trained
 from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.graph import in_order
+from vsr1_core.stages.predictions import PREDICTIONS
 
 EMBEDDER = "Qwen/Qwen3-VL-Embedding-2B"
 
@@ -51,11 +52,11 @@ class Home:
     def __init__(self, folder: Path, embedder: Path, source: str | None = None) -> None:
         self.corpus: FakeCorpus = shape_corpus(folder, 4)
         self.given: list[Stage] = [
-            Given(checkpoints.BaseModels, [given_model("embedder", embedder, source), given_model("policy", embedder)]),
+            Given(base_models.BaseModels, [given_model("embedder", embedder, source), given_model("policy", embedder)]),
             Given(reporting.Metrics, [metric("sqr_sft", "vcmr_0.5", 0.25), metric("fine_tuned", "vcmr_0.5", 0.5),
                                       metric("sqr_sft", "matched_recall", None)]),
             Given(corpus.AnnotationFiles, [{"file_id": "a_test.jsonl", "digest": "d1d1"}]),
-            *(Given(stage, [self._prediction(stage)]) for stage in evaluation.PREDICTIONS),
+            *(Given(stage, [self._prediction(stage)]) for stage in PREDICTIONS),
         ]  # fmt: skip
         for stage in self.given:
             stage.build(self.view, Execution())
@@ -67,8 +68,8 @@ class Home:
 
     @property
     def view(self) -> View:
-        trained = [checkpoints.SFTCheckpoint(), checkpoints.GRPOCheckpoint()]
-        stages = in_order([*self.corpus.stages.values(), *self.given, *trained])
+        made = [trained.SFTCheckpoint(), trained.GRPOCheckpoint()]
+        stages = in_order([*self.corpus.stages.values(), *self.given, *made])
         return View(self.corpus.view.lake, DatasetEntry("toy", "toy"), self.corpus.config, stages)
 
     def build(self, asset: str) -> Any:
@@ -206,7 +207,7 @@ def test_datasets_opens_what_is_exported(home: Home, tmp_path: Path) -> None:
     sft = opened("sft_examples", "train")[0]
     assert [m["role"] for m in sft["messages"]] == ["system", "user", "assistant"]
     assert sft["meta"]["gold_label"] in ("pos", "neg")
-    methods = [stage.method for stage in evaluation.PREDICTIONS]
+    methods = [stage.method for stage in PREDICTIONS]
     predictions = opened("predictions", "test")
     assert sorted(predictions["method"]) == sorted(methods)
     assert predictions[0]["turns"][0]["text"] == "<think> x </think>"

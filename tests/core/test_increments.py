@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsr1_core.increments import Inputs, Outcome, make_plan, run_plan
-from vsr1_core.lake import Lake, Table
+from vsr1_core.rows.increments import Outcome, make_plan, run_plan
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import Table
+from vsr1_core.rows.versions import Inputs
 
 
 @pytest.fixture

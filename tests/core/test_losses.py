@@ -7,13 +7,7 @@ import math
 import pytest
 import torch
 
-from vsr1_core.training.losses import (
-    group_advantages,
-    k3_kl,
-    policy_loss,
-    retrieval_losses,
-    token_cross_entropy,
-)
+from vsr1_core.training.losses import group_advantages, k3_kl, policy_loss, retrieval_losses, token_cross_entropy
 
 E = torch.eye(4)
 Q = torch.tensor([[0.6, 0.8, 0.0, 0.0]])

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
-from vsr1_core.graph import in_order, plan_graph
 from vsr1_core.models.decoding import Decoded
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import Verification
-from vsr1_core.stages import checkpoints, evaluation, frames, loading
+from vsr1_core.stages import base_models, frames, loading, probes, trained
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
+from vsr1_core.stages.graph import in_order, plan_graph
 
 ASSET = "verification_probe.sqr_sft"
-PROBE = {stage.name: stage for stage in evaluation.PROBES}[ASSET]
-REAL = {stage.name: stage for stage in (*frames.STAGES, *checkpoints.STAGES)}
+PROBE = {stage.name: stage for stage in probes.PROBES}[ASSET]
+REAL = {stage.name: stage for stage in (*frames.STAGES, *base_models.STAGES, *trained.STAGES)}
 
 
 @pytest.fixture

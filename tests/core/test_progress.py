@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from vsr1_core import progress
-from vsr1_core.progress import Log, Progress, duration_text
+from vsr1_core.rows import progress
+from vsr1_core.rows.progress import Log, Progress, duration_text
 
 
 @pytest.fixture

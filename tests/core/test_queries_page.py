@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 from fake_results import CHECKPOINT_COLUMNS, PROBE_COLUMNS, commit_results, commit_rows
 
-from vsr1_core import warehouse
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import all_stages
-from vsr1_core.lake import Lake
+from vsr1_core.home import warehouse
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 

@@ -23,11 +23,11 @@ from polars.testing import assert_frame_equal
 from tests.cheap_stages import cheap_stages
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill
 from vsr1_core.configurations import NANO
-from vsr1_core.graph import plan_graph
-from vsr1_core.increments import Plan
-from vsr1_core.lake import digest_file
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import digest_file
+from vsr1_core.rows.increments import Plan
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
+from vsr1_core.stages.graph import plan_graph
 
 NUM_SCRIPTS, NUM_PARTS = 200, 10
 METHODS = ("sqr_sft", "videosearch_r1")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from vsr1_core.configurations import CONFIGURATIONS, NANO, TINY
-from vsr1_core.graph import all_stages
-from vsr1_core.recipes import Configuration, FrameRecipe, SFTRecipe, fingerprint
+from vsr1_core.recipes import Configuration, FrameRecipe, SFTRecipe
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages.graph import all_stages
 
 
 def test_equal_recipes_have_equal_fingerprints() -> None:
@@ -56,7 +57,8 @@ def test_values_without_a_stable_spelling_are_refused(value: object) -> None:
 
 def test_a_fingerprint_is_the_same_in_another_process() -> None:
     code = (
-        "from vsr1_core.configurations import TINY; from vsr1_core.recipes import fingerprint; print(fingerprint(TINY))"
+        "from vsr1_core.configurations import TINY; from vsr1_core.rows.versions import fingerprint; "
+        "print(fingerprint(TINY))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == fingerprint(TINY)

@@ -10,18 +10,18 @@ import pytest
 from fake_results import commit_results, commit_rows
 from nbclient import NotebookClient
 
-from vsr1_core import warehouse
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.lake import Lake
-from vsr1_core.stages import corpus, evaluation, frames, reporting
+from vsr1_core.home import warehouse
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages import corpus, frames, predictions, probes, reporting
 from vsr1_core.stages.base import Execution, Stage, View
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def stages() -> dict[str, Stage]:
-    modules = (corpus.STAGES, frames.STAGES, evaluation.STAGES, reporting.STAGES)
+    modules = (corpus.STAGES, frames.STAGES, predictions.STAGES, probes.STAGES, reporting.STAGES)
     return {stage.name: stage() for module in modules for stage in module}
 
 

@@ -21,7 +21,7 @@ from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
 from vsr1_core.evaluation.metrics import PROBE_METRICS, metric_names
-from vsr1_core.lake import Lake
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, NotYetKnown, View
 
 NUM_METRICS = len(metric_names())

@@ -179,7 +179,7 @@ def test_planning_imports_no_faiss_and_no_torch(tmp_path):
 
     code = (
         "import sys; from pathlib import Path; from tests.core.fake_corpus import shape_corpus; "
-        "from vsr1_core.graph import plan_graph; "
+        "from vsr1_core.stages.graph import plan_graph; "
         f"plan_graph(shape_corpus(Path({str(tmp_path)!r})).view); "
         "sys.exit(bool({'faiss', 'torch'} & set(sys.modules)))"
     )

@@ -27,7 +27,6 @@ from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.test_decoding import EXACT, REFINE_ID, STOPS, naive_latents, run, without_end, world
 from tests.core.test_episodes import QUERIES, searcher
 from tests.core.tiny_models import prompts_with_videos, query_text, random_video, small_config, tiny_policy
-from vsr1_core.lake import read_json
 from vsr1_core.models import decoding, vllm_writer
 from vsr1_core.models.checkpoints import LoadedPolicy
 from vsr1_core.models.decoding import (
@@ -44,6 +43,7 @@ from vsr1_core.models.released import stored_shapes
 from vsr1_core.models.vision import VideoFeatures
 from vsr1_core.models.vllm_writer import VLLMWriter, export_for_vllm, is_soft_query, open_writer, request, sampling
 from vsr1_core.reasoning.conversation import answer_text, build_messages
+from vsr1_core.rows.files import read_json
 
 N = 4
 SETTINGS = DecodeSettings(max_new_tokens=12, num_soft_tokens=N)

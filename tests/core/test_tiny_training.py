@@ -12,10 +12,10 @@ from vsr1_core.models.inputs import VideoLayout
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import VideoFeatures
-from vsr1_core.reasoning.teacher import EventNote
+from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.training.contrastive import info_nce
 from vsr1_core.training.optimizers import MuonAndAdamW
-from vsr1_core.training.seeing import mean_within, word_targets
+from vsr1_core.training.vision_pretraining import mean_within, word_targets
 
 
 def test_the_contrastive_loss_is_the_mean_of_both_directions() -> None:

@@ -12,19 +12,10 @@ import pytest
 from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, is_well_formed, parse_answer
-from vsr1_core.reasoning.teacher import (
-    ConfigurationError,
-    EventNote,
-    TeacherReply,
-    TeacherTask,
-    TemplateTeacher,
-    judge_words,
-    make_teacher,
-    observation,
-    refusal,
-)
+from vsr1_core.reasoning.tasks import ConfigurationError, EventNote, TeacherReply, TeacherTask
+from vsr1_core.reasoning.teacher import TemplateTeacher, judge_words, make_teacher, observation, refusal
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
-from vsr1_core.stages import training_data
+from vsr1_core.stages import traces
 from vsr1_core.stages.base import NotYetKnown
 
 TRAIN_DATA = ("top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts")
@@ -374,7 +365,7 @@ def test_a_teacher_of_another_kind_drops_in(corpus, monkeypatch):
             for number, task in enumerate(tasks):
                 yield TeacherReply(task.query_id, **replies[number % 3])
 
-    monkeypatch.setattr(training_data, "make_teacher", lambda recipe, endpoint: Curt())
+    monkeypatch.setattr(traces, "make_teacher", lambda recipe, endpoint: Curt())
     corpus.build()
     errors = Counter(row["error"] for row in corpus.rows("reasoning_traces").values())
     assert errors[None] == errors["the teacher wrote nothing"] == len(corpus.rows("sft_examples")) == 16

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from tests.small_world import SmallWorld, build, fill
 from vsr1_core.configurations import CONFIGURATIONS
-from vsr1_core.graph import all_stages, in_order
-from vsr1_core.lake import Lake, write_json
+from vsr1_core.home.unused import DAY_S, MIN_AGE_S, unused_files
 from vsr1_core.media.frame_store import read_frames
+from vsr1_core.rows.files import write_json
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import View
-from vsr1_core.unused import DAY_S, MIN_AGE_S, unused_files
+from vsr1_core.stages.graph import all_stages, in_order
 
 ASSET = "sft_checkpoint"
 

@@ -20,13 +20,13 @@ from fake_results import (
     moments_frame,
 )
 
-from vsr1_core import warehouse
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation.metrics import load_episodes, outcomes, score, values
-from vsr1_core.lake import Lake
+from vsr1_core.home import warehouse
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.checkpoints import GRPOCheckpoint
+from vsr1_core.stages.trained import GRPOCheckpoint
 
 DESIGNED = {
     "predictions": "dataset method query_id split query gt_video_id gt_start_s gt_end_s video_id rank first_rank "
@@ -214,7 +214,7 @@ def test_another_process_that_holds_the_file_blocks_nobody(home: Path) -> None:
 
 
 def test_a_moved_home_reads_its_own_rows(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vsr1_core.graph.all_stages", fake_stages)
+    monkeypatch.setattr("vsr1_core.stages.graph.all_stages", fake_stages)
     commit_results(home / "lake", "toy", num_queries=3)
     moved = tmp_path / "moved"
     home.rename(moved)
@@ -223,7 +223,7 @@ def test_a_moved_home_reads_its_own_rows(home: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_views_are_made_when_the_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vsr1_core.graph.all_stages", fake_stages)
+    monkeypatch.setattr("vsr1_core.stages.graph.all_stages", fake_stages)
     assert warehouse.query(tmp_path, "select * from metrics").is_empty()
     assert warehouse.database_path(tmp_path).exists()
 
@@ -236,7 +236,7 @@ def test_every_view_says_what_it_holds(home: Path) -> None:
 
 
 def test_every_column_says_what_it_means(tmp_path: Path) -> None:
-    """The sentences are in `vsr1_core.columns`."""
+    """The sentences are in `vsr1_core.home.columns`."""
     warehouse.refresh(tmp_path)
     asked = "select table_name, column_name from duckdb_columns() where not internal and comment is null"
     assert warehouse.query(tmp_path, asked).rows() == []

@@ -15,7 +15,7 @@ from transformers import Qwen3VLConfig
 from tests.core import test_grpo, test_sft
 from vsr1_core.configurations import NANO
 from vsr1_core.models.inputs import VideoPatches, video_patches
-from vsr1_core.reasoning.teacher import EventNote
+from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.training.contrastive import train_base
 
 SFT = replace(test_sft.RECIPE, steps=3, num_negatives=4, in_batch_positives=True)

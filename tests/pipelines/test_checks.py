@@ -11,9 +11,9 @@ import pytest
 from pipelines.checks import not_unit_vectors, worse_metrics
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.graph import all_stages
-from vsr1_core.lake import Lake
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import all_stages
 
 
 @pytest.fixture

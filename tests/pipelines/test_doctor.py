@@ -11,9 +11,9 @@ from pipelines import doctor
 from pipelines.cli import app
 from pipelines.resources import Settings
 from tests.chat_server import ChatServer, running
-from vsr1_core.capacity import Estimate
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.home.capacity import Estimate
 
 CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
 

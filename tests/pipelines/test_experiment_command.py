@@ -18,7 +18,7 @@ from tests.small_world import build
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.datasets.registry import get_entry, save_entry
 from vsr1_core.evaluation import report
-from vsr1_core.graph import open_view
+from vsr1_core.stages.graph import open_view
 
 
 def test_seeds_are_different_numbers() -> None:

@@ -15,8 +15,8 @@ from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
 from pipelines.resources import Settings, WorkplaceResource
 from tests.fakes import fake_stages, register_versions, write_numbers
-from vsr1_core.graph import open_view
 from vsr1_core.stages.base import Stage
+from vsr1_core.stages.graph import open_view
 
 
 class FakeWorkplace(WorkplaceResource):

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1_core.graph import all_stages, open_view
 from vsr1_core.models.checkpoints import digest_weights
 from vsr1_core.stages import launch as launching
 from vsr1_core.stages.base import Execution
-from vsr1_core.stages.checkpoints import TrainedStage
+from vsr1_core.stages.graph import all_stages, open_view
+from vsr1_core.stages.trained import TrainedStage
 from vsr1_core.training import sft
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from tests.cheap_stages import CheapReport
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill, plans
 from vsr1_core.configurations import NANO
 from vsr1_core.evaluation.metrics import PROBE_METRICS
-from vsr1_core.graph import all_stages
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages
 
 pytestmark = pytest.mark.slow
 

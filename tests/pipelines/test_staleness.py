@@ -15,7 +15,7 @@ from tests.cheap_stages import cheap_main_stages
 from tests.small_world import SmallWorld, clip, fill
 from tests.ticker import Ticker
 from vsr1_core.configurations import CONFIGURATIONS, NANO
-from vsr1_core.graph import StagePlan, open_view, plan_graph
+from vsr1_core.stages.graph import StagePlan, open_view, plan_graph
 
 TRAINING = {"base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"}
 

@@ -13,9 +13,9 @@ from vsr1_core.datasets import folder, sources
 from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
-from vsr1_core.engine import map_rows
-from vsr1_core.lake import read_jsonl
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.workers import map_rows
 
 KINDS = {
     "wrong count": "an annotation file is not there, or has another number of rows than the published one",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vsr1_core.datasets.verified import BadLine, Moment, make_moment, read_fig, text_of, video_id_of
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
-from vsr1_core.recipes import fingerprint
+from vsr1_core.rows.versions import fingerprint
 
 REQUIRED = ("video", "start", "end", "query")
 

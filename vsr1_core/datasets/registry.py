@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vsr1_core.configurations import CONFIGURATIONS, with_seed
 from vsr1_core.datasets.benchmarks import BENCHMARKS
-from vsr1_core.lake import check_name, read_json, write_json
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import check_name, read_json, write_json
 
 REAL_CONFIG = "qwen3-vl-2b"
 KINDS = ("toy", "verified", "folder")

@@ -13,8 +13,8 @@ from pathlib import Path
 from vsr1_core.datasets import folder, toy, toy_files, verified
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.lake import digest_file
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import digest_file
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.toy import Scene
-from vsr1_core.lake import atomic_path, digest_file, read_json, write_json, write_jsonl
-from vsr1_core.recipes import STAGE_VERSIONS, ToyRecipe, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS, ToyRecipe
+from vsr1_core.rows.files import atomic_path, digest_file, read_json, write_json, write_jsonl
+from vsr1_core.rows.versions import fingerprint
 
 
 def scene_fingerprint(scene: Scene, recipe: ToyRecipe) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
-from vsr1_core.lake import read_jsonl
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
-from vsr1_core.recipes import fingerprint
+from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.versions import fingerprint
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import polars as pl
 from vsr1_core.evaluation import metrics as m
 from vsr1_core.evaluation.curves import SOFT_TOKENS, TURNS, Point
 from vsr1_core.evaluation.plots import in_method_order
-from vsr1_core.lake import atomic_folder, write_json
+from vsr1_core.rows.files import atomic_folder, write_json
 
 T_POINTS = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; further ones are taken as 1.960."""

@@ -18,7 +18,7 @@ from vsr1_core.evaluation import metrics as m
 from vsr1_core.evaluation import plots
 from vsr1_core.evaluation.curves import SOFT_TOKENS, TURNS
 from vsr1_core.evaluation.published import PUBLISHED, SOURCE, PublishedRow
-from vsr1_core.lake import atomic_folder
+from vsr1_core.rows.files import atomic_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vsr1_core.lake import atomic_path
+from vsr1_core.rows.files import atomic_path
 
 
 def write_frames(path: Path, pixels: np.ndarray) -> None:

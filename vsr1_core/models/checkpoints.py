@@ -15,11 +15,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.lake import atomic_folder, digest_file, write_json
 from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.policy import Policy, SoftQueryConfig, soft_query_modules, with_soft_query
 from vsr1_core.models.vision import batch_vision_attention
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
+from vsr1_core.rows.files import atomic_folder, digest_file, write_json
 
 if TYPE_CHECKING:
     from vsr1_core.models.decoding import TextWriter

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3VLConfig
 
-from vsr1_core.lake import read_json
 from vsr1_core.models.checkpoints import LoadedPolicy, load_configured
 from vsr1_core.models.policy import SoftQueryConfig, with_soft_query
+from vsr1_core.rows.files import read_json
 
 
 def load_released_policy(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vsr1_core.lake import atomic_path, file_stem
+from vsr1_core.rows.files import atomic_path, file_stem
 
 _SLACK = 0.8
 """How full the folder is after it was cleared: not every write should have to look for what to remove."""

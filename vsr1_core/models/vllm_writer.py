@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.lake import atomic_folder, read_json, write_json
 from vsr1_core.models.checkpoints import LoadedPolicy
 from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens, written_text
 from vsr1_core.models.inputs import VIDEO_PAD, Prompt, mark_text
 from vsr1_core.models.policy import Policy
 from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.rows.files import atomic_folder, read_json, write_json
 
 INSTALL = (
     "the text writer `vllm` needs vLLM, which is not installed. On a Linux machine with an NVIDIA GPU: "

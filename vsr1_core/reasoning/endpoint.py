@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from vsr1_core.reasoning.evidence import build_messages, read_reply
-from vsr1_core.reasoning.teacher import ConfigurationError, EndpointSettings, TeacherReply, TeacherTask
+from vsr1_core.reasoning.tasks import ConfigurationError, EndpointSettings, TeacherReply, TeacherTask
 from vsr1_core.recipes import EndpointRecipe
 
 CONNECT_TIMEOUT_S = 10.0

@@ -16,7 +16,7 @@ import numpy as np
 
 from vsr1_core.media.encode import jpeg_bytes, mp4_bytes
 from vsr1_core.media.frame_store import read_frames
-from vsr1_core.reasoning.teacher import ConfigurationError, Label, StoredFrames, TeacherTask
+from vsr1_core.reasoning.tasks import ConfigurationError, Label, StoredFrames, TeacherTask
 from vsr1_core.recipes import EndpointRecipe
 
 Part = dict[str, Any]

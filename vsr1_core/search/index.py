@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vsr1_core.lake import atomic_folder, read_json, write_json
+from vsr1_core.rows.files import atomic_folder, read_json, write_json
 
 Vectors = NDArray[np.float32]
 Exclude = Sequence[Collection[str]]

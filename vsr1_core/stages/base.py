@@ -13,12 +13,14 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
-from vsr1_core.engine import Item, Result, Value, map_rows
-from vsr1_core.increments import Inputs, Outcome, Plan, make_plan, run_plan, without_gc
-from vsr1_core.lake import Lake, Table
-from vsr1_core.prepared.store import GivenRow, Imported, current_import
-from vsr1_core.reasoning.teacher import EndpointSettings
-from vsr1_core.recipes import STAGE_VERSIONS, Configuration, fingerprint
+from vsr1_core.reasoning.tasks import EndpointSettings
+from vsr1_core.recipes import STAGE_VERSIONS, Configuration
+from vsr1_core.rows.imported import GivenRow, Imported, current_import
+from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import Table
+from vsr1_core.rows.versions import Inputs, fingerprint
+from vsr1_core.rows.workers import Item, Result, Value, map_rows
 
 TextWriterName = Literal["in-process", "vllm"]
 
@@ -58,7 +60,7 @@ class Execution:
         have to see the lake and the videos."""
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
-        from vsr1_core.ray_engine import map_rows_on_ray
+        from vsr1_core.rows.ray_workers import map_rows_on_ray
 
         folders = [view.lake.root, *([Path(view.entry.videos)] if view.entry.videos else [])]
         return map_rows_on_ray(function, items, self.ray, folders, deadline_s, self.log)

@@ -12,8 +12,8 @@ import polars as pl
 from vsr1_core.datasets import folder, sources, toy_files
 from vsr1_core.datasets.toy import Scene
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.lake import digest_file, read_jsonl
 from vsr1_core.recipes import ToyRecipe
+from vsr1_core.rows.files import digest_file, read_jsonl
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.recipes import fingerprint
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.lake import file_stem
-from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe, canonical, fingerprint
+from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe
+from vsr1_core.rows.files import file_stem
+from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 
 

@@ -1,5 +1,5 @@
-"""A training in several processes of this machine: `accelerate launch` of this module, a process a GPU, or on a CPU
-with a share of the cores each: small models gain little from more threads.
+"""A training in several processes of this machine: `accelerate launch` of `stages.launched`, one process per GPU, or on
+a CPU with a share of the cores each: small models gain little from more threads.
 
 The parent waits, passes on what the first process logs, and takes the rows that it made; weights travel as a folder.
 All processes read the same tables; the first one alone writes.
@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from vsr1_core.lake import read_json, write_json
+from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.stages.base import Execution, View
 
 PASSED_ON = ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size", "save_steps", "trackers")
@@ -61,7 +61,7 @@ def _command(processes: int, request: Path) -> list[str]:
     flags = {"num_processes": processes, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     options = [part for name, value in {**flags, "main_process_port": 0}.items() for part in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options]
-    return [*launcher, "-m", "vsr1_core.stages.launch", str(request)]
+    return [*launcher, "-m", "vsr1_core.stages.launched", str(request)]
 
 
 def _run(command: list[str], execution: Execution) -> tuple[int, str]:
@@ -82,41 +82,3 @@ def _run(command: list[str], execution: Execution) -> tuple[int, str]:
             process.terminate()  # the launcher ends its processes when it is asked to end
             raise
     return process.returncode, "".join(tail)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{LOGGED}{line}\n")
-    sys.stdout.flush()
-
-
-def main(request: Path) -> None:
-    """What each of the processes does."""
-    from accelerate import PartialState
-
-    from vsr1_core.graph import open_view
-    from vsr1_core.stages.checkpoints import ModelStage
-
-    asked = read_json(request)
-    settings = asked["execution"]
-    on_gpu = settings["device"] != "cpu"
-    state = PartialState(cpu=not on_gpu)
-    device = f"cuda:{state.local_process_index}" if on_gpu else "cpu"
-    log = _say if state.is_main_process else lambda line: None
-    execution = Execution(**{**settings, "device": device, "trackers": tuple(settings["trackers"])}, log=log)
-    view = open_view(Path(asked["home"]), asked["dataset"])
-    stage = view.stages[asked["asset"]]
-    assert isinstance(stage, ModelStage)
-    try:
-        rows = stage.train_here(view, execution, writes=state.is_main_process)
-    except (ValueError, LookupError, OSError) as error:
-        if state.is_main_process:
-            write_json(request.with_name("answer.json"), {"error": str(error)})
-        raise
-    if state.is_main_process:
-        write_json(request.with_name("answer.json"), {"rows": rows})
-    state.wait_for_everyone()
-    state.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -11,13 +11,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.evaluation.curves import (
-    Point,
-    score_soft_tokens,
-    score_turns,
-    soft_token_points,
-    turn_points,
-)
+from vsr1_core.evaluation.curves import Point, score_soft_tokens, score_turns, soft_token_points, turn_points
 from vsr1_core.evaluation.metrics import (
     PROBE_METRICS,
     Probes,
@@ -28,17 +22,18 @@ from vsr1_core.evaluation.metrics import (
     score,
     summarise,
 )
-from vsr1_core.recipes import Configuration, fingerprint
-from vsr1_core.stages import evaluation
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages import predictions, probes
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
-from vsr1_core.stages.evaluation import METHODS
+from vsr1_core.stages.methods import METHODS
 
 CHECKPOINTS = (
     *("base_models", "fine_tuned_checkpoint", "hard_refine_checkpoint"),
     *("sft_checkpoint", "drop_above_positive_checkpoint", "grpo_checkpoint"),
 )
-PREDICTIONS = tuple(stage.name for stage in evaluation.PREDICTIONS)
-PROBES = tuple(stage.name for stage in evaluation.PROBES)
+PREDICTIONS = tuple(stage.name for stage in predictions.PREDICTIONS)
+PROBES = tuple(stage.name for stage in probes.PROBES)
 
 
 class Metrics(Stage):

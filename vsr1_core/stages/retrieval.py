@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.lake import check_name
-from vsr1_core.recipes import Configuration, fingerprint
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import check_name
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
 from vsr1_core.stages.corpus import failed
+from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
 
 if TYPE_CHECKING:
     from vsr1_core.search.index import VideoIndex
 
-IS_TRAIN = pl.col("split") == "train"
 QUERIES_A_SEARCH = 4096
 """At 2048 dimensions, 32 MB of query vectors."""
 
@@ -190,26 +191,6 @@ class HardNegatives(Stage):
                 "video_ids": [video_id for video_id, _ in pairs],
                 "scores": [score for _, score in pairs],
             }
-
-
-def asked_version(query: str, video_id: str) -> str:
-    """Of what a query asks for and which video has it: what imported rankings of it stand on."""
-    return fingerprint([query, video_id])
-
-
-def asked_versions(view: View) -> dict[str, str]:
-    """Train query id -> its `asked_version`."""
-    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(IS_TRAIN)
-    return {query_id: asked_version(query, video_id) for query_id, _, query, video_id in moments.iter_rows()}
-
-
-def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
-    """Query id -> the videos of all moments of the split with the same query text, its own among them."""
-    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
-    texts = moments.with_columns(text=pl.col("query").str.strip_chars().str.to_lowercase())
-    shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
-    pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
-    return {query_id: frozenset(videos) for query_id, videos in pairs}
 
 
 STAGES = (VideoIndexes, FirstRanking, HardNegatives)

@@ -24,15 +24,16 @@ from vsr1_core.models.inputs import VideoPatches, build_prompts, extended
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
-from vsr1_core.progress import Progress
 from vsr1_core.reasoning.conversation import build_messages
-from vsr1_core.reasoning.teacher import EventNote, observation
+from vsr1_core.reasoning.tasks import EventNote
+from vsr1_core.reasoning.teacher import observation
 from vsr1_core.recipes import ModelRecipe
-from vsr1_core.training.kernels import training_attention
+from vsr1_core.rows.progress import Progress
+from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
 from vsr1_core.training.processes import mine, share_of, shared_mean, with_others
 from vsr1_core.training.runs import CurvePoint
-from vsr1_core.training.seeing import learn_to_see
+from vsr1_core.training.vision_pretraining import learn_to_see
 
 NUM_TOLD = 32
 """How many of a batch's videos are also told in words."""

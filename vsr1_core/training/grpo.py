@@ -35,7 +35,7 @@ from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
 from vsr1_core.search.index import VideoIndex
-from vsr1_core.training.kernels import training_attention
+from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.processes import SharedSteps, share_of
 from vsr1_core.training.rewards import RewardBreakdown

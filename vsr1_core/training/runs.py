@@ -19,8 +19,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from vsr1_core.lake import read_json, write_json
-from vsr1_core.progress import Progress
+from vsr1_core.rows.files import read_json, write_json
+from vsr1_core.rows.progress import Progress
 
 TRAINER_STATE = "trainer_state.json"
 """Written last by transformers: a checkpoint folder without it is not whole."""

@@ -25,8 +25,8 @@ from vsr1_core.models.embedder import Embedder
 from vsr1_core.models.vision import FeatureStore
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
+from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
-from vsr1_core.training.kernels import training_attention
 from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
 from vsr1_core.training.processes import SharedSteps, all_of, share_of
 from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order

@@ -9,10 +9,10 @@ from typing import Any
 from tests.core.datasets.prepared_folder import read_lines, write_lines
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import builtin_entries
-from vsr1_core.graph import all_stages, plan_graph
-from vsr1_core.lake import Lake
-from vsr1_core.prepared.taking_in import TAKEN_IN, Summary, import_prepared
+from vsr1_core.home.prepared.importing import TAKEN_IN, Summary, import_prepared
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages, plan_graph
 
 GROUPS = ("sources", "corpus", "media", "embeddings", "retrieval", "sft", "grpo")
 DATA = ("videos", *TAKEN_IN)

@@ -16,14 +16,14 @@ from tests.core.tiny_models import small_config, tiny_policy
 from tests.videos import write_video
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import builtin_entries
-from vsr1_core.graph import in_order
-from vsr1_core.lake import Lake
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.models.inputs import VideoLayout, build_prompts
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.recipes import FrameRecipe
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import in_order
 from vsr1_core.stages.loading import layouts_of, patches_of
 
 VIDEO = "v_vYxBAbbvSxc"

@@ -15,16 +15,16 @@ from tests.core.datasets.prepared_folder import SYSTEM, VIDEOS, content, read_li
 from tests.core.datasets.prepared_home import DATA, Home
 from tests.core.tiny_models import small_config
 from tests.videos import write_video
-from vsr1_core.graph import all_stages, plan_graph
-from vsr1_core.lake import Lake
-from vsr1_core.lineage import explain
+from vsr1_core.home.explain import explain
+from vsr1_core.home.prepared.importing import TAKEN_IN
+from vsr1_core.home.prepared.writing import export_prepared
 from vsr1_core.media.frame_store import read_frames
-from vsr1_core.prepared.store import current_import, forget_import
-from vsr1_core.prepared.taking_in import TAKEN_IN
-from vsr1_core.prepared.writing import export_prepared
 from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.rows.imported import current_import, forget_import
+from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import embeddings
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages, plan_graph
 from vsr1_core.stages.loading import patches_of
 
 
@@ -214,7 +214,7 @@ def test_frames_outlive_the_folder_they_came_from(folder: Path, home: Home) -> N
 def test_an_import_that_was_killed_before_it_was_in_force_left_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vsr1_core.prepared import taking_in
+    from vsr1_core.home.prepared import importing as taking_in
 
     home = Home(tmp_path / "home")
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.core.datasets.prepared_folder import read_lines, write_json, write_lines, write_prepared
 from tests.core.datasets.prepared_home import Home
-from vsr1_core.prepared.layout import PreparedError
-from vsr1_core.prepared.taking_in import import_prepared
+from vsr1_core.home.prepared.importing import import_prepared
+from vsr1_core.home.prepared.layout import PreparedError
 from vsr1_core.stages.base import Execution
 
 Break = Callable[[Path], Any]

@@ -11,8 +11,8 @@ from tests.benchmarks.stand_in_clips import change_annotations, clips, make_clip
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.file_check import check_files
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.engine import map_rows
 from vsr1_core.media.probe import probe
+from vsr1_core.rows.workers import map_rows
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""A checkpoint from elsewhere in place of a training: checked against the dataset's embedder, then named in a record.
+
+From then on the stage's row points to it, and nothing of it is trained here (`stages.trained.adopted`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen3VLConfig
+
+from vsr1_core.home.hub.checkpoints import hub_source
+from vsr1_core.models.checkpoints import digest_weights, load_policy, save_policy
+from vsr1_core.models.policy import SoftQueryConfig
+from vsr1_core.models.released import load_released_policy, stored_shapes
+from vsr1_core.stages.base import View
+from vsr1_core.stages.loading import one_row
+from vsr1_core.stages.trained import Adopted, TrainedStage, write_adopted
+
+
+def form_of(folder: Path) -> str:
+    """`own` (its config holds the method's options), `released` (the authors' form), or `plain` (no soft query)."""
+    if getattr(Qwen3VLConfig.from_pretrained(folder), "soft_query", None):
+        return "own"
+    return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
+
+
+def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Path:
+    """Let the checkpoint in `folder` stand for `asset`. Returns the record, which may be deleted to train again.
+
+    A released one is saved with its options beside it; `training_file` is the SFT file that holds its prompt. Raises
+    ValueError for an asset that is not trained, a folder that is no policy, or one for another embedder.
+    """
+    if not isinstance(view.stages.get(asset), TrainedStage):
+        trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
+        raise ValueError(f"{asset!r} is not trained by this pipeline; use one of {', '.join(trained)}")
+    form = form_of(folder)
+    if form == "plain":
+        raise ValueError(f"{source} has no soft query modules: it is a base model, set as ModelRecipe(policy=...)")
+    if form == "released":
+        folder = _with_options(view, asset, source, folder, training_file)
+    load_policy(folder, dtype=_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
+    _check_embedder(view, source, folder)
+    return write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source))
+
+
+def _with_options(view: View, asset: str, source: str, folder: Path, training_file: Path | None) -> Path:
+    if training_file is None:
+        raise ValueError(
+            f"{source} is in the authors' form, which does not hold its prompt; give the training file that belongs "
+            "to it: --training-file train_oneturn.json"
+        )
+    embedder = one_row(view, "base_models", "embedder")
+    policy = load_released_policy(
+        folder,
+        training_file=training_file,
+        embedder=hub_source(embedder) or embedder["digest"],
+        dtype=_dtype(folder),
+    )
+    target = view.files(asset).absolute() / f"adopted-{digest_weights(folder)[:12]}"
+    save_policy(policy, target, {"source": source})
+    return target
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    """What the weights are stored in: loading them wider would double the memory for a check."""
+    return Qwen3VLConfig.from_pretrained(folder).dtype or torch.float32
+
+
+def _check_embedder(view: View, source: str, folder: Path) -> None:
+    """A policy writes into one embedder's input space: with another one its latents mean nothing."""
+    soft_query = SoftQueryConfig(**Qwen3VLConfig.from_pretrained(folder).soft_query)
+    row = one_row(view, "base_models", "embedder")
+    if soft_query.embedder not in (row["digest"], row["source"], row["path"]):
+        raise ValueError(
+            f"{source} was trained with the embedder {soft_query.embedder}; {view.entry.name} searches with "
+            f"{row['source'] or row['digest']}"
+        )
+    size = Qwen3VLConfig.from_pretrained(row["path"]).text_config.hidden_size
+    if soft_query.embedder_hidden_size != size:
+        raise ValueError(f"{source} writes into embedders of size {soft_query.embedder_hidden_size}, not {size}")

@@ -1,0 +1,182 @@
+"""A checkpoint as a folder for others: weights, config, tokenizer, record, and a card that says how it was made.
+
+Such a folder loads by its path (`models.checkpoints`). Nothing in it names a place on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.rows.versions import canonical
+from vsr1_core.stages.base import View
+from vsr1_core.stages.loading import one_row
+from vsr1_core.stages.methods import METHODS
+from vsr1_core.stages.model_folders import ModelStage
+
+HEADLINE = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100", "vcmr_0.3", "vcmr_0.5", "vcmr_0.7")
+"""The metrics that the card's metadata names, beside verification_accuracy; its table has all."""
+COPIED = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One row of a model stage, and what its card tells of it."""
+
+    view: View
+    asset: str
+    row: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.row[self.view.stages[self.asset].key])
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of the report that search with it."""
+        return [name for name, method in METHODS.items() if (method.asset, method.row_id) == (self.asset, self.name)]
+
+
+def find_checkpoint(view: View, name: str) -> Checkpoint:
+    """The built model row `name` (`sft_checkpoint`, `embedder`, ...). LookupError says which there are."""
+    assets = [asset for asset, stage in view.stages.items() if stage.group == ModelStage.group]
+    for asset in assets:
+        if name in view.versions(asset):
+            return Checkpoint(view, asset, one_row(view, asset, name))
+    built = [row_id for asset in assets for row_id in view.versions(asset)]
+    raise LookupError(
+        f"{view.entry.name} has no checkpoint {name!r}; it has: {', '.join(built) or 'none yet'}. To build: "
+        f"vsr1 build --dataset {view.entry.name} --assets {','.join(assets)}"
+    )
+
+
+def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
+    """Write the folder to be pushed, all or nothing. ValueError for a base model that is on the hub already."""
+    source = checkpoint.row["source"]
+    if checkpoint.asset == "base_models" and source:
+        raise ValueError(f"{checkpoint.name} is {source} as published; there is nothing of its own to push")
+    with atomic_folder(folder) as temporary:
+        for pattern in COPIED:
+            for path in sorted(Path(checkpoint.row["path"]).glob(pattern)):
+                shutil.copyfile(path, temporary / path.name)
+        _name_embedder(temporary / "config.json", checkpoint.view)
+        (temporary / CARD).write_text(card_text(checkpoint, repo_id), encoding="utf-8")
+
+
+def _name_embedder(path: Path, view: View) -> None:
+    """Name the embedder by its hub id or digest where the config names a folder of this machine."""
+    config = read_json(path)
+    soft_query = config.get("soft_query")
+    if soft_query and Path(soft_query["embedder"]).is_absolute():
+        row = one_row(view, "base_models", "embedder")
+        soft_query["embedder"] = hub_source(row) or row["digest"]
+        write_json(path, config)
+
+
+def hub_source(row: Mapping[str, Any]) -> str:
+    """The hub id that a base model's row comes from; empty for one that was made here or read from a folder."""
+    source = row["source"] or ""
+    return "" if Path(source).is_absolute() or " " in source else source
+
+
+def card_text(checkpoint: Checkpoint, repo_id: str) -> str:
+    """The card: metadata for the hub, then what it is, its metrics, how it was made, and how to use it."""
+    from huggingface_hub import ModelCardData
+
+    view, results, name = checkpoint.view, metric_rows(checkpoint), repo_id.rpartition("/")[2]
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["video-retrieval", "moment-retrieval", "videosearch-r1"],
+        base_model=hub_source(one_row(view, "base_models", "policy")) or None,
+        model_name=name,
+        eval_results=_eval_results(view, results) or None,
+    )
+    title = BENCHMARKS[view.entry.name].title if view.entry.name in BENCHMARKS else view.entry.name
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        f"`{checkpoint.name}` of VideoSearch-R1, video corpus moment retrieval with soft query refinement, on {title}.",
+        _usage(checkpoint, repo_id),
+        "## Results",
+        *(_metric_lines(results) if results.height else ["Not evaluated."]),
+        "## How it was made",
+        "What it was made from, by version: a row's version is a hash of all that decides it.",
+        _table(["input", "version"], sorted(json.loads(checkpoint.row["row_inputs"]).items())),
+        _table(["annotation file", "digest"], _annotation_digests(view)),
+        f"Weights: `{checkpoint.row['digest']}`; parent: `{checkpoint.row['parent'] or 'none'}`. Recipe:",
+        f"```json\n{json.dumps(_recipes(checkpoint), indent=2)}\n```",
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def metric_rows(checkpoint: Checkpoint) -> pl.DataFrame:
+    """The defined metrics of the methods that use this checkpoint; none where nothing was evaluated."""
+    columns = ["split", "method", "metric", "value", "low", "high", "num_queries"]
+    rows = checkpoint.view.rows("metrics", columns).filter(pl.col("method").is_in(checkpoint.methods))
+    return rows.drop_nulls("value").sort("split", "method", "metric")
+
+
+def _usage(checkpoint: Checkpoint, repo_id: str) -> str:
+    if checkpoint.asset == "base_models":
+        return f'Use: `ModelRecipe({checkpoint.name}="{repo_id}")`.'
+    dataset = checkpoint.view.entry.name
+    pulled = f"vsr1 pull {repo_id} --dataset {dataset} --as {checkpoint.asset}"
+    return f"Use: `{pulled}`, or `vsr1_core.models.checkpoints.load_policy(folder)`."
+
+
+def _eval_results(view: View, results: pl.DataFrame) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="video-corpus-moment-retrieval",
+            dataset_type=view.entry.name,
+            dataset_name=view.entry.name,
+            dataset_split=row["split"],
+            metric_type=row["metric"],
+            metric_name=f"{row['metric']} ({row['method']})",
+            metric_value=round(row["value"], 6),
+        )
+        for row in results.iter_rows(named=True)
+        if row["metric"] in (*HEADLINE, "verification_accuracy")
+    ]
+
+
+def _metric_lines(results: pl.DataFrame) -> list[str]:
+    rows = [
+        (r["split"], r["method"], r["metric"], f"{r['value']:.4g}", f"{r['low']:.4g} to {r['high']:.4g}")
+        for r in results.fill_null(float("nan")).iter_rows(named=True)
+    ]
+    num_queries = max(results["num_queries"].to_list())
+    note = f"{num_queries:,} queries; intervals are 95 % bootstrap intervals over queries."
+    return [note, _table(["split", "method", "metric", "value", "interval"], rows)]
+
+
+def _annotation_digests(view: View) -> list[tuple[str, str]]:
+    files = view.rows("annotation_files", ["file_id", "digest"]).sort("file_id")
+    return [(str(name), str(digest)) for name, digest in files.iter_rows()]
+
+
+def _recipes(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.view.config
+    own = checkpoint.view.stages[checkpoint.asset].recipe(config)
+    return {
+        "configuration": config.name,
+        checkpoint.asset: canonical(own),
+        "models": canonical(config.models),
+        "frames": canonical(config.frames),
+    }
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(list(header)), *body]) if body else ""

@@ -1,0 +1,67 @@
+"""A whole prepared folder: its splits, its training files, and what they share. Nothing is written here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsr1_core.datasets.verified import Moment
+from vsr1_core.home.prepared.layout import PreparedSplit, Problems, read_split
+from vsr1_core.home.prepared.training_files import TrainingFiles, read_training_files
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A whole checked folder."""
+
+    root: Path
+    splits: Mapping[str, PreparedSplit]
+    training: TrainingFiles
+
+    @property
+    def moments(self) -> dict[str, Moment]:
+        """Query id -> moment, of all splits; lines that are none left out."""
+        rows = (row for split in self.splits.values() for row in split.annotated.values())
+        return {row.query_id: row.moment for row in rows if row.moment is not None}
+
+
+def read_prepared(root: Path, splits: Sequence[str], workers: int = 1) -> Prepared:
+    """The folder, checked. PreparedError names everything that is wrong."""
+    problems = Problems(root)
+    read = {split: read_split(root, split, problems, workers) for split in splits}
+    whole = {name: split for name, split in read.items() if split is not None}
+    training = TrainingFiles()
+    if "train" in whole:
+        training = read_training_files(root, whole["train"], problems)
+    _check_across(whole.values(), problems)
+    problems.raise_if_any()
+    return Prepared(root, whole, training)
+
+
+def _check_across(splits: Iterable[PreparedSplit], problems: Problems) -> None:
+    """Ids are the dataset's, not a split's: what two splits share has to be the same."""
+    seen: dict[str, str] = {}
+    arrays: dict[str, str] = {}
+    sizes = set()
+    for split in splits:
+        sizes.add(split.video_vectors.shape[1])
+        for query_id in split.annotated:
+            if query_id in seen:
+                problems.add(split.annotations, f"the id of {query_id} is used in {seen[query_id]}, too")
+            seen[query_id] = split.annotations.name
+        for row, video_id in enumerate(split.video_ids):
+            content = split.frames[video_id].digest + vector_digest(split.video_vectors[row])
+            if arrays.setdefault(video_id, content) != content:
+                problems.add(split.frames[video_id].path, "frames or embedding are not those that another split has")
+    if len(sizes) > 1:
+        problems.add(problems.root, f"splits have embeddings of different sizes: {sorted(sizes)}")
+
+
+def vector_digest(vector: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vector).tobytes()).hexdigest()[:32]

@@ -1,0 +1,269 @@
+"""A checked prepared folder as rows of this project's tables: what each is made of, and what it stands on.
+
+A row's basis names the facts that it was given for (a query's text, the frames that a vector is of), never the versions
+of stages that had no part in it: an upgrade of this project leaves given rows as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vsr1_core.datasets.sources import corpus_splits
+from vsr1_core.home.prepared.folder import Prepared, vector_digest
+from vsr1_core.home.prepared.layout import of_length_1
+from vsr1_core.home.prepared.training_files import GivenTrace
+from vsr1_core.media.sampling import output_size
+from vsr1_core.rows.files import digest_file, file_stem
+from vsr1_core.rows.versions import fingerprint, row_version
+from vsr1_core.stages.base import View
+from vsr1_core.stages.embeddings import query_version
+from vsr1_core.stages.moments import MOMENT_COLUMNS, asked_version
+from vsr1_core.stages.retrieval import members_version
+
+INDEX_FILES = ("index.faiss", "id_map.json")
+TYPES: dict[str, Any] = {
+    "error": pl.String,
+    "num_frames": pl.Int64,
+    "timestamps_s": pl.List(pl.Float64),
+    **dict.fromkeys(("video_ids", "negative_ids"), pl.List(pl.String)),
+    **dict.fromkeys(("scores", "negative_scores"), pl.List(pl.Float32)),
+}
+"""Of columns whose values may be null or empty in every row, so that their type cannot be seen from them."""
+
+
+def given_tables(view: View, prepared: Prepared) -> list[GivenTable]:
+    """Every asset that the folder brings rows of."""
+    return _Rows(view, prepared).tables()
+
+
+@dataclass(frozen=True)
+class GivenTable:
+    """Given rows of one asset: `rows` has the key first, then columns of its table; a digest and a basis each.
+
+    A path in `rows` is relative to the import's folder.
+    """
+
+    asset: str
+    rows: pl.DataFrame
+    digests: Sequence[str]
+    bases: Sequence[Mapping[str, str]]
+
+    @property
+    def ids(self) -> list[str]:
+        return self.rows.to_series(0).to_list()
+
+
+class _Rows:
+    """A prepared folder as rows of this project's tables."""
+
+    def __init__(self, view: View, prepared: Prepared) -> None:
+        self.prepared, self.moments, self.training = prepared, prepared.moments, prepared.training
+        self.splits = corpus_splits(view.entry, view.config)
+        self.frames = {v: f for split in prepared.splits.values() for v, f in split.frames.items()}
+        self.shown = {v: output_size(f.shape[2], f.shape[1], view.config.frames) for v, f in self.frames.items()}
+        self.contents = {
+            v: fingerprint([f.digest, f.times_s, f.duration_s, f.fps, self.shown[v]]) for v, f in self.frames.items()
+        }
+        self.vectors: dict[str, NDArray[np.float32]] = {}
+        for split in prepared.splits.values():
+            self.vectors |= dict(zip(split.video_ids, of_length_1(split.video_vectors), strict=True))
+
+    def tables(self) -> list[GivenTable]:
+        """Every asset that rows were given of."""
+        tables = [self._videos(), self._frames(), self._queries(), self._video_vectors(), self._indexes()]
+        if "train" in self.prepared.splits:
+            tables += [self._hard_negatives(), self._pool(), self._traces(), self._examples(), self._prompts()]
+        return [table for table in tables if table.rows.height]
+
+    def _videos(self) -> GivenTable:
+        rows = [
+            {
+                "video_id": video_id,
+                "content": self.contents[video_id],
+                "duration_s": frames.duration_s,
+                "start_s": 0.0,
+                "fps": frames.fps,
+                "num_frames": frames.num_source_frames,
+            }
+            for video_id, frames in self.frames.items()
+        ]
+        bases = [{"raw_videos": "missing"}] * len(rows)
+        return _table("videos", rows, [self.contents[v] for v in self.frames], bases)
+
+    def _frames(self) -> GivenTable:
+        rows = [
+            {
+                "video_id": video_id,
+                "path": f"frames/{file_stem(video_id)}.npy",
+                "content": self.contents[video_id],
+                "num_frames": frames.shape[0],
+                "height": self.shown[video_id][1],
+                "width": self.shown[video_id][0],
+                "timestamps_s": frames.times_s,
+                "duration_s": frames.duration_s,
+                "start_s": 0.0,
+                "bytes": frames.path.stat().st_size,
+            }
+            for video_id, frames in self.frames.items()
+        ]
+        return _table("frame_tensors", rows, [self.contents[v] for v in self.frames], [{}] * len(rows))
+
+    def _queries(self) -> GivenTable:
+        parts: list[pl.DataFrame] = []
+        digests: list[str] = []
+        bases: list[Mapping[str, str]] = []
+        for split in self.prepared.splits.values():
+            held = [n for n, line in enumerate(split.queries) if line.is_held]
+            moments = [self.moments[split.queries[n].row_id] for n in held]
+            vectors = np.asarray(split.query_vectors[held])
+            parts.append(
+                pl.DataFrame(
+                    {
+                        "query_id": [m.query_id for m in moments],
+                        "split": [m.split for m in moments],
+                        "video_id": [m.video_id for m in moments],
+                        "vector": _vector_column(vectors),
+                    }
+                )
+            )
+            digests += map(vector_digest, vectors)
+            bases += [{"query": query_version(m.query, m.split, m.video_id)} for m in moments]
+        return GivenTable("query_embeddings", pl.concat(parts), digests, bases)
+
+    def _video_vectors(self) -> GivenTable:
+        rows = pl.DataFrame(
+            {"video_id": list(self.vectors), "vector": _vector_column(np.stack(list(self.vectors.values())))}
+        )
+        bases = [{"frames": self.contents[video_id]} for video_id in self.vectors]
+        return GivenTable("video_embeddings", rows, self._vector_digests(), bases)
+
+    def _vector_digests(self) -> list[str]:
+        return [vector_digest(vector) for vector in self.vectors.values()]
+
+    def _indexes(self) -> GivenTable:
+        digests = dict(zip(self.vectors, self._vector_digests(), strict=True))
+        rows, marks, bases = [], [], []
+        for split in self.prepared.splits.values():
+            count, dim = split.video_vectors.shape
+            rows.append({"split": split.split, "path": f"index/{split.split}", "num_videos": count, "dim": dim})
+            marks.append(fingerprint([digest_file(split.index / name) for name in INDEX_FILES]))
+            members = [(v, self._embedding_version(v, digests[v])) for v in split.video_ids]
+            bases.append({"video_embeddings": members_version(members)})
+        return GivenTable("video_index", pl.DataFrame(rows), marks, bases)
+
+    def _embedding_version(self, video_id: str, digest: str) -> str:
+        """The version that the row of a given embedding has, as `stages.base` makes it."""
+        return row_version({"imported": digest, "splits": " ".join(self.splits.get(video_id, []))})
+
+    def _asked(self, query_id: str) -> dict[str, str]:
+        moment = self.moments[query_id]
+        return {"query": asked_version(moment.query, moment.video_id)}
+
+    def _facts(self, query_id: str) -> dict[str, Any]:
+        return {name: getattr(self.moments[query_id], name) for name in MOMENT_COLUMNS}
+
+    def _negatives(self, query_id: str) -> dict[str, Any]:
+        """The published file has no scores; they are the given vectors' cosines."""
+        ids = self.training.hard_negatives.get(query_id, [])
+        query = self.query_vectors.get(query_id)
+        scores = [] if query is None or not ids else (np.stack([self.vectors[i] for i in ids]) @ query).tolist()
+        return {"ids": list(ids), "scores": scores or None}
+
+    @cached_property
+    def query_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Of train queries, scaled to length 1."""
+        train = self.prepared.splits["train"]
+        return dict(zip((line.row_id for line in train.queries), of_length_1(train.query_vectors), strict=True))
+
+    def _hard_negatives(self) -> GivenTable:
+        ids = [query_id for query_id in self.training.hard_negatives if query_id in self.moments]
+        given = {query_id: self._negatives(query_id) for query_id in ids}
+        rows = [
+            {"query_id": q, "split": "train", "video_ids": n["ids"], "scores": n["scores"]} for q, n in given.items()
+        ]
+        digests = [fingerprint(n["ids"]) for n in given.values()]
+        return _table("hard_negatives", rows, digests, [self._asked(q) for q in given])
+
+    @cached_property
+    def _given_traces(self) -> list[GivenTrace]:
+        return [trace for query_id, trace in self.training.traces.items() if query_id in self.moments]
+
+    def _pool(self) -> GivenTable:
+        rows = [
+            {
+                "query_id": t.query_id,
+                "label": t.label,
+                "shown_video_id": t.shown_video_id,
+                "video_id": self.moments[t.query_id].video_id,
+            }
+            for t in self._given_traces
+        ]
+        return _table("top1_pool", rows, [fingerprint(row) for row in rows], [self._asked(r["query_id"]) for r in rows])
+
+    def _traces(self) -> GivenTable:
+        rows: list[dict[str, Any]] = [
+            {
+                "query_id": t.query_id,
+                "label": t.label,
+                "shown_video_id": t.shown_video_id,
+                "trace": t.trace,
+                "error": t.error,
+            }
+            for t in self._given_traces
+        ]
+        bases = [{"moment": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        return _table("reasoning_traces", rows, [fingerprint(row) for row in rows], bases)
+
+    def _examples(self) -> GivenTable:
+        rows = []
+        for trace in self._given_traces:
+            if trace.error is None:
+                negatives = self._negatives(trace.query_id)
+                rows.append(
+                    {
+                        "query_id": trace.query_id,
+                        **self._facts(trace.query_id),
+                        "shown_video_id": trace.shown_video_id,
+                        "label": trace.label,
+                        "answer": trace.answer,
+                        "negative_ids": negatives["ids"],
+                        "negative_scores": negatives["scores"],
+                    }
+                )
+        bases = [{"moments": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        digests = [fingerprint({k: v for k, v in row.items() if k != "negative_scores"}) for row in rows]
+        return _table("sft_examples", rows, digests, bases)
+
+    def _prompts(self) -> GivenTable:
+        rows = [
+            {
+                "query_id": prompt.query_id,
+                **self._facts(prompt.query_id),
+                "retrieved_video_id": prompt.retrieved_video_id,
+                "label": prompt.label,
+                "negative_ids": list(prompt.negative_ids),
+                "negative_scores": list(prompt.negative_scores),
+            }
+            for prompt in self.training.prompts.values()
+            if prompt.query_id in self.moments
+        ]
+        bases = [{"moments": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        return _table("grpo_prompts", rows, [fingerprint(row) for row in rows], bases)
+
+
+def _vector_column(vectors: NDArray[np.float32]) -> pl.Series:
+    return pl.Series("vector", of_length_1(vectors), pl.Array(pl.Float32, vectors.shape[1])).arr.to_list()
+
+
+def _table(
+    asset: str, rows: list[dict[str, Any]], digests: Sequence[str], bases: Sequence[Mapping[str, str]]
+) -> GivenTable:
+    frame = pl.DataFrame(rows, schema_overrides=TYPES, infer_schema_length=None)
+    return GivenTable(asset, frame, digests, bases)

@@ -1,0 +1,232 @@
+"""The prepared training files (METHOD 7): hard negatives, stage 1's conversations, stage 2's prompts; read and checked.
+
+The published stage 2 file takes a query's id from the first query with its text, so where texts are shared (147 of
+12,408 train rows of Charades) ids repeat. A line's query is therefore found by text, video and span.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vsr1_core.datasets.verified import video_id_of
+from vsr1_core.home.prepared.layout import Annotated, Line, PreparedSplit, Problems, json_lines, read_document
+from vsr1_core.reasoning.conversation import answer_text, parse_answer
+
+HARD_NEGATIVES = Path("train/hard_negatives.json")
+SFT = Path("sft_data/train_oneturn.json")
+GRPO = Path("grpo_data/train.minimal_top1.jsonl")
+LABELS = {"pos": "matched", "neg": "not_matched"}
+
+
+@dataclass(frozen=True)
+class GivenTrace:
+    """One conversation of stage 1. answer: in this project's form. error: why it cannot be trained on, or None."""
+
+    query_id: str
+    label: str
+    shown_video_id: str
+    system_prompt: str
+    text: str
+    trace: str
+    answer: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """One prompt of stage 2."""
+
+    query_id: str
+    retrieved_video_id: str
+    label: str
+    negative_ids: Sequence[str]
+    negative_scores: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    hard_negatives: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    negative_lines: Sequence[Line] = ()
+    traces: Mapping[str, GivenTrace] = field(default_factory=dict)
+    trace_lines: Sequence[Line] = ()
+    prompts: Mapping[str, GivenPrompt] = field(default_factory=dict)
+    prompt_lines: Sequence[Line] = ()
+
+
+def read_training_files(root: Path, train: PreparedSplit, problems: Problems) -> TrainingFiles:
+    """All three; what is wrong is in `problems`."""
+    videos = frozenset(train.video_ids)
+    negatives, negative_lines = _hard_negatives(root / HARD_NEGATIVES, train.annotated, videos, problems)
+    traces, trace_lines = _traces(root / SFT, train.annotated, videos, problems)
+    prompts, prompt_lines = _prompts(root / GRPO, train.annotated, videos, problems)
+    return TrainingFiles(negatives, negative_lines, traces, trace_lines, prompts, prompt_lines)
+
+
+def _hard_negatives(
+    path: Path, annotated: Mapping[str, Annotated], videos: frozenset[str], problems: Problems
+) -> tuple[dict[str, list[str]], list[Line]]:
+    found, lines = {}, []
+    for query_id, ids in (read_document(path, problems, dict) or {}).items():
+        row = annotated.get(query_id)
+        if row is None:
+            problems.add(path, f"the query {query_id} is not annotated")
+            continue
+        problem = _id_list_problem(ids, row, videos)
+        if problem:
+            problems.add(path, f"the negatives of {query_id} {problem}")
+        found[query_id] = ids
+        lines.append(Line(query_id, json.dumps(ids, ensure_ascii=False), row.moment is not None))
+    return found, lines
+
+
+def _id_list_problem(ids: Any, row: Annotated, videos: frozenset[str]) -> str:
+    """What is wrong with a list of negatives; empty where nothing is."""
+    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+        return "are not a list of video ids"
+    if len(set(ids)) < len(ids):
+        return "name a video twice"
+    if row.video_id in ids:
+        return "hold its own video"
+    strange = sorted(set(ids) - videos)
+    return f"name videos that docid2row.json does not have, e.g. {strange[0]}" if strange else ""
+
+
+def _traces(
+    path: Path, annotated: Mapping[str, Annotated], videos: frozenset[str], problems: Problems
+) -> tuple[dict[str, GivenTrace], list[Line]]:
+    found: dict[str, GivenTrace] = {}
+    lines = []
+    for number, fields in enumerate(read_document(path, problems, list) or [], 1):
+        try:
+            trace = _trace(fields, annotated, videos)
+        except ValueError as error:
+            problems.add(path, f"entry {number}: {error}")
+            continue
+        if trace.query_id in found:
+            problems.add(path, f"entry {number} repeats the query {trace.query_id}")
+        found[trace.query_id] = trace
+        is_held = trace.error is None and annotated[trace.query_id].moment is not None
+        lines.append(Line(trace.query_id, json.dumps(fields, ensure_ascii=False), is_held))
+    return found, lines
+
+
+def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[str]) -> GivenTrace:
+    try:
+        query_id, meta, messages = str(fields["qid"]), fields["meta"], fields["messages"]
+        shown, label = str(meta["video_id"]), LABELS[meta["gold_label"]]
+        right, named = video_id_of(str(meta["query_pos_video_id"])), [str(v) for v in fields["videos"]]
+        texts = {message["role"]: str(message["content"]) for message in messages}
+        system, answer = texts["system"], texts["assistant"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"lacks a field of the published form ({error!r})") from error
+    row = annotated.get(query_id)
+    if row is None or str(fields.get("query")).strip() != row.query or right != row.video_id:
+        raise ValueError(f"text or video of the query {query_id} are not those of its annotation")
+    if shown not in videos or named != [f"{shown}.npy"]:
+        raise ValueError(f"shows {shown} as {named}, which docid2row.json does not have under that name")
+    if (shown == right) != (label == "matched"):
+        raise ValueError(f"is labelled {meta['gold_label']}, but shows {shown} for a query about {right}")
+    return _read_answer(GivenTrace(query_id, label, shown, system, answer, "", "", None), row)
+
+
+def _read_answer(given: GivenTrace, row: Annotated) -> GivenTrace:
+    """The trace and the answer in this project's form: the published one ends matches with <REFINE>, too."""
+    duration_s = row.moment.duration_s if row.moment is not None else None
+    answer = parse_answer(given.text, duration_s or float("inf"))
+    error, text = None, ""
+    if answer.decision != given.label:
+        error = f"the trace contradicts the label: it says {answer.decision}, the label is {given.label}"
+    else:
+        span = (answer.start_s, answer.end_s) if given.label == "matched" else ()
+        try:
+            text = answer_text(answer.reasoning, given.label == "matched", *span)
+        except ValueError as problem:
+            error = str(problem)
+    return GivenTrace(
+        given.query_id,
+        given.label,
+        given.shown_video_id,
+        given.system_prompt,
+        given.text,
+        answer.reasoning,
+        text,
+        error,
+    )
+
+
+def _prompts(
+    path: Path, annotated: Mapping[str, Annotated], videos: frozenset[str], problems: Problems
+) -> tuple[dict[str, GivenPrompt], list[Line]]:
+    queries = _Queries(annotated)
+    found, lines = {}, []
+    for number, fields in json_lines(path, problems):
+        record = json.dumps(fields, ensure_ascii=False)
+        if fields.get("is_augmented"):  # a second prompt for a query, with its own video shown
+            lines.append(Line(str(fields.get("qid")), record, is_held=False))
+            continue
+        try:
+            query_id = queries.take(fields)
+            found[query_id] = _prompt(query_id, fields, annotated[query_id], videos)
+        except ValueError as error:
+            problems.add(path, f"line {number}: {error}")
+            continue
+        lines.append(Line(query_id, record, annotated[query_id].moment is not None))
+    return found, lines
+
+
+class _Queries:
+    """Which annotated queries a line may mean, each to be taken once. Spans count as annotated, or inside the video."""
+
+    def __init__(self, annotated: Mapping[str, Annotated]) -> None:
+        self.ids: dict[str, list[str]] = defaultdict(list)
+        self.taken: set[str] = set()
+        for row in annotated.values():
+            inside = [(row.moment.start_s, row.moment.end_s)] if row.moment is not None else []
+            for key in {_asked(row.query, row.video_id, span) for span in (row.time, *inside)}:
+                self.ids[key].append(row.query_id)
+
+    def take(self, fields: Mapping[str, Any]) -> str:
+        named, video_id = fields.get("qid"), video_id_of(str(fields.get("gt_video")))
+        ids = self.ids.get(_asked(str(fields.get("query")).strip(), video_id, fields.get("gt_time")))
+        if ids is None:
+            raise ValueError(f"text, video and span of the query {named} are not those of any annotation")
+        left = [query_id for query_id in ids if query_id not in self.taken]
+        if not left:
+            raise ValueError(f"repeats the query {named}")
+        query_id = named if named in left else left[0]
+        self.taken.add(query_id)
+        return query_id
+
+
+def _asked(query: str, video_id: str, time: Any) -> str:
+    """One spelling of what is asked and where it is; the published file has null for a span that is none."""
+    try:
+        start_s, end_s = (float(t) for t in time)
+        span = [start_s, end_s] if end_s > start_s else None
+    except (TypeError, ValueError):
+        span = None
+    return json.dumps([query, video_id, span])
+
+
+def _prompt(query_id: str, fields: Mapping[str, Any], row: Annotated, videos: frozenset[str]) -> GivenPrompt:
+    shown, label = str(fields.get("retrieved_video")), fields.get("label")
+    if shown not in videos:
+        raise ValueError(f"shows {shown}, which docid2row.json does not have")
+    if label not in LABELS.values() or (label == "matched") != (shown == row.video_id):
+        raise ValueError(f"is labelled {label!r}, but shows {shown} for a query about {row.video_id}")
+    ids, scores = fields.get("hard_negative_ids"), fields.get("hard_negative_scores")
+    problem = _id_list_problem(ids, row, videos)
+    if problem:
+        raise ValueError(f"its hard negatives {problem}")
+    if not isinstance(scores, list) or len(scores) != len(ids or ()) or not all(_is_number(s) for s in scores):
+        raise ValueError(f"has {len(ids or ())} hard negatives and not as many scores")
+    return GivenPrompt(query_id, shown, str(label), ids or [], scores)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,211 @@
+"""The prepared layout (METHOD 7) written from the lake: given rows as they came, the others as they were made.
+
+Documents and arrays keep the order in which they were given; rows of this lake's own follow, by id.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vsr1_core.home.prepared.importing import bring
+from vsr1_core.home.prepared.layout import SPLITS, is_file_name
+from vsr1_core.home.prepared.rows import INDEX_FILES
+from vsr1_core.home.prepared.training_files import GRPO, HARD_NEGATIVES, SFT
+from vsr1_core.media.frame_store import read_frames
+from vsr1_core.rows.files import atomic_folder, write_json, write_jsonl
+from vsr1_core.stages.base import View
+from vsr1_core.stages.examples import published_grpo_row, published_sft_row
+
+NEEDED = ("moments", "frame_tensors", "query_embeddings", "video_embeddings", "video_index")
+TRAINING = {"hard_negatives": HARD_NEGATIVES, "sft_examples": SFT, "grpo_prompts": GRPO}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line to write. position: its place in the given document, None where it was not given or has changed since.
+
+    record: the given JSON text, where there is one.
+    """
+
+    row_id: str
+    position: int | None
+    record: str | None
+
+
+def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
+    """Write the dataset to the folder `target`, all at once. Returns what was left out because it is not built.
+
+    copy: frames are copied; otherwise they are hard links where `target` is on the lake's file system.
+    FileExistsError when there is something in `target`, FileNotFoundError when a table is missing that is needed,
+    ValueError when a video id cannot be a file name.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is not an empty folder; name a new one")
+    for asset in NEEDED:
+        view.table(asset).manifest()  # says how to build it where it is missing
+    unsafe = [v for v in view.rows("video_embeddings", ["video_id"])["video_id"] if not is_file_name(v)]
+    if unsafe:
+        raise ValueError(
+            f"the prepared layout names a file after each video, and {len(unsafe):,} ids cannot be file names, e.g. "
+            f"{unsafe[0]!r}; put the videos into one folder without subfolders"
+        )
+    splits = [s for s in SPLITS if s in set(view.rows("moments", ["split"])["split"])]
+    built = {asset for asset in TRAINING if "train" in splits and view.table(asset).exists()}
+    with atomic_folder(target) as folder:
+        for split in splits:
+            _write_split(view, split, folder, copy)
+        if "hard_negatives" in built:
+            _write_hard_negatives(view, folder / HARD_NEGATIVES)
+        if "sft_examples" in built:
+            write_json(folder / SFT, list(_values(view, "sft", "sft_examples", published_sft_row)))
+        if "grpo_prompts" in built:
+            write_jsonl(folder / GRPO, _values(view, "grpo", "grpo_prompts", published_grpo_row))
+    return [str(path) for asset, path in TRAINING.items() if "train" in splits and asset not in built]
+
+
+def _as_given(view: View, asset: str) -> set[str]:
+    """The ids of rows that are the current import's, unchanged."""
+    table, given = view.table(asset), view.given_rows(asset)
+    rows = table.ok_rows([table.key, "row_inputs"]).iter_rows() if given else ()
+    return {i for i, inputs in rows if i in given and json.loads(inputs).get("imported") == given[i].digest}
+
+
+def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[Entry]:
+    """What to write for the rows `ids`: given lines in their order, then the rest by id.
+
+    A given line that no row of the lake stands for is kept as long as it says nothing of a row that has changed.
+    """
+    current, as_given = set(ids), _as_given(view, asset)
+    entries, written = [], set()
+    if view.imported is not None:
+        for position, (row_id, is_held, record) in enumerate(view.imported.document(document).iter_rows()):
+            is_unchanged = row_id in as_given and row_id in current
+            if is_unchanged or (not is_held and row_id not in current):
+                entries.append(Entry(row_id, position, record))
+            elif is_held and row_id in current:
+                entries.append(Entry(row_id, None, None))
+            written.add(row_id)
+    return [*entries, *(Entry(row_id, None, None) for row_id in sorted(current - written))]
+
+
+def _values(
+    view: View, document: str, asset: str, publish: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """One JSON object a row: as given, or as `publish` writes the row."""
+    rows = {row["query_id"]: row for row in view.rows(asset).iter_rows(named=True)}
+    for entry in _entries(view, document, asset, rows):
+        yield publish(rows[entry.row_id]) if entry.record is None else json.loads(entry.record)
+
+
+def _write_hard_negatives(view: View, path: Path) -> None:
+    rows = dict(view.rows("hard_negatives", ["query_id", "video_ids"]).iter_rows())
+    entries = _entries(view, "hard_negatives", "hard_negatives", rows)
+    write_json(path, {e.row_id: rows[e.row_id] if e.record is None else json.loads(e.record) for e in entries})
+
+
+def _write_split(view: View, split: str, folder: Path, copy: bool) -> None:
+    _write_annotations(view, split, folder / "raw_annotation" / f"{split}.jsonl")
+    _write_queries(view, split, folder / split / "query_embedding")
+    _write_videos(view, split, folder / split / "video_embedding_1fps")
+    _write_frames(view, split, folder / split / "video_npy_with_meta", copy)
+    indexes = dict(view.rows("video_index", ["split", "path"]).iter_rows())
+    for name in INDEX_FILES if split in indexes else ():
+        bring(Path(indexes[split]) / name, folder / split / "index" / name, copy=True)
+
+
+def _write_annotations(view: View, split: str, target: Path) -> None:
+    """The split's own file where there is one, else the moments in the FIG schema."""
+    files = view.rows("annotation_files", ["split", "path"]).filter(pl.col("split") == split)["path"].to_list()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if files:
+        shutil.copyfile(files[0], target)
+        return
+    write_jsonl(target, map(_fig_row, view.rows("moments").filter(pl.col("split") == split).iter_rows(named=True)))
+
+
+def _fig_row(moment: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "video": moment["video_id"],
+        "time": [moment["start_s"], moment["end_s"]],
+        "desc_id": moment["query_id"].removesuffix("_fig"),
+        "duration": moment["duration_s"],
+        "cog_desc": moment["plain_query"],
+        "fig_desc": moment["query"],
+    }
+
+
+def _write_queries(view: View, split: str, folder: Path) -> None:
+    vectors = view.rows("query_embeddings", ["query_id", "split", "vector"]).filter(pl.col("split") == split)
+    entries = _entries(view, f"{split}.queries", "query_embeddings", vectors["query_id"])
+    _write_vectors(view, f"{split}.queries", entries, vectors, folder / f"query_embeddings.{split}.npy")
+    moments = {m["query_id"]: m for m in view.rows("moments", ["query_id", "query", "video_id"]).iter_rows(named=True)}
+    fresh = lambda m: {"qid": m["query_id"], "query": m["query"], "pos_doc_id": m["video_id"], "weight": 1.0}  # noqa: E731
+    lines = (json.loads(e.record) if e.record is not None else fresh(moments[e.row_id]) for e in entries)
+    write_jsonl(folder / f"query_meta.{split}.jsonl", lines)
+
+
+def _videos_of(view: View, split: str) -> pl.DataFrame:
+    """The rows of `video_embeddings` in the split's corpus."""
+    return view.rows("video_embeddings").filter(pl.col("splits").list.contains(split))
+
+
+def _write_videos(view: View, split: str, folder: Path) -> None:
+    vectors = _videos_of(view, split).select("video_id", "splits", "vector")
+    entries = _entries(view, f"{split}.videos", "video_embeddings", vectors["video_id"])
+    _write_vectors(view, f"{split}.videos", entries, vectors, folder / "segment_embeds.npy")
+    write_json(folder / "docid2row.json", {entry.row_id: row for row, entry in enumerate(entries)})
+
+
+def _write_vectors(view: View, document: str, entries: Sequence[Entry], own: pl.DataFrame, path: Path) -> None:
+    """float32 [N, D] in the order of `entries`; `own` has the id first and the `vector` of each row."""
+    given = None
+    if view.imported is not None and any(entry.position is not None for entry in entries):
+        given = np.load(view.imported.array(document), mmap_mode="r", allow_pickle=False)
+    row_of = {row_id: row for row, row_id in enumerate(own.to_series(0))}
+    size = len(own["vector"][0]) if given is None else given.shape[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(entries), size))
+    for row, entry in enumerate(entries):
+        if given is None or entry.position is None:
+            out[row] = own["vector"][row_of[entry.row_id]]
+        else:
+            out[row] = given[entry.position]
+    out.flush()
+
+
+def _write_frames(view: View, split: str, folder: Path, copy: bool) -> None:
+    ids = set(_videos_of(view, split)["video_id"])
+    frames = {r["video_id"]: r for r in view.rows("frame_tensors").iter_rows(named=True) if r["video_id"] in ids}
+    rates = dict(view.rows("videos", ["video_id", "fps"]).iter_rows())
+    for video_id, row in frames.items():
+        bring(Path(row["path"]), folder / f"{video_id}.npy", copy)
+    entries = _entries(view, f"{split}.frames", "frame_tensors", frames)
+    lines = (
+        _frames_meta(frames[e.row_id], rates[e.row_id], split) if e.record is None else json.loads(e.record)
+        for e in entries
+    )
+    write_jsonl(folder / "meta.jsonl", lines)
+
+
+def _frames_meta(row: Mapping[str, Any], fps: float, split: str) -> dict[str, Any]:
+    """A line of meta.jsonl. Frame numbers are those of a source at a constant rate; the times are the true ones."""
+    num_frames, height, width = read_frames(row["path"]).shape[:3]
+    return {
+        "source_duration_sec": row["duration_s"],
+        "raw_fps": fps,
+        "sampled_indices_src": [round(time_s * fps) for time_s in row["timestamps_s"]],
+        "sampled_timestamps_sec": row["timestamps_s"],
+        "output_num_frames": num_frames,
+        "output_height": height,
+        "output_width": width,
+        "video_id": row["video_id"],
+        "output_npy_path": f"{split}/video_npy_with_meta/{row['video_id']}.npy",
+    }

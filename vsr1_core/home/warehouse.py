@@ -1,0 +1,155 @@
+"""`vsr1.duckdb`: DuckDB views over the lake's Parquet, for people, notebooks and `vsr1 sql`.
+
+The file holds views and no data. A view globs over all datasets of an asset, so it shows what is committed at the
+moment of the query and need not be rebuilt after a run. Of a table's files of rows (`rows.table`) it shows the
+newest that the glob found: a query that runs through a commit sees the whole table from before it. Beside the tables
+lies one empty Parquet file an asset (`<lake>/schemas/`), which the same glob matches: an asset that was never built
+answers with no rows and the right columns. A refresh writes a new file and renames it over the old one: readers and
+writers never wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from vsr1_core.home.columns import meaning
+from vsr1_core.home.warehouse_views import COMMENTS, METRICS, quoted_name, quoted_text, view_bodies
+from vsr1_core.rows.files import atomic_path
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
+from vsr1_core.stages.base import Stage
+
+if TYPE_CHECKING:
+    import duckdb
+
+STORAGE_VERSION = "v1.2.0"
+"""Of the file's format: what DuckDB 2.0 writes of itself, a `duckdb` command of version 1.5 refuses to open."""
+
+
+def database_path(home: Path) -> Path:
+    """The file that plain `duckdb` opens."""
+    return home / "vsr1.duckdb"
+
+
+def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+    """A connection on the views of a home; made first where they are missing or belong to another folder.
+
+    The file is attached, not opened: DuckDB keeps one instance per opened path in a process, which would go on
+    showing the views from before a refresh.
+    """
+    import duckdb
+
+    path = database_path(home)
+    if not path.exists():
+        refresh(home)
+    how = "READ_ONLY" if read_only else "READ_WRITE"
+    connection = _attach(duckdb.connect(), path, how)
+    if not _reads_from(connection, home):
+        connection.close()
+        connection = _attach(duckdb.connect(), refresh(home), how)
+    return connection
+
+
+def query(home: Path, sql: str) -> pl.DataFrame:
+    """The result of one SQL statement on the views. Raises ValueError, in one line, for bad SQL and for none."""
+    import duckdb
+
+    with connect(home) as connection:
+        connection.execute("SET python_enable_replacements = false")
+        try:
+            relation = connection.sql(sql)
+            if relation is not None:
+                return relation.pl()
+        except duckdb.Error as error:
+            raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
+        raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
+
+
+def views(home: Path) -> pl.DataFrame:
+    """(view, holds, columns): every view, what it holds, and the names of its columns."""
+    return query(
+        home,
+        """SELECT view_name AS "view", v.comment AS holds,
+                  string_agg(column_name, ', ' ORDER BY column_index) AS columns
+           FROM duckdb_views() v JOIN duckdb_columns() c ON c.table_oid = v.view_oid AND c.database_oid = v.database_oid
+           WHERE v.database_name = 'vsr1' AND NOT v.internal GROUP BY ALL ORDER BY view_name""",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """What DuckDB says, without the picture of the place and without guesses at names of its own tables."""
+    said = str(error).partition("\n\nLINE")[0].splitlines()
+    kept = " ".join(line.strip() for line in said if not line.startswith("Did you mean"))
+    return kept if kept.endswith((".", "!")) else f"{kept}."
+
+
+def _known_views(connection: duckdb.DuckDBPyConnection) -> str:
+    found = connection.execute(
+        "SELECT view_name FROM duckdb_views() WHERE database_name = 'vsr1' AND NOT internal ORDER BY view_name"
+    )
+    names = ", ".join(name for (name,) in found.fetchall())
+    return f'The views are: {names}; columns of one: vsr1 sql "describe predictions"'
+
+
+def refresh(home: Path, stages: Mapping[str, Stage] | None = None) -> Path:
+    """Make the views of all stages anew and put them in place of the old ones. Returns the database's path."""
+    import duckdb
+
+    from vsr1_core.stages.graph import all_stages
+
+    stages = all_stages() if stages is None else stages
+    root = (home / "lake").absolute()
+    _write_schemas(root, stages.values())
+    with atomic_path(database_path(home)) as temporary, duckdb.connect() as connection:
+        _attach(connection, temporary, f"STORAGE_VERSION {quoted_text(STORAGE_VERSION)}")
+        for statement in _statements(root, stages):
+            connection.execute(statement)
+        for statement in list(_column_comments(connection)):
+            connection.execute(statement)
+    return database_path(home)
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duckdb.DuckDBPyConnection:
+    connection.execute(f"ATTACH {quoted_text(path)} AS vsr1 ({how})")
+    connection.execute("USE vsr1")
+    return connection
+
+
+def _reads_from(connection: duckdb.DuckDBPyConnection, home: Path) -> bool:
+    """False after the home was moved or copied: its views would show the old place's rows."""
+    views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'lake'"
+    found = connection.execute(views).fetchone()
+    return found is not None and quoted_text((home / "lake").absolute()) in found[0]
+
+
+def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
+    for stage in stages:
+        _write_empty(root / "schemas" / stage.name, {stage.key: pl.String, **BASE_COLUMNS, **stage.columns})
+        if stage.name == METRICS:
+            _write_empty(Lake(root).history(METRICS), {**HISTORY_COLUMNS, **stage.columns})
+
+
+def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:
+    """A file without rows beside the datasets; left alone where it is as it should be."""
+    path, empty = folder / "dataset=none" / "rows.parquet", pl.DataFrame(schema=schema)
+    if not path.exists() or pl.scan_parquet(path, glob=False).collect_schema() != empty.schema:
+        with atomic_path(path) as temporary:
+            empty.write_parquet(temporary)
+
+
+def _statements(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
+    for name, body in view_bodies(root, stages).items():
+        yield f"CREATE VIEW {quoted_name(name)} AS {body}"
+        comment = COMMENTS.get(name, f"The rows of the asset {name}")
+        yield f"COMMENT ON VIEW {quoted_name(name)} IS {quoted_text(comment)}"
+
+
+def _column_comments(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    found = connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal")
+    for view, column in found.fetchall():
+        if said := meaning(view, column):
+            yield f"COMMENT ON COLUMN {quoted_name(view)}.{quoted_name(column)} IS {quoted_text(said)}"

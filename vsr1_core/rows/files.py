@@ -1,0 +1,105 @@
+"""How files are written and named: atomic writes, JSON and JSON lines, digests, names that are safe as paths."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+
+
+def check_name(name: str, what: str = "dataset") -> str:
+    """`name` if it may become a folder's name, else ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a {what}: use 1 to 64 letters, digits, '_', '.', '+' or '-', "
+            "beginning with a letter or a digit"
+        )
+    return name
+
+
+def file_stem(row_id: str) -> str:
+    """A file name for any id: readable, unique, and never a path (`../x` cannot leave its folder)."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", row_id)[:48].strip("_") or "id"
+    return f"{readable}-{hashlib.sha256(row_id.encode()).hexdigest()[:10]}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); it becomes `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it replaces `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_json_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One array on one line, a row at a time: for files with thousands of rows."""
+    encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        out.write("[")
+        out.writelines(f"{', ' if i else ''}{encoder.encode(row)}" for i, row in enumerate(rows))
+        out.write("]\n")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of each line that is not blank. Parsing is the caller's: bad lines are rows."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, line
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    encoder = json.JSONEncoder(ensure_ascii=False)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        out.writelines(encoder.encode(row) + "\n" for row in rows)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]

@@ -1,0 +1,123 @@
+"""What an import leaves in the lake: rows as they were given, the documents they came in, and where they are from.
+
+One folder an import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes a given
+row in place of one it would make (`stages.base.Stage.wanted_rows`) as long as its basis holds. Reading the authors'
+folder is `layout`'s, filling this one `taking_in`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.rows.files import atomic_path, read_json, write_json
+from vsr1_core.rows.lake import Lake
+
+GIVEN_COLUMNS = {"digest": pl.String, "basis": pl.String}
+DOCUMENT_COLUMNS = {"document": pl.String, "row_id": pl.String, "is_held": pl.Boolean, "record": pl.String}
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class GivenRow:
+    """digest: of what was given. basis: the inputs it stands on (name -> version); it holds while they are these.
+
+    known: its columns that hold a single value.
+    """
+
+    digest: str
+    basis: Mapping[str, str]
+    known: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One import of one dataset. `record` says where it is from, when it was made, and of what."""
+
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return dict(read_json(self.folder / "record.json"))
+
+    def _path(self, asset: str) -> Path:
+        return self.folder / "rows" / f"{asset}.parquet"
+
+    def rows(self, asset: str, key: str) -> dict[str, GivenRow]:
+        """Row id -> given row; empty where the import has none of this asset."""
+        if not self._path(asset).exists():
+            return {}
+        schema = pl.read_parquet_schema(self._path(asset))
+        single = [name for name, dtype in schema.items() if not dtype.is_nested()]
+        given = {}
+        for row in pl.read_parquet(self._path(asset), columns=single).iter_rows(named=True):
+            row_id, digest, basis = row.pop(key), row.pop("digest"), row.pop("basis")
+            given[row_id] = GivenRow(digest, json.loads(basis), self._placed(row))
+        return given
+
+    def values(self, asset: str, key: str, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows `ids` with the columns that were given, and nothing else of the import."""
+        frame = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids))).drop(*GIVEN_COLUMNS).collect()
+        for some in frame.iter_slices(ROWS_AT_ONCE):
+            yield from map(self._placed, some.iter_rows(named=True))
+
+    def _placed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A given path is relative to the import's folder."""
+        return row | {"path": str(self.folder.absolute() / row["path"])} if "path" in row else row
+
+    def document(self, name: str) -> pl.DataFrame:
+        """The lines of one given document in their order: row_id, is_held (a row of the lake stands for it), record."""
+        path = self.folder / "documents.parquet"
+        return pl.read_parquet(path).filter(pl.col("document") == name).drop("document")
+
+    def array(self, name: str) -> Path:
+        """A given array, byte for byte."""
+        return self.folder / "arrays" / f"{name}.npy"
+
+
+def write_rows(
+    imported: Imported, asset: str, rows: pl.DataFrame, digests: Sequence[str], bases: Sequence[Mapping[str, str]]
+) -> None:
+    """Keep given rows of one asset. `rows` has the key and the columns that are given."""
+    texts = [json.dumps(dict(basis), sort_keys=True) for basis in bases]
+    marks = [pl.Series("digest", digests, pl.String), pl.Series("basis", texts, pl.String)]
+    with atomic_path(imported.folder / "rows" / f"{asset}.parquet") as temporary:
+        rows.with_columns(marks).write_parquet(temporary)
+
+
+def import_folder(lake: Lake, dataset: str, import_id: str) -> Path:
+    return lake.imported(dataset) / import_id
+
+
+def current_import(lake: Lake, dataset: str) -> Imported | None:
+    """The import that is in force; None where the dataset has none."""
+    path = lake.imported(dataset) / "current.json"
+    return Imported(import_folder(lake, dataset, read_json(path)["id"])) if path.exists() else None
+
+
+def put_in_force(lake: Lake, dataset: str, import_id: str) -> None:
+    write_json(lake.imported(dataset) / "current.json", {"id": import_id})
+
+
+def forget_import(lake: Lake, dataset: str) -> bool:
+    """Let the stages make their own rows again. False where nothing was imported."""
+    path = lake.imported(dataset) / "current.json"
+    existed = path.exists()
+    path.unlink(missing_ok=True)
+    shutil.rmtree(lake.imported(dataset), ignore_errors=True)
+    return existed
+
+
+def remove_older(lake: Lake, dataset: str) -> None:
+    """Delete what imports before the current one left, killed ones included."""
+    current = current_import(lake, dataset)
+    for folder in lake.imported(dataset).iterdir():
+        if folder.is_dir() and (current is None or folder != current.folder):
+            shutil.rmtree(folder)

@@ -1,0 +1,194 @@
+"""The one row loop: plan (new, stale, orphaned, failed, unchanged) -> process -> commit.
+
+A row's version is known before its work is done: a hash of the stage's version, its recipe and the versions
+of what the row reads. What is read is kept beside the row, so a plan can say why a row is due.
+Nothing here knows any stage; `vsr1_core.stages` holds those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.rows.progress import Progress
+from vsr1_core.rows.table import Table
+from vsr1_core.rows.versions import Inputs, row_version, spelled
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """For planning, which makes a dict or two a row and no cycles: again and again the collector would look through
+    all of them, and all that is imported beside them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Row ids by what is to be done with them; `causes` maps a due row to why: one line a cause, often several."""
+
+    new: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(getattr(self, name)) for name in ("new", "stale", "orphaned", "failed", "unchanged")}
+
+    def due(self, retry_failed: bool = False) -> list[str]:
+        """Ids to process: new and stale rows, and failed ones when asked."""
+        return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
+
+    def limited_to(self, ids: Container[str]) -> Plan:
+        """The same plan with only these new and stale rows; the others stay as they are."""
+        new, stale = (tuple(i for i in group if i in ids) for group in (self.new, self.stale))
+        return dataclasses.replace(self, new=new, stale=stale, causes={i: self.causes[i] for i in (*new, *stale)})
+
+    def why(self) -> dict[str, int]:
+        """How many due rows each cause has; a row with two causes counts for both."""
+        return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())
+
+
+def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
+    """Compare wanted rows with the committed ones. Rows that a killed run left pending count as committed."""
+    have = {row_id: (inputs, status) for row_id, inputs, status in _known(table).iter_rows()}
+    groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
+    causes: dict[str, tuple[str, ...]] = {}
+    for row_id, inputs in wanted.items():
+        if row_id not in have:
+            groups["new"].append(row_id)
+            causes[row_id] = ("new row",)
+            continue
+        old_inputs, status = have[row_id]
+        if old_inputs != spelled(inputs):  # what the version is a hash of, without hashing
+            groups["stale"].append(row_id)
+            causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
+        else:
+            groups["unchanged" if status == "ok" else "failed"].append(row_id)
+    orphaned = tuple(sorted(set(have) - set(wanted)))
+    return Plan(orphaned=orphaned, causes=causes, **{name: tuple(ids) for name, ids in groups.items()})
+
+
+def _known(table: Table) -> pl.DataFrame:
+    names = [table.key, "row_inputs", "status"]
+    pending = table.pending()
+    if pending.is_empty():
+        return table.rows(names)
+    return pl.concat([table.rows(names), pending[names]]).unique(table.key, keep="last")
+
+
+def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
+    """Names of the inputs that came, went, or have another version."""
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did, the committed table's manifest, and the plan it followed."""
+
+    num_processed: int
+    num_failed: int
+    num_dropped: int
+    seconds: float
+    manifest: Mapping[str, Any]
+    plan: Plan = field(default_factory=Plan)
+
+
+def run_plan(
+    table: Table,
+    wanted: Mapping[str, Inputs],
+    plan: Plan,
+    process: Callable[[Sequence[str]], Iterable[dict[str, Any]]],
+    *,
+    retry_failed: bool = False,
+    shard_rows: int = 256,
+    notes: Mapping[str, Mapping[str, Any]] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Process the due rows and commit. A killed run loses at most the shard in flight.
+
+    `process` gets the due ids and yields one dict a row, in any order; a dict with `error` set becomes a failed
+    row. `notes` are columns that unchanged rows take over without a new version. Raises RuntimeError when `process`
+    yields an id nobody asked for, the same id twice, or forgets one.
+    """
+    started = time.monotonic()
+    due = plan.due(retry_failed)
+    last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else ([], 0)
+    seconds = time.monotonic() - started
+    unfinished = (table.folder / "pending").exists()
+    noted = _changed_notes(table, {i: notes[i] for i in plan.unchanged if i in notes}) if notes else None
+    is_whole = not unfinished and table.manifest_path.exists() and not table.has_other_columns()
+    if due or plan.orphaned or noted is not None or not is_whole:
+        merged = pl.concat([table.rows(), table.pending(), table.frame(last)]).unique(table.key, keep="last")
+        merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
+        merged = merged if noted is None else merged.update(noted, on=table.key)
+        manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
+    else:
+        manifest = table.manifest()
+    return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
+
+
+def _changed_notes(table: Table, notes: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
+    """Key and noted columns of the rows whose committed values differ; None where none does."""
+    if not notes:
+        return None
+    schema = {name: table.schema[name] for name in (table.key, *next(iter(notes.values())))}
+    frame = pl.DataFrame([{table.key: row_id, **columns} for row_id, columns in notes.items()], schema=schema)
+    changed = frame.join(table.rows(schema), on=list(schema), how="anti", nulls_equal=True)
+    return changed if changed.height else None
+
+
+def _collect(
+    table: Table,
+    wanted: Mapping[str, Inputs],
+    due: Sequence[str],
+    process: Callable[[Sequence[str]], Iterable[dict[str, Any]]],
+    shard_rows: int,
+    log: Callable[[str], None],
+    started: float,
+) -> tuple[list[dict[str, Any]], int]:
+    """Run `process` over `due`, writing full shards as pending. Returns the rows of the last one, which the commit
+    follows at once, and how many rows failed."""
+    missing, shard, num_failed = set(due), [], 0
+    progress = Progress(log, table.asset, len(due), started=started)
+    for row in process(due):
+        row_id = row[table.key]
+        if row_id not in missing:
+            raise RuntimeError(f"{table.asset}: row {row_id!r} was produced twice or was not asked for")
+        missing.discard(row_id)
+        shard.append(_stamped(row, wanted[row_id]))
+        num_failed += row.get("error") is not None
+        if len(shard) >= shard_rows:
+            table.add_pending(shard)
+            shard = []
+        progress.note(len(due) - len(missing))
+    if missing:
+        raise RuntimeError(f"{table.asset}: no row was produced for {len(missing)} ids, e.g. {sorted(missing)[:3]}")
+    return shard, num_failed
+
+
+def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    error = row.get("error")
+    stamp = {
+        "row_version": row_version(inputs),
+        "row_inputs": spelled(inputs),
+        "status": "ok" if error is None else "failed",
+        "error": error,
+    }
+    return {**row, **stamp}

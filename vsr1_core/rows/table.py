@@ -1,0 +1,229 @@
+"""One asset's rows of one dataset as Parquet: the committed state, the shards of a run in progress, the manifest.
+
+One folder a table: `tables/<asset>/dataset=<name>/` with `rows_<number>.parquet` (the newest is the truth;
+`rows.parquet`, which earlier versions wrote, is older than any), `manifest.json` (a summary, written last) and
+`pending/` (shards of a run that has not finished). A file of rows never changes once it has its name, and stays for a
+while after a newer one took its place: DuckDB opens a file three times a query, and of 1,000 queries 15 to 19 failed
+when a commit replaced the file in between. Which rows are due is decided in `rows.increments`, not here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.rows.files import atomic_path, read_json, write_json
+
+BASE_COLUMNS: dict[str, Any] = {
+    "row_version": pl.String,
+    "row_inputs": pl.String,
+    "status": pl.String,
+    "error": pl.String,
+}
+SUPERSEDED_S = 600.0
+"""Seconds for which a query may go on reading the rows from before a commit."""
+MAX_ROW_FILES = 8
+"""Files of rows a table, above which those that no query can be reading are removed."""
+HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
+"""What a kept state of a table has before the table's own columns. Times are UTC."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One asset's rows for one dataset. `key` names the id column; `columns` maps name to polars type."""
+
+    folder: Path
+    asset: str
+    dataset: str
+    key: str
+    columns: Mapping[str, Any]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {self.key: pl.String, **BASE_COLUMNS, **self.columns}
+
+    @property
+    def rows_path(self) -> Path:
+        """The committed rows; where there are none yet, the name that the first ones will get."""
+        return self._newest() or self.folder / _rows_name(1)
+
+    def _newest(self) -> Path | None:
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [e.name for e in entries if e.name.startswith("rows") and e.name.endswith(".parquet")]
+        except FileNotFoundError:
+            return None
+        return self.folder / max(names) if names else None
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def exists(self) -> bool:
+        return self._newest() is not None
+
+    @functools.cached_property
+    def _empty(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=self.schema)
+
+    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """Committed rows, sorted by id; an empty frame with the right columns where nothing was built yet."""
+        declared, path = self.schema, self._newest()
+        wanted = list(columns) if columns is not None else list(declared)
+        if path is None:
+            return self._empty[wanted]
+        kept = _schema(path)
+        same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
+        frame = _read(path, same)
+        if len(same) == len(wanted):
+            return frame
+        # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
+        new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
+        return frame.with_columns(new).select(wanted)
+
+    def has_other_columns(self) -> bool:
+        """Whether the committed rows were written with other columns than are declared now."""
+        path = self._newest()
+        return path is not None and dict(_schema(path)) != dict(self._empty.schema)
+
+    def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """Committed rows whose status is `ok`."""
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
+        frame = self.rows(wanted).filter(pl.col("status") == "ok")
+        return frame if columns is None else frame[list(columns)]
+
+    def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
+        """`rows` as a frame with exactly this table's columns; a missing value is null, an unknown column an error."""
+        unknown = {name for row in rows for name in row} - set(self.schema)
+        if unknown:
+            raise ValueError(f"table {self.asset} has no column {', '.join(sorted(unknown))}")
+        data = {name: [row.get(name) for row in rows] for name in self.schema}
+        return pl.DataFrame(data, schema=self.schema)
+
+    def add_pending(self, rows: list[dict[str, Any]]) -> None:
+        """Write one shard of a run in progress."""
+        with atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as temporary:
+            self.frame(rows).write_parquet(temporary)
+
+    def pending(self) -> pl.DataFrame:
+        """Rows of a run that did not reach its commit, the newest for each id."""
+        if not (self.folder / "pending").exists():
+            return self._empty
+        paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        frames = [pl.read_parquet(p, hive_partitioning=False, glob=False) for p in paths]
+        readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
+        if not readable:
+            return self._empty
+        return pl.concat(readable).unique(self.key, keep="last")
+
+    def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the table by `frame`, then its manifest, then drop the pending shards. Returns the manifest."""
+        frame = frame.select(list(self.schema)).sort(self.key)
+        newest = self.rows_path
+        following = self.folder / _rows_name(_rows_number(newest) + 1) if newest.exists() else newest
+        with atomic_path(following) as temporary:
+            frame.write_parquet(temporary)
+        manifest = {
+            "asset": self.asset,
+            "dataset": self.dataset,
+            "num_rows": frame.height,
+            "num_ok": frame.filter(pl.col("status") == "ok").height,
+            "num_failed": frame.filter(pl.col("status") != "ok").height,
+            "data_version": data_version(frame, self.key),
+            **record,
+        }
+        write_json(self.manifest_path, manifest)
+        shutil.rmtree(self.folder / "pending", ignore_errors=True)
+        self._drop_superseded()
+        return manifest
+
+    def _drop_superseded(self) -> None:
+        """Remove files of rows that no query reads any more, and seldom: one that has just listed the folder, and has
+        not opened the files yet, fails.
+        """
+        files = sorted(self.folder.glob("rows*.parquet"))
+        if len(files) > MAX_ROW_FILES:
+            for old, newer in itertools.pairwise(files):
+                if time.time() - newer.stat().st_mtime > SUPERSEDED_S:
+                    old.unlink()
+
+    def keep_state(self, folder: Path) -> None:
+        """Add the committed ok rows to `folder`, where the last state kept there is another one."""
+        version, states = self.manifest()["data_version"], sorted(folder.glob("*.parquet"))
+        if states and states[-1].stem.endswith(version):
+            return
+        now = datetime.now(UTC).replace(tzinfo=None)
+        stamps = [pl.lit(now).alias("built_at"), pl.lit(version).alias("data_version")]
+        kept = self.ok_rows(self.columns).select(*stamps, *self.columns)
+        with atomic_path(folder / f"{now:%Y%m%dT%H%M%S.%f}-{version}.parquet") as temporary:
+            kept.write_parquet(temporary)
+
+    def kept_states(self, folder: Path) -> list[pl.DataFrame]:
+        """What `keep_state` put into `folder`, oldest first."""
+        return [pl.read_parquet(path, glob=False) for path in sorted(folder.glob("*.parquet"))]
+
+    def manifest(self) -> dict[str, Any]:
+        """The last commit's summary. FileNotFoundError says how to build it."""
+        if not self.manifest_path.exists():
+            raise FileNotFoundError(
+                f"{self.asset} has not been built for dataset {self.dataset!r}; run: "
+                f"vsr1 build --dataset {self.dataset} --assets {self.asset}"
+            )
+        return dict(read_json(self.manifest_path))
+
+
+SMALL_FILE = 2**16
+"""Bytes up to which a file of rows is kept in memory: planning a graph reads each table some ten times."""
+
+
+def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+    """Some columns of a file of rows."""
+    if (small := _small(path)) is not None:
+        return small[0][columns]
+    return pl.read_parquet(path, columns=columns, hive_partitioning=False, glob=False)
+
+
+def _schema(path: Path) -> Mapping[str, Any]:
+    if (small := _small(path)) is not None:
+        return small[1]
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False).collect_schema()
+
+
+def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
+    """A whole file and its schema; None of a large one."""
+    stat = path.stat()
+    return _kept(path, stat.st_ino, stat.st_mtime_ns) if stat.st_size <= SMALL_FILE else None
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
+    """A small file, read once. It never changes once it has its name; a home that was made anew has other files."""
+    frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    return frame, dict(frame.schema)
+
+
+def _rows_name(number: int) -> str:
+    return f"rows_{number:010d}.parquet"
+
+
+def _rows_number(path: Path) -> int:
+    return int(path.stem.removeprefix("rows").removeprefix("_") or "0")
+
+
+def data_version(frame: pl.DataFrame, key: str) -> str:
+    """Hash of the sorted (id, row version, status) triples: same rows, same version."""
+    columns = [pl.col(name).fill_null("None") for name in (key, "row_version", "status")]
+    rows = frame.sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
+    return hashlib.sha256("".join(f"{row}\x1e" for row in rows).encode()).hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""Where row work runs: a pool of local processes that survives crashes and hangs (`ray_engine`: on a cluster). What is
+computed is elsewhere.
+
+A worker is a fresh interpreter, not a fork: torch, BLAS and decoders hold threads and locks that a fork would copy in
+whatever state they are. It does not import the caller's main script either, so it starts in about 0.2 s under any
+program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+KNOWN_ERRORS = (OSError, ValueError, ModuleNotFoundError, MemoryError)
+"""Errors whose message is for a person; any other one is a mistake in our code and is named with its place."""
+
+
+@dataclass(frozen=True)
+class Result(Generic[Item, Value]):
+    """What became of one item: `value`, or `error` and no value."""
+
+    item: Item
+    value: Value | None
+    error: str | None
+
+
+def map_rows(
+    function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float = 900.0
+) -> Iterator[Result[Item, Value]]:
+    """Apply `function` to each item in `workers` processes; yield results in the order they are done.
+
+    `function` has to be importable by name, items and values picklable. An exception becomes that item's error. So does
+    a crash of the worker (a decoder's segmentation fault) and more than `deadline_s` seconds on one item; a fresh
+    worker goes on with the next one. With `workers` at most 1 everything runs here, and neither is caught.
+    """
+    if workers <= 1:
+        return (_outcome(function, item) for item in items)
+    return map_in_processes(function, items, workers, deadline_s)
+
+
+def map_in_processes(
+    function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float
+) -> Iterator[Result[Item, Value]]:
+    """`map_rows` in processes of their own, a single one, too; that one keeps the items' order."""
+    queue = iter(items)
+    busy = [_Worker(function, item, deadline_s) for item in itertools.islice(queue, workers)]
+    try:
+        while busy:
+            for worker in _ready(busy):
+                result = worker.take()
+                following = list(itertools.islice(queue, 1))
+                if following and worker.is_alive:
+                    worker.give(following[0])
+                else:
+                    worker.stop()
+                    busy.remove(worker)
+                    busy.extend(_Worker(function, item, deadline_s) for item in following)
+                yield result
+    finally:
+        for worker in busy:
+            worker.stop()
+
+
+def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Value]:
+    """The row boundary: whatever goes wrong with one item is that item's error."""
+    try:
+        return Result(item, function(item), None)
+    except KNOWN_ERRORS as error:
+        return Result(item, None, str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return Result(item, None, f"unexpected {type(error).__name__} at {where}: {error}")
+
+
+class _Worker(Generic[Item, Value]):
+    """One process, and the item it is working on."""
+
+    def __init__(self, function: Callable[[Item], Value], item: Item, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self.connection, theirs = Pipe()
+        call = f"serve({theirs.fileno()}, {os.getpid()})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from vsr1_core.rows.workers import serve; {call}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        self._send(function)
+        self.give(item)
+
+    def _send(self, value: Any) -> None:
+        """A worker that is dead already is noticed when its result is taken."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(value)
+
+    def give(self, item: Item) -> None:
+        self._item = item
+        self.due = time.monotonic() + self._deadline_s
+        self._send(item)
+
+    def take(self) -> Result[Item, Value]:
+        """The result that is there, or why there is none: the worker died, or ran out of time and is killed."""
+        if not self.connection.poll():
+            self.stop()
+            return Result(self._item, None, f"took longer than {self._deadline_s:g} s and was stopped")
+        try:
+            value, error = self.connection.recv()
+            return Result(self._item, value, error)
+        except (EOFError, ConnectionResetError):
+            code = self._process.wait()
+            self.connection.close()
+            reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+            return Result(self._item, None, f"the worker process died ({reason}), probably in a native library")
+
+    @property
+    def is_alive(self) -> bool:
+        return not self.connection.closed
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
+    """Workers with a result, a death, or an overdue item; waits until there is one."""
+    timeout_s = max(0.0, min(w.due for w in pool) - time.monotonic())
+    heard = wait([w.connection for w in pool], timeout_s)
+    now = time.monotonic()
+    return [w for w in pool if w.connection in heard or w.due <= now]
+
+
+def serve(fileno: int, parent: int) -> None:
+    """A worker's life: one item in, one (value, error) out, until the other side hangs up. One thread each."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    connection = Connection(fileno)
+    function = None
+    while True:
+        try:
+            received = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        if function is None:
+            function = received
+            continue
+        result = _outcome(function, received)
+        connection.send((result.value, result.error))
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it is doing, when the one that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

@@ -1,0 +1,256 @@
+"""Training data of both stages: the top-1 pool, the reasoning traces, SFT rows, GRPO prompts; train split only.
+
+SFT and GRPO rows are also written in the published JSON forms (METHOD 7). What a trace says is decided in
+`reasoning.teacher`, how an answer is spelled in `reasoning.conversation`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
+from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.methods import is_used
+from vsr1_core.stages.moments import IS_TRAIN, train_moments
+
+SFT_FILE = "train_oneturn.json"
+GRPO_FILE = "train.minimal_top1.jsonl"
+MARKER = "published.json"
+"""Beside a published file: the data version of the table that it was written from."""
+PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
+
+
+class SFTExamples(Stage):
+    """Rows of stage 1: the pool's pairs with the assistant's text. The span is the query's, in its right video."""
+
+    name: ClassVar[str] = "sft_examples"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "query": pl.String,
+        "video_id": pl.String,
+        "shown_video_id": pl.String,
+        "label": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "answer": pl.String,
+        "negative_ids": pl.List(pl.String),
+        "negative_scores": pl.List(pl.Float32),
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        pool, traces, negatives = (view.versions(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives"))
+        moments = train_moments(view)
+        return {
+            query_id: Row(
+                {
+                    "top1_pool": pool[query_id],
+                    "reasoning_traces": version,
+                    "hard_negatives": negatives.get(query_id, "none"),
+                    "moments": fingerprint(moments[query_id]),
+                }
+            )
+            for query_id, version in traces.items()
+            if query_id in pool and query_id in moments
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments, negatives = train_moments(view), _negatives(view, ids)
+        due = pl.col("query_id").is_in(list(ids))
+        traces = {r["query_id"]: r for r in view.rows("reasoning_traces").filter(due).to_dicts()}
+        for query_id in ids:
+            trace, moment = traces[query_id], moments[query_id]
+            span = (moment["start_s"], moment["end_s"]) if trace["label"] == "matched" else ()
+            yield {
+                "query_id": query_id,
+                **moment,
+                **negatives[query_id],
+                "shown_video_id": trace["shown_video_id"],
+                "label": trace["label"],
+                "answer": answer_text(trace["trace"], trace["label"] == "matched", *span),
+            }
+
+    def after_build(self, view: View) -> None:
+        if path := _file_to_publish(view, self.name, SFT_FILE):
+            prompt = view.config.models.system_prompt or SYSTEM_PROMPT
+            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
+            write_json_array(path, (published_sft_row(row, prompt) for row in rows))
+            _mark_published(view, self.name)
+
+
+class HardRefineExamples(SFTExamples):
+    """Rows of hard query refinement (METHOD 9): the same pairs and traces, but a mismatch ends with a new query.
+
+    The new query is the moment's plain caption, the words that the embedder knows: on toy the caption it was trained
+    on, for VERIFIED FIG the coarse description. No rows where the configuration does not report the method.
+    """
+
+    name: ClassVar[str] = "hard_refine_examples"
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        if not is_used(view.config, "hard_refine_checkpoint"):
+            return {}
+        plain = _plain_captions(view)
+        return {
+            query_id: Row({**row.inputs, "plain_query": fingerprint(plain[query_id])})
+            for query_id, row in super().wanted(view).items()
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        plain = _plain_captions(view)
+        for row in super().process(view, ids, execution):
+            yield row if row["label"] == "matched" else _rewritten(row, plain[row["query_id"]])
+
+    def after_build(self, view: View) -> None:
+        """The authors publish no such file."""
+
+
+def _plain_captions(view: View) -> dict[str, str]:
+    return dict(view.rows("moments", ["query_id", "plain_query", "split"]).filter(IS_TRAIN).drop("split").iter_rows())
+
+
+def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
+    """The row with the new query `plain` in place of <REFINE>; one that says nothing new is a failed row."""
+    error = ""
+    if not plain or plain.strip().lower() == row["query"].strip().lower():
+        error = "there is no plain caption beside the query that it could be rewritten into"
+    elif re.search(ANY_TAG, plain):
+        error = f"the plain caption {plain[:80]!r} holds tags that only an answer may have"
+    if error:
+        advice = "correct cog_desc in the annotations, or leave hard_refine out of the configuration's methods"
+        return {"query_id": row["query_id"], "error": f"{error}; {advice}"}
+    trace = parse_answer(row["answer"], 0.0).reasoning
+    return {**row, "answer": answer_text(trace, False, new_query=plain)}
+
+
+def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:
+    """A row of `train_oneturn.json`. As in the authors' files, `videos` names frame files, `video_id` is the shown
+    video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
+    shown, label = row["shown_video_id"], PUBLISHED_LABELS[row["label"]]
+    return {
+        "qid": row["query_id"],
+        "query": row["query"],
+        "messages": [
+            {"role": "system", "content": system_prompt},
+            {"role": "user", "content": f"{user_text(row['query'])}<video>"},
+            {"role": "assistant", "content": row["answer"]},
+        ],
+        "videos": [f"{shown}.npy"],
+        "meta": {
+            "gold_label": label,
+            "video_id": shown,
+            "top1_video_id": shown,
+            "query_pos_video_id": row["video_id"],
+            "pair_id": f"{row['query_id']}::{shown}",
+            "num_negs": int(label == "neg"),
+        },
+    }
+
+
+class GRPOPrompts(Stage):
+    """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives. Where
+    prompts were imported, those queries and no others."""
+
+    name: ClassVar[str] = "grpo_prompts"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "grpo"
+    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "hard_negatives", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "query": pl.String,
+        "video_id": pl.String,
+        "start_s": pl.Float64,
+        "end_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "retrieved_video_id": pl.String,
+        "label": pl.String,
+        "negative_ids": pl.List(pl.String),
+        "negative_scores": pl.List(pl.Float32),
+    }
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        negatives, given = view.versions("hard_negatives"), view.given_rows(self.name)
+        moments = train_moments(view)
+        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
+        return {
+            query_id: Row(
+                {
+                    "first_ranking": version,
+                    "hard_negatives": negatives.get(query_id, "none"),
+                    "moments": fingerprint(moments[query_id]),
+                }
+            )
+            for query_id, version, _ in rankings.iter_rows()
+            if query_id in moments and (not given or query_id in given)
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        moments, negatives = train_moments(view), _negatives(view, ids)
+        rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
+        for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(ids))).iter_rows():
+            video_id = moments[query_id]["video_id"]
+            if rank is None:
+                yield {
+                    "query_id": query_id,
+                    "error": f"its video {video_id} is not in the index, so no search finds it",
+                }
+                continue
+            yield {
+                "query_id": query_id,
+                **moments[query_id],
+                **negatives[query_id],
+                "retrieved_video_id": top[0],
+                "label": "matched" if top[0] == video_id else "not_matched",
+            }
+
+    def after_build(self, view: View) -> None:
+        if path := _file_to_publish(view, self.name, GRPO_FILE):
+            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
+            write_jsonl(path, map(published_grpo_row, rows))
+            _mark_published(view, self.name)
+
+
+def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `train.minimal_top1.jsonl`; times in seconds."""
+    return {
+        "qid": row["query_id"],
+        "query": row["query"],
+        "gt_video": row["video_id"],
+        "gt_time": [row["start_s"], row["end_s"]],
+        "gt_duration": row["duration_s"],
+        "retrieved_video": row["retrieved_video_id"],
+        "label": row["label"],
+        "hard_negative_ids": row["negative_ids"],
+        "hard_negative_scores": row["negative_scores"],
+    }
+
+
+def _negatives(view: View, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+    rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).filter(pl.col("query_id").is_in(list(ids)))
+    found = {i: {"negative_ids": videos, "negative_scores": scores} for i, videos, scores in rows.iter_rows()}
+    return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)
+
+
+def _file_to_publish(view: View, asset: str, name: str) -> Path | None:
+    """Where the asset's JSON form has to be written; None where it is there and as new as the table."""
+    path, marker = view.files(asset) / name, view.files(asset) / MARKER
+    version = view.table(asset).manifest()["data_version"]
+    if path.exists() and marker.exists() and read_json(marker) == {"data_version": version}:
+        return None
+    return path
+
+
+def _mark_published(view: View, asset: str) -> None:
+    write_json(view.files(asset) / MARKER, {"data_version": view.table(asset).manifest()["data_version"]})
+
+
+STAGES: tuple[type[Stage], ...] = (SFTExamples, HardRefineExamples, GRPOPrompts)

@@ -1,0 +1,125 @@
+"""All stages in the order they run, and a plan over the whole graph before any of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from vsr1_core.datasets import sources
+from vsr1_core.datasets.registry import get_entry
+from vsr1_core.recipes import STAGE_VERSIONS
+from vsr1_core.rows.increments import Plan, make_plan, without_gc
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.versions import fingerprint, row_version
+from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+
+
+def all_stages() -> dict[str, Stage]:
+    """Every stage by name, upstream before downstream."""
+    from vsr1_core.stages import (
+        base_models,
+        corpus,
+        embeddings,
+        examples,
+        frames,
+        pool,
+        predictions,
+        probes,
+        reporting,
+        retrieval,
+        traces,
+        trained,
+    )
+
+    models = (base_models, trained)
+    modules = (corpus, frames, *models, embeddings, retrieval, pool, traces, examples, predictions, probes, reporting)
+    return in_order([stage() for module in modules for stage in module.STAGES])
+
+
+def in_order(stages: list[Stage]) -> dict[str, Stage]:
+    """Topological order; among ready stages the given order is kept."""
+    done: dict[str, Stage] = {}
+    left = list(stages)
+    while left:
+        ready = next((s for s in left if all(name in done for name in s.upstream)), None)
+        if ready is None:
+            raise ValueError(f"cycle or unknown upstream among {[s.name for s in left]}")
+        done[ready.name] = ready
+        left.remove(ready)
+    return done
+
+
+def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
+    """The tables of one dataset of the home folder."""
+    entry = get_entry(home, dataset)
+    return View(Lake(home / "lake"), entry, entry.configuration, stages or all_stages(), home=home)
+
+
+def stamp(view: View) -> str:
+    """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
+    tables, what was given to it, and the tables of the dataset that lends it models. No video is opened.
+    """
+    lender = view.lender()
+    read = [v.table(name).manifest_path for v in (view, lender) if v for name in view.stages]
+    read += [path for stage in view.stages.values() for path in stage.records(view)]
+    given = view.imported.folder if view.imported else None
+    files = sources.file_facts(view.entry)
+    written = [_written(path) for path in read]
+    return fingerprint([STAGE_VERSIONS, view.entry, view.config, files, written, str(given)])
+
+
+def _written(path: Path) -> list[int]:
+    """When a file was put there; its inode tells two writes within the clock's resolution apart."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return []
+    return [stat.st_mtime_ns, stat.st_ino]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's plan, or why it cannot be known yet. num_imported: wanted rows that are taken as they were given."""
+
+    asset: str
+    plan: Plan | None
+    waits_for: str = ""
+    num_imported: int = 0
+
+
+@without_gc()
+def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
+    """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing.
+
+    `kept`: stages that the build leaves out. They are planned, and what reads them finds them as they are.
+    """
+    plans = []
+    for name, stage in view.stages.items():
+        try:
+            wanted = stage.wanted_rows(view)
+        except NotYetKnown as reason:
+            plans.append(StagePlan(name, None, reason.asset))
+            if name not in kept:
+                view.unsettled.add(name)
+            continue
+        inputs = stage.wanted_inputs(view, wanted)
+        plan = make_plan(inputs, view.table(name))
+        plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in wanted.values())))
+        if name in kept:
+            continue
+        view.planned[name] = _future(view, stage, wanted, plan)
+        if plan.due():
+            view.unsettled.add(name)
+    return plans
+
+
+def _future(view: View, stage: Stage, wanted: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
+    """The table after the build: unchanged and failed rows as they are, due ones with version and known columns."""
+    table = view.table(stage.name)
+    kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
+    inputs = stage.wanted_inputs(view, wanted)
+    due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **wanted[i].known} for i in plan.due()]
+    return pl.concat([kept, table.frame(due)])

@@ -1,0 +1,40 @@
+"""What several stages read of the moments: train rows, and which videos a query text is right for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages.base import View
+
+IS_TRAIN = pl.col("split") == "train"
+MOMENT_COLUMNS = ("query", "video_id", "start_s", "end_s", "duration_s")
+"""What both stages' rows take from a moment."""
+
+
+def train_moments(view: View) -> dict[str, dict[str, Any]]:
+    """query id -> what both stages' rows take from its moment."""
+    rows = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).to_dicts()
+    return {row["query_id"]: {name: row[name] for name in MOMENT_COLUMNS} for row in rows}
+
+
+def asked_version(query: str, video_id: str) -> str:
+    """Of what a query asks for and which video has it: what imported rankings of it stand on."""
+    return fingerprint([query, video_id])
+
+
+def asked_versions(view: View) -> dict[str, str]:
+    """Train query id -> its `asked_version`."""
+    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(IS_TRAIN)
+    return {query_id: asked_version(query, video_id) for query_id, _, query, video_id in moments.iter_rows()}
+
+
+def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
+    """Query id -> the videos of all moments of the split with the same query text, its own among them."""
+    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
+    texts = moments.with_columns(text=pl.col("query").str.strip_chars().str.to_lowercase())
+    shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
+    pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
+    return {query_id: frozenset(videos) for query_id, videos in pairs}

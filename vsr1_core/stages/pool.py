@@ -1,0 +1,108 @@
+"""The top-1 pool: the train queries of stage 1, each with the video that it is shown."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.recipes import PoolRecipe
+from vsr1_core.rows.imported import GivenRow
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
+
+_SameText = Mapping[str, frozenset[str]]
+"""What `same_text_videos` gives."""
+
+
+class Top1Pool(Stage):
+    """Train queries with the first video of their ranking: so many whose first is right, so many whose first is wrong.
+
+    Chosen by a hash of (seed, query id), so that a changed row does not reshuffle the others; fewer than asked where
+    there are no more. Left out: queries whose right video is not in the index, and those whose first video is wrong
+    but has a moment with the same text (no one can say what its label should be). With `fill_matched`, where too few
+    are ranked first, spare queries are shown their right video all the same: the toy's embedder ranks one train query
+    in forty first, which is too few to learn from what a match looks like. With `random_share`, some are shown any
+    wrong video.
+    No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
+    An imported pool is taken whole, and nothing is drawn beside it.
+    """
+
+    name: ClassVar[str] = "top1_pool"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "moments")
+    columns: ClassVar[Mapping[str, Any]] = {"label": pl.String, "shown_video_id": pl.String, "video_id": pl.String}
+    is_known_before: ClassVar[bool] = True
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        given = view.given_rows(self.name)
+        return self._as_given(view, given) if given else self._drawn(view)
+
+    def _as_given(self, view: View, given: Mapping[str, GivenRow]) -> dict[str, Row]:
+        """The imported queries; those whose moment has changed since are shown what is ranked first now."""
+        asked = asked_versions(view)
+        changed = {q for q in given if q in asked and given[q].basis != {"query": asked[q]}}
+        held = {q: Row({}, basis={"query": asked[q]}) for q in given if q in asked and q not in changed}
+        ranked = self._candidates(_train_rankings(view), same_text_videos(view)) if changed else {}
+        return held | {q: Row({"first_ranking": fingerprint(k)}, k) for q, k in ranked.items() if q in changed}
+
+    def _drawn(self, view: View) -> dict[str, Row]:
+        pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
+        candidates = self._candidates(rankings, never)
+        drawn = sorted(candidates, key=lambda query_id: _draw(pool.seed, query_id))
+        matched = [q for q in drawn if candidates[q]["label"] == "matched"][: pool.num_matched]
+        wrong = [q for q in drawn if candidates[q]["label"] == "not_matched"]
+        not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
+        chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
+        if pool.random_share:
+            chosen |= self._shown_any(pool, rankings, never, {q: candidates[q] for q in not_matched})
+        if pool.fill_matched:
+            for query_id in spare[: max(0, pool.num_matched - len(matched))]:
+                right = candidates[query_id]["video_id"]
+                chosen[query_id] = {"label": "matched", "shown_video_id": right, "video_id": right}
+        return {q: Row({"first_ranking": fingerprint(known)}, known) for q, known in chosen.items()}
+
+    @staticmethod
+    def _shown_any(
+        pool: PoolRecipe, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, dict[str, str]]:
+        """The share of these queries that is shown any wrong video: the one that follows the query on a ring of
+        hashes, so that a new video changes the few queries before it and no other."""
+        seed, share = pool.seed, pool.random_share
+        ranked = rankings["top_video_ids"]
+        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked.explode().drop_nulls().unique())
+        shown = {}
+        for query_id, known in not_matched.items():
+            if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
+                continue
+            at = bisect.bisect(ring, (_draw(seed, f"{query_id}/any"),))
+            following = (video_id for _, video_id in [*ring[at:], *ring[:at]])
+            video_id = next((v for v in following if v not in never[query_id]), known["shown_video_id"])
+            shown[query_id] = {**known, "shown_video_id": video_id}
+        return shown
+
+    @staticmethod
+    def _candidates(rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
+        found = {}
+        for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
+            shown = top[0]
+            if query_id in never and (shown == video_id or shown not in never[query_id]):
+                label = "matched" if shown == video_id else "not_matched"
+                found[query_id] = {"label": label, "shown_video_id": shown, "video_id": video_id}
+        return found
+
+
+def _train_rankings(view: View) -> pl.DataFrame:
+    return view.results("first_ranking", ["query_id", "video_id", "rank", "top_video_ids"], where=IS_TRAIN)
+
+
+def _draw(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+
+
+STAGES: tuple[type[Stage], ...] = (Top1Pool,)

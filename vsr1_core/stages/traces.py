@@ -1,0 +1,126 @@
+"""The reasoning traces: what the teacher writes about each pair of the pool. How it writes is `reasoning.teacher`'s."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import polars as pl
+
+from vsr1_core.reasoning.tasks import EventNote, StoredFrames, TeacherTask
+from vsr1_core.reasoning.teacher import make_teacher, refusal
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.versions import Inputs, fingerprint
+from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.moments import IS_TRAIN, train_moments
+
+
+class ReasoningTraces(Stage):
+    """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why.
+
+    A template's row reads the moments of the shown video; one from an endpoint reads its frames and what it is told.
+    """
+
+    name: ClassVar[str] = "reasoning_traces"
+    key: ClassVar[str] = "query_id"
+    group: ClassVar[str] = "sft"
+    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "moments", "frame_tensors")
+    columns: ClassVar[Mapping[str, Any]] = {
+        "label": pl.String,
+        "shown_video_id": pl.String,
+        "trace": pl.String,
+        "verdict": pl.String,
+        "finish_reason": pl.String,
+        "num_tokens": pl.Int64,
+        "num_prompt_tokens": pl.Int64,
+        "num_requests": pl.Int64,
+        "request_s": pl.Float64,
+    }
+
+    def recipe(self, config: Configuration) -> Any:
+        return config.teacher
+
+    def shard_rows(self, view: View, execution: Execution) -> int:
+        """A model's reply costs seconds of a GPU or money, so each is kept as it arrives."""
+        return 1 if _asks_a_model(view) else execution.shard_rows
+
+    def wanted(self, view: View) -> dict[str, Row]:
+        versions, moments = view.versions("top1_pool"), train_moments(view)
+        reads = _read_by_a_model if _asks_a_model(view) else _read_by_the_template
+        return {
+            task.query_id: Row(
+                {"top1_pool": versions[task.query_id], **reads(task)},
+                {"label": task.label, "shown_video_id": task.shown_video_id},
+                {"moment": fingerprint(moments[task.query_id])},
+            )
+            for task in _teacher_tasks(view)
+        }
+
+    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+        teacher = make_teacher(view.config.teacher, execution.endpoint)
+        due = set(ids)
+        tasks = {task.query_id: task for task in _teacher_tasks(view) if task.query_id in due}
+        for reply in teacher.write(list(tasks.values())):
+            task = tasks[reply.query_id]
+            yield {
+                "query_id": task.query_id,
+                "label": task.label,
+                "shown_video_id": task.shown_video_id,
+                "trace": reply.text,
+                "verdict": reply.verdict,
+                "finish_reason": reply.finish_reason,
+                "num_tokens": reply.num_tokens,
+                "num_prompt_tokens": reply.num_prompt_tokens,
+                "num_requests": reply.num_requests,
+                "request_s": reply.request_s,
+                "error": refusal(reply, task.label),
+            }
+
+
+def _asks_a_model(view: View) -> bool:
+    return view.config.teacher.kind == "endpoint"
+
+
+def _read_by_the_template(task: TeacherTask) -> Inputs:
+    return {"moments": fingerprint([task.query, task.moment, task.events])}
+
+
+def _read_by_a_model(task: TeacherTask) -> Inputs:
+    span = [task.moment.start_s, task.moment.end_s] if task.label == "matched" else None
+    return {"moments": fingerprint([task.query, span]), "frames": task.frames.content if task.frames else "none"}
+
+
+def _teacher_tasks(view: View) -> list[TeacherTask]:
+    columns = ["query_id", "split", "query", "plain_query", "video_id", "start_s", "end_s"]
+    pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
+    asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in(pool["shown_video_id"])
+    moments = view.rows("moments", columns).filter(IS_TRAIN & (asked | shown_ones)).to_dicts()
+    notes = {m["query_id"]: _event_note(m) for m in moments}
+    queries = {m["query_id"]: m["query"] for m in moments}
+    events = defaultdict(set)
+    for moment in moments:
+        events[moment["video_id"]].add(notes[moment["query_id"]])
+    frames = _stored_frames(view) if _asks_a_model(view) else {}
+    return [
+        TeacherTask(
+            query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])), frames.get(shown)
+        )
+        for query_id, label, shown in pool.iter_rows()
+        if query_id in notes
+    ]
+
+
+def _stored_frames(view: View) -> dict[str, StoredFrames]:
+    """video id -> its frames; while planning, those still to be made have no times yet."""
+    rows = view.rows("frame_tensors", ["video_id", "path", "timestamps_s", "content"]).iter_rows()
+    return {video_id: StoredFrames(path, tuple(times or ()), content) for video_id, path, times, content in rows}
+
+
+def _event_note(moment: Mapping[str, Any]) -> EventNote:
+    """A dataset without plain captions is described by its queries."""
+    caption = " ".join((moment["plain_query"] or moment["query"]).split()).rstrip(".")
+    return EventNote(moment["start_s"], moment["end_s"], caption)
+
+
+STAGES: tuple[type[Stage], ...] = (ReasoningTraces,)

@@ -1,0 +1,99 @@
+"""How the tiny base model learns to see: which words an event's caption has, read off the mean of its vision tokens.
+
+Matching whole captions to whole videos does not get there in a small budget: colours alone tell the videos of a batch
+apart, and the gradient that reaches the vision tower through the text model says little of shape and motion. Words are
+told apart by the word embeddings themselves, so that the tower's tokens come to lie where the text model can read them.
+Word classification as pre-training is from SuperClass (Huang et al., 2024).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
+
+from vsr1_core.models.embedder import Embedder
+from vsr1_core.models.inputs import VideoPatches
+from vsr1_core.models.vision import VideoFeatures, encode_videos
+from vsr1_core.reasoning.tasks import EventNote
+from vsr1_core.reasoning.teacher import own_captions
+from vsr1_core.recipes import ModelRecipe
+from vsr1_core.rows.progress import Progress
+from vsr1_core.training.attention_backend import training_attention
+from vsr1_core.training.optimizers import MuonAndAdamW
+from vsr1_core.training.processes import mine, shared_mean
+from vsr1_core.training.runs import CurvePoint
+
+LOGIT_SCALE = 4.0
+
+
+def learn_to_see(
+    embedder: Embedder,
+    recipe: ModelRecipe,
+    events: Mapping[str, Sequence[EventNote]],
+    load: Callable[[str, Qwen3VLConfig], VideoPatches],
+    rng: random.Random,
+    batch_size: int,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[CurvePoint]:
+    """Train the vision tower and the word embeddings in place, `recipe.seeing_steps` steps of `batch_size` videos.
+    Returns the loss curve."""
+    model, video_ids, curve = embedder.model, sorted(events), list[CurvePoint]()
+    words = word_targets(embedder.tokenizer, events)
+    table = model.language_model.embed_tokens.weight
+    named = [*((f"visual.{name}", p) for name, p in model.visual.named_parameters()), ("embed_tokens", table)]
+    optimizer = MuonAndAdamW(named, recipe.contrastive_lr, recipe.seeing_steps)
+    progress = Progress(log, "seeing", recipe.seeing_steps, "steps")
+    for step in range(recipe.seeing_steps):
+        chosen = mine(rng.sample(video_ids, batch_size))
+        with training_attention("cpu"):
+            features = encode_videos(model, [load(v, model.config) for v in chosen])
+            pairs = [
+                (seen, target)
+                for video_id, feature in zip(chosen, features, strict=True)
+                for event, target in zip(events[video_id], words[video_id], strict=True)
+                if (seen := mean_within(feature, event)) is not None
+            ]
+            loss = table.sum() * 0.0
+            if pairs:
+                seen, targets = (torch.stack(column) for column in zip(*pairs, strict=True))
+                loss = F.cross_entropy(LOGIT_SCALE * seen @ table.T, targets, reduction="sum")
+            loss = shared_mean(loss, len(pairs))
+        optimizer.step(loss)
+        curve.append(CurvePoint(step, "seeing_loss", loss.item()))
+        progress.note(step + 1, {"seeing_loss": loss.item()})
+    return curve
+
+
+def word_targets(
+    tokenizer: PreTrainedTokenizerFast, events: Mapping[str, Sequence[EventNote]]
+) -> dict[str, list[Tensor]]:
+    """For each event a distribution [V] over its caption's tokens: the rarer the more, and nothing for those of all."""
+    bags = {
+        video_id: [set(tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) for text in own_captions(some)]
+        for video_id, some in events.items()
+    }
+    uses = Counter(token for some in bags.values() for bag in some for token in bag)
+    total = sum(len(some) for some in bags.values())
+    return {v: [_spread(bag, uses, total, len(tokenizer)) for bag in some] for v, some in bags.items()}
+
+
+def _spread(bag: set[int], uses: Mapping[int, int], total: int, size: int) -> Tensor:
+    weights = torch.zeros(size)
+    for token in bag:
+        weights[token] = math.log(total / uses[token])
+    return weights / weights.sum() if weights.any() else weights
+
+
+def mean_within(features: VideoFeatures, event: EventNote) -> Tensor | None:
+    """Mean [H] of the vision tokens whose mark lies within the event; None where none does."""
+    inside = [i for i, mark in enumerate(features.layout.marks_s) if event.start_s <= mark < event.end_s]
+    if not inside:
+        return None
+    return features.tokens.view(len(features.layout.marks_s), -1, features.tokens.shape[-1])[inside].mean((0, 1))
