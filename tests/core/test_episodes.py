@@ -115,7 +115,7 @@ def test_a_query_that_is_never_matched_gets_a_final_ranking_by_its_last_refineme
         assert len(episode.turns) == len(episode.latents) == 3
         vector = search.embed([episode])[0]
         torch.testing.assert_close(episode.final_vector, vector, atol=1e-5, rtol=1e-5)
-        assert episode.final_rank == vector_rank(search, vector, str(episode.query.right_video_id))
+        assert episode.final_rank == vector_rank(search, vector, str(episode.query.gt_video_id))
         best = IDS[int(np.argmax(search.index.vectors @ vector.numpy()))]
         assert episode.final_video_id == best
     assert len(asked) == 3
@@ -187,9 +187,9 @@ def test_ranks_leave_out_what_was_rejected_and_are_none_for_a_rejected_right_vid
     script([NO])
     search = searcher(num_turns=3, exclude_rejected=True, refine="none")
     found = search.run(QUERIES)
-    assert any(str(e.query.right_video_id) in e.rejected for e in found)
+    assert any(str(e.query.gt_video_id) in e.rejected for e in found)
     for episode in found:
-        right = str(episode.query.right_video_id)
+        right = str(episode.query.gt_video_id)
         assert episode.final_vector is not None
         expected = vector_rank(search, episode.final_vector, right, sorted(episode.rejected))
         assert episode.final_rank == (None if right in episode.rejected else expected)
@@ -250,7 +250,7 @@ def test_ranks_with_fewer_soft_tokens_are_those_of_queries_that_carry_fewer(scri
     for episode in (found := search.run(QUERIES)):
         assert len(episode.latents) == 2
     for episode, ranks in zip(found, search.prefix_ranks(found), strict=True):
-        right, without = str(episode.query.right_video_id), sorted(episode.rejected) if exclude else []
+        right, without = str(episode.query.gt_video_id), sorted(episode.rejected) if exclude else []
         texts, plain = [episode.query.text], search.embedder.embed_queries([episode.query.text])[0]
         vectors = [plain]
         for k in range(1, 5):
@@ -309,7 +309,7 @@ def test_a_policy_with_a_query_head_searches_a_corpus_of_another_size(script: An
             embedder.model, embedder.tokenizer, weights, episode.query.text, torch.cat(episode.latents)
         )
     torch.testing.assert_close(episode.final_vector, expected, atol=1e-5, rtol=1e-5)
-    assert episode.final_rank == vector_rank(search, expected, str(episode.query.right_video_id))
+    assert episode.final_rank == vector_rank(search, expected, str(episode.query.gt_video_id))
 
 
 def test_a_verification_without_search_answers_as_the_first_turn_about_the_same_video() -> None:

@@ -202,7 +202,7 @@ def test_a_group_shares_its_negatives_and_never_the_right_video(world: World) ->
     rollouts = world.sample()
     for start in range(0, len(rollouts), RECIPE.group_size):
         group = rollouts[start : start + RECIPE.group_size]
-        right = world.vectors[group[0].prompt.right_video_id]
+        right = world.vectors[group[0].prompt.gt_video_id]
         assert all(torch.equal(r.negatives, group[0].negatives) for r in group)
         assert not (group[0].negatives == right).all(-1).any()
         assert len(group[0].negatives) == RECIPE.num_negatives
@@ -213,7 +213,7 @@ def test_reward_is_that_of_the_last_query_vector(world: World) -> None:
     for rollout in world.sample():
         vector = rollout.episode.final_vector
         assert vector is not None
-        others = torch.stack([world.vectors[rollout.prompt.right_video_id], *rollout.negatives])
+        others = torch.stack([world.vectors[rollout.prompt.gt_video_id], *rollout.negatives])
         expected = (others @ vector / RECIPE.retrieval_temperature).softmax(0)[0]
         assert rollout.reward.retrieval == pytest.approx(float(expected), abs=1e-5)
 
@@ -363,7 +363,7 @@ def test_a_corpus_without_negatives_still_trains(world: World, tmp_path: Path) -
 
 
 def test_no_prompts_and_lost_videos_are_refused_with_what_to_do(world: World, tmp_path: Path) -> None:
-    lost = replace(world.prompts[0], right_video_id="gone")
+    lost = replace(world.prompts[0], gt_video_id="gone")
     with pytest.raises(ValueError, match=r"1 right videos have no vector, e\.g\. gone"):
         replace(world, prompts=[lost]).train(RECIPE, tmp_path)
     with pytest.raises(ValueError, match="grpo_prompts is empty"):

@@ -126,7 +126,6 @@ MEANINGS: dict[str, str] = {
     "name": "Name of the logged value.",
     "curves.value": "The logged value.",
     "sample": "Number of the sample in its group.",
-    "right_video_id": "The right video.",
     "reward_format": "Reward for well formed tags.",
     "reward_verification": "Reward for right decisions, mean over turns.",
     "reward_retrieval": "Reward for the refined query's place near the right video.",

@@ -25,11 +25,11 @@ from vsr1_core.search.index import VideoIndex
 
 @dataclass(frozen=True)
 class EpisodeQuery:
-    """A query to search for. `right_video_id` is None where the answer is not known: ranks are None then."""
+    """A query to search for. `gt_video_id` is None where the answer is not known: ranks are None then."""
 
     query_id: str
     text: str
-    right_video_id: str | None = None
+    gt_video_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Searcher:
         for k in range(num_tokens if refined else 0):
             cut = [replace(e, latents=[z[:k] for z in e.latents] if k else []) for e in refined]
             vectors = self.embed(cut).float().cpu().numpy()
-            ranks.append(self.index.ranks(vectors, [e.query.right_video_id for e in refined], exclude=exclude))
+            ranks.append(self.index.ranks(vectors, [e.query.gt_video_id for e in refined], exclude=exclude))
         of_refined = iter([*at, e.final_rank] for *at, e in zip(*ranks, refined, strict=True))
         return [next(of_refined) if e.latents else None for e in episodes]
 
@@ -345,7 +345,7 @@ class Searcher:
         queries = torch.stack([e.final_vector for e in episodes if e.final_vector is not None]).float().cpu().numpy()
         exclude = [e.rejected for e in episodes] if self.settings.exclude_rejected else None
         ids, scores = self.index.search(queries, 1, exclude=exclude)
-        ranks = self.index.ranks(queries, [e.query.right_video_id for e in episodes], exclude=exclude)
+        ranks = self.index.ranks(queries, [e.query.gt_video_id for e in episodes], exclude=exclude)
         showing = []
         for episode, found, score, rank in zip(episodes, ids, scores, ranks, strict=True):
             if not found:

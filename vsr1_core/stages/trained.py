@@ -35,7 +35,7 @@ EPISODE = pl.Struct(
         "sample": pl.Int64,
         "query_id": pl.String,
         "query": pl.String,
-        "right_video_id": pl.String,
+        "gt_video_id": pl.String,
         "gt_start_s": pl.Float64,
         "gt_end_s": pl.Float64,
         "first_rank": pl.Int64,
@@ -291,7 +291,7 @@ class GRPOCheckpoint(TrainedStage):
             GRPOPrompt(
                 query_id=r["query_id"],
                 query=r["query"],
-                right_video_id=r["video_id"],
+                gt_video_id=r["video_id"],
                 start_s=r["start_s"],
                 end_s=r["end_s"],
                 duration_s=r["duration_s"],

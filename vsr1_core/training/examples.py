@@ -40,7 +40,7 @@ class SFTExample:
     parts: Tensor
     refines: bool
     shown_video_id: str
-    right_video_id: str
+    gt_video_id: str
     negative_ids: tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ def build_examples(
                     parts=torch.tensor(parts),
                     refines=refines,
                     shown_video_id=row["shown_video_id"],
-                    right_video_id=row["video_id"],
+                    gt_video_id=row["video_id"],
                     negative_ids=tuple(row["negative_ids"]),
                 )
             )

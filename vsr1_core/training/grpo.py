@@ -55,7 +55,7 @@ class EpisodeTrace:
     sample: int
     query_id: str
     query: str
-    right_video_id: str
+    gt_video_id: str
     gt_start_s: float
     gt_end_s: float
     first_rank: int | None
@@ -129,7 +129,7 @@ def train_grpo(
 def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor]) -> None:
     if not prompts:
         raise ValueError("stage 2 has no prompts to train on: grpo_prompts is empty; is there a split named train?")
-    lost = sorted({p.right_video_id for p in prompts if p.right_video_id not in vectors})
+    lost = sorted({p.gt_video_id for p in prompts if p.gt_video_id not in vectors})
     if lost:
         raise ValueError(
             f"{len(lost)} right videos have no vector, e.g. {', '.join(lost[:3])}: build video_embeddings and "
@@ -332,7 +332,7 @@ def _trace(step: int, sample: int, rollout: Rollout) -> EpisodeTrace:
         sample=sample,
         query_id=prompt.query_id,
         query=prompt.query,
-        right_video_id=prompt.right_video_id,
+        gt_video_id=prompt.gt_video_id,
         gt_start_s=prompt.start_s,
         gt_end_s=prompt.end_s,
         first_rank=episode.first_rank,

@@ -35,7 +35,7 @@ class GRPOPrompt:
 
     query_id: str
     query: str
-    right_video_id: str
+    gt_video_id: str
     start_s: float
     end_s: float
     duration_s: float
@@ -80,7 +80,7 @@ class RolloutSampler:
     @torch.no_grad()
     def sample(self, prompts: Sequence[GRPOPrompt]) -> list[Rollout]:
         """One episode a prompt, all as one batch. `prompts` holds each query group_size times in a row."""
-        queries = [EpisodeQuery(p.query_id, p.query, p.right_video_id) for p in prompts]
+        queries = [EpisodeQuery(p.query_id, p.query, p.gt_video_id) for p in prompts]
         episodes = self.searcher.run(queries, self._first_vectors(queries), self.generator)
         by_query = {p.query_id: self._negatives(p) for p in prompts[:: self.recipe.group_size]}
         negatives = [by_query[p.query_id] for p in prompts]
@@ -95,7 +95,7 @@ class RolloutSampler:
         padded = pad_sequence(list(negatives), batch_first=True)
         mask = pad_sequence([torch.ones(len(n), dtype=torch.bool) for n in negatives], batch_first=True)
         device = query_vectors.device
-        positives = torch.stack([self.vectors[p.right_video_id] for p in prompts])
+        positives = torch.stack([self.vectors[p.gt_video_id] for p in prompts])
         return retrieval_losses(
             query_vectors,
             positives.to(device),
@@ -134,9 +134,9 @@ class RolloutSampler:
 
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:
         """[K, D], as in stage 1: a wrong video that the first ranking shows stands first in `negative_ids`."""
-        never = self.never.get(prompt.query_id, frozenset()) | {prompt.right_video_id}
+        never = self.never.get(prompt.query_id, frozenset()) | {prompt.gt_video_id}
         ids = choose_negatives(prompt.negative_ids, self.corpus_ids, never, self.recipe.num_negatives, self.rng)
-        size = len(self.vectors[prompt.right_video_id])
+        size = len(self.vectors[prompt.gt_video_id])
         return torch.stack([self.vectors[video_id] for video_id in ids]) if ids else torch.zeros(0, size)
 
 
@@ -146,7 +146,7 @@ def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) 
         TurnRecord(
             text=turn.decoded.text,
             decision=turn.answer.decision,
-            shown_is_right=turn.video_id == prompt.right_video_id,
+            shown_is_right=turn.video_id == prompt.gt_video_id,
             start_s=turn.answer.start_s,
             end_s=turn.answer.end_s,
         )

@@ -83,8 +83,8 @@ def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExam
 
     Of the train split, because not every dataset has a validation split, and traces are written for train rows only.
     """
-    share = {v: _draw(recipe.seed, v) for v in {e.right_video_id for e in examples}}
-    held_out = [e for e in examples if share[e.right_video_id] < recipe.validation_share]
+    share = {v: _draw(recipe.seed, v) for v in {e.gt_video_id for e in examples}}
+    held_out = [e for e in examples if share[e.gt_video_id] < recipe.validation_share]
     if not held_out or len(held_out) == len(examples):
         raise ValueError(
             f"early stopping asks for {recipe.validation_share:.0%} of {len(share)} videos to validate on, which gives "
@@ -279,7 +279,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
         search = mean.new_zeros(())
-        right_ids = in_batch([examples[i].right_video_id for i in refining]) if self.recipe.in_batch_positives else []
+        right_ids = in_batch([examples[i].gt_video_id for i in refining]) if self.recipe.in_batch_positives else []
         if refining:
             search = self._retrieval_losses([examples[i] for i in refining], latents, draw, right_ids).sum()
         return LossSums(mean * len(targets), len(targets), search, len(refining)), parts
@@ -293,7 +293,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         """
         soft = self.policy.model.append_input(latents)
         queries = self.embedder.embed_queries([e.query for e in examples], list(soft))
-        positives = torch.stack([self.data.vectors[e.right_video_id] for e in examples]).to(queries)
+        positives = torch.stack([self.data.vectors[e.gt_video_id] for e in examples]).to(queries)
         negatives, mask = self._negatives(examples, draw)
         in_batch = in_batch_mask = None
         if self.recipe.in_batch_positives:
@@ -311,7 +311,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         )
 
     def _never(self, example: SFTExample) -> frozenset[str]:
-        return self.data.never.get(example.query_id, frozenset({example.right_video_id}))
+        return self.data.never.get(example.query_id, frozenset({example.gt_video_id}))
 
     def _negatives(self, examples: Sequence[SFTExample], draw: str) -> tuple[Tensor, Tensor]:
         """Vectors [R, K, D] and a mask [R, K] that is False where a row has fewer."""
