@@ -110,7 +110,7 @@ def test_an_unknown_column_is_an_error(table: Table) -> None:
 
 
 def test_the_manifest_is_written_after_the_rows(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vsr1_core.rows.files as lake
+    import vsr1_core.rows.table as lake
 
     monkeypatch.setattr(lake, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -140,7 +140,7 @@ def row(value: int) -> dict[str, object]:
 
 def test_a_commit_leaves_the_rows_that_a_query_may_be_reading(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what no query can be reading is removed, but not at every commit."""
-    import vsr1_core.rows.files as lake
+    import vsr1_core.rows.table as lake
 
     for value in range(1, lake.MAX_ROW_FILES + 3):
         before = table.rows_path

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    module, ours = "vsr1_core.stages.launch", "tests.core.train_run"
+    module, ours = "vsr1_core.stages.launched", "tests.core.train_run"
     command = [ours if part == module else part for part in launch._command(2, tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
