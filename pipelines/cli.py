@@ -16,6 +16,7 @@ import typer
 from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
 from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_configuration, known_entry
 from pipelines.resources import prepare_process, read_settings, workplace
+from vsr1_core.datasets.registry import configuration_of
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 
@@ -77,7 +78,7 @@ def doctor(
     settings = read_settings()
     entry = known_entry(settings, dataset) if dataset else None
     name = config or (entry.config if entry else "tiny")
-    configuration = known_configuration(name)
+    configuration = known_configuration(name) if config or not entry else configuration_of(settings.home, entry)
     findings = list(checks.examine(settings))
     findings += checks.examine_build(settings, configuration, entry)
     estimates = checks.forecast(settings, configuration, entry) if entry else []

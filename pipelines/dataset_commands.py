@@ -17,7 +17,16 @@ from pipelines.resources import Settings, read_settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
-from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, remove_entry, save_entry
+from vsr1_core.datasets.registry import (
+    DatasetEntry,
+    configuration_of,
+    get_entry,
+    load_entries,
+    models_owner,
+    remove_entry,
+    save_entry,
+)
+from vsr1_core.recipes import Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import open_view
@@ -34,9 +43,42 @@ datasets = typer.Typer(help="Datasets: list, add, show, check, remove.", no_args
 def dataset_list() -> None:
     """All datasets of this home."""
     settings = read_settings()
-    rows = [[e.name, e.kind, e.config, e.models_from, e.videos] for e in load_entries(settings.home).values()]
-    header = ["name", "kind", "config", "models from", "videos"]
+    rows = [
+        [e.name, e.kind, e.config, e.models_from, _frames_of(settings, e), e.videos]
+        for e in load_entries(settings.home).values()
+    ]
+    header = ["name", "kind", "config", "models from", "frames", "videos"]
     show.console().print(show.table(f"Datasets of {settings.home}", header, rows))
+
+
+def _built_with(settings: Settings, entry: DatasetEntry) -> Configuration | None:
+    """None where the models that it uses are nobody's; a list of datasets shows such a one all the same."""
+    try:
+        return configuration_of(settings.home, entry)
+    except (LookupError, ValueError):
+        return None
+
+
+def _frames_of(settings: Settings, entry: DatasetEntry) -> str:
+    """Which frames of its videos are sampled, and whose choice that is."""
+    config = _built_with(settings, entry)
+    if config is None:
+        return f"unknown: {entry.models_from} has no models"
+    differs = config.frames != entry.own_configuration.frames
+    return frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
+
+
+def frames_text(recipe: FrameRecipe) -> str:
+    return f"{recipe.fps:g} a second, at most {recipe.max_frames} of {recipe.max_pixels:,} pixels"
+
+
+def _models_of(settings: Settings, entry: DatasetEntry) -> str:
+    config = _built_with(settings, entry)
+    return "unknown" if config is None else models_text(config.models)
+
+
+def models_text(models: ModelRecipe) -> str:
+    return "tiny" if models.is_tiny else f"{models.policy} and {models.embedder}"
 
 
 @datasets.command("show")
@@ -47,6 +89,7 @@ def dataset_show(name: str) -> None:
     entry = known_entry(settings, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
     rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
+    rows += [["models", _models_of(settings, entry)], ["frames", _frames_of(settings, entry)]]
     imported = current_import(Lake(settings.home / "lake"), name)
     if imported is not None:
         record = imported.record
@@ -92,7 +135,7 @@ def dataset_check(
         raise UserError(f"no format {output!r}; use table, csv or json")
     settings = read_settings()
     entry = known_entry(settings, name)
-    config = entry.configuration
+    config = configuration_of(settings.home, entry)
     findings = [f for f in check_files(entry, config, settings.workers) if not (allow_extra and f.kind == "extra")]
     if output == "table":
         _print_findings(name, findings)
@@ -130,8 +173,13 @@ def dataset_add(
         Path | None,
         typer.Option(help="JSONL in the FIG schema, or CSV with video, start, end, query; a folder for VERIFIED FIG."),
     ] = None,
-    models_from: Annotated[str | None, typer.Option(help="Dataset whose models are used (default: toy).")] = None,
-    config: Annotated[str | None, typer.Option(help=f"One of: {', '.join(CONFIGURATIONS)}.")] = None,
+    models_from: Annotated[
+        str | None,
+        typer.Option(help="Dataset whose models are used, or '' (default: toy, unless --config names others)."),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(CONFIGURATIONS)} (default: that of --models-from).")
+    ] = None,
     toy: Annotated[
         bool, typer.Option("--toy", help="Rendered videos instead of your own, e.g. with --config nano.")
     ] = False,
@@ -145,7 +193,9 @@ def dataset_add(
     elif name in BENCHMARKS:
         entry = _verified_entry(settings, name, videos, annotations, config, models_from)
     else:
-        entry = _folder_entry(settings, name, videos, annotations, config or "tiny", models_from)
+        entry = _folder_entry(settings, name, videos, annotations, config, models_from)
+    if entry.models_from:
+        _check_borrowing(settings, entry)
     save_entry(settings.home, entry)
     typer.echo(f"Added {name}. Next: vsr1 build --dataset {name}")
 
@@ -166,21 +216,25 @@ def _verified_entry(
     known = get_entry(settings.home, name)
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"{annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
-    if models_from:
-        known_entry(settings, models_from)
+    lender = known_entry(settings, models_from) if models_from else None
     typer.echo(f"{name}: VERIFIED FIG annotations from {annotations or known.annotations}")
     return DatasetEntry(
         name,
         "verified",
         str(videos.expanduser().resolve()) if videos else known.videos,
         str(annotations.expanduser().resolve()) if annotations else known.annotations,
-        config or known.config,
+        config or (lender.config if lender else known.config),
         models_from or "",
     )
 
 
 def _folder_entry(
-    settings: Settings, name: str, videos: Path | None, annotations: Path | None, config: str, models_from: str | None
+    settings: Settings,
+    name: str,
+    videos: Path | None,
+    annotations: Path | None,
+    config: str | None,
+    models_from: str | None,
 ) -> DatasetEntry:
     from vsr1_core.datasets.folder import find_videos
 
@@ -191,14 +245,37 @@ def _folder_entry(
         raise UserError(f"no video files in {videos}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
     if annotations is not None and not annotations.expanduser().is_file():
         raise UserError(f"the annotation file {annotations} is not there")
-    source = models_from if models_from is not None else "toy"
-    if source:
-        known_entry(settings, source)
-    typer.echo(
-        f"{name}: {len(found):,} videos, {'annotated' if annotations else 'no annotations'}, models from {source}"
-    )
+    source = models_from if models_from is not None else _default_source(config)
+    config = config or (known_entry(settings, source).config if source else "tiny")
+    annotated = "annotated" if annotations else "no annotations"
+    typer.echo(f"{name}: {len(found):,} videos, {annotated}, {f'models from {source}' if source else 'its own models'}")
     annotation_path = str(annotations.expanduser().resolve()) if annotations else ""
     return DatasetEntry(name, "folder", str(videos.expanduser().resolve()), annotation_path, config, source)
+
+
+def _default_source(config: str | None) -> str:
+    """Whose models a folder of videos uses where nothing is said: toy's, unless its configuration names others."""
+    return "toy" if config is None or CONFIGURATIONS[config].models.is_tiny else ""
+
+
+def _check_borrowing(settings: Settings, entry: DatasetEntry) -> None:
+    """Refuse models that the configuration does not name, and say what else is taken from the dataset that has them."""
+    owner = known_entry(settings, models_owner(settings.home, entry).name)
+    own, borrowed = entry.own_configuration, owner.own_configuration
+    if models_text(own.models) != models_text(borrowed.models):
+        raise UserError(
+            f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
+            f"{models_text(borrowed.models)}: leave --config out to use these, or --models-from to make its own"
+        )
+    why = f"as the models of {owner.name} were trained with them"
+    if own.frames != borrowed.frames:
+        frames, others = frames_text(borrowed.frames), frames_text(own.frames)
+        typer.echo(f"{entry.name}: frames are sampled at {frames}, {why}; not at {others}, as {entry.config} says")
+    if own.models != borrowed.models:
+        typer.echo(
+            f"{entry.name}: sizes and options of the models are those of {owner.config}, {why}; not those of "
+            f"{entry.config}"
+        )
 
 
 @datasets.command("remove")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,19 @@ class CheapVideos(VideoEmbeddings):
 class CheapModels(ModelStage):
     """A model is the digest of all that it was trained on."""
 
-    def model_row(self, view: View, row_id: str, content: str, parent: str | None = None) -> dict[str, Any]:
+    def model_row(
+        self, view: View, row_id: str, content: str, options: Mapping[str, Any] | None, parent: str | None = None
+    ) -> dict[str, Any]:
         folder = self.folder(view, row_id)
         write_json(folder / "model.json", {"content": content})
-        row = {"path": str(folder), "digest": content, "record": "{}", "curve": [], "parent": parent}
+        row = {
+            "path": str(folder),
+            "digest": content,
+            "record": "{}",
+            "curve": [],
+            "parent": parent,
+            "options": options,
+        }
         return {self.key: row_id, **row}
 
 
@@ -92,8 +102,10 @@ class CheapBaseModels(CheapModels, BaseModels):
         read = ("video_id", "start_s", "end_s", "plain_query", "query")
         captions = sorted(view.rows("moments").filter(IS_TRAIN).select(read).rows())
         videos = view.rows("frame_tensors").filter(IN_TRAIN)["video_id"].to_list()
-        content = digest(captions, sorted(frames_digests(view, videos).items()), str(view.config.models))
-        yield from (self.model_row(view, row_id, digest(content, row_id)) for row_id in ids)
+        models = view.config.models
+        content = [captions, sorted(frames_digests(view, videos).items()), str(models.tiny)]
+        options = {"embedder": None, "policy": asdict(models.options)}
+        yield from (self.model_row(view, i, digest(*content, i, options[i]), options[i]) for i in ids)
 
 
 class CheapTraining(CheapModels, TrainedStage):
@@ -114,7 +126,8 @@ class CheapTraining(CheapModels, TrainedStage):
             sorted(frames_digests(view, videos).items()),
             str(self.recipe(view.config)),
         )
-        yield from (self.model_row(view, row_id, content, parent) for row_id in ids)
+        options = self.made_with(one_row(view, *self.parent)["options"])
+        yield from (self.model_row(view, row_id, digest(content, options), options, parent) for row_id in ids)
 
 
 class CheapPredictions(Predictions):

@@ -10,10 +10,12 @@ from vsr1_core.recipes import (
     EvalRecipe,
     FrameRecipe,
     GRPORecipe,
+    MethodOptions,
     ModelRecipe,
     PoolRecipe,
     RetrievalRecipe,
     SFTRecipe,
+    TinyRecipe,
     ToyRecipe,
 )
 
@@ -38,10 +40,8 @@ TINY = Configuration(
     toy=ToyRecipe(synonym_probability=0.4),
     frames=TINY_FRAMES,
     models=ModelRecipe(
-        seeing_steps=200,
-        contrastive_steps=160,
-        contrastive_lr=1.5e-3,
-        system_prompt="Does the video show what the query describes?",
+        options=MethodOptions(system_prompt="Does the video show what the query describes?"),
+        tiny=TinyRecipe(seeing_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
     ),
     retrieval=RetrievalRecipe(num_hard_negatives=6),  # the rest is random: with hard ones alone, tokens erase the query
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
@@ -67,7 +67,9 @@ EXPERIMENT = dataclasses.replace(
     TINY,
     name="experiment",
     toy=dataclasses.replace(TINY.toy, num_train=3000),
-    models=dataclasses.replace(TINY.models, seeing_steps=300, contrastive_steps=220),
+    models=dataclasses.replace(
+        TINY.models, tiny=dataclasses.replace(TINY.models.tiny, seeing_steps=300, contrastive_steps=220)
+    ),
     sft=dataclasses.replace(TINY.sft, steps=700),
     fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
     hard_refine=dataclasses.replace(TINY.hard_refine, steps=400),
@@ -92,13 +94,15 @@ NANO = Configuration(
     toy=ToyRecipe(num_train=24, num_val=4, num_test=8),
     frames=TINY_FRAMES,
     models=ModelRecipe(
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        vision_hidden_size=32,
-        seeing_steps=2,
-        contrastive_steps=2,
-        contrastive_batch=8,
+        tiny=TinyRecipe(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            vision_hidden_size=32,
+            seeing_steps=2,
+            contrastive_steps=2,
+            contrastive_batch=8,
+        )
     ),
     pool=PoolRecipe(num_matched=8, num_not_matched=8, fill_matched=True),
     sft=SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3),
@@ -143,7 +147,9 @@ CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _A
 def with_seed(config: Configuration, seed: int) -> Configuration:
     """`config` with another draw of all that training leaves to chance: first weights, order of rows, negatives and
     samples. The corpus, the draw of the pool and the bootstrap stay."""
-    trained = ("models", "sft", "fine_tuned", "hard_refine", "grpo")
-    return dataclasses.replace(
-        config, **{name: dataclasses.replace(getattr(config, name), seed=seed) for name in trained}
+    replace, models = dataclasses.replace, config.models
+    return replace(
+        config,
+        models=replace(models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed)),
+        **{name: replace(getattr(config, name), seed=seed) for name in ("sft", "fine_tuned", "hard_refine", "grpo")},
     )

@@ -6,8 +6,8 @@ A value belongs here when changing it changes a row. Batch sizes, devices and wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
 Refine = Literal["none", "soft", "text"]
 """How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
@@ -19,7 +19,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "videos": 1,
     "moments": 1,
     "frame_tensors": 1,
-    "base_models": 3,
+    "base_models": 4,
     "query_embeddings": 1,
     "video_embeddings": 1,
     "video_index": 1,
@@ -76,12 +76,25 @@ class FrameRecipe:
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
-    """Which models, or how the tiny ones are made."""
+class MethodOptions:
+    """How the soft query modules of a policy work. A policy is made with them and carries them from then on: training,
+    search and evaluation read the policy's, never a recipe's."""
 
-    policy: str = "tiny"
-    """`tiny` (trained from scratch on the toy corpus), a hub id, or a local folder."""
-    embedder: str = "tiny"
+    num_soft_tokens: int = 8
+    accumulate: bool = True
+    """Keep the latents of earlier turns in the query."""
+    seed_hidden: str = "post_norm"
+    """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
+    system_prompt: str = ""
+    """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
+    seed: int = 42
+    """Of the starting weights of the soft query modules."""
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """How the tiny models are trained from scratch; no part of a build with published models."""
+
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -89,13 +102,6 @@ class ModelRecipe:
     vision_depth: int = 2
     patch_size: int = 16
     vocab_size: int = 1024
-    num_soft_tokens: int = 8
-    accumulate: bool = True
-    """Keep the latents of earlier turns in the query (METHOD 3)."""
-    seed_hidden: str = "post_norm"
-    """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
-    system_prompt: str = ""
-    """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
     seeing_steps: int = 150
     """Of the vision tower alone, which learns the captions' words before anything else."""
     contrastive_steps: int = 400
@@ -105,6 +111,28 @@ class ModelRecipe:
     caption_weight: float = 1.0
     """Weight of writing captions (from the video, and again from the text), beside matching them."""
     seed: int = 42
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which models there are, the options that the policy is made with, and how the tiny models are trained."""
+
+    policy: str = "tiny"
+    """`tiny` (trained from scratch on the toy corpus), a hub id, or a local folder."""
+    embedder: str = "tiny"
+    options: MethodOptions = MethodOptions()
+    tiny: TinyRecipe = TinyRecipe()
+
+    def __post_init__(self) -> None:
+        if (self.policy == "tiny") != (self.embedder == "tiny"):
+            raise ValueError(
+                f"the policy {self.policy!r} and the embedder {self.embedder!r} cannot be used together: the tiny "
+                "models are trained as a pair, so set both to 'tiny', or both to published models"
+            )
+
+    @property
+    def is_tiny(self) -> bool:
+        return self.policy == "tiny"
 
 
 @dataclass(frozen=True)
@@ -133,8 +161,6 @@ class PoolRecipe:
 class TeacherRecipe:
     kind: str = "template"
     """`template` writes the trace from the shown video's own annotation; `endpoint` (EndpointRecipe) asks a model."""
-    model: str = ""
-    temperature: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,8 @@ class EndpointRecipe(TeacherRecipe):
     """What a model is asked for a trace. A recipe of its own: a template's rows do not change with these values."""
 
     kind: str = "endpoint"
+    model: str = ""
+    temperature: float = 0.4
     prompt_version: int = 1
     """Which of `vsr1_core.reasoning.evidence.PROMPTS`."""
     max_tokens: int = 4096
@@ -189,6 +217,19 @@ class SFTRecipe:
     """Share of the train videos whose rows validate and do not train, where early stopping is asked for."""
     seed: int = 42
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The fields that change nothing here, so that no version depends on them."""
+        no_search = () if self.refine == "soft" else OF_SOFT_REFINEMENT
+        return (*no_search, *(() if self.early_stop_patience else ("validation_steps", "validation_share")))
+
+
+OF_SOFT_REFINEMENT = (
+    *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
+    *("in_batch_positives", "drop_above_positive"),
+)
+"""Fields of SFTRecipe that only a training with soft tokens and their retrieval loss reads."""
+
 
 @dataclass(frozen=True)
 class RewardWeights:
@@ -227,6 +268,22 @@ class GRPORecipe:
     gradient_checkpointing: bool = False
     bf16: bool = True
     seed: int = 42
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The fields that change nothing here, so that no version depends on them: at another temperature than 1 the
+        ratio that is clipped is exactly 1, and a step of one query has no share of queries."""
+        no_clip = () if self.temperature == 1 else ("clip",)
+        return (*no_clip, *(() if self.queries_per_step > 1 else ("matched_share",)))
+
+
+TrainingRecipe = TypeVar("TrainingRecipe", SFTRecipe, GRPORecipe)
+
+
+def effective(recipe: TrainingRecipe) -> TrainingRecipe:
+    """`recipe` with the fields that change nothing at their defaults: what versions are made of."""
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(recipe) if f.name in recipe.unused}
+    return replace(recipe, **defaults)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class Bench:
     def of(cls, options: argparse.Namespace) -> Bench:
         set_seed(0)
         dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-        config = tiny_config(TINY.models, toy_tokenizer()) if options.size == "tiny" else config_2b()
+        config = tiny_config(TINY.models.tiny, toy_tokenizer()) if options.size == "tiny" else config_2b()
         size = config.text_config.hidden_size
         with torch.device(options.device):
             # Not `.to(dtype)`: that would round the rotary frequencies, too.

@@ -16,7 +16,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages import corpus, embeddings, examples, frames, pool, retrieval, traces
+from vsr1_core.stages import base_models, corpus, embeddings, examples, frames, pool, retrieval, traces
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.graph import in_order, plan_graph
 
@@ -46,7 +46,8 @@ class Given(Stage):
 @dataclass
 class FakeCorpus:
     """vectors: video id -> unit vector; splits: video id -> its splits; moments: rows of that table, with `vector`,
-    the query's unit vector; contents: video id -> what its frames are, where not the same for all."""
+    the query's unit vector; contents: video id -> what its frames are, where not the same for all;
+    models: rows of base_models."""
 
     home: Path
     config: Configuration = NANO
@@ -54,6 +55,7 @@ class FakeCorpus:
     splits: dict[str, list[str]] = field(default_factory=dict)
     moments: list[dict[str, Any]] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
+    models: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -75,6 +77,7 @@ class FakeCorpus:
             Given(corpus.Moments, moments),
             Given(embeddings.QueryEmbeddings, queries),
             Given(embeddings.VideoEmbeddings, videos),
+            Given(base_models.BaseModels, self.models),
         ]
         return in_order([*given, *(stage() for stage in STAGES)])
 
@@ -104,7 +107,7 @@ class FakeCorpus:
 
     def write(self) -> None:
         """Commit the given tables as they are now."""
-        for name in ("moments", "query_embeddings", "video_embeddings", "frame_tensors"):
+        for name in ("moments", "query_embeddings", "video_embeddings", "frame_tensors", "base_models"):
             self.stages[name].build(self.view, Execution())
 
     def build(self, *assets: str) -> dict[str, Outcome]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 import polars as pl
 
 from vsr1_core.evaluation.metrics import temporal_iou
+from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import predictions, probes
 from vsr1_core.stages.base import Row, Stage, View
-from vsr1_core.stages.reporting import Metrics, RefinementCurves, Report
+from vsr1_core.stages.model_folders import OPTIONS
+from vsr1_core.stages.reporting import CHECKPOINTS, Metrics, RefinementCurves, Report
 
 COLOURS = ("red", "crimson", "teal", "golden", "violet")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -166,8 +168,13 @@ def fake_predictions(moments: list[dict[str, Any]], strength: Strength, seed: in
 
 CHECKPOINT_COLUMNS: dict[str, Any] = {
     "path": pl.String,
+    "options": OPTIONS,
     "curve": pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64})),
 }
+
+
+OPTIONS_OF_ALL = asdict(MethodOptions())
+"""What the policies of all methods were made with."""
 
 
 def table_stage(name: str, key: str, columns: dict[str, Any]) -> Stage:
@@ -189,7 +196,7 @@ def fake_stages() -> dict[str, Stage]:
     tables = [table_stage("moments", "query_id", MOMENT_COLUMNS)]
     tables.append(table_stage("videos", "video_id", {"path": pl.String}))
     tables.append(table_stage("video_index", "split", {"num_videos": pl.Int64}))
-    for name in ("base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"):
+    for name in CHECKPOINTS:
         tables.append(table_stage(name, "model_id" if name == "base_models" else "checkpoint", CHECKPOINT_COLUMNS))
     tables += [table_stage(f"predictions.{method}", "query_id", PREDICTION_COLUMNS) for method in STRENGTHS]
     tables += [table_stage(f"verification_probe.{method}", "probe_id", PROBE_COLUMNS) for method in PROBED]
@@ -212,6 +219,9 @@ def commit_results(root: Path, dataset: str, num_queries: int = 60, num_failed: 
     """A lake with moments and the predictions of four methods; the first `num_failed` of each failed."""
     lake, moments = Lake(root), fake_moments(num_queries)
     commit_rows(lake, "moments", dataset, "query_id", MOMENT_COLUMNS, moments)
+    for name in ("sft_checkpoint", "grpo_checkpoint"):
+        row = {"checkpoint": name, "path": "x", "options": OPTIONS_OF_ALL}
+        commit_rows(lake, name, dataset, "checkpoint", CHECKPOINT_COLUMNS, [row])
     for i, (method, strength) in enumerate(STRENGTHS.items()):
         rows = fake_predictions(moments, strength, seed=i)
         failed = [{"query_id": r["query_id"], "split": "test", "error": "frames of v_0 are missing"} for r in rows]

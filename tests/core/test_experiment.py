@@ -128,7 +128,10 @@ def test_what_is_written_can_be_read_by_people_and_programs(experiment: Experime
 
 def test_a_seed_changes_all_that_trains_and_nothing_else() -> None:
     other = with_seed(TINY, 7)
-    for name in ("models", "sft", "fine_tuned", "hard_refine", "grpo"):
+    assert other.models == replace(
+        TINY.models, options=replace(TINY.models.options, seed=7), tiny=replace(TINY.models.tiny, seed=7)
+    )
+    for name in ("sft", "fine_tuned", "hard_refine", "grpo"):
         assert getattr(other, name) == replace(getattr(TINY, name), seed=7)
     for name in ("toy", "frames", "pool", "teacher", "retrieval", "evaluation", "name"):
         assert getattr(other, name) == getattr(TINY, name)
@@ -143,7 +146,6 @@ def test_the_experiment_is_tiny_with_more_videos_steps_and_methods() -> None:
     own = ("matched_share", "lr", "refine_lr")
     as_tiny["grpo"] = replace(as_tiny["grpo"], **{name: getattr(TINY.grpo, name) for name in own})
     as_tiny["toy"] = replace(config.toy, num_train=TINY.toy.num_train)
-    models = replace(
-        config.models, seeing_steps=TINY.models.seeing_steps, contrastive_steps=TINY.models.contrastive_steps
-    )
+    steps = {name: getattr(TINY.models.tiny, name) for name in ("seeing_steps", "contrastive_steps")}
+    models = replace(config.models, tiny=replace(config.models.tiny, **steps))
     assert replace(config, name="tiny", evaluation=TINY.evaluation, models=models, **as_tiny) == TINY

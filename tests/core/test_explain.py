@@ -12,9 +12,10 @@ from tests.cheap_stages import cheap_stages
 from tests.small_world import SmallWorld, build, clip, fill
 from vsr1_core.configurations import NANO
 from vsr1_core.home.explain import NO_ROWS, ExplainedRow, explain, origin_of
+from vsr1_core.recipes import ModelRecipe
 from vsr1_core.stages.base import View
 
-FROM_OUTSIDE = {"content", "path", "clash", "model", "lent", "imported", "adopted", "dataset", "failures"}
+FROM_OUTSIDE = {"content", "path", "clash", "model", "lent", "imported", "adopted", "options", "dataset", "failures"}
 CONFIG = dataclasses.replace(NANO, evaluation=dataclasses.replace(NANO.evaluation, num_resamples=2))
 
 
@@ -94,7 +95,7 @@ def test_a_due_row_names_its_causes_down_to_the_edited_file(world: SmallWorld) -
 
 
 def test_a_new_recipe_is_named_where_it_is_read_and_as_another_version_behind_it(world: SmallWorld) -> None:
-    models = dataclasses.replace(CONFIG.models, contrastive_lr=0.5)
+    models = ModelRecipe(tiny=dataclasses.replace(CONFIG.models.tiny, contrastive_lr=0.5))
     tables = world.view(cheap_stages(), dataclasses.replace(CONFIG, models=models))
     assert explain(tables, "query_embeddings", "100_fig").causes == ("changed: embedder",)
     assert explain(tables, "base_models", "embedder").causes == ("changed: recipe",)

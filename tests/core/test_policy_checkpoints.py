@@ -210,22 +210,8 @@ def test_an_embedder_may_lie_in_a_checkpoint_with_a_language_head(tmp_path: Path
     assert all(torch.equal(t, expected[k]) for k, t in loaded.model.state_dict().items())
 
 
-def write_base(folder: Path, tie: bool = True, extra_rows: int = 0) -> None:
-    """A published Qwen3-VL without soft query modules and without <REFINE> in its tokenizer."""
-    tokenizer = tiny_tokenizer()
-    config = small_config().to_dict()
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tie
-    config["text_config"]["vocab_size"] = len(tokenizer) + extra_rows
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        path = folder / file
-        path.write_text(path.read_text().replace(REFINE_TOKEN, "<|was_free|>"))
-
-
 def test_a_base_model_gets_the_methods_starting_weights_and_one_more_token(tmp_path: Path) -> None:
-    write_base(tmp_path)
+    write_published(tmp_path)
     policy = load_base_policy(str(tmp_path), SoftQueryConfig(H, H))
     model = policy.model
     assert not model.refine_projector[3].weight.any()
@@ -238,13 +224,13 @@ def test_a_base_model_gets_the_methods_starting_weights_and_one_more_token(tmp_p
 
 
 def test_spare_embedding_rows_are_used_before_any_are_added(tmp_path: Path) -> None:
-    write_base(tmp_path, extra_rows=5)
+    write_published(tmp_path, extra_rows=5)
     policy = load_base_policy(str(tmp_path), SoftQueryConfig(H, H))
     assert policy.model.get_input_embeddings().weight.shape[0] == len(tiny_tokenizer()) + 5
 
 
 def test_a_missing_head_is_refused_unless_it_is_the_embedding_matrix(tmp_path: Path) -> None:
-    write_base(tmp_path, tie=False)
+    write_published(tmp_path, tie=False)
     edit(tmp_path, drop("lm_head.weight"))
     with pytest.raises(ValueError, match=r"missing lm_head\.weight"):
         load_base_policy(str(tmp_path), SoftQueryConfig(H, H))

@@ -9,6 +9,7 @@ import pytest
 from fake_results import (
     CHECKPOINT_COLUMNS,
     MOMENT_COLUMNS,
+    OPTIONS_OF_ALL,
     PREDICTION_COLUMNS,
     PROBE_COLUMNS,
     STRENGTHS,
@@ -156,7 +157,7 @@ def test_failures_of_any_asset_appear_in_the_report_and_make_it_stale(view: View
 
 def test_training_curves_come_from_the_checkpoints(view: View, tmp_path: Path) -> None:
     points = [{"step": s, "name": "loss", "value": 1.0 / (s + 1)} for s in range(30)]
-    row = {"checkpoint": "sft_checkpoint", "path": "x", "curve": points}
+    row = {"checkpoint": "sft_checkpoint", "path": "x", "options": OPTIONS_OF_ALL, "curve": points}
     commit_rows(Lake(tmp_path), "sft_checkpoint", "toy", "checkpoint", CHECKPOINT_COLUMNS, [row])
     build(view)
     assert "| sft_checkpoint | loss | 29 | 1 |" in Path(view.rows("report")["path"][0]).read_text()

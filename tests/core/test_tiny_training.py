@@ -56,7 +56,7 @@ def test_an_event_sees_the_tokens_whose_marks_lie_in_it() -> None:
 
 
 def test_every_weight_has_one_optimiser_and_only_layers_have_muon() -> None:
-    model = Qwen3VLModel(tiny_config(NANO.models, train_tokenizer(["a red circle"], 300)))
+    model = Qwen3VLModel(tiny_config(NANO.models.tiny, train_tokenizer(["a red circle"], 300)))
     muon, adam = MuonAndAdamW(model.named_parameters(), 1e-3, num_steps=2).parts
     held = [{id(p) for group in part.param_groups for p in group["params"]} for part in (muon, adam)]
     assert not held[0] & held[1]

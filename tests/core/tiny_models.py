@@ -6,11 +6,12 @@ The weights are larger than their usual start, so that texts and latents differ 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.models.batching import Prompt
@@ -21,10 +22,10 @@ from vsr1_core.models.policy import Policy, SoftQueryConfig, with_soft_query
 from vsr1_core.models.tiny import tiny_config
 from vsr1_core.models.tokenizer import train_tokenizer
 from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
-from vsr1_core.reasoning.conversation import answer_text, build_messages
-from vsr1_core.recipes import ModelRecipe
+from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text, build_messages
+from vsr1_core.recipes import TinyRecipe
 
-RECIPE = ModelRecipe(hidden_size=48, num_layers=3, num_heads=4, vision_hidden_size=32, vision_depth=2, patch_size=8)
+RECIPE = TinyRecipe(hidden_size=48, num_layers=3, num_heads=4, vision_hidden_size=32, vision_depth=2, patch_size=8)
 COLOURS, SHAPES = ("red", "green", "blue", "golden"), ("circle", "square", "ring", "bar")
 TEXTS = [
     *(f"a {c} {s} moves left on a black background before a blue ring" for c in COLOURS for s in SHAPES),
@@ -79,6 +80,21 @@ def tiny_embedder(seed: int = 1) -> Embedder:
     spread(model, seed)
     model.requires_grad_(False)
     return Embedder(batch_vision_attention(model), tiny_tokenizer())
+
+
+def write_published(folder: Path, tie: bool = True, extra_rows: int = 0, seed: int = 0) -> Path:
+    """A published Qwen3-VL at tiny size: no soft query modules, and no <REFINE> in its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    config = small_config().to_dict()
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tie
+    config["text_config"]["vocab_size"] = len(tokenizer) + extra_rows
+    torch.manual_seed(seed)
+    Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / file
+        path.write_text(path.read_text().replace(REFINE_TOKEN, "<|was_free|>"))
+    return folder
 
 
 def random_video(seed: int, config: Qwen3VLConfig, max_pairs: int = 4) -> VideoPatches:

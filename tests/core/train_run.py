@@ -20,7 +20,7 @@ from vsr1_core.training.contrastive import train_base
 
 SFT = replace(test_sft.RECIPE, steps=3, num_negatives=4, in_batch_positives=True)
 """Each row names two negatives and draws two."""
-BASE = replace(NANO.models, contrastive_batch=4)
+BASE = replace(NANO.models.tiny, contrastive_batch=4)
 GRPO = replace(test_grpo.RECIPE, steps=2)
 
 
@@ -29,7 +29,7 @@ def base_model() -> nn.Module:
     captions = {f"v{i}": [f"a {c} ring {m}" for m in ("grows", "falls")[: 1 + i % 2]] for i, c in enumerate("abcdef")}
     events = {v: [EventNote(3.0 * k, 3.0 * k + 3, c) for k, c in enumerate(some)] for v, some in captions.items()}
     texts = [c for some in captions.values() for c in some] * 20
-    return train_base(BASE, events, lambda v, config: frames(int(v[1:]), config), texts)[0].model
+    return train_base(BASE, "", events, lambda v, config: frames(int(v[1:]), config), texts)[0].model
 
 
 def frames(seed: int, config: Qwen3VLConfig) -> VideoPatches:

@@ -36,7 +36,7 @@ def test_a_seed_is_a_dataset_of_its_own_on_the_corpus_of_all(tmp_path: Path) -> 
     register(settings, first)
     found = get_entry(tmp_path, "nano-seed-1")
     assert found == first
-    assert (found.configuration.sft.seed, found.configuration.toy.seed) == (1, 42)
+    assert (found.own_configuration.sft.seed, found.own_configuration.toy.seed) == (1, 42)
     save_entry(tmp_path, seed_entry(settings, "tiny", 2).__class__("nano-seed-2", "folder"))
     with pytest.raises(ValueError, match="vsr1 dataset remove nano-seed-2"):
         register(settings, second)

@@ -17,6 +17,7 @@ from tests.cheap_stages import CheapReport
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill, plans
 from vsr1_core.configurations import NANO
 from vsr1_core.evaluation.metrics import PROBE_METRICS
+from vsr1_core.recipes import ModelRecipe
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import all_stages
 
@@ -26,7 +27,7 @@ METHODS = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
 PROBED = METHODS[1:]
 CONFIG = dataclasses.replace(
     NANO,
-    models=dataclasses.replace(NANO.models, contrastive_steps=1, num_layers=1, vision_depth=1),
+    models=ModelRecipe(tiny=dataclasses.replace(NANO.models.tiny, contrastive_steps=1, num_layers=1, vision_depth=1)),
     pool=dataclasses.replace(NANO.pool, num_matched=2, num_not_matched=2),
     sft=dataclasses.replace(NANO.sft, steps=1, batch_size=2),
     fine_tuned=dataclasses.replace(NANO.fine_tuned, steps=1, batch_size=2),
@@ -187,7 +188,9 @@ def test_a_video_that_failed_and_is_good_again_runs_without_being_asked_for(scen
 
 
 def test_another_embedder_recipe_makes_the_models_and_all_that_follows_again(scene: Scene) -> None:
-    scene.config = dataclasses.replace(CONFIG, models=dataclasses.replace(CONFIG.models, contrastive_temperature=0.1))
+    scene.config = dataclasses.replace(
+        CONFIG, models=ModelRecipe(tiny=dataclasses.replace(CONFIG.models.tiny, contrastive_temperature=0.1))
+    )
     processed = scene.rebuild()
     untouched = {"annotation_files", "raw_videos", "videos", "moments", "frame_tensors"}
     assert not untouched & set(processed)

@@ -31,7 +31,9 @@ class DatasetEntry:
     seed: int | None = None
 
     @property
-    def configuration(self) -> Configuration:
+    def own_configuration(self) -> Configuration:
+        """The one that is named here. What the dataset is built with is `configuration_of`, which knows about borrowed
+        models."""
         config = CONFIGURATIONS[self.config]
         return config if self.seed is None else with_seed(config, self.seed)
 
@@ -60,6 +62,34 @@ def get_entry(home: Path, name: str) -> DatasetEntry:
     if name not in entries:
         raise KeyError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
     return entries[name]
+
+
+def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:
+    """The dataset that makes the models which `entry` uses: itself, or the end of the chain that `models_from` begins.
+
+    LookupError where a dataset of the chain is not known; ValueError where the chain comes back to where it was.
+    """
+    entries, chain = load_entries(home) | {entry.name: entry}, [entry.name]
+    while source := entries[chain[-1]].models_from:
+        if source in chain:
+            raise ValueError(
+                f"the models of dataset {entry.name!r} are nobody's: {' from '.join([*chain, source])}; one of them "
+                "has to make its own: vsr1 dataset add ... --models-from ''"
+            )
+        if source not in entries:
+            raise LookupError(f"dataset {chain[-1]!r} uses the models of {source!r}, which is not among the datasets")
+        chain.append(source)
+    return entries[chain[-1]]
+
+
+def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
+    """What `entry` is built with: its own configuration, with the frames and models of the dataset whose models it
+    uses. Models see what they were trained on, and a policy carries its options with it."""
+    own = entry.own_configuration
+    if not entry.models_from:
+        return own
+    owner = models_owner(home, entry).own_configuration
+    return dataclasses.replace(own, frames=owner.frames, models=owner.models)
 
 
 def save_entry(home: Path, entry: DatasetEntry) -> None:

@@ -51,6 +51,7 @@ MEANINGS: dict[str, str] = {
     "parent": "Digest of the weights that training started from.",
     "source": "Where the weights come from, if they were not trained here: a model id, or the dataset that lends them.",
     "record": "Recipe, parents and results, JSON.",
+    "options": "What the policy was made with: soft tokens, accumulation, seed state, prompt, seed; null: no policy.",
     "curve": "Logged training values: step, name, value.",
     "vector": "Unit vector, float32.",
     "num_videos": "Videos in the index.",

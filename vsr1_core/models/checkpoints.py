@@ -16,9 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.policy import Policy, SoftQueryConfig, soft_query_modules, with_soft_query
+from vsr1_core.models.policy import Policy, SoftQueryConfig, soft_query_modules, soft_query_of, with_soft_query
 from vsr1_core.models.vision import batch_vision_attention
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
+from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.files import atomic_folder, digest_file, write_json
 
 if TYPE_CHECKING:
@@ -133,14 +134,30 @@ def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str
     return fresh
 
 
+def own_soft_query(folder: str | Path) -> SoftQueryConfig | None:
+    """What a checkpoint records of its soft query; None for a published Qwen3-VL, which has none. No weight is read."""
+    recorded = getattr(Qwen3VLConfig.from_pretrained(folder), "soft_query", None)
+    return SoftQueryConfig(**recorded) if recorded else None
+
+
 def open_policy(
-    folder: str | Path, embedder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    embedder: str | Path,
+    options: MethodOptions | None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> LoadedPolicy:
-    """A policy checkpoint, or a published Qwen3-VL that gets fresh soft query modules for `embedder`'s vectors."""
-    if getattr(Qwen3VLConfig.from_pretrained(folder), "soft_query", None):
+    """A policy checkpoint, which has its options in its own folder, or a published Qwen3-VL, which gets fresh soft
+    query modules for `embedder`'s vectors, made with `options`: those that its row says.
+
+    Raises ValueError for a published model without options.
+    """
+    if own_soft_query(folder):
         return load_policy(folder, device, dtype)
+    if options is None:
+        raise ValueError(f"nothing says with which options {folder} becomes a policy: build base_models again")
     size = Qwen3VLConfig.from_pretrained(embedder).text_config.hidden_size
-    return load_base_policy(str(folder), SoftQueryConfig(size, size, embedder=str(embedder)), device, dtype)
+    return load_base_policy(str(folder), soft_query_of(options, size, str(embedder)), device, dtype, options.seed)
 
 
 def fetch_model(model_id: str) -> Path:

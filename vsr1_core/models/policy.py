@@ -5,11 +5,13 @@ Decoding text and latents is `models.decoding`; reading and writing checkpoints 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from vsr1_core.recipes import MethodOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,13 @@ class SoftQueryConfig:
     def __post_init__(self) -> None:
         if self.seed_hidden not in ("post_norm", "pre_norm"):
             raise ValueError(f"seed_hidden must be 'post_norm' or 'pre_norm', not {self.seed_hidden!r}")
+
+
+def soft_query_of(options: MethodOptions, size: int, embedder: str) -> SoftQueryConfig:
+    """What a new policy records that is made with `options` for an embedder of hidden size `size`, whose vectors have
+    that size, too. `embedder`: its digest, hub id or folder."""
+    own = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "seed"}
+    return SoftQueryConfig(size, size, embedder=embedder, **own)
 
 
 def soft_query_modules(hidden_size: int, embedding_size: int, embedder_hidden_size: int) -> dict[str, nn.Module]:

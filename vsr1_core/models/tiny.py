@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
-from vsr1_core.recipes import ModelRecipe
+from vsr1_core.recipes import TinyRecipe
 
 
-def tiny_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+def tiny_config(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """The configuration of policy and embedder; head_dim is even and the three rotary sections sum to half of it."""
     head_dim = recipe.hidden_size // recipe.num_heads
     half = head_dim // 2

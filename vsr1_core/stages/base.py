@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import polars as pl
 
-from vsr1_core.datasets.registry import DatasetEntry, get_entry
+from vsr1_core.datasets.registry import DatasetEntry, models_owner
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.recipes import STAGE_VERSIONS, Configuration
 from vsr1_core.rows.imported import GivenRow, Imported, current_import
@@ -161,13 +161,14 @@ class View:
         return self.imported.rows(asset, self.stages[asset].key) if self.imported is not None else {}
 
     def lender(self) -> View | None:
-        """The committed tables of the dataset whose models this one uses; None when it makes its own."""
+        """The committed tables of the dataset that made the models which this one uses, at the end of a chain of
+        borrowing; None when it makes its own."""
         if not self.entry.models_from:
             return None
         if self.home is None:
             raise ValueError(f"dataset {self.entry.name!r} borrows models, so its view needs a home folder")
-        entry = get_entry(self.home, self.entry.models_from)
-        return View(self.lake, entry, entry.configuration, self.stages, home=self.home)
+        entry = models_owner(self.home, self.entry)
+        return View(self.lake, entry, entry.own_configuration, self.stages, home=self.home)
 
 
 class Stage(ABC):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.recipes import Configuration
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.recipes import Configuration, MethodOptions
+from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, model_row, train_videos
+from vsr1_core.stages.loading import embedder_of, one_row, patches_of
+from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, train_videos
 from vsr1_core.stages.moments import IS_TRAIN
 
 if TYPE_CHECKING:
+    from vsr1_core.models.embedder import Embedder
     from vsr1_core.reasoning.tasks import EventNote
 
 
@@ -25,12 +29,29 @@ class BaseModels(ModelStage):
     upstream: ClassVar[tuple[str, ...]] = ("moments", "frame_tensors")
 
     def recipe(self, config: Configuration) -> Any:
-        return config.models
+        models = config.models
+        return models if models.is_tiny else [models.policy, models.embedder, models.options]
 
     def own_rows(self, view: View) -> dict[str, Row]:
+        """The embedder depends on no option of the policy, but for the tiny one's prompt: what embeds the videos stays
+        when only the policy is made anew."""
         recipe = view.config.models
-        if recipe.policy != "tiny":
-            return {"embedder": Row({"model": recipe.embedder}), "policy": Row({"model": recipe.policy})}
+        made_with = known_options(asdict(recipe.options))
+        if not recipe.is_tiny:
+            policy = {"model": recipe.policy, "recipe": fingerprint([recipe.embedder, recipe.options])}
+            return {
+                "embedder": Row({"model": recipe.embedder, "recipe": fingerprint("published")}),
+                "policy": Row(policy, made_with),
+            }
+        inputs = self._trained_on(view)
+        trained = [recipe.tiny, recipe.options.system_prompt]
+        return {
+            "embedder": Row({**inputs, "recipe": fingerprint(trained)}),
+            "policy": Row({**inputs, "recipe": fingerprint([*trained, recipe.options])}, made_with),
+        }
+
+    @staticmethod
+    def _trained_on(view: View) -> dict[str, str]:
         moments = view.rows("moments").filter(IS_TRAIN)
         frames = view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
         if moments.is_empty() or frames.is_empty():
@@ -40,22 +61,25 @@ class BaseModels(ModelStage):
                 f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
             )
         read = moments.select("video_id", "start_s", "end_s", "plain_query", "query")
-        inputs = {
+        return {
             "captions": fingerprint(sorted(read.rows())),
             "frames": fingerprint(sorted(frames.select("video_id", "content").rows())),
         }
-        return {"embedder": Row(inputs), "policy": Row(inputs)}
 
     def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        if view.config.models.policy == "tiny":
-            yield from super().make(view, ids, execution)
-        else:
+        if not view.config.models.is_tiny:
             yield from _resolved(view, ids)
+        elif "embedder" in ids:
+            yield from super().make(view, ids, execution)
+        else:  # only the policy's options are others, so its weights are those of the embedder that is there
+            yield _tiny_policy(
+                self, view, embedder_of(view, Execution()), one_row(view, self.name, "embedder")["digest"]
+            )
 
     def rows_a_step(self, view: View) -> int:
         from vsr1_core.training.contrastive import base_batch
 
-        return base_batch(view.config.models, len(_captioned_events(view)))
+        return base_batch(view.config.models.tiny, len(_captioned_events(view)))
 
     def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
         return _trained_base(self, view, execution, writes)
@@ -63,35 +87,34 @@ class BaseModels(ModelStage):
 
 def _trained_base(stage: BaseModels, view: View, execution: Execution, writes: bool) -> list[dict[str, Any]]:
     """Both tiny models; the policy starts from the embedder's weights."""
-    from vsr1_core.models.checkpoints import LoadedPolicy, save_embedder, save_policy
-    from vsr1_core.models.policy import SoftQueryConfig, policy_from_body
-    from vsr1_core.stages.loading import patches_of
+    from vsr1_core.models.checkpoints import save_embedder
     from vsr1_core.training.contrastive import train_base
 
-    recipe, events = view.config.models, _captioned_events(view)
+    recipe, prompt, events = view.config.models.tiny, view.config.models.options.system_prompt, _captioned_events(view)
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
-    embedder, curve = train_base(
-        recipe, events, lambda v, config: patches_of(frames[v], config), _vocabulary(moments), execution.log
-    )
+    load = lambda video_id, config: patches_of(frames[video_id], config)  # noqa: E731
+    embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments), execution.log)
     if not writes:
         return []
-    record = {"recipe": fingerprint(recipe), "num_videos": len(events), "num_steps": recipe.contrastive_steps}
+    record = {"recipe": canonical(recipe), "system_prompt": prompt, "num_videos": len(events)}
     folder = stage.folder(view, "embedder")
     digest = save_embedder(embedder, folder, record)
-    embedder_row = model_row("embedder", folder, digest, record, curve)
-    soft = SoftQueryConfig(
-        embedding_size=embedder.hidden_size,
-        embedder_hidden_size=embedder.hidden_size,
-        num_soft_tokens=recipe.num_soft_tokens,
-        accumulate=recipe.accumulate,
-        seed_hidden=recipe.seed_hidden,
-        system_prompt=recipe.system_prompt,
-        embedder=digest,
-    )
-    policy = LoadedPolicy(policy_from_body(embedder.model, soft, recipe.seed), embedder.tokenizer)
+    embedder_row = model_row("embedder", folder, digest, record, curve, None)
+    return [embedder_row, _tiny_policy(stage, view, embedder, digest)]
+
+
+def _tiny_policy(stage: BaseModels, view: View, embedder: Embedder, digest: str) -> dict[str, Any]:
+    """The policy with the embedder's weights and its own options, saved, as a row. digest: the embedder's."""
+    from vsr1_core.models.checkpoints import LoadedPolicy, save_policy
+    from vsr1_core.models.policy import policy_from_body, soft_query_of
+
+    options = view.config.models.options
+    soft_query = soft_query_of(options, embedder.hidden_size, digest)
+    policy = LoadedPolicy(policy_from_body(embedder.model, soft_query, options.seed), embedder.tokenizer)
+    record = {"recipe": canonical(view.config.models.tiny), "options": canonical(options)}
     folder = stage.folder(view, "policy")
-    return [embedder_row, model_row("policy", folder, save_policy(policy, folder, record), record, [])]
+    return model_row("policy", folder, save_policy(policy, folder, record), record, [], asdict(options))
 
 
 def _captioned_events(view: View) -> dict[str, list[EventNote]]:
@@ -130,16 +153,32 @@ def _resolved(view: View, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows that point to the configured models' folders; a model that cannot be had is a failed row that says how."""
     from vsr1_core.models.checkpoints import digest_weights, fetch_model
 
-    names = {"embedder": view.config.models.embedder, "policy": view.config.models.policy}
+    recipe = view.config.models
     for row_id in ids:
+        name = recipe.policy if row_id == "policy" else recipe.embedder
+        options = asdict(recipe.options) if row_id == "policy" else None
         try:
-            folder = fetch_model(names[row_id])
+            folder = fetch_model(name)
+            if options:
+                _check_options(name, folder, recipe.options)
         except (OSError, ValueError) as error:
-            yield {"model_id": row_id, "error": f"model {names[row_id]!r} cannot be had: {error}"}
+            yield {"model_id": row_id, **known_options(options), "error": f"model {name!r} cannot be had: {error}"}
             continue
-        yield model_row(row_id, folder, digest_weights(folder), {"model": names[row_id]}, []) | {
-            "source": names[row_id]
-        }
+        record = {"model": name, **({"options": options} if options else {})}
+        yield model_row(row_id, folder, digest_weights(folder), record, [], options) | {"source": name}
+
+
+def _check_options(name: str, folder: Path, options: MethodOptions) -> None:
+    """ValueError where the policy has soft query modules of its own that were made with other options."""
+    from vsr1_core.models.checkpoints import own_soft_query
+
+    own = own_soft_query(folder)
+    other = {k: getattr(own, k) for k, v in asdict(options).items() if own and k != "seed" and getattr(own, k) != v}
+    if other:
+        raise ValueError(
+            f"{name} was made with options of its own, and the configuration asks for others; set in "
+            f"ModelRecipe(options=...): {', '.join(f'{k}={v!r}' for k, v in other.items())}"
+        )
 
 
 STAGES: tuple[type[Stage], ...] = (BaseModels,)

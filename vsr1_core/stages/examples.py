@@ -19,12 +19,13 @@ from vsr1_core.rows.files import read_json, write_json, write_json_array, write_
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.methods import is_used
+from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import IS_TRAIN, train_moments
 
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
 MARKER = "published.json"
-"""Beside a published file: the data version of the table that it was written from."""
+"""Beside a published file: the data version of the table that it was written from, and the prompt in it."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
 
 
@@ -34,7 +35,9 @@ class SFTExamples(Stage):
     name: ClassVar[str] = "sft_examples"
     key: ClassVar[str] = "query_id"
     group: ClassVar[str] = "sft"
-    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
+    upstream: ClassVar[tuple[str, ...]] = (
+        *("base_models", "top1_pool", "reasoning_traces", "hard_negatives", "moments"),
+    )
     columns: ClassVar[Mapping[str, Any]] = {
         "query": pl.String,
         "video_id": pl.String,
@@ -81,11 +84,12 @@ class SFTExamples(Stage):
             }
 
     def after_build(self, view: View) -> None:
-        if path := _file_to_publish(view, self.name, SFT_FILE):
-            prompt = view.config.models.system_prompt or SYSTEM_PROMPT
+        options = options_of(view, "base_models", "policy") or {}
+        prompt = options.get("system_prompt") or SYSTEM_PROMPT
+        if path := _file_to_publish(view, self.name, SFT_FILE, prompt):
             rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
             write_json_array(path, (published_sft_row(row, prompt) for row in rows))
-            _mark_published(view, self.name)
+            _mark_published(view, self.name, prompt)
 
 
 class HardRefineExamples(SFTExamples):
@@ -240,17 +244,22 @@ def _negatives(view: View, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
     return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)
 
 
-def _file_to_publish(view: View, asset: str, name: str) -> Path | None:
-    """Where the asset's JSON form has to be written; None where it is there and as new as the table."""
+def _file_to_publish(view: View, asset: str, name: str, prompt: str = "") -> Path | None:
+    """Where the asset's JSON form has to be written; None where it is there, as new as the table and with this
+    prompt."""
     path, marker = view.files(asset) / name, view.files(asset) / MARKER
-    version = view.table(asset).manifest()["data_version"]
-    if path.exists() and marker.exists() and read_json(marker) == {"data_version": version}:
+    if path.exists() and marker.exists() and read_json(marker) == _published_state(view, asset, prompt):
         return None
     return path
 
 
-def _mark_published(view: View, asset: str) -> None:
-    write_json(view.files(asset) / MARKER, {"data_version": view.table(asset).manifest()["data_version"]})
+def _mark_published(view: View, asset: str, prompt: str = "") -> None:
+    write_json(view.files(asset) / MARKER, _published_state(view, asset, prompt))
+
+
+def _published_state(view: View, asset: str, prompt: str) -> dict[str, str]:
+    state = {"data_version": view.table(asset).manifest()["data_version"]}
+    return state | ({"system_prompt": prompt} if prompt else {})
 
 
 STAGES: tuple[type[Stage], ...] = (SFTExamples, HardRefineExamples, GRPOPrompts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from vsr1_core.datasets import sources
-from vsr1_core.datasets.registry import get_entry
+from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.recipes import STAGE_VERSIONS
 from vsr1_core.rows.increments import Plan, make_plan, without_gc
 from vsr1_core.rows.lake import Lake
@@ -53,9 +53,9 @@ def in_order(stages: list[Stage]) -> dict[str, Stage]:
 
 
 def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
-    """The tables of one dataset of the home folder."""
+    """The tables of one dataset of the home folder, with the configuration that it is built with."""
     entry = get_entry(home, dataset)
-    return View(Lake(home / "lake"), entry, entry.configuration, stages or all_stages(), home=home)
+    return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)
 
 
 def stamp(view: View) -> str:

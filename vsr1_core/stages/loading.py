@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from vsr1_core.recipes import MethodOptions
 from vsr1_core.stages.base import Execution, View
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ def learning_policy_of(
 def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dtype: torch.dtype) -> LoadedPolicy:
     from vsr1_core.models.checkpoints import open_policy
 
-    embedder = one_row(view, "base_models", "embedder")["path"]
-    return open_policy(one_row(view, asset, row_id)["path"], embedder, execution.device, dtype)
+    embedder, row = one_row(view, "base_models", "embedder"), one_row(view, asset, row_id)
+    options = MethodOptions(**row["options"]) if row["options"] else None
+    return open_policy(row["path"], embedder["path"], options, execution.device, dtype)
 
 
 def frame_store(view: View, model: Any, execution: Execution, is_learning: bool = False) -> FeatureStore:

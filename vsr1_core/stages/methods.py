@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vsr1_core.recipes import Configuration, Refine
+from vsr1_core.recipes import Configuration, EvalRecipe, Refine
 
 if TYPE_CHECKING:
     from vsr1_core.search.episodes import EpisodeSettings
@@ -58,17 +58,23 @@ def is_used(config: Configuration, asset: str) -> bool:
     return any(METHODS[name].asset == asset for name in methods_of(config))
 
 
-def settings_of(method: str, config: Configuration, batch_size: int) -> EpisodeSettings:
-    """How `method` searches. Without refinement and exclusion a second turn would repeat the first."""
+def num_turns_of(method: str, recipe: EvalRecipe) -> int:
+    """How many turns `method` takes at most: without refinement and exclusion a second one would repeat the first."""
+    how = METHODS[method]
+    return recipe.num_turns if how.refine != "none" or how.exclude_rejected else 1
+
+
+def settings_of(method: str, recipe: EvalRecipe, num_soft_tokens: int, batch_size: int) -> EpisodeSettings:
+    """How `method` searches with a policy that was made for so many soft tokens."""
     from vsr1_core.models.decoding import DecodeSettings
     from vsr1_core.search.episodes import EpisodeSettings
 
-    recipe, how = config.evaluation, METHODS[method]
+    how = METHODS[method]
     return EpisodeSettings(
-        num_turns=recipe.num_turns if how.refine != "none" or how.exclude_rejected else 1,
+        num_turns=num_turns_of(method, recipe),
         refine=how.refine,
         exclude_rejected=how.exclude_rejected,
         last_latents=how.last_latents,
-        decode=DecodeSettings(recipe.max_new_tokens, 0.0, config.models.num_soft_tokens),
+        decode=DecodeSettings(recipe.max_new_tokens, 0.0, num_soft_tokens),
         batch_size=batch_size,
     )

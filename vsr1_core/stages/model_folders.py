@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint
 
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
+OPTIONS = pl.Struct(
+    {
+        "num_soft_tokens": pl.Int64,
+        "accumulate": pl.Boolean,
+        "seed_hidden": pl.String,
+        "system_prompt": pl.String,
+        "seed": pl.Int64,
+    }
+)
+"""The fields of `recipes.MethodOptions`; seed is null where a checkpoint from elsewhere does not say it."""
 IN_TRAIN = pl.col("splits").list.contains("train")
 
 
@@ -37,6 +47,7 @@ class ModelStage(Stage):
         "parent": pl.String,
         "source": pl.String,
         "record": pl.String,
+        "options": OPTIONS,
         "curve": CURVE,
     }
 
@@ -85,7 +96,10 @@ class ModelStage(Stage):
                 f"dataset {view.entry.name!r} uses the models of {lender.entry.name!r}, which has no {self.name} yet; "
                 f"run: vsr1 build --dataset {lender.entry.name}"
             )
-        return {row_id: Row({"lent": version}) for row_id, version in lent.items()}
+        options = lender.rows(self.name, [self.key, "options"])
+        return {
+            row_id: Row({"lent": lent[row_id]}, known_options(made_with)) for row_id, made_with in options.iter_rows()
+        }
 
     def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Any]:
         if view.lender() is not None:
@@ -106,8 +120,28 @@ class ModelStage(Stage):
         return view.files(self.name).absolute() / f"{row_id}-{version}"
 
 
+def known_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The column of a model's row that says what a policy was made with, as a plan knows it."""
+    return {"options": dict(options) if options else None}
+
+
+def options_of(view: View, asset: str, row_id: str) -> dict[str, Any] | None:
+    """The options that the policy of `asset`'s row is made with, also of one that is still to be made; None where there
+    is no such policy."""
+    if asset not in view.stages:
+        return None
+    rows = view.rows(asset, [view.stages[asset].key, "options"]).iter_rows()
+    found: dict[str, dict[str, Any]] = dict(rows)
+    return found.get(row_id)
+
+
 def model_row(
-    row_id: str, folder: Path, digest: str, record: Mapping[str, Any], curve: Sequence[CurvePoint]
+    row_id: str,
+    folder: Path,
+    digest: str,
+    record: Mapping[str, Any],
+    curve: Sequence[CurvePoint],
+    options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     points = [{"step": p.step, "name": p.name, "value": p.value} for p in curve]
     return {
@@ -115,6 +149,7 @@ def model_row(
         "path": str(folder),
         "digest": digest,
         "record": json.dumps(record, sort_keys=True),
+        **known_options(options),
         "curve": points,
     }
 

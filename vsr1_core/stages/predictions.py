@@ -12,7 +12,7 @@ import polars as pl
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.methods import METHODS, methods_of, settings_of
+from vsr1_core.stages.methods import METHODS, methods_of, num_turns_of, settings_of
 from vsr1_core.stages.turns import TURN
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Predictions(Stage):
 
     def recipe(self, config: Configuration) -> Any:
         recipe = config.evaluation
-        return [self.method, recipe.num_turns, recipe.max_new_tokens, config.models.num_soft_tokens]
+        return [self.method, num_turns_of(self.method, recipe), recipe.max_new_tokens]
 
     def wanted(self, view: View) -> dict[str, Row]:
         if self.method not in methods_of(view.config):
@@ -109,13 +109,14 @@ def searcher_of(view: View, split: str, method: str, execution: Execution) -> tu
 
     how = METHODS[method]
     policy, embedder = policy_of(view, execution, how.asset, how.row_id), embedder_of(view, execution)
+    num_tokens = policy.model.soft_query.num_soft_tokens
     searcher = Searcher(
         policy=policy,
         embedder=embedder,
         index=read_index(Path(one_row(view, "video_index", split)["path"])),
         features=frame_store(view, policy.model.model, execution),
         durations_s=durations_of(view),
-        settings=settings_of(method, view.config, execution.batch_size * 2),
+        settings=settings_of(method, view.config.evaluation, num_tokens, execution.batch_size * 2),
         plain=query_vectors(view, embedder, execution),
     )
     return searcher, str(one_row(view, how.asset, how.row_id)["digest"])

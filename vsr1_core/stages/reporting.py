@@ -27,6 +27,7 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import predictions, probes
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
 from vsr1_core.stages.methods import METHODS
+from vsr1_core.stages.model_folders import options_of
 
 CHECKPOINTS = (
     *("base_models", "fine_tuned_checkpoint", "hard_refine_checkpoint"),
@@ -111,11 +112,10 @@ class RefinementCurves(Stage):
         "seed": pl.Int64,
         "split": pl.String,
     }
-    upstream = ("moments", *PREDICTIONS)
+    upstream = ("moments", *CHECKPOINTS, *PREDICTIONS)
 
     def recipe(self, config: Configuration) -> Any:
-        recipe = config.evaluation
-        return [recipe.num_turns, config.models.num_soft_tokens, recipe.num_resamples, recipe.seed]
+        return [config.evaluation.num_resamples, config.evaluation.seed]
 
     def wanted(self, view: View) -> Mapping[str, Row]:
         rows = {}
@@ -123,7 +123,7 @@ class RefinementCurves(Stage):
             truth = _truth(view, split)
             for method in _methods(view, truth):
                 inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
-                for point in _points(view.config, method):
+                for point in _points(view, method):
                     known = {"method": method, "split": split, **asdict(point)}
                     rows[_metric_id(view, method, point.name, split)] = Row(inputs, known)
         return rows
@@ -133,15 +133,15 @@ class RefinementCurves(Stage):
         for split in recipe.splits:
             truth = _truth(view, split)
             for method in _methods(view, truth):
-                points = {p.name: p for p in _points(view.config, method)}
+                points = {p.name: p for p in _points(view, method)}
                 row_ids = {name: _metric_id(view, method, name, split) for name in points}
                 if due.isdisjoint(row_ids.values()):
                     continue
                 predictions = view.rows(f"predictions.{method}")
                 episodes = load_episodes(truth, predictions)
                 tables = [summarise(score_turns(episodes, recipe.num_turns), recipe.num_resamples, recipe.seed)]
-                if METHODS[method].refine == "soft":
-                    scores = score_soft_tokens(episodes, predictions, view.config.models.num_soft_tokens)
+                if num_tokens := num_soft_tokens_of(view, method):
+                    scores = score_soft_tokens(episodes, predictions, num_tokens)
                     tables.append(summarise(scores, recipe.num_resamples, recipe.seed))
                 for row in pl.concat(tables).to_dicts():
                     name = row.pop("metric")
@@ -159,15 +159,22 @@ def scores_of(view: View, split: str) -> dict[str, Scores]:
         predictions = view.rows(f"predictions.{method}")
         episodes = load_episodes(truth, predictions)
         parts = [score(episodes, _probes(view, method, truth)), score_turns(episodes, recipe.num_turns)]
-        if METHODS[method].refine == "soft":
-            parts.append(score_soft_tokens(episodes, predictions, view.config.models.num_soft_tokens))
+        if num_tokens := num_soft_tokens_of(view, method):
+            parts.append(score_soft_tokens(episodes, predictions, num_tokens))
         found[method] = Scores.joined(parts)
     return found
 
 
-def _points(config: Configuration, method: str) -> list[Point]:
-    soft = soft_token_points(config.models.num_soft_tokens) if METHODS[method].refine == "soft" else []
-    return [*turn_points(config.evaluation.num_turns), *soft]
+def _points(view: View, method: str) -> list[Point]:
+    num_tokens = num_soft_tokens_of(view, method)
+    return [*turn_points(view.config.evaluation.num_turns), *(soft_token_points(num_tokens) if num_tokens else [])]
+
+
+def num_soft_tokens_of(view: View, method: str) -> int:
+    """How many soft tokens `method`'s policy was made for; 0 where it does not refine with them."""
+    how = METHODS[method]
+    options = options_of(view, how.asset, how.row_id) if how.refine == "soft" else None
+    return int(options["num_soft_tokens"]) if options else 0
 
 
 class Report(Stage):

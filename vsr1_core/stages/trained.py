@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from vsr1_core.recipes import Configuration, SFTRecipe
+from vsr1_core.recipes import Configuration, MethodOptions, SFTRecipe, effective
 from vsr1_core.rows.files import read_json, write_json
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.methods import is_used
-from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, model_row, train_videos
+from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, options_of, train_videos
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.turns import TURN
 
@@ -75,6 +75,12 @@ def write_adopted(view: View, asset: str, checkpoint: Adopted) -> Path:
     return _adopted_path(view, asset)
 
 
+def _options_in(checkpoint: Adopted) -> dict[str, Any]:
+    """The options in the checkpoint's own folder, which does not say with which seed it began."""
+    recorded = read_json(Path(checkpoint.path) / "config.json")["soft_query"]
+    return {f.name: recorded.get(f.name, f.default) for f in fields(MethodOptions)} | {"seed": None}
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training gives beside the weights: its curve, facts for the record, values of the stage's own columns."""
@@ -102,7 +108,10 @@ class TrainedStage(ModelStage):
 
     def wanted(self, view: View) -> dict[str, Row]:
         given = adopted(view, self.name)
-        return {self.name: Row({"adopted": given.digest})} if given else super().wanted(view)
+        if given is None:
+            return super().wanted(view)
+        made_with = known_options(_options_in(given))
+        return {self.name: Row({"adopted": given.digest, "options": fingerprint(made_with)}, made_with)}
 
     def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Any]:
         if adopted(view, self.name):
@@ -111,7 +120,9 @@ class TrainedStage(ModelStage):
 
     def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
         if given := adopted(view, self.name):
-            yield {self.key: self.name, **asdict(given), "record": json.dumps({"source": given.source}), "curve": []}
+            record = json.dumps({"source": given.source})
+            facts = {**asdict(given), **known_options(_options_in(given)), "record": record, "curve": []}
+            yield {self.key: self.name, **facts}
         else:
             yield from super().process(view, ids, execution)
 
@@ -123,7 +134,11 @@ class TrainedStage(ModelStage):
             "corpus": fingerprint(sorted(train_videos(view).select("video_id", "content").rows())),
             **self.trains_on(view),
         }
-        return {self.name: Row(inputs)}
+        return {self.name: Row(inputs, known_options(self.made_with(options_of(view, asset, row_id))))}
+
+    def made_with(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The options that the checkpoint has: those of the policy that it is trained from."""
+        return options
 
     def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
         from vsr1_core.models.checkpoints import save_policy
@@ -135,9 +150,10 @@ class TrainedStage(ModelStage):
         trained = self.train(view, policy, execution)
         if not writes:
             return []
-        record = {"recipe": fingerprint(recipe), "parent": one_row(view, asset, row_id)["digest"], **trained.facts}
-        folder = self.folder(view, self.name)
-        row = model_row(self.name, folder, save_policy(policy, folder, record), record, trained.curve)
+        parent = one_row(view, asset, row_id)
+        record = {"recipe": canonical(recipe), "parent": parent["digest"], **trained.facts}
+        folder, options = self.folder(view, self.name), self.made_with(parent["options"])
+        row = model_row(self.name, folder, save_policy(policy, folder, record), record, trained.curve, options)
         row[self.key] = row.pop("model_id")
         return [row | {"parent": record["parent"], **trained.columns}]
 
@@ -175,7 +191,7 @@ class SFTCheckpoint(TrainedStage):
     upstream: ClassVar[tuple[str, ...]] = ("base_models", "sft_examples", "video_embeddings", "frame_tensors")
 
     def recipe(self, config: Configuration) -> SFTRecipe:
-        return config.sft
+        return effective(config.sft)
 
     def trains_on(self, view: View) -> dict[str, str]:
         return {self.examples: view.version_of(self.examples)}
@@ -215,7 +231,7 @@ class FineTunedCheckpoint(SFTCheckpoint):
     name: ClassVar[str] = "fine_tuned_checkpoint"
 
     def recipe(self, config: Configuration) -> SFTRecipe:
-        return config.fine_tuned
+        return effective(config.fine_tuned)
 
     def is_made(self, config: Configuration) -> bool:
         return is_used(config, self.name)
@@ -229,16 +245,21 @@ class HardRefineCheckpoint(SFTCheckpoint):
     upstream: ClassVar[tuple[str, ...]] = ("base_models", "hard_refine_examples", "video_embeddings", "frame_tensors")
 
     def recipe(self, config: Configuration) -> SFTRecipe:
-        return config.hard_refine
+        return effective(config.hard_refine)
 
     def is_made(self, config: Configuration) -> bool:
         return is_used(config, self.name)
 
-    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
+    def made_with(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The checkpoint carries a prompt of its own; a configured one stays."""
         from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT
 
-        soft_query = policy.model.config.soft_query  # the checkpoint carries the prompt; a configured one stays
-        soft_query["system_prompt"] = soft_query["system_prompt"] or HARD_REFINE_PROMPT
+        return options and {**options, "system_prompt": options["system_prompt"] or HARD_REFINE_PROMPT}
+
+    def train(self, view: View, policy: LoadedPolicy, execution: Execution) -> Trained:
+        soft_query = policy.model.config.soft_query
+        options = self.made_with({"system_prompt": soft_query["system_prompt"]}) or {}
+        soft_query["system_prompt"] = options["system_prompt"]
         return super().train(view, policy, execution)
 
 
@@ -248,7 +269,7 @@ class DropAbovePositiveCheckpoint(SFTCheckpoint):
     name: ClassVar[str] = "drop_above_positive_checkpoint"
 
     def recipe(self, config: Configuration) -> SFTRecipe:
-        return replace(config.sft, drop_above_positive=True)
+        return effective(replace(config.sft, drop_above_positive=True))
 
     def is_made(self, config: Configuration) -> bool:
         return is_used(config, self.name)
@@ -270,7 +291,7 @@ class GRPOCheckpoint(TrainedStage):
     )
 
     def recipe(self, config: Configuration) -> Any:
-        return config.grpo
+        return effective(config.grpo)
 
     def trains_on(self, view: View) -> dict[str, str]:
         return {"grpo_prompts": view.version_of("grpo_prompts")}

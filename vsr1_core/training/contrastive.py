@@ -27,7 +27,7 @@ from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encod
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import observation
-from vsr1_core.recipes import ModelRecipe
+from vsr1_core.recipes import TinyRecipe
 from vsr1_core.rows.progress import Progress
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
@@ -39,7 +39,7 @@ NUM_TOLD = 32
 """How many of a batch's videos are also told in words."""
 
 
-def base_batch(recipe: ModelRecipe, num_videos: int) -> int:
+def base_batch(recipe: TinyRecipe, num_videos: int) -> int:
     """How many videos a step takes."""
     return min(recipe.contrastive_batch, num_videos)
 
@@ -52,15 +52,17 @@ def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
 
 
 def train_base(
-    recipe: ModelRecipe,
+    recipe: TinyRecipe,
+    system_prompt: str,
     events: Mapping[str, Sequence[EventNote]],
     load: Callable[[str, Qwen3VLConfig], VideoPatches],
     vocabulary_texts: Sequence[str],
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Embedder, list[CurvePoint]]:
     """A tiny model from scratch. `events`: video id -> its captioned events in time order; a batch has distinct videos
-    with one caption each. `vocabulary_texts`: what the tokenizer learns to spell. The same recipe and data give the
-    same weights, also in several processes but for rounding. ValueError where these cannot share a batch evenly."""
+    with one caption each. `system_prompt`: what the policy will be told. `vocabulary_texts`: what the tokenizer learns
+    to spell. The same recipe and data give the same weights, also in several processes but for rounding. ValueError
+    where these cannot share a batch evenly."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     tokenizer = train_tokenizer(vocabulary_texts, recipe.vocab_size)
@@ -81,7 +83,7 @@ def train_base(
             features = encode_videos(embedder.model, [load(v, model.config) for v in chosen])
             videos = embedder.embed_videos(features)
             texts = [f"<think> {observation(o, events[v])}" for o, v in zip(told, chosen, strict=False)]
-            caption_loss = _told(embedder, recipe.system_prompt, told, features[: len(told)], texts)
+            caption_loss = _told(embedder, system_prompt, told, features[: len(told)], texts)
         contrastive_loss = info_nce(with_others(queries), with_others(videos), recipe.contrastive_temperature)
         optimizer.step(processes * contrastive_loss + recipe.caption_weight * caption_loss)
         losses = {"contrastive_loss": contrastive_loss.item(), "caption_loss": caption_loss.item()}

@@ -23,7 +23,7 @@ from vsr1_core.models.inputs import VideoPatches
 from vsr1_core.models.vision import VideoFeatures, encode_videos
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import own_captions
-from vsr1_core.recipes import ModelRecipe
+from vsr1_core.recipes import TinyRecipe
 from vsr1_core.rows.progress import Progress
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
@@ -35,7 +35,7 @@ LOGIT_SCALE = 4.0
 
 def learn_to_see(
     embedder: Embedder,
-    recipe: ModelRecipe,
+    recipe: TinyRecipe,
     events: Mapping[str, Sequence[EventNote]],
     load: Callable[[str, Qwen3VLConfig], VideoPatches],
     rng: random.Random,

@@ -172,7 +172,8 @@ def _recipes(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "configuration": config.name,
         checkpoint.asset: canonical(own),
-        "models": canonical(config.models),
+        "models": canonical(checkpoint.view.stages["base_models"].recipe(config)),
+        "options": checkpoint.row["options"],
         "frames": canonical(config.frames),
     }
 

@@ -1,0 +1,226 @@
+"""Every field of every recipe in every configuration: either a version depends on it, or it is listed as unused.
+
+The rows that stages want are compared on the same committed tables, with the configuration as it is and with one field
+changed. `test_published_build` shows that what is made reads what bears a version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cheap_stages import cheap_stages
+from tests.small_world import SmallWorld, build, fill
+from vsr1_core.configurations import CONFIGURATIONS, NANO
+from vsr1_core.datasets import toy
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe, SFTRecipe
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.versions import row_version
+from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import all_stages
+from vsr1_core.stages.methods import METHODS
+
+PUBLISHED_NANO = dataclasses.replace(
+    NANO, name="published-nano", models=ModelRecipe("published/policy", "published/embedder")
+)
+EVERY = {**CONFIGURATIONS, "published-nano": PUBLISHED_NANO}
+OTHERS: dict[str, Any] = {
+    "name": "another",
+    "retrain": "sometimes",
+    "toy.num_events": (1, 2),
+    "toy.seconds_per_event": (4, 6),
+    "frames.backend": "ffmpeg",
+    "models.options.seed_hidden": "pre_norm",
+    "retrieval.index": "hnsw",
+    "pool.num_matched": 1,
+    "pool.num_not_matched": 1,
+    "teacher.kind": "by hand",
+    "teacher.frames_as": "video",
+    "sft.refine": "none",
+    "fine_tuned.refine": "soft",
+    "hard_refine.refine": "soft",
+    "sft.schedule": "constant",
+    "grpo.loss_type": "dapo",
+    "evaluation.methods": ("zero_shot", "sqr_sft"),
+    "evaluation.splits": ("train", "test"),
+}
+"""What a field is changed to where one more, the opposite or another word does not serve."""
+
+
+def leaves(recipe: Any, prefix: str = "") -> Iterator[str]:
+    """The fields of a recipe and of the recipes in it, as dotted paths."""
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def value_at(recipe: Any, path: str) -> Any:
+    for name in path.split("."):
+        recipe = getattr(recipe, name)
+    return recipe
+
+
+def with_value(recipe: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(recipe, **{name: with_value(getattr(recipe, name), rest, value) if rest else value})
+
+
+def another(config: Configuration, path: str) -> Any:
+    """Another value of the field's type."""
+    value = value_at(config, path)
+    if path in OTHERS and OTHERS[path] != value:
+        return OTHERS[path]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    return value + 1 if isinstance(value, int) else f"{value} another"
+
+
+SEARCHES = (
+    *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
+    *("in_batch_positives", "drop_above_positive"),
+)
+
+
+def unused(config: Configuration) -> dict[str, str]:
+    """path -> why it changes nothing where videos and annotations are given. The whole list, written out by hand."""
+    found = {"retrain": "it decides when automation trains, never what"}
+    found |= {f"toy.{name}": "no video is rendered" for name in leaves(config.toy)}
+    if config.models.policy != "tiny":
+        found |= {f"models.tiny.{name}": "published models are not trained" for name in leaves(config.models.tiny)}
+    for part in ("sft", "fine_tuned", "hard_refine"):
+        found |= {f"{part}.{name}": why for name, why in unused_of_sft(getattr(config, part)).items()}
+    if config.grpo.temperature != 1:
+        found["grpo.clip"] = "the ratio that is clipped is 1"
+    if config.grpo.queries_per_step == 1:
+        found["grpo.matched_share"] = "a step has one query"
+    for part in ("fine_tuned", "hard_refine"):
+        if not any(METHODS[method].asset == f"{part}_checkpoint" for method in config.evaluation.methods):
+            found |= {f"{part}.{name}": "no reported method searches with it" for name in leaves(config.sft)}
+    return found
+
+
+def unused_of_sft(recipe: SFTRecipe) -> dict[str, str]:
+    found = {}
+    if recipe.refine != "soft":
+        found |= dict.fromkeys(SEARCHES, "nothing is searched with in this training")
+    if recipe.early_stop_patience == 0:
+        found |= dict.fromkeys(("validation_steps", "validation_share"), "nothing is validated")
+    return found
+
+
+REFUSED = {"models.policy", "models.embedder"}
+"""Of tiny configurations: one without the other is an error (`test_recipes`)."""
+
+
+def versions(view: View, config: Configuration, stages: tuple[str, ...] = ()) -> dict[str, dict[str, str]]:
+    """Stage -> row id -> version, as wanted on the tables as they are."""
+    view.config = config
+    found = {}
+    for name in stages or view.stages:
+        stage = view.stages[name]
+        wanted = stage.wanted_inputs(view, stage.wanted_rows(view))
+        found[name] = {row_id: row_version(inputs) for row_id, inputs in wanted.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> View:
+    """A corpus of given videos, built with every method there is."""
+    world = fill(SmallWorld(tmp_path_factory.mktemp("home")))
+    evaluation = dataclasses.replace(NANO.evaluation, methods=tuple(METHODS), num_resamples=2)
+    built = world.view(cheap_stages(), dataclasses.replace(NANO, evaluation=evaluation))
+    build(built)
+    return View(built.lake, built.entry, built.config, all_stages(), home=world.home)
+
+
+def fitted(config: Configuration) -> Configuration:
+    """With a pool that is smaller than the corpus, which has few queries: then it matters which are drawn."""
+    pool = dataclasses.replace(config.pool, num_matched=3, num_not_matched=3)
+    return dataclasses.replace(config, pool=pool)
+
+
+def moved(view: View, before: dict[str, dict[str, str]], config: Configuration) -> set[str]:
+    after = versions(view, config)
+    return {name for name in before if after[name] != before[name]}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_field_moves_a_version_or_is_listed_as_unused(view: View, name: str) -> None:
+    config = fitted(EVERY[name])
+    before = versions(view, config)
+    still = set()
+    for path in leaves(config):
+        if config.models.is_tiny and path in REFUSED:
+            continue
+        if not moved(view, before, with_value(config, path, another(config, path))):
+            still.add(path)
+    assert still == set(unused(config))
+
+
+@pytest.mark.parametrize("name", ["tiny", "nano", "qwen3-vl-2b"])
+def test_an_unused_field_counts_where_it_has_an_effect(view: View, name: str) -> None:
+    """The conditions of the list, from the other side."""
+    config = fitted(EVERY[name])
+    for changes, counts in (
+        ({"sft.early_stop_patience": 3}, ("sft.validation_steps", "sft.validation_share")),
+        ({"fine_tuned.refine": "soft"}, tuple(f"fine_tuned.{field}" for field in SEARCHES)),
+        ({"grpo.queries_per_step": 1}, ()),
+        ({"grpo.temperature": 0.7}, ()),
+    ):
+        changed = config
+        for path, value in changes.items():
+            changed = with_value(changed, path, value)
+        before = versions(view, changed)
+        listed = set(unused(changed))
+        for path in counts:
+            assert path not in listed
+            assert moved(view, before, with_value(changed, path, another(changed, path))), path
+        for path in listed & {"grpo.clip", "grpo.matched_share"}:
+            assert not moved(view, before, with_value(changed, path, another(changed, path))), path
+        assert len(listed & {"grpo.clip", "grpo.matched_share"}) == sum("grpo" in path for path in changes)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(MethodOptions)])
+def test_an_option_of_the_method_moves_the_policy_and_nothing_else_of_its_own(
+    view: View, name: str, option: str
+) -> None:
+    """What follows reads the policy. The tiny embedder is trained with the prompt, so it alone moves with that."""
+    config, path = fitted(EVERY[name]), f"models.options.{option}"
+    before = versions(view, config)
+    changed = with_value(config, path, another(config, path))
+    assert moved(view, before, changed) == {"base_models"}
+    rows = {i for i, v in versions(view, changed)["base_models"].items() if v != before["base_models"][i]}
+    with_embedder = config.models.is_tiny and option == "system_prompt"
+    assert rows == ({"policy", "embedder"} if with_embedder else {"policy"})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_field_of_the_rendered_corpus_moves_what_is_rendered(tmp_path: Path, name: str) -> None:
+    config = EVERY[name]
+    small = dataclasses.replace(config.toy, num_train=6, num_val=3, num_test=3, near_duplicate_share=0.5)
+    config = dataclasses.replace(config, toy=small)
+    entry = DatasetEntry("toy", "toy", str(tmp_path / "videos"), str(tmp_path))
+    view = View(Lake(tmp_path / "lake"), entry, config, all_stages())
+    before, sources = rendered(config), ("annotation_files", "raw_videos")
+    wanted = versions(view, config, sources)
+    for path in leaves(config.toy, "toy."):
+        changed = with_value(config, path, another(config, path))
+        assert versions(view, changed, sources) != wanted, path
+        assert rendered(changed) != before, path
+
+
+def rendered(config: Configuration) -> list[Any]:
+    """What the toy files say and show: annotations, scenes, and the size of the first one's frames."""
+    scenes = toy.scenes(config.toy)
+    return [toy.annotations(config.toy), scenes, toy.draw(scenes[0], config.toy).shape]
