@@ -44,10 +44,10 @@ def dataset_list() -> None:
     """All datasets of this home."""
     settings = read_settings()
     rows = [
-        [e.name, e.kind, e.config, e.models_from, _frames_of(settings, e), e.videos]
+        [e.name, e.kind, e.config, e.models_from, _frames_as_in(settings, e), e.videos]
         for e in load_entries(settings.home).values()
     ]
-    header = ["name", "kind", "config", "models from", "frames", "videos"]
+    header = ["name", "kind", "config", "models from", "frames as in", "videos"]
     show.console().print(show.table(f"Datasets of {settings.home}", header, rows))
 
 
@@ -57,6 +57,15 @@ def _built_with(settings: Settings, entry: DatasetEntry) -> Configuration | None
         return configuration_of(settings.home, entry)
     except (LookupError, ValueError):
         return None
+
+
+def _frames_as_in(settings: Settings, entry: DatasetEntry) -> str:
+    """The configuration whose frames it uses: its own, or that of the models which it borrows."""
+    config = _built_with(settings, entry)
+    if config is None:
+        return "unknown"
+    is_own = config.frames == entry.own_configuration.frames
+    return entry.config if is_own else models_owner(settings.home, entry).config
 
 
 def _frames_of(settings: Settings, entry: DatasetEntry) -> str:

@@ -10,10 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AddedToken, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AddedToken, Qwen3VLForConditionalGeneration
 
 from tests.core import naive
-from tests.core.tiny_models import random_video, small_config, spread, tiny_embedder, tiny_policy, tiny_tokenizer
+from tests.core.tiny_models import (
+    random_video,
+    small_config,
+    spread,
+    tiny_embedder,
+    tiny_policy,
+    tiny_tokenizer,
+    write_published,
+)
 from vsr1_core.models.checkpoints import (
     LoadedPolicy,
     digest_weights,

@@ -7,10 +7,11 @@ changed. `test_published_build` shows that what is made reads what bears a versi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.cheap_stages import cheap_stages
@@ -33,12 +34,14 @@ OTHERS: dict[str, Any] = {
     "name": "another",
     "retrain": "sometimes",
     "toy.num_events": (1, 2),
+    "toy.moments_per_train_video": 1,
     "toy.seconds_per_event": (4, 6),
     "frames.backend": "ffmpeg",
     "models.options.seed_hidden": "pre_norm",
     "retrieval.index": "hnsw",
-    "pool.num_matched": 1,
-    "pool.num_not_matched": 1,
+    "pool.num_matched": 0,
+    "pool.num_not_matched": 0,
+    "pool.random_share": 1.0,
     "teacher.kind": "by hand",
     "teacher.frames_as": "video",
     "sft.refine": "none",
@@ -136,11 +139,25 @@ def versions(view: View, config: Configuration, stages: tuple[str, ...] = ()) ->
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
     """A corpus of given videos, built with every method there is."""
-    world = fill(SmallWorld(tmp_path_factory.mktemp("home")))
+    world = fill(SmallWorld(tmp_path_factory.mktemp("home")), num_train=9)
     evaluation = dataclasses.replace(NANO.evaluation, methods=tuple(METHODS), num_resamples=2)
     built = world.view(cheap_stages(), dataclasses.replace(NANO, evaluation=evaluation))
     build(built)
-    return View(built.lake, built.entry, built.config, all_stages(), home=world.home)
+    stages = {n: stage for n, stage in all_stages().items() if not n.startswith("predictions.") or "+" not in n}
+    return Committed(built.lake, built.entry, built.config, stages, home=world.home)
+
+
+@dataclasses.dataclass
+class Committed(View):
+    """Tables that nobody changes, so each is read once."""
+
+    kept: dict[Any, pl.DataFrame] = dataclasses.field(default_factory=dict)
+
+    def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        asked = (asset, columns and tuple(columns))
+        if asked not in self.kept:
+            self.kept[asked] = super().rows(asset, columns)
+        return self.kept[asked]
 
 
 def fitted(config: Configuration) -> Configuration:
@@ -154,6 +171,10 @@ def moved(view: View, before: dict[str, dict[str, str]], config: Configuration) 
     return {name for name in before if after[name] != before[name]}
 
 
+def moves_any(view: View, before: dict[str, dict[str, str]], config: Configuration) -> bool:
+    return any(versions(view, config, (name,))[name] != before[name] for name in before)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_each_field_moves_a_version_or_is_listed_as_unused(view: View, name: str) -> None:
     config = fitted(EVERY[name])
@@ -162,7 +183,7 @@ def test_each_field_moves_a_version_or_is_listed_as_unused(view: View, name: str
     for path in leaves(config):
         if config.models.is_tiny and path in REFUSED:
             continue
-        if not moved(view, before, with_value(config, path, another(config, path))):
+        if not moves_any(view, before, with_value(config, path, another(config, path))):
             still.add(path)
     assert still == set(unused(config))
 

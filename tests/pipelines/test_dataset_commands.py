@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from pipelines.cli import app
 from tests.videos import write_video
+from vsr1_core.configurations import CONFIGURATIONS, NANO
+from vsr1_core.datasets.registry import get_entry, load_entries, save_entry
 
 
 @pytest.fixture
@@ -43,6 +46,57 @@ def clips(home: Path, tmp_path: Path) -> Path:
     added = run("dataset", "add", "mine", "--videos", str(folder), "--annotations", str(tmp_path / "a.csv"))
     assert added.exit_code == 0, added.output
     return folder
+
+
+def said(*arguments: str) -> str:
+    return " ".join(run(*arguments).output.split())
+
+
+def add_again(clips: Path, *options: str) -> str:
+    return said("dataset", "add", "other", "--videos", str(clips), *options)
+
+
+def test_a_configuration_of_published_models_makes_its_own_unless_told_otherwise(home: Path, clips: Path) -> None:
+    assert "its own models" in add_again(clips, "--config", "qwen3-vl-2b")
+    assert get_entry(home, "other").models_from == ""
+    assert "models from toy" in add_again(clips)
+    assert (get_entry(home, "other").models_from, get_entry(home, "other").config) == ("toy", "tiny")
+    assert "models from toy" in add_again(clips, "--config", "nano")
+
+
+def test_models_that_the_configuration_does_not_name_are_refused(home: Path, clips: Path) -> None:
+    out = add_again(clips, "--config", "qwen3-vl-2b", "--models-from", "toy")
+    assert "--config qwen3-vl-2b names the models Qwen/Qwen3-VL-2B-Instruct and Qwen/Qwen3-VL-Embedding-2B" in out
+    assert "toy has tiny: leave --config out" in out
+    assert "other" not in load_entries(home)
+    assert "models from charades" in add_again(clips, "--models-from", "charades")
+    assert get_entry(home, "other").config == "qwen3-vl-2b"
+
+
+def test_borrowed_frames_and_options_are_said_aloud(home: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = dataclasses.replace(NANO, name="coarse", frames=dataclasses.replace(NANO.frames, max_frames=4))
+    monkeypatch.setitem(CONFIGURATIONS, "coarse", coarse)
+    out = add_again(clips, "--config", "coarse", "--models-from", "toy")
+    assert "at most 12 of 4,096 pixels, as the models of toy were trained with them; not at 1 a second, at most 4" in (
+        out
+    )
+    assert "sizes and options of the models are those of tiny" in out
+    shown = said("dataset", "show", "other")
+    assert "1 a second, at most 12 of 4,096 pixels, as the models of toy saw" in shown
+    listed = next(line for line in run("dataset", "list").output.splitlines() if line.startswith("│ other"))
+    assert [cell.strip() for cell in listed.split("│")][3:6] == ["coarse", "toy", "tiny"]
+    assert "were trained with them" not in add_again(clips)
+
+
+def test_models_that_go_round_in_a_circle_are_refused_and_listed(home: Path, clips: Path) -> None:
+    add_again(clips, "--models-from", "mine")
+    entry = get_entry(home, "mine")
+    out = said("dataset", "add", "mine", "--videos", str(clips), "--models-from", "other")
+    assert "nobody's: mine from other from mine" in out
+    assert get_entry(home, "mine") == entry
+    save_entry(home, dataclasses.replace(entry, models_from="gone"))
+    assert "unknown" in said("dataset", "list")
+    assert "unknown: gone has no models" in said("dataset", "show", "mine")
 
 
 def test_a_clean_dataset_exits_with_0(clips: Path) -> None:

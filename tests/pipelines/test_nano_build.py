@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1_core.models.checkpoints import digest_weights
+from vsr1_core.models.checkpoints import digest_weights, load_policy
 from vsr1_core.stages import launch as launching
 from vsr1_core.stages.base import Execution
 from vsr1_core.stages.graph import all_stages, open_view
@@ -127,6 +129,24 @@ def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> No
     assert sorted(path.name for path in (home / "exported" / "moments").iterdir()) == [
         "test.parquet", "train.parquet", "val.parquet",
     ]  # fmt: skip
+
+
+def test_other_options_make_the_policy_anew_and_leave_the_embedder(
+    home: Path, built: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    view = open_view(tmp_path / "home", "nano")
+    before = {row["model_id"]: row for row in view.rows("base_models").to_dicts()}
+    options = replace(view.config.models.options, num_soft_tokens=3, seed=5)
+    view.config = replace(view.config, models=replace(view.config.models, options=options))
+    assert view.stages["base_models"].build(view, Execution()).num_processed == 1
+    after = {row["model_id"]: row for row in view.rows("base_models").to_dicts()}
+    assert after["embedder"] == before["embedder"]
+    old, new = (load_policy(rows["policy"]["path"]).model for rows in (before, after))
+    assert (old.soft_query.num_soft_tokens, new.soft_query.num_soft_tokens) == (8, 3)
+    assert after["policy"]["options"]["num_soft_tokens"] == 3
+    assert all(torch.equal(t, new.model.state_dict()[name]) for name, t in old.model.state_dict().items())
+    assert not torch.equal(old.refine_projector[0].weight, new.refine_projector[0].weight)
 
 
 def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: dict[str, Any], tmp_path: Path) -> None:
