@@ -15,7 +15,6 @@ import dagster as dg
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
 from assets.handle import Handle
 from vsr1_core.configurations import CONFIGURATIONS
-from vsr1_core.recipes import STAGE_VERSIONS
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import fingerprint
@@ -46,10 +45,9 @@ class Workplace(Protocol):
 
 @dataclass(frozen=True)
 class AssetInfo:
-    """What people see about a stage: a sentence, the technologies, extra metadata, and the pool it queues in."""
+    """What only Dagster needs of a stage: the technologies, extra metadata, and the pool it queues in."""
 
     stage: str
-    description: str
     kinds: frozenset[str] = frozenset({"parquet"})
     extras: Extras | None = None
     pool: str | None = None
@@ -64,9 +62,8 @@ def code_version(stage: Stage) -> str:
     """Changes with the stage's version, and with its recipe in any configuration: Dagster keeps one for all partitions.
     The plan knows which dataset is concerned; in the others a run finds nothing to do.
     """
-    version = STAGE_VERSIONS[stage.name.split(".")[0]]
     recipes = {name: stage.recipe(config) for name, config in CONFIGURATIONS.items()}
-    return str(version) if not any(recipes.values()) else f"{version}-{fingerprint(recipes)}"
+    return str(stage.version) if not any(recipes.values()) else f"{stage.version}-{fingerprint(recipes)}"
 
 
 def stage_asset(
@@ -82,7 +79,7 @@ def stage_asset(
         key=asset_key(stage.name),
         ins=ins,
         deps=[stage.watches] if stage.watches else [],
-        description=info.description,
+        description=stage.says,
         group_name=stage.group,
         owners=[OWNERS[stage.group]],
         kinds=set(info.kinds),
@@ -122,7 +119,7 @@ def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.
         versions = {}
         for dataset in datasets:
             try:
-                versions[dataset] = stage.wanted_version(workplace.view(dataset))
+                versions[dataset] = stage.observe(workplace.view(dataset))
             except (OSError, ValueError, LookupError) as error:
                 context.log.warning(f"{stage.watches} of {dataset}: {error}")
         return dg.DataVersionsByPartition(versions)
@@ -187,16 +184,8 @@ def build_stage_assets(
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> list[dg.AssetsDefinition | dg.SourceAsset]:
-    """One asset a stage, and one for what each source watches. A stage that no group module describes is described by
-    its docstring.
-    """
+    """One asset per stage, and one for what each source watches. infos: by the stage's name before its first dot."""
     listed = list(stages)
-    made = [
-        stage_asset(stage, infos.get(stage.name) or _undescribed(stage), partitions_def, automation_condition)
-        for stage in listed
-    ]
+    info_of = {stage.name: infos.get(stage.name.split(".")[0], AssetInfo(stage.name)) for stage in listed}
+    made = [stage_asset(stage, info_of[stage.name], partitions_def, automation_condition) for stage in listed]
     return [*(observed_asset(stage, partitions_def) for stage in listed if stage.watches), *made]
-
-
-def _undescribed(stage: Stage) -> AssetInfo:
-    return AssetInfo(stage.name, (stage.__doc__ or stage.name).strip().splitlines()[0])

@@ -14,7 +14,6 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from vsr1_core.home.columns import meaning
 from vsr1_core.rows.files import atomic_path, digest_file
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import BASE_COLUMNS, Table
@@ -99,9 +98,9 @@ def reason_table(why: Mapping[str, int]) -> str:
 
 def column_schema(stage: Stage) -> dg.TableSchema:
     """The columns of a stage's table, bookkeeping last."""
-    columns = {stage.key: pl.String, **stage.columns, **BASE_COLUMNS}
+    columns = {stage.key: pl.String, **stage.dtypes, **BASE_COLUMNS}
     return dg.TableSchema(
-        columns=[dg.TableColumn(name, str(dtype), meaning(stage.name, name)) for name, dtype in columns.items()]
+        columns=[dg.TableColumn(name, str(dtype), stage.meaning(name)) for name, dtype in columns.items()]
     )
 
 

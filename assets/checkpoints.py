@@ -9,6 +9,7 @@ import polars as pl
 
 from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, drawn, fitting, picture
+from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 
 
@@ -54,46 +55,9 @@ def _curve_picture(view: View, row_id: str, curve: list[dict[str, Any]]) -> dg.M
 
 
 ASSETS = (
-    AssetInfo(
-        "base_models",
-        "The embedder and the policy to start from: trained small on toy, else the configured models.",
-        frozenset({"pytorch", "huggingface"}),
-        checkpoint_extras,
-        GPU,
-    ),
-    AssetInfo(
-        "fine_tuned_checkpoint",
-        "The baseline: fine-tuned on the same rows, without refinement.",
-        frozenset({"pytorch"}),
-        checkpoint_extras,
-        GPU,
-    ),
-    AssetInfo(
-        "hard_refine_checkpoint",
-        "Hard query refinement: trained as stage 1, but to write a new query. Only where it is reported.",
-        frozenset({"pytorch"}),
-        checkpoint_extras,
-        GPU,
-    ),
-    AssetInfo(
-        "sft_checkpoint",
-        "Stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
-        frozenset({"pytorch"}),
-        checkpoint_extras,
-        GPU,
-    ),
-    AssetInfo(
-        "drop_above_positive_checkpoint",
-        "An ablation of stage 1: no negatives that rank above the right video. Only where it is reported.",
-        frozenset({"pytorch"}),
-        checkpoint_extras,
-        GPU,
-    ),
-    AssetInfo(
-        "grpo_checkpoint",
-        "Stage 2: GRPO over whole search episodes.",
-        frozenset({"pytorch"}),
-        grpo_extras,
-        GPU,
+    AssetInfo("base_models", frozenset({"pytorch", "huggingface"}), checkpoint_extras, GPU),
+    *(
+        AssetInfo(trained.name, frozenset({"pytorch"}), grpo_extras if trained.searches else checkpoint_extras, GPU)
+        for trained in methods.TRAINED.values()
     ),
 )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from assets._factory import GPU, AssetInfo
 
-ASSETS = (
-    AssetInfo(
-        "query_embeddings", "One unit vector a query text, float32.", frozenset({"pytorch", "parquet"}), pool=GPU
-    ),
-    AssetInfo("video_embeddings", "One unit vector a video, float32.", frozenset({"pytorch", "parquet"}), pool=GPU),
+ASSETS = tuple(
+    AssetInfo(name, frozenset({"pytorch", "parquet"}), pool=GPU) for name in ("query_embeddings", "video_embeddings")
 )

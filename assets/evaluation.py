@@ -14,20 +14,7 @@ from assets._metadata import cell, drawn, fitting, markdown_table, picture, with
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 
-METHODS = {
-    "zero_shot": "The base policy, no refinement.",
-    "fine_tuned": "The fine-tuned policy, no refinement.",
-    "hard_refine": "The policy rewrites the query as text.",
-    "sqr_sft": "Soft query refinement after stage 1.",
-    "videosearch_r1": "Soft query refinement after stage 2.",
-}
 _PLOTTED = ("recall_at_1", "vcmr_0.5")
-OPTIONS = {
-    "": "",
-    "exclude_rejected": " A rejected video is not shown again.",
-    "last_latents": " A query carries the soft tokens of its last turn only.",
-    "drop_above_positive": " Trained without the negatives that rank above the right video.",
-}
 
 
 def prediction_extras(view: View, asset: str) -> dict[str, Any]:
@@ -49,7 +36,7 @@ def probe_extras(view: View, asset: str) -> dict[str, Any]:
 def metrics_extras(view: View, asset: str) -> dict[str, Any]:
     """A line a metric, a column a method, with the interval; and numbers that the UI plots over builds."""
     frame = view.rows(asset)
-    plotted = frame.filter(pl.col("metric").is_in(_PLOTTED) & pl.col("method").is_in(list(METHODS)))
+    plotted = frame.filter(pl.col("metric").is_in(_PLOTTED) & pl.col("method").is_in(list(methods.BASIC)))
     values = plotted.drop_nulls("value").sort("split", "metric", "method").select("split", "metric", "method", "value")
     numbers = {f"{split}/{metric}/{method}": value for split, metric, method, value in values.iter_rows()}
     return {"metrics": dg.MetadataValue.md(metrics_table(frame)), **numbers}
@@ -106,30 +93,10 @@ def _fitting_plot(curve: str, frame: pl.DataFrame) -> bytes:
     return fitting(plots.png(draw(frame)))
 
 
-def _prediction_info(method: str) -> AssetInfo:
-    base, _, option = method.partition("+")
-    text = METHODS.get(base, base) + OPTIONS.get(option, "")
-    return AssetInfo(f"predictions.{method}", text, frozenset({"pytorch", "parquet"}), prediction_extras, GPU)
-
-
-def _probe_info(method: str) -> AssetInfo:
-    text = f"{METHODS[method]} Shown one right and one wrong video a query, without search."
-    return AssetInfo(f"verification_probe.{method}", text, frozenset({"pytorch", "parquet"}), probe_extras, GPU)
-
-
 ASSETS = (
-    *(_probe_info(name) for name in METHODS if name != "zero_shot"),
-    *(_prediction_info(name) for name in methods.METHODS),
-    AssetInfo(
-        "metrics", "Per method: retrieval, verification, grounding, tokens, with 95 % intervals.", extras=metrics_extras
-    ),
-    AssetInfo(
-        "refinement_curves",
-        "Metrics by the number of turns and of soft tokens allowed, with 95 % intervals.",
-        frozenset({"parquet", "matplotlib"}),
-        curves_extras,
-    ),
-    AssetInfo(
-        "report", "Markdown with plots, the published numbers beside ours.", frozenset({"markdown"}), report_extras
-    ),
+    AssetInfo("verification_probe", frozenset({"pytorch", "parquet"}), probe_extras, GPU),
+    AssetInfo("predictions", frozenset({"pytorch", "parquet"}), prediction_extras, GPU),
+    AssetInfo("metrics", extras=metrics_extras),
+    AssetInfo("refinement_curves", frozenset({"parquet", "matplotlib"}), curves_extras),
+    AssetInfo("report", frozenset({"markdown"}), report_extras),
 )

@@ -16,12 +16,4 @@ def frames_extras(view: View, asset: str) -> dict[str, Any]:
     return {"frames": picture(png, "frames of the first videos")}
 
 
-ASSETS = (
-    AssetInfo(
-        "frame_tensors",
-        "One uint8 array [T, H, W, 3] a video, sampled evenly, with the source time of each frame.",
-        frozenset({"numpy", "ffmpeg"}),
-        frames_extras,
-        DECODE,
-    ),
-)
+ASSETS = (AssetInfo("frame_tensors", frozenset({"numpy", "ffmpeg"}), frames_extras, DECODE),)

@@ -20,12 +20,6 @@ def ranking_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 ASSETS = (
-    AssetInfo("video_index", "One FAISS index a split, with its ids.", frozenset({"faiss"})),
-    AssetInfo(
-        "first_ranking",
-        "Per query: the rank of the right video, and the first ids with their scores.",
-        frozenset({"faiss", "parquet"}),
-        ranking_extras,
-    ),
-    AssetInfo("hard_negatives", "Per train query: the wrong videos that rank highest."),
+    AssetInfo("video_index", frozenset({"faiss"})),
+    AssetInfo("first_ranking", frozenset({"faiss", "parquet"}), ranking_extras),
 )

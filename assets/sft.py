@@ -39,23 +39,8 @@ _COSTS = {
 
 
 ASSETS = (
-    AssetInfo(
-        "top1_pool", "Train queries whose first video is right, and as many whose first is wrong.", extras=label_extras
-    ),
-    AssetInfo(
-        "reasoning_traces",
-        "What the teacher wrote about the shown video; unusable ones are failed rows.",
-        extras=trace_extras,
-    ),
-    AssetInfo(
-        "sft_examples",
-        "The rows of stage 1, also in the published JSON form.",
-        frozenset({"parquet", "json"}),
-        label_extras,
-    ),
-    AssetInfo(
-        "hard_refine_examples",
-        "The rows of hard query refinement: a mismatch ends with a new query in plain words.",
-        extras=label_extras,
-    ),
+    AssetInfo("top1_pool", extras=label_extras),
+    AssetInfo("reasoning_traces", extras=trace_extras),
+    AssetInfo("sft_examples", frozenset({"parquet", "json"}), label_extras),
+    AssetInfo("hard_refine_examples", extras=label_extras),
 )

@@ -5,11 +5,6 @@ from __future__ import annotations
 from assets._factory import DECODE, AssetInfo
 
 ASSETS = (
-    AssetInfo("annotation_files", "One row an annotation file, with the digest of its content.", frozenset({"json"})),
-    AssetInfo(
-        "raw_videos",
-        "One row a video file, with its digest; the toy videos are rendered here.",
-        frozenset({"ffmpeg"}),
-        pool=DECODE,
-    ),
+    AssetInfo("annotation_files", frozenset({"json"})),
+    AssetInfo("raw_videos", frozenset({"ffmpeg"}), pool=DECODE),
 )

@@ -49,7 +49,7 @@ class HandleIOManager(dg.IOManager):
     def _problem(self, handle: Handle) -> str:
         """What is on disk and not as the record says; empty when all is."""
         stage = self.stages[handle.asset]
-        table = self.lake.table(handle.asset, handle.dataset, stage.key, stage.columns)
+        table = self.lake.table(handle.asset, handle.dataset, stage.key, stage.dtypes)
         return claim_problem(handle, table)
 
 

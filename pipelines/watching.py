@@ -33,7 +33,7 @@ def observations(view: View) -> Iterator[dg.AssetObservation]:
             yield dg.AssetObservation(
                 dg.AssetKey(stage.watches),
                 partition=view.entry.name,
-                tags={"dagster/data_version": stage.wanted_version(view)},
+                tags={"dagster/data_version": stage.observe(view)},
             )
 
 

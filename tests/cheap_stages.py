@@ -1,12 +1,13 @@
 """The whole graph with the work of models replaced by hashes of what the models would read.
 
-Only `process` (or `make`, for models) is replaced: what rows are wanted, their versions, and all stages without a
+Only `make` (or `make_own`, for models) is replaced: what rows are wanted, their versions, and all stages without a
 model are the real ones. A hash covers the upstream rows' content and never their versions, so a row that should have
 been made again and was not differs from one made from scratch.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -20,21 +21,19 @@ import polars as pl
 
 from vsr1_core.rows.files import digest_file, write_json
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.base_models import BaseModels
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
 from vsr1_core.stages.graph import all_stages, in_order
 from vsr1_core.stages.loading import one_row
-from vsr1_core.stages.methods import METHODS
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage
 from vsr1_core.stages.moments import IS_TRAIN, same_text_videos
 from vsr1_core.stages.predictions import Predictions
-from vsr1_core.stages.probes import VerificationProbe, probe_row, probes_of
+from vsr1_core.stages.probes import VerificationProbe, probe_row
 from vsr1_core.stages.reporting import Report
 from vsr1_core.stages.trained import TrainedStage
 
 DIM = 8
-TRAINING_ROWS = ("sft_examples", "hard_refine_examples", "grpo_prompts")
 
 
 def digest(*values: Any) -> str:
@@ -61,19 +60,19 @@ def model_digest(view: View, asset: str, row_id: str) -> str:
 
 
 class CheapQueries(QueryEmbeddings):
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         embedder = model_digest(view, "base_models", "embedder")
-        rows = {r["query_id"]: r for r in view.rows("moments").to_dicts()}
-        for row in (rows[i] for i in ids):
-            vector = unit_vector(f"{embedder} {row['query']}").tolist()
-            yield {k: row[k] for k in ("query_id", "split", "video_id")} | {"vector": vector}
+        queries = dict(view.rows("moments", ["query_id", "query"]).iter_rows())
+        for query_id, row in rows.items():
+            vector = unit_vector(f"{embedder} {queries[query_id]}").tolist()
+            yield {"query_id": query_id, **row.known, "vector": vector}
 
 
 class CheapVideos(VideoEmbeddings):
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         embedder = model_digest(view, "base_models", "embedder")
         splits = dict(view.rows("frame_tensors", ["video_id", "splits"]).iter_rows())
-        for video_id, frames in frames_digests(view, ids).items():
+        for video_id, frames in frames_digests(view, list(rows)).items():
             vector = unit_vector(f"{embedder} {frames}").tolist()
             yield {"video_id": video_id, "splits": splits[video_id], "vector": vector}
 
@@ -86,37 +85,30 @@ class CheapModels(ModelStage):
     ) -> dict[str, Any]:
         folder = self.folder(view, row_id)
         write_json(folder / "model.json", {"content": content})
-        row = {
-            "path": str(folder),
-            "digest": content,
-            "record": "{}",
-            "curve": [],
-            "parent": parent,
-            "options": options,
-        }
-        return {self.key: row_id, **row}
+        row = {"path": str(folder), "digest": content, "record": "{}", "curve": [], "parent": parent}
+        return {self.key: row_id, **row, "options": options}
 
 
 class CheapBaseModels(CheapModels, BaseModels):
-    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         read = ("video_id", "start_s", "end_s", "plain_query", "query")
         captions = sorted(view.rows("moments").filter(IS_TRAIN).select(read).rows())
         videos = view.rows("frame_tensors").filter(IN_TRAIN)["video_id"].to_list()
         models = view.config.models
         content = [captions, sorted(frames_digests(view, videos).items()), str(models.tiny)]
         options = {"embedder": None, "policy": asdict(models.options)}
-        yield from (self.model_row(view, i, digest(*content, i, options[i]), options[i]) for i in ids)
+        yield from (self.model_row(view, i, digest(*content, i, options[i]), options[i]) for i in rows)
 
 
 class CheapTraining(CheapModels, TrainedStage):
-    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        data = next(name for name in self.upstream if name in TRAINING_ROWS)
+    def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        data = self.trained.examples
         columns = ["query_id", *view.stages[data].columns]
         examples = view.rows(data, columns).sort("query_id").rows()
         never = same_text_videos(view)
         corpus = view.rows("video_embeddings", ["video_id", "splits", "vector"]).filter(IN_TRAIN).sort("video_id")
         videos = corpus["video_id"].to_list()
-        parent = model_digest(view, *self.parent)
+        parent = model_digest(view, *self.trained.parent)
         content = digest(
             parent,
             model_digest(view, "base_models", "embedder"),
@@ -126,22 +118,21 @@ class CheapTraining(CheapModels, TrainedStage):
             sorted(frames_digests(view, videos).items()),
             str(self.recipe(view.config)),
         )
-        options = self.made_with(one_row(view, *self.parent)["options"])
-        yield from (self.model_row(view, row_id, digest(content, options), options, parent) for row_id in ids)
+        options = self.made_with(one_row(view, *self.trained.parent)["options"])
+        yield from (self.model_row(view, row_id, digest(content, options), options, parent) for row_id in rows)
 
 
 class CheapPredictions(Predictions):
     """Answers with the video nearest to a vector that query and models decide; every second one is matched."""
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import read_index
 
-        how = METHODS[self.method]
-        checkpoint = model_digest(view, how.asset, how.row_id)
+        checkpoint = model_digest(view, self.method.model, self.method.row_id)
         embedder = model_digest(view, "base_models", "embedder")
         indexes = {s: read_index(Path(p)) for s, p in view.rows("video_index", ["split", "path"]).iter_rows()}
         moments = {r["query_id"]: r for r in view.rows("moments").to_dicts()}
-        for moment in (moments[i] for i in ids):
+        for moment in (moments[i] for i in rows):
             index = indexes.get(moment["split"])
             if index is None:
                 yield {"query_id": moment["query_id"], "error": "no index"}
@@ -180,11 +171,10 @@ class CheapPredictions(Predictions):
 
 
 class CheapProbes(VerificationProbe):
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        how, probes = METHODS[self.method], probes_of(view)
-        checkpoint = model_digest(view, how.asset, how.row_id)
-        frames = frames_digests(view, [probes[i]["shown_video_id"] for i in ids])
-        for probe in (probes[i] for i in ids):
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        checkpoint = model_digest(view, self.method.model, self.method.row_id)
+        frames = frames_digests(view, [row.facts["shown_video_id"] for row in rows.values()])
+        for probe in (row.facts for row in rows.values()):
             verdict = digest(checkpoint, probe["query"], frames[probe["shown_video_id"]])
             yield probe_row(probe, _Asked(verdict))  # type: ignore[arg-type]
 
@@ -202,11 +192,11 @@ class _Asked:
 class CheapReport(Report):
     """One text file with the metrics, without plots."""
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        for split in ids:
-            rows = view.rows("metrics", ["metric_id", "value"]).sort("metric_id").rows()
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        for split in rows:
+            metrics = view.rows("metrics", ["metric_id", "value"]).sort("metric_id").rows()
             path = view.files("report").absolute() / split / "report.md"
-            write_json(path, {"metrics": digest(rows)})
+            write_json(path, {"metrics": digest(metrics)})
             yield {"split": split, "path": str(path)}
 
 
@@ -226,7 +216,9 @@ def cheap(stage: Stage) -> Stage:
     for base, replacement in _CHEAP.items():
         if isinstance(stage, base):
             bases = (replacement,) if type(stage) is base else (replacement, type(stage))
-            return type(f"Cheap{type(stage).__name__}", bases, {})()
+            made = copy.copy(stage)
+            made.__class__ = type(f"Cheap{type(stage).__name__}", bases, {})
+            return made
     return stage
 
 
@@ -238,7 +230,8 @@ def cheap_main_stages() -> dict[str, Stage]:
     """Without what differs from others in nothing but the checkpoint it names: ablations and hard refinement."""
     listed = {name: stage for name, stage in cheap_stages().items() if not _LEFT_OUT.search(name)}
     for stage in listed.values():
-        stage.upstream = tuple(name for name in stage.upstream if name in listed)  # type: ignore[misc]
+        kept = tuple(name for name in stage.upstream if name in listed)
+        stage.__class__ = type(type(stage).__name__, (type(stage),), {"upstream": kept})
     return listed
 
 

@@ -10,12 +10,11 @@ import sys
 
 import dagster as dg
 
-from pipelines import automation, checks, definitions, watching
+from pipelines import automation, definitions, watching
 from pipelines.instance import open_instance
 from pipelines.resources import WorkplaceResource, read_settings
-from tests.fakes import VERSIONS, fake_stages
-from vsr1_core.recipes import STAGE_VERSIONS
-from vsr1_core.stages.base import Stage, View
+from tests.fakes import Numbers, fake_stages
+from vsr1_core.stages.base import Check, Stage, View
 
 UNLUCKY = 13
 
@@ -29,8 +28,7 @@ def unlucky(view: View, asset: str) -> str:
     return f"{UNLUCKY} is unlucky" if UNLUCKY in view.rows(asset, ["value"])["value"].to_list() else ""
 
 
-STAGE_VERSIONS.update(VERSIONS)
-checks.SPECIAL["numbers"] = (checks.Check("is_lucky", f"No {UNLUCKY}.", unlucky),)
+Numbers.checks = (Check("is_lucky", f"No {UNLUCKY}.", unlucky),)
 automation.SECONDS_BETWEEN_TICKS = watching.SECONDS_BETWEEN_TICKS = 1
 definitions.executor = lambda: dg.in_process_executor
 _settings = read_settings()

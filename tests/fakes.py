@@ -6,17 +6,14 @@ results of `squares`, so it cannot be planned before they are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from vsr1_core.recipes import STAGE_VERSIONS
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Row, Stage, View
-
-VERSIONS = {"numbers": 1, "squares": 1, "total": 1}
+from vsr1_core.stages.columns import integer
+from vsr1_core.stages.reads import every, same
 
 
 def numbers_path(view: View) -> Path:
@@ -33,33 +30,37 @@ class Numbers(Stage):
     """One row a line of numbers.txt."""
 
     name, key, group, watches = "numbers", "number_id", "sources", "numbers_on_disk"
-    columns = {"value": pl.Int64}
+    says = "One row per line of numbers.txt."
+    key_says = "Name of the number."
+    columns = {"value": integer("The number.")}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         path = numbers_path(view)
         if not path.exists():
             return {}
         lines = [line.split() for line in path.read_text().splitlines()]
         return {name: Row({"line": fingerprint(value)}, {"value": int(value)}) for name, value in lines}
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        wanted = self.wanted(view)
-        for number_id in ids:
-            yield {"number_id": number_id, **wanted[number_id].known}
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        for number_id, row in rows.items():
+            yield {"number_id": number_id, **row.known}
 
 
 class Squares(Stage):
     """One row a number; negative ones fail."""
 
-    name, key, group, upstream = "squares", "number_id", "corpus", ("numbers",)
-    columns = {"square": pl.Int64}
+    name, key, group = "squares", "number_id", "corpus"
+    says = "One row per number; negative ones fail."
+    key_says = "Name of the number."
+    reads = {"numbers": same("numbers")}
+    columns = {"square": integer("Its square.")}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         return {number_id: Row({"numbers": version}) for number_id, version in view.versions("numbers").items()}
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         values = dict(view.rows("numbers", ["number_id", "value"]).iter_rows())
-        for number_id in ids:
+        for number_id in rows:
             if values[number_id] < 0:
                 yield {"number_id": number_id, "error": f"{values[number_id]} is negative; use a positive number"}
             else:
@@ -69,10 +70,13 @@ class Squares(Stage):
 class Total(Stage):
     """One row a parity: the sum of its squares."""
 
-    name, key, group, upstream = "total", "parity", "retrieval", ("squares",)
-    columns = {"sum": pl.Int64}
+    name, key, group = "total", "parity", "retrieval"
+    says = "One row per parity: the sum of its squares."
+    key_says = "`even` or `odd`."
+    reads = {"squares": every("squares")}
+    columns = {"sum": integer("The sum.")}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         squares = view.results("squares", ["square"])["square"]
         return {
             parity: Row({"squares": fingerprint(sorted(squares.filter(squares % 2 == rest).to_list()))})
@@ -80,17 +84,11 @@ class Total(Stage):
             if (squares % 2 == rest).any()
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         squares = view.rows("squares", ["square"])["square"]
-        for parity in ids:
+        for parity in rows:
             yield {"parity": parity, "sum": int(squares.filter(squares % 2 == ("even", "odd").index(parity)).sum())}
 
 
 def fake_stages() -> dict[str, Stage]:
     return {stage.name: stage for stage in (Numbers(), Squares(), Total())}
-
-
-def register_versions(monkeypatch: Any) -> None:
-    """Give the fake stages a version for the length of a test."""
-    for name, version in VERSIONS.items():
-        monkeypatch.setitem(STAGE_VERSIONS, name, version)

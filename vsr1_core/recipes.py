@@ -1,4 +1,4 @@
-"""What decides a result: one frozen recipe a stage, the stage versions, and their fingerprints.
+"""What decides a result: one frozen recipe per stage.
 
 A value belongs here when changing it changes a row. Batch sizes, devices and worker counts do not
 (see `vsr1_core.stages.base.Execution`). No torch here: plans are made without it.
@@ -11,36 +11,6 @@ from typing import Any, Literal, TypeVar
 
 Refine = Literal["none", "soft", "text"]
 """How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
-
-# Bumped by hand, in the commit that changes what a stage's rows mean.
-STAGE_VERSIONS: dict[str, int] = {
-    "annotation_files": 2,
-    "raw_videos": 1,
-    "videos": 1,
-    "moments": 1,
-    "frame_tensors": 1,
-    "base_models": 4,
-    "query_embeddings": 1,
-    "video_embeddings": 1,
-    "video_index": 1,
-    "first_ranking": 1,
-    "hard_negatives": 1,
-    "top1_pool": 1,
-    "reasoning_traces": 3,
-    "sft_examples": 1,
-    "hard_refine_examples": 1,
-    "grpo_prompts": 1,
-    "fine_tuned_checkpoint": 2,
-    "hard_refine_checkpoint": 2,
-    "sft_checkpoint": 3,
-    "drop_above_positive_checkpoint": 3,
-    "grpo_checkpoint": 4,
-    "predictions": 6,
-    "verification_probe": 2,
-    "metrics": 4,
-    "refinement_curves": 1,
-    "report": 2,
-}
 
 
 @dataclass(frozen=True)
@@ -291,7 +261,7 @@ class EvalRecipe:
     """The episode loop and what is reported (METHOD 2, 8, 9)."""
 
     methods: tuple[str, ...] = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
-    """Names in `stages.methods.METHODS`. Only these are searched with, and baselines trained only for these."""
+    """Names in `stages.methods.ALL`. Only these are searched with, and baselines trained only for these."""
     splits: tuple[str, ...] = ("test",)
     num_turns: int = 3
     max_new_tokens: int = 256

@@ -24,8 +24,7 @@ from assets._metadata import (
     with_pictures,
 )
 from assets.evaluation import metrics_table
-from tests.fakes import Numbers, fake_stages, register_versions, write_numbers
-from vsr1_core.recipes import STAGE_VERSIONS
+from tests.fakes import Numbers, fake_stages, write_numbers
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import open_view
@@ -33,7 +32,6 @@ from vsr1_core.stages.graph import open_view
 
 @pytest.fixture
 def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> View:
-    register_versions(monkeypatch)
     write_numbers(tmp_path, "toy", {"a": 1, "b": -2})
     return open_view(tmp_path, "toy", fake_stages())
 
@@ -126,7 +124,7 @@ def test_metadata_counts_are_those_of_the_plan(view: View) -> None:
 
 def test_code_versions_follow_the_stage_version(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_version(Numbers())
-    monkeypatch.setitem(STAGE_VERSIONS, "numbers", 2)
+    monkeypatch.setattr(Numbers, "version", 2)
     assert code_version(Numbers()) != before
 
 

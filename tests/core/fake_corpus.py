@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,19 @@ FRAME_TIMES_S = (0.5, 2.5, 4.5, 6.5, 8.5, 9.5)
 class Given(Stage):
     """A real table whose rows are given by the test. What the real stage knows before its work, this one knows."""
 
-    upstream = ()
-
-    def __init__(self, real: type[Stage], rows: list[dict[str, Any]]) -> None:
-        self.name, self.key, self.group, self.columns = real.name, real.key, real.group, real.columns  # type: ignore[misc]
+    def __init__(self, real: Stage, rows: list[dict[str, Any]]) -> None:
+        self.name, self.key, self.group, self.columns, self.says = (
+            *(real.name, real.key, real.group),
+            *(real.columns, real.says),
+        )
         self.given = {row[self.key]: row for row in rows}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         plain = {i: {k: v for k, v in row.items() if k not in (self.key, "vector")} for i, row in self.given.items()}
         return {i: Row({"content": fingerprint(row)}, plain[i]) for i, row in self.given.items()}
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        return (self.given[i] for i in ids)
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        return (self.given[i] for i in rows)
 
 
 @dataclass
@@ -60,7 +61,7 @@ class FakeCorpus:
     @property
     def stages(self) -> dict[str, Stage]:
         queries = [
-            {k: m[k] for k in ("query_id", "split", "video_id")} | {"vector": m["vector"].tolist()}
+            {k: m[k] for k in ("query_id", "split")} | {"gt_video_id": m["video_id"], "vector": m["vector"].tolist()}
             for m in self.moments
         ]
         videos = [
@@ -73,11 +74,11 @@ class FakeCorpus:
             for v in self.vectors
         ]  # fmt: skip
         given = [
-            Given(frames.FrameTensors, pictures),
-            Given(corpus.Moments, moments),
-            Given(embeddings.QueryEmbeddings, queries),
-            Given(embeddings.VideoEmbeddings, videos),
-            Given(base_models.BaseModels, self.models),
+            Given(frames.FrameTensors(), pictures),
+            Given(corpus.Moments(), moments),
+            Given(embeddings.QueryEmbeddings(), queries),
+            Given(embeddings.VideoEmbeddings(), videos),
+            Given(base_models.BaseModels(), self.models),
         ]
         return in_order([*given, *(stage() for stage in STAGES)])
 
@@ -111,7 +112,7 @@ class FakeCorpus:
             self.stages[name].build(self.view, Execution())
 
     def build(self, *assets: str) -> dict[str, Outcome]:
-        names = assets or [stage.name for stage in STAGES]
+        names = assets or [make().name for make in STAGES]
         return {name: self.stages[name].build(self.view, Execution()) for name in names}
 
     def plan(self, *assets: str) -> dict[str, int | str]:

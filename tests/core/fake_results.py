@@ -14,6 +14,7 @@ from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import predictions, probes
 from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.columns import Column, dtypes
 from vsr1_core.stages.model_folders import OPTIONS
 from vsr1_core.stages.reporting import CHECKPOINTS, Metrics, RefinementCurves, Report
 
@@ -135,8 +136,8 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
     }
 
 
-PREDICTION_COLUMNS = dict(predictions.Predictions.columns)
-PROBE_COLUMNS = dict(probes.VerificationProbe.columns)
+PREDICTION_COLUMNS = dtypes(predictions.Predictions.columns)
+PROBE_COLUMNS = dtypes(probes.VerificationProbe.columns)
 PROBED = [method for method in STRENGTHS if method != "zero_shot"]
 MOMENT_COLUMNS: dict[str, Any] = {
     "split": pl.String,
@@ -180,13 +181,15 @@ OPTIONS_OF_ALL = asdict(MethodOptions())
 def table_stage(name: str, key: str, columns: dict[str, Any]) -> Stage:
     """A stage that is only a table: it wants what is committed."""
 
-    def wanted(self: Stage, view: View) -> dict[str, Row]:
+    def plan(self: Stage, view: View) -> dict[str, Row]:
         return {row_id: Row({}) for row_id in view.table(name).rows([key])[key]}
 
-    def process(self: Stage, view: View, ids: Any, execution: Any) -> Any:
+    def make(self: Stage, view: View, rows: Any, run: Any) -> Any:
         raise AssertionError(f"{name} is never built here")
 
-    body = {"name": name, "key": key, "group": "fake", "columns": columns, "wanted": wanted, "process": process}
+    described = {column: Column(dtype, "given") for column, dtype in columns.items()}
+    body = {"name": name, "key": key, "group": "evaluation", "says": "A table that the test gives."}
+    body |= {"columns": described, "plan": plan, "make": make}
     stage: Stage = type(f"Fake_{name}", (Stage,), body)()
     return stage
 

@@ -72,7 +72,7 @@ def test_a_chain_of_borrowing_is_built_with_the_models_at_its_end(tmp_path: Path
     for asset in ("base_models", "sft_checkpoint", "grpo_checkpoint"):
         columns = ["path", "digest", "options"]
         assert view.rows(asset)[columns].rows() == owner.rows(asset)[columns].rows()
-        assert set(view.rows(asset)["source"]) == {"lent by small"}
+        assert set(view.rows(asset)["source"]) == {"borrowed from small"}
     before = stamp(view)
     assert stamp(open_view(tmp_path, "last", cheap_stages())) == before
     save_entry(tmp_path, replace(world.entry, seed=3))

@@ -104,7 +104,7 @@ def test_a_known_file_is_not_read_again(clips: Corpus, monkeypatch: pytest.Monke
         raise AssertionError(f"{path} was read")
 
     monkeypatch.setattr(corpus, "digest_file", refuse)
-    assert corpus.RawVideos().plan(clips.view()).counts()["unchanged"] == 3
+    assert corpus.RawVideos().due(clips.view()).counts()["unchanged"] == 3
 
 
 def test_a_changed_video_is_the_only_one_decoded_again(clips: Corpus) -> None:

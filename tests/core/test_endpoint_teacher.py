@@ -259,12 +259,12 @@ def test_a_changed_video_redoes_its_traces_only_where_a_model_looks_at_it(tmp_pa
     video_id = shown.most_common(1)[0][0]
     for config, num_due in ((CONFIG, shown[video_id]), (dataclasses.replace(CONFIG, teacher=TeacherRecipe()), 0)):
         corpus.config = config
-        before = corpus.stages["reasoning_traces"].plan(corpus.view)
+        before = corpus.stages["reasoning_traces"].due(corpus.view)
         corpus.contents = {video_id: f"redrawn for {config.teacher.kind}"}
         corpus.write()
-        after = corpus.stages["reasoning_traces"].plan(corpus.view)
+        after = corpus.stages["reasoning_traces"].due(corpus.view)
         assert len(before.new) == len(after.new) == 24
-        inputs = [corpus.stages["reasoning_traces"].wanted(corpus.view)[i].inputs for i in sorted(after.new)]
+        inputs = [corpus.stages["reasoning_traces"].plan(corpus.view)[i].inputs for i in sorted(after.new)]
         assert sum("redrawn" in json.dumps(i) for i in inputs) == num_due
 
 

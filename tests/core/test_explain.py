@@ -11,11 +11,22 @@ import pytest
 from tests.cheap_stages import cheap_stages
 from tests.small_world import SmallWorld, build, clip, fill
 from vsr1_core.configurations import NANO
-from vsr1_core.home.explain import NO_ROWS, ExplainedRow, explain, origin_of
+from vsr1_core.home.explain import NO_ROWS, ExplainedRow, explain
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.stages.base import View
 
-FROM_OUTSIDE = {"content", "path", "clash", "model", "lent", "imported", "adopted", "options", "dataset", "failures"}
+FROM_OUTSIDE = {
+    "content",
+    "path",
+    "clash",
+    "model",
+    "borrowed",
+    "imported",
+    "adopted",
+    "options",
+    "dataset",
+    "failures",
+}
 CONFIG = dataclasses.replace(NANO, evaluation=dataclasses.replace(NANO.evaluation, num_resamples=2))
 
 
@@ -47,11 +58,11 @@ def test_every_input_of_every_row_leads_to_rows_that_are_there(world: SmallWorld
     tables = view(world)
     for name, stage in tables.stages.items():
         above = _all_upstream(tables, name)
-        for row_id, row in stage.wanted_rows(tables).items():
+        for row_id, row in stage.planned_rows(tables).items():
             for item in set(row.inputs) - set(NO_ROWS) - FROM_OUTSIDE:
-                origin = origin_of(stage, item)
-                assert origin is not None, f"vsr1_core.home.explain does not say where {item!r} of {name} comes from"
-                found = origin(tables, row_id, row)
+                read = stage.reads.get(item)
+                assert read is not None, f"{name} does not say in `reads` where its input {item!r} comes from"
+                found = read.rows(tables, row_id, row)
                 assert any(ids for _, ids in found) != (row.inputs[item] in ("none", "missing")), (name, row_id, item)
                 for asset, ids in found:
                     key = tables.stages[asset].key

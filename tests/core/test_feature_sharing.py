@@ -21,6 +21,7 @@ from vsr1_core.recipes import SFTRecipe
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.loading import embedder_of, frame_store, layouts_of, policy_of, query_vectors
+from vsr1_core.stages.methods import TRAINED
 from vsr1_core.stages.trained import SFTCheckpoint
 
 BASE = ("annotation_files", "raw_videos", "videos", "moments", "frame_tensors", "base_models")
@@ -177,7 +178,7 @@ def test_stage_1_trains_the_tower_where_it_is_asked_to(home: Path, monkeypatch: 
     monkeypatch.setattr(SFTCheckpoint, "recipe", lambda *_: recipe)
     policy = policy_of(view, Execution(), "base_models", "policy")
     before = policy.model.model.visual.patch_embed.proj.weight.clone()
-    SFTCheckpoint().train(view, policy, Execution())
+    SFTCheckpoint(TRAINED["sft_checkpoint"]).train(view, policy, Execution())
     assert not torch.equal(policy.model.model.visual.patch_embed.proj.weight, before)
     assert not list((home / "lake" / "cache").rglob("vision_features/*"))
 

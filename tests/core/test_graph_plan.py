@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import Numbers, Squares, Total, fake_stages, register_versions, write_numbers
+from tests.fakes import Numbers, Squares, Total, fake_stages, write_numbers
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import StagePlan, in_order, open_view, plan_graph
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    register_versions(monkeypatch)
     write_numbers(tmp_path, "toy", {"a": 1, "b": 2, "c": -3})
     return tmp_path
 

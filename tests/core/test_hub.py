@@ -19,10 +19,9 @@ from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 from vsr1_core.home.hub.tables import export_tables
 from vsr1_core.models.checkpoints import digest_weights, load_policy, save_embedder, save_policy
-from vsr1_core.stages import base_models, corpus, reporting, trained
+from vsr1_core.stages import base_models, corpus, methods, predictions, reporting, trained
 from vsr1_core.stages.base import Execution, Stage, View
 from vsr1_core.stages.graph import in_order
-from vsr1_core.stages.predictions import PREDICTIONS
 
 EMBEDDER = "Qwen/Qwen3-VL-Embedding-2B"
 
@@ -52,23 +51,24 @@ class Home:
     def __init__(self, folder: Path, embedder: Path, source: str | None = None) -> None:
         self.corpus: FakeCorpus = shape_corpus(folder, 4)
         self.given: list[Stage] = [
-            Given(base_models.BaseModels, [given_model("embedder", embedder, source), given_model("policy", embedder)]),
-            Given(reporting.Metrics, [metric("sqr_sft", "vcmr_0.5", 0.25), metric("fine_tuned", "vcmr_0.5", 0.5),
+            Given(base_models.BaseModels(),
+                  [given_model("embedder", embedder, source), given_model("policy", embedder)]),
+            Given(reporting.Metrics(), [metric("sqr_sft", "vcmr_0.5", 0.25), metric("fine_tuned", "vcmr_0.5", 0.5),
                                       metric("sqr_sft", "matched_recall", None)]),
-            Given(corpus.AnnotationFiles, [{"file_id": "a_test.jsonl", "digest": "d1d1"}]),
-            *(Given(stage, [self._prediction(stage)]) for stage in PREDICTIONS),
+            Given(corpus.AnnotationFiles(), [{"file_id": "a_test.jsonl", "digest": "d1d1"}]),
+            *(Given(make(), [self._prediction()]) for make in predictions.STAGES),
         ]  # fmt: skip
         for stage in self.given:
             stage.build(self.view, Execution())
 
     @staticmethod
-    def _prediction(stage: type[Stage]) -> dict[str, Any]:
+    def _prediction() -> dict[str, Any]:
         turns = [{"turn": 1, "video_id": "test_00", "score": 0.5, "text": "<think> x </think>"}]
         return {"query_id": "test_00_0_fig", "split": "test", "query": "q", "rank": 1, "turns": turns}
 
     @property
     def view(self) -> View:
-        made = [trained.SFTCheckpoint(), trained.GRPOCheckpoint()]
+        made = [trained.trained_stage(methods.TRAINED[name]) for name in ("sft_checkpoint", "grpo_checkpoint")]
         stages = in_order([*self.corpus.stages.values(), *self.given, *made])
         return View(self.corpus.view.lake, DatasetEntry("toy", "toy"), self.corpus.config, stages)
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_from_elsewhere_stands_for_a_training_until_its_record_is_g
     assert row["digest"] == digest_weights(models["policy"])
     assert home.build("sft_checkpoint").num_processed == 0
     record.unlink()
-    assert home.view.stages["sft_checkpoint"].plan(home.view).stale == ("sft_checkpoint",)
+    assert home.view.stages["sft_checkpoint"].due(home.view).stale == ("sft_checkpoint",)
 
 
 def test_a_pushed_checkpoint_loads_again_by_its_path_and_says_how_it_was_made(
@@ -207,10 +207,10 @@ def test_datasets_opens_what_is_exported(home: Home, tmp_path: Path) -> None:
     sft = opened("sft_examples", "train")[0]
     assert [m["role"] for m in sft["messages"]] == ["system", "user", "assistant"]
     assert sft["meta"]["gold_label"] in ("pos", "neg")
-    methods = [stage.method for stage in PREDICTIONS]
-    predictions = opened("predictions", "test")
-    assert sorted(predictions["method"]) == sorted(methods)
-    assert predictions[0]["turns"][0]["text"] == "<think> x </think>"
+    searched = list(methods.ALL)
+    answers = opened("predictions", "test")
+    assert sorted(answers["method"]) == sorted(searched)
+    assert answers[0]["turns"][0]["text"] == "<think> x </think>"
     with pytest.raises(FileExistsError, match="not empty"):
         export_tables(home.view, folder)
     with pytest.raises(ValueError, match="no table videos to export"):

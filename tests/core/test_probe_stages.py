@@ -13,13 +13,12 @@ from vsr1_core.models.decoding import Decoded
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import Verification
-from vsr1_core.stages import base_models, frames, loading, probes, trained
+from vsr1_core.stages import loading
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
-from vsr1_core.stages.graph import in_order, plan_graph
+from vsr1_core.stages.graph import all_stages, in_order, plan_graph
 
 ASSET = "verification_probe.sqr_sft"
-PROBE = {stage.name: stage for stage in probes.PROBES}[ASSET]
-REAL = {stage.name: stage for stage in (*frames.STAGES, *base_models.STAGES, *trained.STAGES)}
+REAL = all_stages()
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def view_of(corpus: FakeCorpus, checkpoint: str = "one", **contents: str) -> Vie
         Given(REAL["base_models"], [{"model_id": "policy", "path": "p"}]),
         Given(REAL["sft_checkpoint"], [{"checkpoint": "sft_checkpoint", "path": "p", "digest": checkpoint}]),
     ]
-    view = replace(corpus.view, stages=in_order([*corpus.stages.values(), *given, PROBE()]))
+    view = replace(corpus.view, stages=in_order([*corpus.stages.values(), *given, REAL[ASSET]]))
     for stage in given:
         stage.build(view, Execution())
     return view
@@ -168,4 +167,4 @@ def test_the_wrong_video_waits_for_the_ranking(corpus):
     assert found[ASSET].plan is None
     assert found[ASSET].waits_for == "first_ranking"
     with pytest.raises(NotYetKnown):
-        stage(view).wanted(replace(view, unsettled={"first_ranking"}))
+        stage(view).plan(replace(view, unsettled={"first_ranking"}))

@@ -166,7 +166,8 @@ def test_a_policy_with_other_options_of_its_own_is_refused(built: Built, tmp_pat
     models = dataclasses.replace(built.view.config.models, policy=row["path"], options=options)
     config = dataclasses.replace(built.view.config, models=models)
     view = View(Lake(tmp_path / "lake"), built.view.entry, config, built.view.stages, home=tmp_path)
-    made = {r["model_id"]: r for r in view.stages["base_models"].process(view, ["embedder", "policy"], Execution())}
+    stage = view.stages["base_models"]
+    made = {r["model_id"]: r for r in stage.make(view, stage.plan(view), Execution())}
     assert "options=...): num_soft_tokens=4" in made["policy"]["error"]
     assert "error" not in made["embedder"]
 

@@ -22,9 +22,9 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe, SFTRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import row_version
+from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import all_stages
-from vsr1_core.stages.methods import METHODS
 
 PUBLISHED_NANO = dataclasses.replace(
     NANO, name="published-nano", models=ModelRecipe("published/policy", "published/embedder")
@@ -107,7 +107,7 @@ def unused(config: Configuration) -> dict[str, str]:
     if config.grpo.queries_per_step == 1:
         found["grpo.matched_share"] = "a step has one query"
     for part in ("fine_tuned", "hard_refine"):
-        if not any(METHODS[method].asset == f"{part}_checkpoint" for method in config.evaluation.methods):
+        if not any(methods.ALL[method].model == f"{part}_checkpoint" for method in config.evaluation.methods):
             found |= {f"{part}.{name}": "no reported method searches with it" for name in leaves(config.sft)}
     return found
 
@@ -131,7 +131,7 @@ def versions(view: View, config: Configuration, stages: tuple[str, ...] = ()) ->
     found = {}
     for name in stages or view.stages:
         stage = view.stages[name]
-        wanted = stage.wanted_inputs(view, stage.wanted_rows(view))
+        wanted = stage.inputs_of(view, stage.planned_rows(view))
         found[name] = {row_id: row_version(inputs) for row_id, inputs in wanted.items()}
     return found
 
@@ -140,7 +140,7 @@ def versions(view: View, config: Configuration, stages: tuple[str, ...] = ()) ->
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
     """A corpus of given videos, built with every method there is."""
     world = fill(SmallWorld(tmp_path_factory.mktemp("home")), num_train=9)
-    evaluation = dataclasses.replace(NANO.evaluation, methods=tuple(METHODS), num_resamples=2)
+    evaluation = dataclasses.replace(NANO.evaluation, methods=tuple(methods.ALL), num_resamples=2)
     built = world.view(cheap_stages(), dataclasses.replace(NANO, evaluation=evaluation))
     build(built)
     stages = {n: stage for n, stage in all_stages().items() if not n.startswith("predictions.") or "+" not in n}

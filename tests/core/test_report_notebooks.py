@@ -46,7 +46,7 @@ def commit_frames(home: Path, video_ids: list[str]) -> None:
         {"video_id": v, "path": str(path), "timestamps_s": [float(t) for t in range(6)], "duration_s": 6.0}
         for v in video_ids
     ]
-    columns = dict(frames.STAGES[0].columns)
+    columns = frames.FrameTensors().dtypes
     commit_rows(Lake(home / "lake"), "frame_tensors", "toy", "video_id", columns, rows)
 
 

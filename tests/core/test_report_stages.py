@@ -86,11 +86,11 @@ def test_every_method_has_its_curves_and_a_changed_answer_redoes_only_those_of_i
     expected |= {(method, "soft_tokens"): list(range(9)) for method in ("sqr_sft", "videosearch_r1")}
     assert {(method, curve): x for method, curve, x in points.iter_rows()} == expected
     change(view, "predictions.sqr_sft", "00010_fig", rank=77)
-    stale = view.stages["refinement_curves"].plan(view).stale
+    stale = view.stages["refinement_curves"].due(view).stale
     assert {row_id.split("/")[0] for row_id in stale} == {"sqr_sft"}
     assert len(stale) == view.rows("refinement_curves").filter(pl.col("method") == "sqr_sft").height
     view.stages["refinement_curves"].build(view, Execution())
-    assert view.stages["refinement_curves"].plan(view).due() == []
+    assert view.stages["refinement_curves"].due(view).due() == []
 
 
 def test_a_second_build_does_nothing(view: View) -> None:
@@ -101,7 +101,7 @@ def test_a_second_build_does_nothing(view: View) -> None:
 def test_a_changed_answer_rescores_its_method_alone(view: View) -> None:
     build(view)
     change(view, "predictions.sqr_sft", "00010_fig", rank=77)
-    plan = view.stages["metrics"].plan(view)
+    plan = view.stages["metrics"].due(view)
     assert {row_id.split("/")[0] for row_id in plan.stale} == {"sqr_sft"}
     assert build(view) == {"metrics": NUM_OF_EPISODES, "report": 1}
 
@@ -166,7 +166,7 @@ def test_training_curves_come_from_the_checkpoints(view: View, tmp_path: Path) -
 def test_scores_wait_for_predictions_that_cannot_be_planned(view: View) -> None:
     view.unsettled.add("predictions.sqr_sft")
     with pytest.raises(NotYetKnown, match="sqr_sft"):
-        view.stages["metrics"].wanted(view)
+        view.stages["metrics"].plan(view)
 
 
 def test_the_plan_of_a_changed_answer_names_what_will_run(view: View, tmp_path: Path) -> None:
@@ -175,13 +175,13 @@ def test_the_plan_of_a_changed_answer_names_what_will_run(view: View, tmp_path: 
     fresh = view_of(tmp_path)
     for name in ("moments", "predictions.sqr_sft"):  # committed tables stand for themselves here
         fresh.planned[name] = fresh.table(name).rows()
-    assert len(fresh.stages["metrics"].plan(fresh).stale) == NUM_OF_EPISODES
+    assert len(fresh.stages["metrics"].due(fresh).stale) == NUM_OF_EPISODES
 
 
 def test_moment_columns_are_those_of_the_real_stage() -> None:
     from vsr1_core.stages import corpus
 
-    assert dict(corpus.Moments.columns) == MOMENT_COLUMNS
+    assert corpus.Moments().dtypes == MOMENT_COLUMNS
 
 
 def probes(num_queries: int = 40, decision: str = "matched") -> list[dict[str, object]]:

@@ -123,7 +123,7 @@ def test_hard_negatives_are_the_best_wrong_videos_in_rank_order(corpus):
     rankings, rows = corpus.rows("first_ranking"), corpus.rows("hard_negatives")
     assert set(rows) == {m["query_id"] for m in corpus.moments if m["split"] == "train"}
     for query_id, row in rows.items():
-        expected = [v for v in rankings[query_id]["top_video_ids"] if v != rankings[query_id]["video_id"]]
+        expected = [v for v in rankings[query_id]["top_video_ids"] if v != rankings[query_id]["gt_video_id"]]
         assert row["video_ids"] == expected[:30]
         assert row["scores"] == sorted(row["scores"], reverse=True)
 
@@ -159,7 +159,7 @@ def test_splits_that_are_not_known_yet_postpone_the_plan(corpus):
     frame = view.table("video_embeddings").rows().with_columns(splits=pl.lit(None, pl.List(pl.String)))
     view.planned["video_embeddings"] = frame
     with pytest.raises(NotYetKnown, match="video_embeddings"):
-        view.stages["video_index"].wanted(view)
+        view.stages["video_index"].plan(view)
 
 
 def test_approximate_indexes_still_give_exact_ranks(tmp_path):

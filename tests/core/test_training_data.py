@@ -45,7 +45,7 @@ def test_the_pool_holds_train_queries_with_the_video_shown_first(corpus):
     for query_id, row in rows.items():
         assert query_id.startswith("train")
         assert row["shown_video_id"] == rankings[query_id]["top_video_ids"][0]
-        assert row["label"] == ("matched" if row["shown_video_id"] == row["video_id"] else "not_matched")
+        assert row["label"] == ("matched" if row["shown_video_id"] == row["gt_video_id"] else "not_matched")
     assert set(Counter(pool_of(corpus).values())) == {"matched", "not_matched"}
 
 
@@ -89,7 +89,7 @@ def test_too_few_matches_are_filled_with_right_videos_when_asked(corpus):
     rows = corpus.rows("top1_pool")
     assert Counter(pool_of(corpus).values()) == {"matched": 30, "not_matched": 10}
     assert plain.items() < pool_of(corpus).items()
-    assert all((r["shown_video_id"] == r["video_id"]) == (r["label"] == "matched") for r in rows.values())
+    assert all((r["shown_video_id"] == r["gt_video_id"]) == (r["label"] == "matched") for r in rows.values())
     assert all(r["status"] == "ok" for r in corpus.rows("sft_examples").values())
 
 
@@ -101,7 +101,7 @@ def test_a_share_of_the_mismatches_is_shown_any_wrong_video(corpus):
     corpus.build()
     rows = corpus.rows("top1_pool")
     assert Counter(r["label"] for r in rows.values()) == Counter(pool_of(corpus).values())
-    assert all((r["shown_video_id"] == r["video_id"]) == (r["label"] == "matched") for r in rows.values())
+    assert all((r["shown_video_id"] == r["gt_video_id"]) == (r["label"] == "matched") for r in rows.values())
     changed = [q for q, r in rows.items() if r["shown_video_id"] != first[q]]
     assert all(rows[q]["label"] == "not_matched" for q in changed)
     mismatches = sum(r["label"] == "not_matched" for r in rows.values())
@@ -253,7 +253,7 @@ def test_the_sft_file_has_the_published_form(corpus):
             "gold_label": "pos" if source["label"] == "matched" else "neg",
             "video_id": source["shown_video_id"],
             "top1_video_id": source["shown_video_id"],
-            "query_pos_video_id": source["video_id"],
+            "query_pos_video_id": source["gt_video_id"],
             "pair_id": f"{row['qid']}::{source['shown_video_id']}",
             "num_negs": int(source["label"] != "matched"),
         }
@@ -345,9 +345,9 @@ def test_the_pool_cannot_be_planned_before_the_first_ranking(corpus):
     with pytest.raises(NotYetKnown, match="first_ranking"):
         view = corpus.view
         view.planned["first_ranking"] = view.table("first_ranking").frame(
-            [{"query_id": "q", "status": "ok", "split": "train", "video_id": "v"}]
+            [{"query_id": "q", "status": "ok", "split": "train", "gt_video_id": "v"}]
         )
-        view.stages["top1_pool"].wanted(view)
+        view.stages["top1_pool"].plan(view)
 
 
 def test_an_endpoint_teacher_that_is_not_set_up_stops_with_what_to_configure(corpus):

@@ -56,7 +56,7 @@ def test_frames_of_videos_that_are_gone_are_listed_once_they_are_old(tmp_path: P
 
 def put_rows(lake: Lake, dataset: str, asset: str, path: Path) -> None:
     stage = all_stages()[asset]
-    table = lake.table(asset, dataset, stage.key, stage.columns)
+    table = lake.table(asset, dataset, stage.key, stage.dtypes)
     table.commit(table.frame([{stage.key: asset, "status": "ok", "row_version": "v", "path": str(path)}]), {})
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_adopted_elsewhere_is_used(tmp_path: Path, checkpoi
 
 def test_rows_of_a_build_in_progress_count(tmp_path: Path, checkpoints: Path) -> None:
     lake, stage = Lake(tmp_path / "lake"), all_stages()[ASSET]
-    table = lake.table(ASSET, "toy", stage.key, stage.columns)
+    table = lake.table(ASSET, "toy", stage.key, stage.dtypes)
     table.add_pending([{stage.key: ASSET, "path": str(checkpoints / f"{ASSET}-earlier")}])
     assert list(unused_files(lake, all_stages())) == []
 

@@ -26,6 +26,7 @@ from vsr1_core.evaluation.metrics import load_episodes, outcomes, score, values
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.methods import TRAINED
 from vsr1_core.stages.trained import GRPOCheckpoint
 
 DESIGNED = {
@@ -84,17 +85,15 @@ def test_turns_are_one_row_each_with_their_method(home: Path) -> None:
 
 
 def test_episodes_and_curves_of_a_training_are_those_of_the_dataset_that_ran_it(home: Path) -> None:
-    stage = GRPOCheckpoint()
+    stage = GRPOCheckpoint(TRAINED["grpo_checkpoint"])
     warehouse.refresh(home, {**fake_stages(), stage.name: stage})
     assert warehouse.query(home, "select * from grpo_turns").is_empty()
     turns = [{"turn": n, "video_id": f"v{n}", "text": "<think>"} for n in (1, 2)]
     episode = {"step": 5, "sample": 1, "query_id": "q", "reward_total": 0.5, "turns": turns}
     curve = [{"step": 5, "name": "loss", "value": 2.0}]
     row = {"checkpoint": stage.name, "path": "x", "curve": curve, "episodes": [episode]}
-    for dataset, source in (("toy", None), ("mine", "lent by toy")):
-        commit_rows(
-            Lake(home / "lake"), stage.name, dataset, stage.key, dict(stage.columns), [{**row, "source": source}]
-        )
+    for dataset, source in (("toy", None), ("mine", "borrowed from toy")):
+        commit_rows(Lake(home / "lake"), stage.name, dataset, stage.key, stage.dtypes, [{**row, "source": source}])
     found = warehouse.query(home, "select dataset, step, sample, query_id, turn, video_id, text from grpo_turns")
     assert found.rows() == [("toy", 5, 1, "q", 1, "v1", "<think>"), ("toy", 5, 1, "q", 2, "v2", "<think>")]
     assert warehouse.query(home, "select dataset, query_id, reward_total from grpo_episodes").rows() == [
@@ -176,7 +175,7 @@ def test_another_process_reads_whole_tables_while_commits_replace_them(home: Pat
 def test_outcomes_are_those_of_the_report(home: Path) -> None:
     moments = moments_frame(commit_results(home / "lake", "toy", num_queries=60, num_failed=2))
     table = fake_stages()["predictions.sqr_sft"]
-    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.columns).rows()
+    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.dtypes).rows()
     expected = dict(outcomes(load_episodes(moments, predictions)).iter_rows())
     found = warehouse.query(home, "select query_id, outcome, query from outcomes where method = 'sqr_sft'")
     assert dict(found.select("query_id", "outcome").iter_rows()) == expected
@@ -187,7 +186,7 @@ def test_outcomes_are_those_of_the_report(home: Path) -> None:
 def test_verifications_agree_with_the_metric(home: Path) -> None:
     moments = moments_frame(commit_results(home / "lake", "toy", num_queries=60, num_failed=0))
     table = fake_stages()["predictions.sqr_sft"]
-    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.columns).rows()
+    predictions = Lake(home / "lake").table(table.name, "toy", table.key, table.dtypes).rows()
     expected = values(score(load_episodes(moments, predictions)))["verification_accuracy"]
     asked = "select avg(is_correct::int) from verifications where method = 'sqr_sft'"
     assert warehouse.query(home, asked).item() == pytest.approx(expected)
@@ -236,7 +235,7 @@ def test_every_view_says_what_it_holds(home: Path) -> None:
 
 
 def test_every_column_says_what_it_means(tmp_path: Path) -> None:
-    """The sentences are in `vsr1_core.home.columns`."""
+    """Stages and views say them where they are declared."""
     warehouse.refresh(tmp_path)
     asked = "select table_name, column_name from duckdb_columns() where not internal and comment is null"
     assert warehouse.query(tmp_path, asked).rows() == []

@@ -9,13 +9,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines import checks
 from pipelines.automation import Outlook, Planner
-from tests.fakes import Squares, fake_stages, register_versions, write_numbers
+from tests.fakes import Numbers, Squares, fake_stages, write_numbers
 from tests.ticker import Ticker
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.recipes import STAGE_VERSIONS
-from vsr1_core.stages.base import View
+from vsr1_core.stages.base import Check, View
 
 START = {"a": 1, "b": 2, "c": 3}
 
@@ -23,7 +21,6 @@ START = {"a": 1, "b": 2, "c": 3}
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticker]:
     """Two datasets that were built once; nothing is asked for. Others were never built."""
-    register_versions(monkeypatch)
     save_entry(tmp_path, DatasetEntry("other", "toy", "", str(tmp_path / "data/other")))
     with dg.DagsterInstance.ephemeral() as instance:
         ticker = Ticker(tmp_path, instance, fake_stages)
@@ -91,7 +88,7 @@ def test_a_build_that_ends_while_the_conditions_are_evaluated_leaves_nothing_to_
 
 
 def test_a_new_stage_version_runs_its_stage_in_every_dataset(settled: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STAGE_VERSIONS, "squares", 2)
+    monkeypatch.setattr(Squares, "version", 2)
     settled.reload()
     assert settled.stale("toy") == settled.stale("other") == {"squares"}
     assert settled.tick() == {"toy": {"squares": 3}, "other": {"squares": 3}}
@@ -105,7 +102,7 @@ def test_a_failed_blocking_check_holds_its_dataset_and_no_other(
     def unlucky(view: View, asset: str) -> str:
         return "13 is unlucky" if 13 in view.rows(asset, ["value"])["value"].to_list() else ""
 
-    monkeypatch.setitem(checks.SPECIAL, "numbers", (checks.Check("is_lucky", "No 13.", unlucky),))
+    monkeypatch.setattr(Numbers, "checks", (Check("is_lucky", "No 13.", unlucky),))
     settled.reload()
     for dataset in ("toy", "other"):
         settled.build(dataset)
@@ -122,7 +119,7 @@ def test_a_failing_asset_is_tried_once_more_and_again_when_its_input_changed(
     settled: Ticker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(Squares, "process", lambda *_: 1 / 0)
+        broken.setattr(Squares, "make", lambda *_: 1 / 0)
         edit(settled, b=4)
         assert settled.tick() == {"toy": {"numbers": 1}}
         assert settled.tick() == {"toy": {}}

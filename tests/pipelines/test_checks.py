@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines.checks import not_unit_vectors, worse_metrics
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
+from vsr1_core.stages.checks import not_unit_vectors, worse_metrics
 from vsr1_core.stages.graph import all_stages
 
 

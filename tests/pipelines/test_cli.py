@@ -16,13 +16,12 @@ import pipelines.definitions
 import pipelines.resources
 import vsr1_core.stages.graph
 from pipelines.cli import app
-from tests.fakes import fake_stages, register_versions, write_numbers
+from tests.fakes import fake_stages, write_numbers
 from vsr1_core.home.warehouse_views import COMMENTS
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    register_versions(monkeypatch)
     for module in (pipelines.definitions, pipelines.resources, vsr1_core.stages.graph):
         monkeypatch.setattr(module, "all_stages", fake_stages)
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))

@@ -47,13 +47,21 @@ def _reads_environment(path: Path) -> bool:
     return any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in ast.walk(tree))
 
 
-def test_every_stage_is_described_in_the_module_of_its_group() -> None:
+def test_what_only_dagster_needs_of_a_stage_stands_in_the_module_of_its_group() -> None:
     from pipelines.definitions import GROUPS
     from vsr1_core.stages.graph import all_stages
 
-    described = {info.stage: group.__name__.removeprefix("assets.") for group in GROUPS for info in group.ASSETS}
-    found = {stage.name: stage.group for stage in all_stages().values()}
-    assert {name: described.get(name) for name in found} == found
+    listed = {info.stage: group.__name__.removeprefix("assets.") for group in GROUPS for info in group.ASSETS}
+    group_of = {stage.name.split(".")[0]: stage.group for stage in all_stages().values()}
+    assert listed == {name: group_of[name] for name in listed}
+
+
+def test_every_stage_says_what_it_is_and_what_each_column_means() -> None:
+    from vsr1_core.stages.graph import all_stages
+
+    for stage in all_stages().values():
+        assert stage.says.endswith("."), stage.name
+        assert all(stage.meaning(name) for name in (stage.key, *stage.columns)), stage.name
 
 
 def test_assets_that_run_models_or_decode_queue_in_pools_and_all_have_owners() -> None:

@@ -14,8 +14,8 @@ from assets.handle import Handle
 from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
 from pipelines.resources import Settings, WorkplaceResource
-from tests.fakes import fake_stages, register_versions, write_numbers
-from vsr1_core.stages.base import Stage
+from tests.fakes import Squares, fake_stages, write_numbers
+from vsr1_core.stages.base import Check, Stage
 from vsr1_core.stages.graph import open_view
 
 
@@ -26,7 +26,6 @@ class FakeWorkplace(WorkplaceResource):
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    register_versions(monkeypatch)
     write_numbers(tmp_path, "toy", {"a": 1, "b": 2, "c": 3})
     return tmp_path
 
@@ -107,10 +106,8 @@ def test_failed_rows_run_again_only_when_asked(home: Path, instance: dg.DagsterI
 def test_a_failed_blocking_check_stops_what_is_downstream(
     home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import checks
-
-    bad = checks.Check("never_holds", "Fails.", lambda view, asset: "because")
-    monkeypatch.setitem(checks.SPECIAL, "squares", (bad,))
+    bad = Check("never_holds", "Fails.", lambda view, asset: "because")
+    monkeypatch.setattr(Squares, "checks", (bad,))
     result = build(home, instance, raise_on_error=False)
     assert not result.success
     assert "squares" in metadata_of(result)

@@ -18,19 +18,18 @@ BUILD = """
 import sys, time
 from pathlib import Path
 import pytest
-from tests.fakes import Squares, fake_stages, register_versions
+from tests.fakes import Squares, fake_stages
 import pipelines.resources, pipelines.builds
 from pipelines.definitions import build_defs
 
 patch = pytest.MonkeyPatch()
-register_versions(patch)
 patch.setattr(pipelines.resources, "all_stages", fake_stages)
-process = Squares.process
-def slow(self, view, ids, execution):
-    for row in process(self, view, ids, execution):
+make = Squares.make
+def slow(self, view, rows, run):
+    for row in make(self, view, rows, run):
         time.sleep(0.05)
         yield row
-patch.setattr(Squares, "process", slow)
+patch.setattr(Squares, "make", slow)
 settings = pipelines.resources.Settings(Path(sys.argv[1]), "cpu")
 result = pipelines.builds.run_build(settings, "toy", defs=build_defs(settings, fake_stages()))
 assert result.success, result.problems

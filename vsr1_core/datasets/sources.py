@@ -19,13 +19,15 @@ from vsr1_core.rows.files import digest_file
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """content: its version; None where the file is missing, and `error` says what to put where."""
+    """content: its version; None where the file is missing, and `error` says what to put where. digest: of the bytes
+    that `content` stands for; empty where it stands for a recipe."""
 
     file_id: str
     path: Path
     split: str
     content: str | None
     error: str | None = None
+    digest: str = ""
 
 
 def annotation_files(entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
@@ -43,12 +45,14 @@ def annotation_files(entry: DatasetEntry, config: Configuration) -> dict[str, An
         return {}
     if not root.is_file():
         raise FileNotFoundError(f"dataset {entry.name!r} has its annotations in {root}, which is not there")
-    return {root.name: AnnotationFile(root.name, root, "", digest_file(root))}
+    digest = digest_file(root)
+    return {root.name: AnnotationFile(root.name, root, "", digest, digest=digest)}
 
 
 def _verified_file(path: Path, split: str) -> AnnotationFile:
     if path.is_file():
-        return AnnotationFile(path.name, path, split, digest_file(path))
+        digest = digest_file(path)
+        return AnnotationFile(path.name, path, split, digest, digest=digest)
     return AnnotationFile(path.name, path, split, None, verified.missing_file_error(path))
 
 

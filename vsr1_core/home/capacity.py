@@ -15,9 +15,9 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
-from vsr1_core.recipes import Configuration, EndpointRecipe, SFTRecipe
+from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
+from vsr1_core.stages import methods
 from vsr1_core.stages.base import Execution
-from vsr1_core.stages.methods import METHODS, is_used, methods_of
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig
@@ -245,15 +245,13 @@ def forecast(base: Forecast) -> Iterator[Estimate]:
     yield _features(base)
     if isinstance(base.config.teacher, EndpointRecipe):
         yield _traces(base)
-    recipes = {
-        "fine_tuned_checkpoint": base.config.fine_tuned,
-        "hard_refine_checkpoint": base.config.hard_refine,
-        "sft_checkpoint": base.config.sft,
-    }
-    for asset, recipe in recipes.items():
-        if is_used(base.config, asset) or asset == "sft_checkpoint":
-            yield _sft(base, asset, recipe)
-    yield _grpo(base)
+    for trained in methods.TRAINED.values():
+        if methods.is_made(base.config, trained):
+            recipe = trained.recipe(base.config)
+            if isinstance(recipe, SFTRecipe):
+                yield _sft(base, trained.name, recipe)
+            else:
+                yield _grpo(base, trained.name, recipe)
     if base.execution.save_steps:
         yield _training_state(base)
     yield _predictions(base)
@@ -321,10 +319,10 @@ def _training_state(base: Forecast) -> Estimate:
     return Estimate("training state", 2 * state, how="two at a time, while a training runs; none is left after it")
 
 
-def _grpo(base: Forecast) -> Estimate:
+def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     """A turn's video is read once a query in the first turn, once an episode after that; all turns are replayed by the
     policy with gradients, and by the reference without."""
-    recipe, size = base.config.grpo, base.policy
+    size = base.policy
     steps = recipe.steps or base.corpus.num_queries.get("train", 0) // recipe.queries_per_step
     episodes = recipe.queries_per_step * recipe.group_size
     replayed = episodes * recipe.num_turns
@@ -337,18 +335,18 @@ def _grpo(base: Forecast) -> Estimate:
     memory += max(base.cache_bytes(episodes), base.activation_bytes(micro, recipe.gradient_checkpointing))
     hours = steps * (base.hours(operations) + decoding / 3600)
     how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns a backward pass"
-    return Estimate("grpo_checkpoint", _checkpoint_bytes(base), memory, hours, how)
+    return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
 
 
 def _predictions(base: Forecast) -> Estimate:
     recipe, size = base.config.evaluation, base.policy
-    methods = [METHODS[name] for name in methods_of(base.config)]
-    turns = sum(recipe.num_turns if m.refine != "none" or m.exclude_rejected else 1 for m in methods)
+    searched = [methods.ALL[name] for name in methods.methods_of(base.config)]
+    turns = sum(methods.num_turns_of(method, recipe) for method in searched)
     queries = sum(base.corpus.num_queries.get(split, 0) for split in recipe.splits)
     prompts = queries * turns
     rows = base.execution.batch_size
     reading = base.hours(prompts * base.mean_tokens(recipe.splits[0]) * 2 * size.text)
     decoding = prompts / rows * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value / 3600
     memory = 2 * size.text + base.frozen_bytes + base.cache_bytes(rows)
-    how = f"{queries:,} queries, {len(methods)} methods with {turns} turns in all at most, {rows} at a time"
+    how = f"{queries:,} queries, {len(searched)} methods with {turns} turns in all at most, {rows} at a time"
     return Estimate("predictions", 0, memory, reading + decoding, how)

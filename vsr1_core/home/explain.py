@@ -1,209 +1,27 @@
 """Which upstream rows a row was made from, and why it is due: one row followed back to its source files.
 
-`LINEAGE` says, for each input of a row, the rows its version stands for. The versions themselves are made in
-`vsr1_core.stages`, the plan in `vsr1_core.stages.graph`; nothing is written here.
+Which rows an input's version stands for is declared by the stages (`Stage.reads`); the plan is `stages.graph`'s.
+Nothing is written here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-
-import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.rows.increments import changed_inputs
 from vsr1_core.rows.versions import Inputs
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.graph import StagePlan, plan_graph
-from vsr1_core.stages.methods import METHODS
-from vsr1_core.stages.model_folders import IN_TRAIN
-from vsr1_core.stages.moments import IS_TRAIN, same_text_videos
-from vsr1_core.stages.reporting import CHECKPOINTS
-
-RowIds = list[tuple[str, list[str]]]
-"""(asset, row ids) pairs."""
-
-Origin = Callable[[View, str, Row], RowIds]
-"""(the planned tables, row id, row) -> the upstream rows that an input's version stands for."""
+from vsr1_core.stages.model_folders import BORROWED
 
 NO_ROWS = ("stage", "recipe")
 """Inputs that come from the code and the configuration, not from rows."""
-
-
-def same(asset: str) -> Origin:
-    """The row with the same id."""
-    return lambda view, row_id, row: [(asset, [row_id])]
-
-
-def one(asset: str, row_id: str) -> Origin:
-    return lambda view, _, row: [(asset, [row_id])]
-
-
-def known(asset: str, column: str) -> Origin:
-    """The row whose id is a known column of this one."""
-    return lambda view, row_id, row: [(asset, [row.known[column]])]
-
-
-def every(asset: str, where: pl.Expr | None = None) -> Origin:
-    """All ok rows that fit."""
-    return lambda view, row_id, row: [(asset, _ids(view, asset, where))]
-
-
-def of_split(asset: str) -> Origin:
-    """All ok rows of this row's split."""
-    return lambda view, row_id, row: [(asset, _ids(view, asset, pl.col("split") == _split(view, row_id, row)))]
-
-
-def _ids(view: View, asset: str, where: pl.Expr | None = None) -> list[str]:
-    frame = view.rows(asset)
-    frame = frame if where is None else frame.filter(where)
-    return sorted(frame[view.stages[asset].key].to_list())
-
-
-def _split(view: View, row_id: str, row: Row) -> str:
-    """A row's split: its own column, or that of the query it is named after."""
-    if "split" in row.known:
-        return str(row.known["split"])
-    of_query = view.rows("moments", ["query_id", "split"]).filter(pl.col("query_id") == row_id)["split"]
-    return str(of_query[0]) if len(of_query) else row_id
-
-
-def _annotation_file(view: View, row_id: str, row: Row) -> RowIds:
-    place = sources.place_of(view.entry, view.config, row_id)
-    return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
-
-
-def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
-    return [("video_embeddings", _ids(view, "video_embeddings", pl.col("splits").list.contains(row_id)))]
-
-
-def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
-    """The query, and those that ask the same of other videos, which are then never its negatives."""
-    videos = list(same_text_videos(view)[row_id])
-    moments = view.rows("moments", ["query_id", "query"])
-    text = pl.col("query").str.strip_chars().str.to_lowercase()
-    own = moments.filter(pl.col("query_id") == row_id).select(text).item()
-    return [("moments", _ids(view, "moments", IS_TRAIN & (text == own) & pl.col("video_id").is_in(videos)))]
-
-
-def _told_to_the_teacher(view: View, row_id: str, row: Row) -> RowIds:
-    shown = pl.col("video_id") == row.known["shown_video_id"]
-    return [("moments", _ids(view, "moments", IS_TRAIN & (shown | (pl.col("query_id") == row_id))))]
-
-
-def _parent(view: View, row_id: str, row: Row) -> RowIds:
-    asset, parent = view.stages[row_id].parent  # type: ignore[attr-defined]
-    return [(asset, [parent])]
-
-
-def _shown_in_probe(view: View, row_id: str, row: Row) -> RowIds:
-    """The right video is the moment's, the wrong one the ranking's."""
-    asset = "moments" if row.known["label"] == "matched" else "first_ranking"
-    return [(asset, [row.known["query_id"]])]
-
-
-def _of_method(prefix: str) -> Origin:
-    """All rows of a method's asset, of the row's split."""
-
-    def rows(view: View, row_id: str, row: Row) -> RowIds:
-        asset = f"{prefix}.{row.known['method']}"
-        return [(asset, _ids_of_split(view, asset, row.known["split"]))] if asset in view.stages else []
-
-    return rows
-
-
-def _ids_of_split(view: View, asset: str, split: str) -> list[str]:
-    """By their queries: a prediction's own column is not known before it is made."""
-    return _ids(view, asset, pl.col("query_id").is_in(_ids(view, "moments", pl.col("split") == split)))
-
-
-def _of_all_methods(view: View, row_id: str, row: Row) -> RowIds:
-    assets = [f"predictions.{method}" for method in view.config.evaluation.methods]
-    return [(asset, _ids_of_split(view, asset, row_id)) for asset in assets if asset in view.stages]
-
-
-_EMBEDDER = one("base_models", "embedder")
-_TRAINED: dict[str, Origin] = {
-    "parent": _parent,
-    "embedder": _EMBEDDER,
-    "corpus": every("frame_tensors", IN_TRAIN),
-    **{asset: every(asset) for asset in ("sft_examples", "hard_refine_examples", "grpo_prompts")},
-}
-_EXAMPLE_INPUTS = {a: same(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives", "moments")}
-_METRIC_INPUTS = {
-    "moments": of_split("moments"),
-    "predictions": _of_method("predictions"),
-    "probes": _of_method("verification_probe"),
-    "train_moments": every("moments", IS_TRAIN),
-}
-_REPORT_INPUTS = {
-    "moments": of_split("moments"),
-    "predictions": _of_all_methods,
-    "metrics": of_split("metrics"),
-    "refinement_curves": of_split("refinement_curves"),
-    "video_index": of_split("video_index"),
-    **{asset: every(asset) for asset in CHECKPOINTS},
-}
-
-LINEAGE: dict[str, dict[str, Origin]] = {
-    "videos": {"raw_videos": same("raw_videos"), "splits": every("annotation_files")},
-    "moments": {"annotation": _annotation_file, "video": known("videos", "video_id")},
-    "frame_tensors": {"video": same("videos"), "splits": same("videos")},
-    "base_models": {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)},
-    "query_embeddings": {"query": same("moments"), "embedder": _EMBEDDER},
-    "video_embeddings": {
-        "frames": same("frame_tensors"),
-        "splits": same("frame_tensors"),
-        "embedder": _EMBEDDER,
-    },
-    "video_index": {"video_embeddings": _indexed_videos},
-    "first_ranking": {"query_embeddings": same("query_embeddings"), "video_index": known("video_index", "split")},
-    "hard_negatives": {"first_ranking": same("first_ranking"), "moments": _with_the_same_text},
-    "top1_pool": {"first_ranking": same("first_ranking")},
-    "reasoning_traces": {
-        "top1_pool": same("top1_pool"),
-        "moments": _told_to_the_teacher,
-        "frames": known("frame_tensors", "shown_video_id"),
-    },
-    "sft_examples": _EXAMPLE_INPUTS,
-    "hard_refine_examples": {**_EXAMPLE_INPUTS, "plain_query": same("moments")},
-    "grpo_prompts": {a: same(a) for a in ("first_ranking", "hard_negatives", "moments")},
-    "fine_tuned_checkpoint": _TRAINED,
-    "hard_refine_checkpoint": _TRAINED,
-    "sft_checkpoint": _TRAINED,
-    "drop_above_positive_checkpoint": _TRAINED,
-    "grpo_checkpoint": _TRAINED,
-    "predictions": {
-        "query": same("moments"),
-        "moment": same("moments"),
-        "video_index": of_split("video_index"),
-        "embedder": _EMBEDDER,
-    },
-    "verification_probe": {
-        "query": known("moments", "query_id"),
-        "moment": known("moments", "query_id"),
-        "shown": _shown_in_probe,
-        "frames": known("frame_tensors", "shown_video_id"),
-    },
-    "metrics": _METRIC_INPUTS,
-    "refinement_curves": _METRIC_INPUTS,
-    "report": _REPORT_INPUTS,
-}
-"""Asset (`predictions` for all of `predictions.*`) -> input -> its rows. `stage`, `recipe` and what comes straight from
-a file or the configuration are not listed."""
-
-
-def origin_of(stage: Stage, name: str) -> Origin | None:
-    """Where an input of a stage's rows comes from; None where it is no row."""
-    method = getattr(stage, "method", "")
-    if name == "checkpoint" and method in METHODS:
-        return one(METHODS[method].asset, METHODS[method].row_id)
-    return LINEAGE.get(stage.name.split(".")[0], {}).get(name)
 
 
 @dataclass(frozen=True)
@@ -301,7 +119,7 @@ class _Explainer:
         """Changed ones first. Where the row is not wanted, or not known to be, those it was made from."""
         old: Inputs = json.loads(stored["row_inputs"]) if stored else {}
         stage = self.view.stages[asset]
-        new = stage.wanted_inputs(self.view, {row_id: wanted})[row_id] if wanted is not None else old
+        new = stage.inputs_of(self.view, {row_id: wanted})[row_id] if wanted is not None else old
         changed = changed_inputs(old, new)
         names = [*changed, *(name for name in new if name not in changed)]
         return tuple(
@@ -310,13 +128,13 @@ class _Explainer:
         )
 
     def _input(self, stage: Stage, name: str, row_id: str, wanted: Row | None, facts: ExplainedInput) -> ExplainedInput:
-        if name == "lent" and self._lender is not None:
+        if name == BORROWED and self._lender is not None:
             return dataclasses.replace(facts, num_rows=1, rows=(self._lender.row(stage.name, row_id),))
-        origin = origin_of(stage, name)
-        if wanted is None or origin is None:
+        read = stage.reads.get(name)
+        if wanted is None or read is None:
             return facts
         try:
-            found = [(asset, i) for asset, ids in origin(self.view, row_id, wanted) for i in ids]
+            found = [(asset, i) for asset, ids in read.rows(self.view, row_id, wanted) for i in ids]
         except NotYetKnown as reason:
             return dataclasses.replace(facts, waits_for=reason.asset)
         there = [(a, i) for a, i in found if i in self.states(a) or i in self.stored(a)]
@@ -327,14 +145,14 @@ class _Explainer:
 
     @cached_property
     def _lender(self) -> _Explainer | None:
-        lender = self.view.lender()
-        return None if lender is None else _Explainer(lender, self.max_rows)
+        models = self.view.models_view()
+        return None if models is None else _Explainer(models, self.max_rows)
 
     def wanted(self, asset: str) -> Mapping[str, Row]:
         """Empty where the plan does not know yet."""
         if asset not in self._wanted:
             is_known = self.plans[asset].plan is not None
-            self._wanted[asset] = self.view.stages[asset].wanted_rows(self.view) if is_known else {}
+            self._wanted[asset] = self.view.stages[asset].planned_rows(self.view) if is_known else {}
         return self._wanted[asset]
 
     def states(self, asset: str) -> dict[str, str]:

@@ -7,16 +7,15 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.methods import BASIC_METHODS
+from vsr1_core.stages.methods import ALL, BASIC
 from vsr1_core.stages.predictions import searcher_of
 
 
 def best_method(view: View) -> str:
     """The last of the report's methods whose checkpoint is built. LookupError when there is none."""
-    for name in reversed(BASIC_METHODS):
-        method = BASIC_METHODS[name]
-        if method.row_id in view.versions(method.asset):
-            return name
+    for method in reversed(BASIC.values()):
+        if method.row_id in view.versions(method.model):
+            return method.name
     raise LookupError(
         f"dataset {view.entry.name!r} has no model to search with; run: vsr1 build --dataset {view.entry.name}"
     )
@@ -32,7 +31,7 @@ def search_once(view: View, text: str, split: str, top_k: int, execution: Execut
 
     if not text.strip():
         raise ValueError("the search text is blank; say what the moment shows")
-    searcher, _ = searcher_of(view, split, best_method(view), execution)
+    searcher, _ = searcher_of(view, split, ALL[best_method(view)], execution)
     episode = searcher.run([EpisodeQuery("search", text.strip())])[0]
     assert episode.final_vector is not None
     ids, scores = searcher.index.search(episode.final_vector[None].float().cpu().numpy(), top_k)

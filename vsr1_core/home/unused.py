@@ -66,7 +66,7 @@ def _used(lake: Lake, stage: Stage) -> Iterator[str]:
     """The files that rows point to: a dataset may use another one's models, and stage 2's table a model of stage 1 that
     was adopted for it. Only asset, dataset and name of a path are compared, as homes are moved."""
     for dataset in lake.datasets(stage.name):
-        table = lake.table(stage.name, dataset, stage.key, stage.columns)
+        table = lake.table(stage.name, dataset, stage.key, stage.dtypes)
         # In this order: a commit turns pending rows into rows.
         paths = [*_pending_paths(table), *table.rows(["path"])["path"]]
         yield from (path for path in paths if path)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from vsr1_core.home.columns import meaning
-from vsr1_core.home.warehouse_views import COMMENTS, METRICS, quoted_name, quoted_text, view_bodies
+from vsr1_core.home.warehouse_views import METRICS, MadeView, made_views, quoted_name, quoted_text
 from vsr1_core.rows.files import atomic_path
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
@@ -106,10 +105,11 @@ def refresh(home: Path, stages: Mapping[str, Stage] | None = None) -> Path:
     _write_schemas(root, stages.values())
     with atomic_path(database_path(home)) as temporary, duckdb.connect() as connection:
         _attach(connection, temporary, f"STORAGE_VERSION {quoted_text(STORAGE_VERSION)}")
-        for statement in _statements(root, stages):
-            connection.execute(statement)
-        for statement in list(_column_comments(connection)):
-            connection.execute(statement)
+        for view in made_views(root, stages):
+            for statement in _statements(view):
+                connection.execute(statement)
+            for statement in list(_column_comments(connection, view)):
+                connection.execute(statement)
     return database_path(home)
 
 
@@ -128,9 +128,9 @@ def _reads_from(connection: duckdb.DuckDBPyConnection, home: Path) -> bool:
 
 def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
     for stage in stages:
-        _write_empty(root / "schemas" / stage.name, {stage.key: pl.String, **BASE_COLUMNS, **stage.columns})
+        _write_empty(root / "schemas" / stage.name, {stage.key: pl.String, **BASE_COLUMNS, **stage.dtypes})
         if stage.name == METRICS:
-            _write_empty(Lake(root).history(METRICS), {**HISTORY_COLUMNS, **stage.columns})
+            _write_empty(Lake(root).history(METRICS), {**HISTORY_COLUMNS, **stage.dtypes})
 
 
 def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:
@@ -141,15 +141,15 @@ def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:
             empty.write_parquet(temporary)
 
 
-def _statements(root: Path, stages: Mapping[str, Stage]) -> Iterator[str]:
-    for name, body in view_bodies(root, stages).items():
-        yield f"CREATE VIEW {quoted_name(name)} AS {body}"
-        comment = COMMENTS.get(name, f"The rows of the asset {name}")
-        yield f"COMMENT ON VIEW {quoted_name(name)} IS {quoted_text(comment)}"
+def _statements(view: MadeView) -> Iterator[str]:
+    yield f"CREATE VIEW {quoted_name(view.name)} AS {view.sql}"
+    yield f"COMMENT ON VIEW {quoted_name(view.name)} IS {quoted_text(view.says)}"
 
 
-def _column_comments(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    found = connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal")
-    for view, column in found.fetchall():
-        if said := meaning(view, column):
-            yield f"COMMENT ON COLUMN {quoted_name(view)}.{quoted_name(column)} IS {quoted_text(said)}"
+def _column_comments(connection: duckdb.DuckDBPyConnection, view: MadeView) -> Iterator[str]:
+    found = connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE NOT internal AND table_name = ?", [view.name]
+    )
+    for (column,) in found.fetchall():
+        if said := view.meaning(column):
+            yield f"COMMENT ON COLUMN {quoted_name(view.name)}.{quoted_name(column)} IS {quoted_text(said)}"

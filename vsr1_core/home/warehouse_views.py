@@ -1,122 +1,189 @@
-"""What each view of `vsr1.duckdb` selects, as SQL text. Nothing is run here; `home.warehouse` does that. The views
-of assets follow from their stages; the others join and count what people ask for most.
+"""What each view of `vsr1.duckdb` selects, as SQL text. Nothing is run here; `home.warehouse` does that.
+
+An asset's view follows from its stage. Every other view is one function below: its name, a sentence, and what the
+columns mean that it does not take over from a stage. Those that read another view stand behind it.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import HISTORY_COLUMNS
+from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
+from vsr1_core.stages.columns import BOOKKEEPING
+from vsr1_core.stages.trained import EPISODE_COLUMNS
+from vsr1_core.stages.turns import TURN_COLUMNS
 
 PREDICTIONS = "predictions."
+PROBES = "verification_probe."
+METRICS = "metrics"
+ID_LAST = (METRICS, "refinement_curves")
+"""Tables whose id only repeats other columns."""
 PREDICTION_COLUMNS = (
     *("dataset", "method", "query_id", "split", "query", "gt_video_id", "gt_start_s", "gt_end_s", "video_id", "rank"),
     *("first_rank", "decision", "start_s", "end_s", "iou", "num_turns", "num_text_tokens", "num_latent_tokens"),
     *("status", "error", "checkpoint"),
 )
-PROBES = "verification_probe."
-EPISODE_KEY = ("step", "sample", "query_id")
-METRICS = "metrics"
 OUTCOME_COLUMNS = (
     *("split", "query", "outcome", "gt_video_id", "video_id", "is_right_video", "decision", "iou", "first_rank"),
     *("rank", "rank_gain", "num_turns", "num_text_tokens", "num_latent_tokens", "error"),
 )
-TURN_COLUMNS = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
-COMMENTS = {
-    "annotation_files": "The annotation files of a dataset, with their digests",
-    "raw_videos": "The video files as found on disk, with their digests",
-    "videos": "One row a video: duration, frame rate, size, codec. A missing or unreadable one has status failed",
-    "moments": "One row an annotated query: its text, its video, and its span in seconds",
-    "base_models": "The embedder and the policy to start from: where they lie, and what they were made from",
-    "fine_tuned_checkpoint": "The baseline: where it lies, what it was trained from, and its loss curve",
-    "sft_checkpoint": "Stage 1: where it lies, what it was trained from, and its loss curve",
-    "grpo_checkpoint": "Stage 2: where it lies, what it was trained from, and its curves",
-    "top1_pool": "The train queries of stage 1 with the video that is shown, and whether that is right",
-    "reasoning_traces": "What the teacher wrote about each shown video. An unusable one has status failed",
-    "sft_examples": "The rows of stage 1: what is shown, and the answer that is learned",
-    "grpo_prompts": "The queries of stage 2, with their negatives",
-    "frame_tensors": "One row a video: where its sampled frames lie, and their true times in seconds",
-    "query_embeddings": "One unit vector a query",
-    "video_embeddings": "One unit vector a video",
-    "video_index": "The search index of each split",
-    "first_ranking": "The ranking by the query's own text: rank of the right video, best ids and scores",
-    "hard_negatives": "Wrong videos that rank high, per train query",
-    "predictions": "One row a query and method: the answer, the right video's rank, the tokens spent",
-    "verification_probes": "One row a query, method and shown video, one right and one wrong: the verdict and the span",
-    "turns": "One row a turn of an episode: what was shown, what was decided, and the reasoning",
-    "curves": "One row a logged value of a training: the checkpoint, the step, the value's name",
-    "grpo_episodes": "One row an episode that stage 2 sampled in training (some of them): rewards, advantage, ranks",
-    "grpo_turns": "One row a turn of these episodes: what was shown and all that the policy wrote",
-    "metrics": "One row a method and metric with its 95 % interval; shares are in [0, 1], null is undefined",
-    "refinement_curves": "Metrics by the number of turns, or of soft tokens a turn, allowed; with 95 % intervals",
-    "outcomes": "One row a query and method: where it ended, and how far refinement lifted the right video",
-    "verifications": "One row a turn: what was decided of the shown video, and whether that is right",
-    "metrics_history": "The metrics as each build left them, so that two builds can be compared",
-    "failures": "Every failed row of every asset, with the reason",
-    "lake": "The folder that these views read",
-    "report": "Where the written report of a split lies",
-}
+TURN_ORDER = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
+EPISODE_KEY = ("step", "sample", "query_id")
 
 
-def view_bodies(root: Path, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """View -> its SQL over the lake at `root`; one that reads another stands behind it."""
-    of_methods = (PREDICTIONS, PROBES)
-    views = {name: _asset_view(root, stage) for name, stage in stages.items() if not name.startswith(of_methods)}
-    prediction_stages = [stage for name, stage in stages.items() if name.startswith(PREDICTIONS)]
-    if prediction_stages:
-        views["predictions"] = _predictions_view(root, prediction_stages[0])
-        views["turns"] = _turns_view(root, prediction_stages[0])
-        views["verifications"] = _VERIFICATIONS
-        if "moments" in stages:
-            views["outcomes"] = _outcomes_view(root)
-    probe_stages = [stage for name, stage in stages.items() if name.startswith(PROBES)]
-    if probe_stages:
-        columns = _names(["dataset", "method", *probe_stages[0].columns, "status", "error", probe_stages[0].key])
-        views["verification_probes"] = f"SELECT {columns} FROM {_with_method(root, PROBES)}"
-    views |= _training_views(root, stages)
-    if METRICS in stages:
-        views["metrics_history"] = _history_view(root, stages[METRICS])
-    views["failures"] = _failures_view(root, stages)
-    views["lake"] = f"SELECT {quoted_text(root)} AS path"
-    return views
+@dataclass(frozen=True)
+class Tables:
+    """What a view may read: the lake at `root`, and the stages whose tables are in it."""
+
+    root: Path
+    stages: Mapping[str, Stage]
+
+    def first(self, prefix: str) -> Stage | None:
+        """One of the stages whose names begin so, all of which have the same columns; None where there is none."""
+        return next((stage for name, stage in self.stages.items() if name.startswith(prefix)), None)
 
 
-def _asset_view(root: Path, stage: Stage) -> str:
+@dataclass(frozen=True)
+class SqlView:
+    """A view: its SQL, or None where the stages that it reads are not there, and what it says of itself.
+
+    means: column -> sentence, of what no stage and no common column says. like: the prefix of the stage whose columns
+    it takes over.
+    """
+
+    name: str
+    says: str
+    sql: Callable[[Tables], str | None]
+    means: Mapping[str, str] = field(default_factory=dict)
+    like: str = ""
+
+    def meaning(self, column: str, tables: Tables) -> str:
+        stage = tables.first(self.like) if self.like else None
+        return self.means.get(column) or (stage.meaning(column) if stage else "") or COMMON.get(column, "")
+
+
+COMMON: Mapping[str, str] = {**c.IDS, **BOOKKEEPING, "method": c.METHOD_NAME.says}
+"""What columns mean that no stage of the view says."""
+VIEWS: list[SqlView] = []
+"""In the order in which they are made."""
+
+
+def sql_view(
+    name: str, says: str, means: Mapping[str, str] | None = None, like: str = ""
+) -> Callable[[Callable[[Tables], str | None]], Callable[[Tables], str | None]]:
+    """Add the view `name`, whose SQL the decorated function gives."""
+
+    def add(sql: Callable[[Tables], str | None]) -> Callable[[Tables], str | None]:
+        VIEWS.append(SqlView(name, says, sql, means or {}, like))
+        return sql
+
+    return add
+
+
+@dataclass(frozen=True)
+class MadeView:
+    """A view as it is put into the database: its SQL, its comment, and the comment of any of its columns."""
+
+    name: str
+    sql: str
+    says: str
+    meaning: Callable[[str], str]
+
+
+def made_views(root: Path, stages: Mapping[str, Stage]) -> Iterator[MadeView]:
+    """All views of the lake at `root`, each one behind those that it reads."""
+    tables = Tables(root, stages)
+    for name, stage in stages.items():
+        if not name.startswith((PREDICTIONS, PROBES)):
+            yield MadeView(name, _asset_sql(root, stage), stage.says, stage.meaning)
+    for view in VIEWS:
+        sql = view.sql(tables)
+        if sql is not None:
+            yield MadeView(view.name, sql, view.says, partial(view.meaning, tables=tables))
+
+
+def _asset_sql(root: Path, stage: Stage) -> str:
     columns = [stage.key, *stage.columns]
-    if stage.name in (METRICS, "refinement_curves"):  # the id only repeats other columns
+    if stage.name in ID_LAST:
         columns = [*columns[1:], columns[0]]
     return f"SELECT {_names(['dataset', *columns, 'status', 'error', 'row_version'])} FROM {_newest(root, stage.name)}"
 
 
-def _predictions_view(root: Path, stage: Stage) -> str:
+@sql_view(
+    "predictions",
+    "One row per query and method: the answer, the right video's rank, the tokens spent.",
+    like=PREDICTIONS,
+)
+def predictions(tables: Tables) -> str | None:
+    stage = tables.first(PREDICTIONS)
+    if stage is None:
+        return None
     rest = [name for name in stage.columns if name not in (*PREDICTION_COLUMNS, "turns")]
-    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(root, PREDICTIONS)}"
+    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(tables.root, PREDICTIONS)}"
 
 
-def _turns_view(root: Path, stage: Stage) -> str:
+@sql_view(
+    "turns",
+    "One row per turn of an episode: what was shown, what was decided, and the reasoning.",
+    {name: column.says for name, column in TURN_COLUMNS.items()}
+    | {"is_right_video": "Whether the shown video is the right one."},
+)
+def turns(tables: Tables) -> str | None:
     """`is_right_video` comes with the turn: a join with `predictions` would read the table once more, and find another
     state of it while a run writes."""
-    fields = [field.name for field in stage.columns["turns"].inner.fields]
-    ordered = [*TURN_COLUMNS, *(name for name in fields if name not in TURN_COLUMNS)]
-    turns = f"SELECT dataset, method, query_id, gt_video_id, unnest(turns) AS t FROM {_with_method(root, PREDICTIONS)}"
+    if tables.first(PREDICTIONS) is None:
+        return None
+    ordered = [*TURN_ORDER, *(name for name in TURN_COLUMNS if name not in TURN_ORDER)]
+    source = _with_method(tables.root, PREDICTIONS)
+    unnested = f"SELECT dataset, method, query_id, gt_video_id, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
     right = "t.video_id IS NOT DISTINCT FROM gt_video_id AS is_right_video"
-    return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({turns} WHERE status = 'ok')"
+    return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({unnested})"
 
 
-_VERIFICATIONS = """
-    SELECT dataset, method, query_id, turn, video_id, is_right_video, decision, matched_probability,
-           coalesce(decision = CASE WHEN is_right_video THEN 'matched' ELSE 'not_matched' END, false) AS is_correct
-    FROM turns
-"""
+@sql_view(
+    "verifications",
+    "One row per turn: what was decided of the shown video, and whether that is right.",
+    {name: column.says for name, column in TURN_COLUMNS.items()}
+    | {
+        "is_right_video": "Whether the shown video is the right one.",
+        "is_correct": "Whether the decision is right: `matched` for the right video, `not_matched` for another.",
+    },
+)
+def verifications(tables: Tables) -> str | None:
+    if tables.first(PREDICTIONS) is None:
+        return None
+    return """
+        SELECT dataset, method, query_id, turn, video_id, is_right_video, decision, matched_probability,
+               coalesce(decision = CASE WHEN is_right_video THEN 'matched' ELSE 'not_matched' END, false) AS is_correct
+        FROM turns
+    """
 
 
-def _outcomes_view(root: Path) -> str:
+@sql_view(
+    "outcomes",
+    "One row per query and method: where it ended, and how far refinement lifted the right video.",
+    {
+        "rank_gain": "`first_rank` - `rank`: places that the right video rose by refinement.",
+        "is_right_video": "Whether the answered video is the right one.",
+        "outcome": (
+            "Where the query ended: `found` (right video matched, IoU at least 0.5), `wrong_span`, "
+            "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
+        ),
+    },
+    like=PREDICTIONS,
+)
+def outcomes(tables: Tables) -> str | None:
     """The same cases, in the same order, as `vsr1_core.evaluation.metrics.outcomes`. A failed row knows its id only;
     what was asked is in `moments`."""
+    if tables.first(PREDICTIONS) is None or "moments" not in tables.stages:
+        return None
     return f"""
         WITH judged AS (
             SELECT p.* REPLACE (coalesce(p.split, m.split) AS split, coalesce(p.query, m.query) AS query,
@@ -125,8 +192,8 @@ def _outcomes_view(root: Path) -> str:
                    coalesce(p.video_id = p.gt_video_id, false) AS is_right_video,
                    coalesce(p.decision = 'matched', false) AS is_matched,
                    list_contains([turn.video_id FOR turn IN p.turns], p.gt_video_id) AS was_shown
-            FROM {_with_method(root, PREDICTIONS)} p
-            LEFT JOIN {_newest(root, "moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
+            FROM {_with_method(tables.root, PREDICTIONS)} p
+            LEFT JOIN {_newest(tables.root, "moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
@@ -141,45 +208,108 @@ def _outcomes_view(root: Path) -> str:
     """
 
 
-def _history_view(root: Path, stage: Stage) -> str:
-    pattern = f"{glob.escape(str(Lake(root).history(METRICS)))}/dataset=*/*.parquet"
-    columns = _names(["dataset", *HISTORY_COLUMNS, *stage.columns])
+@sql_view(
+    "verification_probes",
+    "One row per query, method and shown video, one right and one wrong: the verdict and the span.",
+    like=PROBES,
+)
+def verification_probes(tables: Tables) -> str | None:
+    stage = tables.first(PROBES)
+    if stage is None:
+        return None
+    columns = _names(["dataset", "method", *stage.columns, "status", "error", stage.key])
+    return f"SELECT {columns} FROM {_with_method(tables.root, PROBES)}"
+
+
+_IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
+"""What trainings logged stands under the dataset that ran them: rows of a borrowed model repeat its owner's."""
+
+
+@sql_view(
+    "curves",
+    "One row per logged value of a training: the checkpoint, the step, the value's name.",
+    {"step": "Step of the training.", "name": "Name of the logged value.", "value": "The logged value."},
+)
+def curves(tables: Tables) -> str | None:
+    logged = [
+        f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
+        f"FROM {_newest(tables.root, name)} WHERE {_IS_OWN}"
+        for name, stage in tables.stages.items()
+        if {"curve", "source"} <= set(stage.columns)
+    ]
+    if not logged:
+        return None
+    return f"SELECT dataset, checkpoint, c.step, c.name, c.value FROM ({' UNION ALL '.join(logged)})"
+
+
+def _sampled_episodes(tables: Tables) -> str | None:
+    found = [name for name, stage in tables.stages.items() if "episodes" in stage.columns]
+    if not found:
+        return None
+    sources = [_newest(tables.root, name) for name in found]
+    return " UNION ALL ".join(f"SELECT dataset, unnest(episodes) AS e FROM {t} WHERE {_IS_OWN}" for t in sources)
+
+
+@sql_view(
+    "grpo_episodes",
+    "One row per episode that stage 2 sampled in training (some of them): rewards, advantage, ranks.",
+    {name: column.says for name, column in EPISODE_COLUMNS.items()},
+)
+def grpo_episodes(tables: Tables) -> str | None:
+    episodes = _sampled_episodes(tables)
+    names = [name for name in EPISODE_COLUMNS if name != "turns"]
+    return None if episodes is None else f"SELECT dataset, {_fields('e', names)} FROM ({episodes})"
+
+
+@sql_view(
+    "grpo_turns",
+    "One row per turn of these episodes: what was shown and all that the policy wrote.",
+    {name: column.says for name, column in {**EPISODE_COLUMNS, **TURN_COLUMNS}.items()},
+)
+def grpo_turns(tables: Tables) -> str | None:
+    episodes = _sampled_episodes(tables)
+    if episodes is None:
+        return None
+    unnested = f"SELECT dataset, e, unnest(e.turns) AS t FROM ({episodes})"
+    return f"SELECT dataset, {_fields('e', EPISODE_KEY)}, {_fields('t', TURN_COLUMNS)} FROM ({unnested})"
+
+
+@sql_view(
+    "metrics_history",
+    "The metrics as each build left them, so that two builds can be compared.",
+    {
+        "builds_ago": "0 in the present state, 1 in the one before, and so on.",
+        "built_at": "When a build left the metrics in this state, UTC.",
+        "data_version": "Hash of all rows of `metrics` in this state.",
+    },
+    like=METRICS,
+)
+def metrics_history(tables: Tables) -> str | None:
+    if METRICS not in tables.stages:
+        return None
+    pattern = f"{glob.escape(str(Lake(tables.root).history(METRICS)))}/dataset=*/*.parquet"
+    columns = _names(["dataset", *HISTORY_COLUMNS, *tables.stages[METRICS].columns])
     age = "dense_rank() OVER (PARTITION BY dataset ORDER BY built_at DESC) - 1 AS builds_ago"
     return f"SELECT {columns}, {age} FROM {_scan(pattern)}"
 
 
-def _training_views(root: Path, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """What trainings logged, under the dataset that ran them: rows of a borrowed model repeat its lender's."""
-    is_own = "status = 'ok' AND coalesce(source, '') NOT LIKE 'lent by %'"
-    logged = [
-        f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
-        f"FROM {_newest(root, name)} WHERE {is_own}"
-        for name, stage in stages.items()
-        if {"curve", "source"} <= set(stage.columns)
-    ]
-    if not logged:
-        return {}
-    views = {"curves": f"SELECT dataset, checkpoint, c.step, c.name, c.value FROM ({' UNION ALL '.join(logged)})"}
-    for name, stage in stages.items():
-        if "episodes" in stage.columns:
-            fields = stage.columns["episodes"].inner.to_schema()
-            of_turns = fields.pop("turns").inner.to_schema()
-            episodes = f"SELECT dataset, unnest(episodes) AS e FROM {_newest(root, name)} WHERE {is_own}"
-            turns = f"SELECT dataset, e, unnest(e.turns) AS t FROM ({episodes})"
-            views["grpo_episodes"] = f"SELECT dataset, {_fields('e', fields)} FROM ({episodes})"
-            views["grpo_turns"] = (
-                f"SELECT dataset, {_fields('e', EPISODE_KEY)}, {_fields('t', of_turns)} FROM ({turns})"
-            )
-    return views
-
-
-def _failures_view(root: Path, stages: Mapping[str, Stage]) -> str:
+@sql_view(
+    "failures",
+    "Every failed row of every asset, with the reason.",
+    {"asset": "The asset whose row it is.", "row_id": "The row's id in that asset."},
+)
+def failures(tables: Tables) -> str | None:
     parts = [
         f"SELECT dataset, {quoted_text(name)} AS asset, {quoted_name(stage.key)} AS row_id, error "
-        f"FROM {_newest(root, name)} WHERE status = 'failed'"
-        for name, stage in stages.items()
+        f"FROM {_newest(tables.root, name)} WHERE status = 'failed'"
+        for name, stage in tables.stages.items()
     ]
     return " UNION ALL ".join(parts)
+
+
+@sql_view("lake", "The folder that these views read.", {"path": "Where the folder lies."})
+def lake(tables: Tables) -> str | None:
+    return f"SELECT {quoted_text(tables.root)} AS path"
 
 
 def _newest(root: Path, asset: str) -> str:

@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,41 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, 32 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+CHANGED = "changed while the build was reading it; build again when it is written completely"
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells a file from another one of the same name without reading it."""
+
+    path: str
+    bytes: int | None
+    mtime_ns: int | None
+
+    def check(self) -> None:
+        """ValueError when the file is not any more what it was when the stamp was taken. A stamp that lacks size or
+        time promises nothing."""
+        if self.bytes is not None and self.mtime_ns is not None and read_stamp(Path(self.path)) != self:
+            raise ValueError(f"{Path(self.path).name} {CHANGED}")
+
+
+def read_stamp(path: Path) -> FileStamp:
+    """The stamp of the file as it is now."""
+    stat = path.stat()
+    return FileStamp(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def digest_stable_file(path: Path, num_tries: int = 3) -> tuple[FileStamp, str]:
+    """A file's stamp and the digest of exactly what it stands for: read again when the file changed meanwhile.
+
+    A file that changes in each of `num_tries` readings gets the last digest and a stamp from before it, so that the
+    next plan reads it again.
+    """
+    for _ in range(num_tries):
+        stamp = read_stamp(path)
+        digest = digest_file(path)
+        if read_stamp(path) == stamp:
+            break
+    return stamp, digest

@@ -1,7 +1,7 @@
 """What an import leaves in the lake: rows as they were given, the documents they came in, and where they are from.
 
 One folder an import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes a given
-row in place of one it would make (`stages.base.Stage.wanted_rows`) as long as its basis holds. Reading the authors'
+row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. Reading the authors'
 folder is `layout`'s, filling this one `taking_in`'s.
 """
 
@@ -20,13 +20,15 @@ import polars as pl
 from vsr1_core.rows.files import atomic_path, read_json, write_json
 from vsr1_core.rows.lake import Lake
 
-GIVEN_COLUMNS = {"digest": pl.String, "basis": pl.String}
+IMPORTED_COLUMNS = {"digest": pl.String, "basis": pl.String}
 DOCUMENT_COLUMNS = {"document": pl.String, "row_id": pl.String, "is_held": pl.Boolean, "record": pl.String}
 ROWS_AT_ONCE = 256
+FORM = 2
+"""Of the columns that imported rows have: 2 since the right video is `gt_video_id`."""
 
 
 @dataclass(frozen=True)
-class GivenRow:
+class ImportedRow:
     """digest: of what was given. basis: the inputs it stands on (name -> version); it holds while they are these.
 
     known: its columns that hold a single value.
@@ -50,7 +52,7 @@ class Imported:
     def _path(self, asset: str) -> Path:
         return self.folder / "rows" / f"{asset}.parquet"
 
-    def rows(self, asset: str, key: str) -> dict[str, GivenRow]:
+    def rows(self, asset: str, key: str) -> dict[str, ImportedRow]:
         """Row id -> given row; empty where the import has none of this asset."""
         if not self._path(asset).exists():
             return {}
@@ -59,12 +61,13 @@ class Imported:
         given = {}
         for row in pl.read_parquet(self._path(asset), columns=single).iter_rows(named=True):
             row_id, digest, basis = row.pop(key), row.pop("digest"), row.pop("basis")
-            given[row_id] = GivenRow(digest, json.loads(basis), self._placed(row))
+            given[row_id] = ImportedRow(digest, json.loads(basis), self._placed(row))
         return given
 
     def values(self, asset: str, key: str, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows `ids` with the columns that were given, and nothing else of the import."""
-        frame = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids))).drop(*GIVEN_COLUMNS).collect()
+        wanted = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids)))
+        frame = wanted.drop(*IMPORTED_COLUMNS).collect()
         for some in frame.iter_slices(ROWS_AT_ONCE):
             yield from map(self._placed, some.iter_rows(named=True))
 
@@ -97,9 +100,20 @@ def import_folder(lake: Lake, dataset: str, import_id: str) -> Path:
 
 
 def current_import(lake: Lake, dataset: str) -> Imported | None:
-    """The import that is in force; None where the dataset has none."""
+    """The import that is in force; None where the dataset has none.
+
+    ValueError for one that an earlier version of this project wrote with other columns: it says how to repeat it.
+    """
     path = lake.imported(dataset) / "current.json"
-    return Imported(import_folder(lake, dataset, read_json(path)["id"])) if path.exists() else None
+    if not path.exists():
+        return None
+    imported = Imported(import_folder(lake, dataset, read_json(path)["id"]))
+    if imported.record.get("form") != FORM:
+        raise ValueError(
+            f"what was imported for dataset {dataset!r} was written by an earlier version of this project; import it "
+            f"again: vsr1 import-prepared {imported.record['source']} --dataset {dataset}"
+        )
+    return imported
 
 
 def put_in_force(lake: Lake, dataset: str, import_id: str) -> None:

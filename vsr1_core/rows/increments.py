@@ -118,38 +118,39 @@ def run_plan(
     *,
     retry_failed: bool = False,
     shard_rows: int = 256,
-    notes: Mapping[str, Mapping[str, Any]] | None = None,
+    unversioned: Mapping[str, Mapping[str, Any]] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Process the due rows and commit. A killed run loses at most the shard in flight.
 
     `process` gets the due ids and yields one dict a row, in any order; a dict with `error` set becomes a failed
-    row. `notes` are columns that unchanged rows take over without a new version. Raises RuntimeError when `process`
-    yields an id nobody asked for, the same id twice, or forgets one.
+    row. `unversioned` are columns that unchanged rows take over without a new version. Raises RuntimeError when
+    `process` yields an id nobody asked for, the same id twice, or forgets one.
     """
     started = time.monotonic()
     due = plan.due(retry_failed)
     last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else ([], 0)
     seconds = time.monotonic() - started
     unfinished = (table.folder / "pending").exists()
-    noted = _changed_notes(table, {i: notes[i] for i in plan.unchanged if i in notes}) if notes else None
+    moved = moved_columns(table, plan, unversioned or {})
     is_whole = not unfinished and table.manifest_path.exists() and not table.has_other_columns()
-    if due or plan.orphaned or noted is not None or not is_whole:
+    if due or plan.orphaned or moved is not None or not is_whole:
         merged = pl.concat([table.rows(), table.pending(), table.frame(last)]).unique(table.key, keep="last")
         merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
-        merged = merged if noted is None else merged.update(noted, on=table.key)
+        merged = merged if moved is None else merged.update(moved, on=table.key)
         manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
 
 
-def _changed_notes(table: Table, notes: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
-    """Key and noted columns of the rows whose committed values differ; None where none does."""
-    if not notes:
+def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
+    """Key and unversioned columns of the unchanged rows whose committed values differ; None where none does."""
+    kept = [{table.key: row_id, **unversioned[row_id]} for row_id in plan.unchanged if row_id in unversioned]
+    if not kept:
         return None
-    schema = {name: table.schema[name] for name in (table.key, *next(iter(notes.values())))}
-    frame = pl.DataFrame([{table.key: row_id, **columns} for row_id, columns in notes.items()], schema=schema)
+    schema = {name: table.schema[name] for name in kept[0]}
+    frame = pl.DataFrame(kept, schema=schema)
     changed = frame.join(table.rows(schema), on=list(schema), how="anti", nulls_equal=True)
     return changed if changed.height else None
 

@@ -93,6 +93,14 @@ class Table:
         new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
 
+    def new_columns(self) -> list[str]:
+        """Declared columns that the committed rows were written without, or with another type."""
+        path = self._newest()
+        if path is None:
+            return []
+        kept = _schema(path)
+        return [name for name, dtype in self._empty.schema.items() if kept.get(name) != dtype]
+
     def has_other_columns(self) -> bool:
         """Whether the committed rows were written with other columns than are declared now."""
         path = self._newest()

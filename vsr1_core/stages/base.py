@@ -1,4 +1,4 @@
-"""What a stage is, what it reads through (`View`), and how it runs (`Execution`). No stage is defined here."""
+"""What a stage is, what it reads through (`View`), and how its work runs (`Execution`). No stage is defined here."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, models_owner
 from vsr1_core.reasoning.tasks import EndpointSettings
-from vsr1_core.recipes import STAGE_VERSIONS, Configuration
-from vsr1_core.rows.imported import GivenRow, Imported, current_import
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.rows.workers import Item, Result, Value, map_rows
+from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 
 TextWriterName = Literal["in-process", "vllm"]
+Imports = Literal["none", "whole", "rows"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,50 @@ class NotYetKnown(Exception):
         self.asset = asset
 
 
+RowIds = list[tuple[str, list[str]]]
+"""(asset, row ids) pairs."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """A wanted row: what it reads, and the columns whose values are known before the work is done.
+    """A row that a table should have: what it reads, and the columns whose values are known before the work is done.
 
-    basis: facts that decide, beside `inputs`, whether an imported row still holds; they bear no version. is_imported:
-    this row is taken as it was given.
+    facts: what was found on the way and the work needs (a digest, a task, a moment); `make` gets it with the row. It
+    bears no version of its own. basis: facts that decide, beside `inputs`, whether an imported row still holds; they
+    bear no version. is_imported: this row is taken as it was imported.
     """
 
     inputs: Inputs
     known: Mapping[str, Any] = field(default_factory=dict)
     basis: Inputs = field(default_factory=dict)
     is_imported: bool = False
+    facts: Any = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one input of a row stands for. assets: where its rows are; rows: (the planned tables, row id, row) -> which.
+
+    `stages.reads` has the usual ones.
+    """
+
+    assets: tuple[str, ...]
+    rows: Callable[[View, str, Row], RowIds]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What must hold of a table before anything is built on it.
+
+    find: (the dataset's tables, asset) -> what is wrong, in one sentence; empty when nothing is. A blocking check stops
+    what is downstream. needs: the other assets that it looks at.
+    """
+
+    name: str
+    says: str
+    find: Callable[[View, str], str]
+    blocking: bool = True
+    needs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -108,7 +142,7 @@ class View:
     def table(self, asset: str) -> Table:
         if asset not in self._tables:
             stage = self.stages[asset]
-            self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.columns)
+            self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.dtypes)
         return self._tables[asset]
 
     def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -156,11 +190,11 @@ class View:
         """What was imported for this dataset; None where nothing was."""
         return current_import(self.lake, self.entry.name)
 
-    def given_rows(self, asset: str) -> Mapping[str, GivenRow]:
+    def imported_rows(self, asset: str) -> Mapping[str, ImportedRow]:
         """Row id -> the imported row of `asset`, whether or not it still holds."""
         return self.imported.rows(asset, self.stages[asset].key) if self.imported is not None else {}
 
-    def lender(self) -> View | None:
+    def models_view(self) -> View | None:
         """The committed tables of the dataset that made the models which this one uses, at the end of a chain of
         borrowing; None when it makes its own."""
         if not self.entry.models_from:
@@ -172,126 +206,159 @@ class View:
 
 
 class Stage(ABC):
-    """One asset: a table with a row an item. Subclasses are stateless.
+    """One asset: a table with one row per item. Everything that is to be known of it is declared here, in one place.
 
-    name: the asset's and table's name. key: the id column. columns: name -> polars type of the others.
-    upstream: the assets it reads. group: the group in the UI. notes: known columns that no version covers; each build
-    writes them anew into unchanged rows. watches: what on disk it reads, by the name of the observed asset; only of
-    sources.
+    name: the asset's and the table's name. key: the id column. group: the group in the UI. version: bumped by hand, in
+    the commit that changes what the rows mean. says: one sentence for people. columns: the other columns. reads: input
+    of a row -> the upstream rows that its version stands for. uses: assets that the work reads as well, whose content
+    follows from `reads`. A stage has no state but what its constructor is given.
     """
 
-    name: ClassVar[str]
-    key: ClassVar[str]
-    group: ClassVar[str]
-    columns: ClassVar[Mapping[str, Any]]
-    upstream: ClassVar[tuple[str, ...]] = ()
-    kept_inputs: ClassVar[tuple[str, ...]] = ()
-    """Inputs that an imported row reads as well, beside what was given."""
-    notes: ClassVar[tuple[str, ...]] = ()
-    watches: ClassVar[str] = ""
-    row_files: ClassVar[str] = ""
+    name: str
+    key: str
+    group: str
+    says: str
+    columns: Mapping[str, Column]
+    version: int = 1
+    key_says: str = ""
+    """What the key is, where `columns.IDS` does not say it."""
+    reads: Mapping[str, Read] = {}
+    uses: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    """What must hold beside `checks.EVERY`."""
+    imports: Imports = "none"
+    """What an import of prepared data does here: nothing; it builds the stage, which costs no model; or it takes the
+    rows that it brings."""
+    kept_inputs: tuple[str, ...] = ()
+    """Inputs that an imported row reads as well, beside what was imported."""
+    unversioned_columns: tuple[str, ...] = ()
+    """Known columns that no version covers: each build writes them anew into unchanged rows."""
+    watches: str = ""
+    """What on disk it reads, by the name of the observed asset; only of sources."""
+    row_files: str = ""
     """Glob pattern of the files, in the asset's folder, that are a row's own (its `path`); empty for none."""
-    is_known_before: ClassVar[bool] = False
-    """Whether a row is no more than its known columns, so that nothing is left to process."""
+    is_known_before: bool = False
+    """Whether a row is no more than its known columns, so that nothing is left to make."""
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """The assets that it reads."""
+        read = [asset for read in self.reads.values() for asset in read.assets]
+        return tuple(dict.fromkeys([*read, *self.uses]))
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Column -> polars type, without the key."""
+        return dtypes(self.columns)
+
+    def meaning(self, column: str) -> str:
+        """One sentence about a column of the table; empty where there is no such column."""
+        if column == self.key:
+            return self.key_says or IDS.get(column, "")
+        return self.columns[column].says if column in self.columns else BOOKKEEPING.get(column, "")
 
     def recipe(self, config: Configuration) -> Any:
         """What of the configuration decides this stage's rows; None where nothing does."""
         return None
 
     @abstractmethod
-    def wanted(self, view: View) -> Mapping[str, Row]:
-        """Id -> Row for every row this table should have. Cheap: no decoding, no model. `inputs` names upstream
-        versions only; stage version and recipe are added by `wanted_inputs`."""
+    def plan(self, view: View) -> Mapping[str, Row]:
+        """Id -> Row for every row that this table should have. Cheap: no decoding, no model. `inputs` names upstream
+        versions only; stage version and recipe are added by `inputs_of`."""
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        """Make the rows `ids`: yield one dict a row with the key and the columns, or the key and `error`."""
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        """Make `rows`, as `plan` gave them: yield one dict per row with the key and the columns, or the key and
+        `error`."""
         raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
-    def wanted_rows(self, view: View) -> dict[str, Row]:
-        """`wanted`, with an imported row in place of each row that was given and whose basis still holds."""
-        given = view.given_rows(self.name)
-        return {row_id: self._or_given(row, given.get(row_id)) for row_id, row in self.wanted(view).items()}
+    def planned_rows(self, view: View) -> dict[str, Row]:
+        """`plan`, with an imported row in place of each row that was imported and whose basis still holds."""
+        imported = view.imported_rows(self.name)
+        return {row_id: self._or_imported(row, imported.get(row_id)) for row_id, row in self.plan(view).items()}
 
-    def _or_given(self, row: Row, given: GivenRow | None) -> Row:
+    def _or_imported(self, row: Row, imported: ImportedRow | None) -> Row:
         facts = {**row.inputs, **row.basis}
-        if given is None or any(facts.get(name) != version for name, version in given.basis.items()):
+        if imported is None or any(facts.get(name) != version for name, version in imported.basis.items()):
             return row
-        inputs = {"imported": given.digest, **{name: row.inputs[name] for name in self.kept_inputs}}
+        inputs = {"imported": imported.digest, **{name: row.inputs[name] for name in self.kept_inputs}}
         known = {name: value for name, value in row.known.items() if name not in ("status", "error")}
-        failure = {"status": "failed"} if given.known.get("error") is not None else {}
-        return Row(inputs, {**known, **given.known, **failure}, is_imported=True)
+        failure = {"status": "failed"} if imported.known.get("error") is not None else {}
+        return Row(inputs, {**known, **imported.known, **failure}, is_imported=True)
 
-    def wanted_inputs(self, view: View, wanted: Mapping[str, Row]) -> dict[str, Inputs]:
+    def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
         """Each row's full inputs: stage version, recipe, and what the row reads. An imported row owes nothing to this
         stage, so a new version or recipe of it leaves the row as it is."""
-        base = {"stage": str(STAGE_VERSIONS[self.name.split(".")[0]])}
+        base = {"stage": str(self.version)}
         recipe = self.recipe(view.config)
         if recipe is not None:
             base["recipe"] = fingerprint(recipe)
-        return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in wanted.items()}
+        return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in rows.items()}
 
     def trains(self, view: View) -> bool:
         """Whether making this stage's rows means to train, so that automation asks the configuration's `retrain`."""
         return False
 
     def records(self, view: View) -> list[Path]:
-        """Files beside the tables and sources that `wanted` reads."""
+        """Files beside the tables and sources that `plan` reads."""
         return []
 
-    def wanted_version(self, view: View) -> str:
-        """One version for all wanted rows: of a source, the version of what is on disk."""
-        return fingerprint(self.wanted_inputs(view, self.wanted_rows(view)))
+    def observe(self, view: View) -> str:
+        """The version of what a source finds on disk: one for all its planned rows."""
+        return self.version_of(view, self.planned_rows(view))
 
-    def plan(self, view: View) -> Plan:
-        return make_plan(self.wanted_inputs(view, self.wanted_rows(view)), view.table(self.name))
+    def version_of(self, view: View, rows: Mapping[str, Row]) -> str:
+        """One version of all `rows`."""
+        return fingerprint(self.inputs_of(view, rows))
 
-    def shard_rows(self, view: View, execution: Execution) -> int:
+    def due(self, view: View) -> Plan:
+        """What a build of this stage alone would do."""
+        return make_plan(self.inputs_of(view, self.planned_rows(view)), view.table(self.name))
+
+    def shard_rows(self, view: View, run: Execution) -> int:
         """How many finished rows are kept at a time: so many a killed run may lose."""
-        return execution.shard_rows
+        return run.shard_rows
 
-    def build(self, view: View, execution: Execution, only_imported: bool = False) -> Outcome:
-        """Plan, process what is due, commit. Idempotent. `only_imported` leaves rows that would be made for later."""
+    def build(self, view: View, run: Execution, only_imported: bool = False) -> Outcome:
+        """Plan, make what is due, commit. Idempotent. `only_imported` leaves rows that would be made for later."""
         table = view.table(self.name)
         with without_gc():
-            wanted = self.wanted_rows(view)
-            inputs = self.wanted_inputs(view, wanted)
+            rows = self.planned_rows(view)
+            inputs = self.inputs_of(view, rows)
             plan = make_plan(inputs, table)
         if only_imported:
-            plan = plan.limited_to({row_id for row_id, row in wanted.items() if row.is_imported})
+            plan = plan.limited_to({row_id for row_id, row in rows.items() if row.is_imported})
         outcome = run_plan(
             table,
             inputs,
             plan,
-            lambda ids: self._rows(view, wanted, ids, execution),
-            retry_failed=execution.retry_failed,
-            shard_rows=self.shard_rows(view, execution),
-            notes=self._notes(wanted),
-            log=execution.log,
+            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run),
+            retry_failed=run.retry_failed,
+            shard_rows=self.shard_rows(view, run),
+            unversioned=self.unversioned(table, rows),
+            log=run.log,
         )
         self.after_build(view)
         return outcome
 
-    def _rows(
-        self, view: View, wanted: Mapping[str, Row], ids: Sequence[str], execution: Execution
-    ) -> Iterator[dict[str, Any]]:
-        """The rows `ids`: imported ones as they were given, the others made."""
-        given = [row_id for row_id in ids if wanted[row_id].is_imported]
-        if given and view.imported is not None:
-            for row in view.imported.values(self.name, self.key, given):
-                known = {name: value for name, value in wanted[row[self.key]].known.items() if name in self.columns}
+    def _made(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        """The rows: imported ones as they were imported, the others made."""
+        imported = [row_id for row_id, row in rows.items() if row.is_imported]
+        if imported and view.imported is not None:
+            for row in view.imported.values(self.name, self.key, imported):
+                known = {name: value for name, value in rows[row[self.key]].known.items() if name in self.columns}
                 yield {**known, **row}
-        own = [row_id for row_id in ids if not wanted[row_id].is_imported]
+        own = {row_id: row for row_id, row in rows.items() if not row.is_imported}
         if self.is_known_before:
-            yield from ({self.key: row_id, **wanted[row_id].known} for row_id in own)
+            yield from ({self.key: row_id, **row.known} for row_id, row in own.items())
         elif own:
-            yield from self.process(view, own, execution)
+            yield from self.make(view, own, run)
 
-    def _notes(self, wanted: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
-        if not self.notes:
-            return {}
-        return {
-            i: {name: row.known[name] for name in self.notes} for i, row in wanted.items() if self.notes[0] in row.known
-        }
+    def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+        """Known values that unchanged rows take over: of `unversioned_columns`, and of columns that the table was
+        written without, by an earlier version of this project."""
+        names = [*self.unversioned_columns, *table.new_columns()]
+        found = {i: {name: row.known[name] for name in names if name in row.known} for i, row in rows.items() if names}
+        return {i: columns for i, columns in found.items() if columns}
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
         """Called when the table is committed, and also when nothing was due: a run may have been killed in between.

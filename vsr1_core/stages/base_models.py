@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from vsr1_core.recipes import Configuration, MethodOptions
 from vsr1_core.rows.versions import canonical, fingerprint
+from vsr1_core.stages import checks
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.loading import embedder_of, one_row, patches_of
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, train_videos
 from vsr1_core.stages.moments import IS_TRAIN
+from vsr1_core.stages.reads import every
 
 if TYPE_CHECKING:
     from vsr1_core.models.embedder import Embedder
@@ -24,9 +26,16 @@ if TYPE_CHECKING:
 class BaseModels(ModelStage):
     """`embedder` and `policy`: trained from scratch on the dataset's plain captions (tiny), or resolved from ids."""
 
-    name: ClassVar[str] = "base_models"
-    key: ClassVar[str] = "model_id"
-    upstream: ClassVar[tuple[str, ...]] = ("moments", "frame_tensors")
+    name = "base_models"
+    key = "model_id"
+    key_says = "`embedder` or `policy`."
+    version = 4
+    says = (
+        "The embedder and the policy to start from: trained small where the configuration says `tiny`, else the "
+        "configured models."
+    )
+    reads = {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)}
+    checks = (checks.SOME_USABLE,)
 
     def recipe(self, config: Configuration) -> Any:
         models = config.models
@@ -66,26 +75,25 @@ class BaseModels(ModelStage):
             "frames": fingerprint(sorted(frames.select("video_id", "content").rows())),
         }
 
-    def make(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:
-            yield from _resolved(view, ids)
-        elif "embedder" in ids:
-            yield from super().make(view, ids, execution)
+            yield from _resolved(view, rows)
+        elif "embedder" in rows:
+            yield from super().make_own(view, rows, run)
         else:  # only the policy's options are others, so its weights are those of the embedder that is there
-            yield _tiny_policy(
-                self, view, embedder_of(view, Execution()), one_row(view, self.name, "embedder")["digest"]
-            )
+            digest = one_row(view, self.name, "embedder")["digest"]
+            yield _tiny_policy(self, view, embedder_of(view, Execution()), digest)
 
     def rows_a_step(self, view: View) -> int:
         from vsr1_core.training.contrastive import base_batch
 
         return base_batch(view.config.models.tiny, len(_captioned_events(view)))
 
-    def train_here(self, view: View, execution: Execution, writes: bool = True) -> list[dict[str, Any]]:
-        return _trained_base(self, view, execution, writes)
+    def train_here(self, view: View, run: Execution, writes: bool = True) -> list[dict[str, Any]]:
+        return _trained_base(self, view, run, writes)
 
 
-def _trained_base(stage: BaseModels, view: View, execution: Execution, writes: bool) -> list[dict[str, Any]]:
+def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -> list[dict[str, Any]]:
     """Both tiny models; the policy starts from the embedder's weights."""
     from vsr1_core.models.checkpoints import save_embedder
     from vsr1_core.training.contrastive import train_base
@@ -94,7 +102,7 @@ def _trained_base(stage: BaseModels, view: View, execution: Execution, writes: b
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
     load = lambda video_id, config: patches_of(frames[video_id], config)  # noqa: E731
-    embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments), execution.log)
+    embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments), run.log)
     if not writes:
         return []
     record = {"recipe": canonical(recipe), "system_prompt": prompt, "num_videos": len(events)}
@@ -149,7 +157,7 @@ def _vocabulary(moments: pl.DataFrame) -> list[str]:
     return [*texts, *([frame, *answers, "yes no Closest", times] * 20)]
 
 
-def _resolved(view: View, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Rows that point to the configured models' folders; a model that cannot be had is a failed row that says how."""
     from vsr1_core.models.checkpoints import digest_weights, fetch_model
 

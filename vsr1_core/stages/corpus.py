@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
@@ -13,8 +13,13 @@ from vsr1_core.datasets import folder, sources, toy_files
 from vsr1_core.datasets.toy import Scene
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import ToyRecipe
-from vsr1_core.rows.files import digest_file, read_jsonl
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
+from vsr1_core.rows.known_digests import KnownDigests
+from vsr1_core.stages import checks
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.columns import Column
+from vsr1_core.stages.reads import every, found_by, known, same
 
 
 def failed(error: str) -> dict[str, Any]:
@@ -23,193 +28,211 @@ def failed(error: str) -> dict[str, Any]:
 
 
 class AnnotationFiles(Stage):
-    """One row a file of annotations. For toy the files are written here."""
+    """One row per annotation file. For toy the files are written here."""
 
-    name: ClassVar[str] = "annotation_files"
-    key: ClassVar[str] = "file_id"
-    group: ClassVar[str] = "sources"
-    watches: ClassVar[str] = "annotations_on_disk"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "path": pl.String,
-        "split": pl.String,
-        "digest": pl.String,
-        "num_rows": pl.Int64,
+    name = "annotation_files"
+    key = "file_id"
+    key_says = "The annotation file's name."
+    group = "sources"
+    version = toy_files.TOY_VERSION
+    says = "The annotation files of a dataset, with their digests."
+    watches = "annotations_on_disk"
+    imports = "whole"
+    checks = (checks.PUBLISHED_ROW_COUNTS,)
+    columns = {
+        "path": c.PATH,
+        "split": c.SPLIT,
+        "digest": c.DIGEST,
+        "num_rows": c.integer("Lines that are not blank."),
     }
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         return {i: self._row(f) for i, f in sources.annotation_files(view.entry, view.config).items()}
 
     @staticmethod
     def _row(file: sources.AnnotationFile) -> Row:
         known = {"path": str(file.path), "split": file.split} if file.error is None else failed(file.error)
-        return Row({"content": file.content or "missing", "path": str(file.path)}, known)
+        return Row({"content": file.content or "missing", "path": str(file.path)}, known, facts=file)
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         root = Path(view.entry.annotations).absolute()
         if view.entry.kind == "toy" and not toy_files.is_written(root, view.config.toy):
             toy_files.write_annotations(root, view.config.toy)
-        files = sources.annotation_files(view.entry, view.config)
-        for file_id in ids:
-            file = files[file_id]
-            if file.error is not None:
-                yield {"file_id": file_id, "error": file.error}
-                continue
-            yield {
-                "file_id": file_id,
-                "path": str(file.path),
-                "split": file.split,
-                "digest": digest_file(file.path),
-                "num_rows": sum(1 for _ in read_jsonl(file.path)),
-            }
+        for file_id, row in rows.items():
+            file: sources.AnnotationFile = row.facts
+            yield {"file_id": file_id, **({"error": file.error} if file.error is not None else _file_row(file))}
+
+
+def _file_row(file: sources.AnnotationFile) -> dict[str, Any]:
+    """The row of a file that is there. One that is not any more what was planned is an error, not a row of its time."""
+    num_rows, digest = sum(1 for _ in read_jsonl(file.path)), digest_file(file.path)
+    if file.digest and file.digest != digest:
+        return {"error": f"{file.path} {CHANGED}"}
+    return {"path": str(file.path), "split": file.split, "digest": digest, "num_rows": num_rows}
 
 
 class RawVideos(Stage):
-    """One row a video file. For toy the files are rendered here.
+    """One row per video file. For toy the files are rendered here.
 
     content: what decides the pixels: the file's digest, or the toy scene's fingerprint, which is known before the file
     is there. Downstream reads this one, so a moved or touched file decodes nothing again.
     """
 
-    name: ClassVar[str] = "raw_videos"
-    key: ClassVar[str] = "video_id"
-    group: ClassVar[str] = "sources"
-    watches: ClassVar[str] = "videos_on_disk"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "path": pl.String,
-        "bytes": pl.Int64,
-        "mtime_ns": pl.Int64,
-        "digest": pl.String,
-        "content": pl.String,
+    name = "raw_videos"
+    key = "video_id"
+    group = "sources"
+    says = "The video files as found on disk, with their digests; the toy videos are rendered here."
+    watches = "videos_on_disk"
+    imports = "whole"
+    columns = {
+        "path": c.PATH,
+        "bytes": c.BYTES,
+        "mtime_ns": c.MTIME_NS,
+        "digest": c.DIGEST,
+        "content": c.CONTENT,
     }
     # A touched file is read once more, to find it unchanged; without its new time, by every plan from then on.
-    notes: ClassVar[tuple[str, ...]] = ("mtime_ns", "bytes")
+    unversioned_columns = ("mtime_ns", "bytes")
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         if view.entry.kind == "toy":
             return self._toy_rows(view)
         files = sources.video_files(view.entry)
         clashes = {i: Row({"clash": " ".join(map(str, p))}, failed(folder.clash_error(i, p)))
                    for i, p in files.items() if len(p) > 1}  # fmt: skip
         single = {i: paths[0] for i, paths in files.items() if len(paths) == 1}
-        known = self._known_digests(view)
-        facts = {video_id: _file_facts(path, known) for video_id, path in single.items()}
-        changed = [video_id for video_id, fact in facts.items() if not fact["digest"]]
-        with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
-            digests = threads.map(lambda video_id: digest_file(single[video_id]), changed)
-            for video_id, digest in zip(changed, digests, strict=True):
-                facts[video_id] |= {"digest": digest, "content": digest}
-        rows = {i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()}
-        return rows | clashes
+        facts = _digested(single, self._known_digests(view))
+        return {i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()} | clashes
 
     @staticmethod
     def _toy_rows(view: View) -> dict[str, Row]:
         rows = {}
         for video_id, (scene, path) in sources.toy_scenes(view.entry, view.config).items():
             content = toy_files.scene_fingerprint(scene, view.config.toy)
-            rows[video_id] = Row({"content": content, "path": str(path)}, {"path": str(path), "content": content})
+            known = {"path": str(path), "content": content}
+            rows[video_id] = Row({"content": content, "path": str(path)}, known, facts=(scene, path, view.config.toy))
         return rows
 
-    def _known_digests(self, view: View) -> dict[tuple[str, int, int], str]:
-        columns = ["path", "bytes", "mtime_ns", "digest"]
-        rows = view.table(self.name).ok_rows(columns).iter_rows()
-        return {(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
+    def _known_digests(self, view: View) -> dict[FileStamp, str]:
+        """By what the table holds, and by what was observed since."""
+        rows = view.table(self.name).ok_rows(["path", "bytes", "mtime_ns", "digest"]).iter_rows()
+        held = {FileStamp(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
+        return KnownDigests.of(view.lake, view.entry.name).read() | held
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def observe(self, view: View) -> str:
+        """Also keeps the digests, so that the build which follows does not read the videos again for them."""
+        rows = self.planned_rows(view)
+        if view.entry.kind != "toy":
+            found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for row in rows.values()
+                     for k in [row.known] if k.get("digest")}  # fmt: skip
+            KnownDigests.of(view.lake, view.entry.name).write(found)
+        return self.version_of(view, rows)
+
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if view.entry.kind == "toy":
-            yield from self._render(view, ids, execution)
+            for result in run.map_rows(_render_clip, [row.facts for row in rows.values()], view):
+                yield {"video_id": result.item[0].video_id, **(result.value or {"error": result.error})}
             return
-        wanted = self.wanted(view)
-        for video_id in ids:
-            known = dict(wanted[video_id].known)
+        for video_id, row in rows.items():
+            known = dict(row.known)
             known.pop("status", None)
             yield {"video_id": video_id, **known}
 
-    @staticmethod
-    def _render(view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        scenes = sources.toy_scenes(view.entry, view.config)
-        tasks = [(*scenes[video_id], view.config.toy) for video_id in ids]
-        for result in execution.map_rows(_render_clip, tasks, view):
-            yield {"video_id": result.item[0].video_id, **(result.value or {"error": result.error})}
+
+def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict[str, dict[str, Any]]:
+    """video_id -> path, bytes, mtime_ns, digest and content of its file. Only what is not `known` by path, size and
+    modification time is read, four files at a time. A file that goes on changing while it is read is left for later."""
+    stamps = {video_id: read_stamp(path) for video_id, path in files.items()}
+    unread = [video_id for video_id, stamp in stamps.items() if stamp not in known]
+    digests = {video_id: known[stamp] for video_id, stamp in stamps.items() if stamp in known}
+    with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
+        for video_id, read in zip(unread, threads.map(lambda i: digest_stable_file(files[i]), unread), strict=True):
+            stamps[video_id], digests[video_id] = read
+    return {i: _file_facts(stamp, digests[i]) for i, stamp in stamps.items()}
 
 
-def _file_facts(path: Path, known: Mapping[tuple[str, int, int], str]) -> dict[str, Any]:
-    """The row of one file. Its digest and content are those `known` of its path, size and modification time, else
-    empty: then it has to be read."""
-    stat = path.stat()
-    digest = known.get((str(path), stat.st_size, stat.st_mtime_ns), "")
-    facts = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return facts | {"digest": digest, "content": digest}
+def _file_facts(stamp: FileStamp, digest: str, content: str = "") -> dict[str, Any]:
+    facts = {"path": stamp.path, "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns}
+    return facts | {"digest": digest, "content": content or digest}
 
 
 def _render_clip(task: tuple[Scene, Path, ToyRecipe]) -> dict[str, Any]:
     scene, path, recipe = task
     toy_files.render_clip(scene, recipe, path)
-    content = toy_files.scene_fingerprint(scene, recipe)
-    return _file_facts(path, {}) | {"digest": digest_file(path), "content": content}
+    return _file_facts(read_stamp(path), digest_file(path), toy_files.scene_fingerprint(scene, recipe))
+
+
+def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
+    place = sources.place_of(view.entry, view.config, row_id)
+    return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 
 class Videos(Stage):
-    """One row a video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row,
+    """One row per video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row,
     unless its frames were imported: then the row says what is known of it, and has no path."""
 
-    name: ClassVar[str] = "videos"
-    key: ClassVar[str] = "video_id"
-    group: ClassVar[str] = "corpus"
-    upstream: ClassVar[tuple[str, ...]] = ("raw_videos", "annotation_files")
-    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
-    columns: ClassVar[Mapping[str, Any]] = {
-        "path": pl.String,
-        "content": pl.String,
-        "splits": pl.List(pl.String),
-        "duration_s": pl.Float64,
-        "start_s": pl.Float64,
-        "fps": pl.Float64,
-        "num_frames": pl.Int64,
-        "width": pl.Int64,
-        "height": pl.Int64,
-        "rotation": pl.Int64,
-        "codec": pl.String,
-        "bytes": pl.Int64,
+    name = "videos"
+    key = "video_id"
+    group = "corpus"
+    says = "One row per video: duration, frame rate, size, codec. A missing or unreadable one has status failed."
+    reads = {"raw_videos": same("raw_videos"), "splits": every("annotation_files")}
+    imports = "whole"
+    kept_inputs = ("splits",)
+    unversioned_columns = ("mtime_ns", "bytes")
+    columns = {
+        "path": c.PATH,
+        "content": c.CONTENT,
+        "splits": c.SPLITS,
+        "duration_s": c.DURATION_S,
+        "start_s": c.CLOCK_START_S,
+        "fps": c.number("Frames per second, on average."),
+        "num_frames": c.integer("Packets of the file that show a frame."),
+        "width": c.integer("Pixels as displayed, upright."),
+        "height": c.integer("Pixels as displayed, upright."),
+        "rotation": c.integer("Degrees, counter-clockwise, by which the stored picture is turned to be upright."),
+        "codec": c.text("Video codec, as FFmpeg names it."),
+        "bytes": c.BYTES,
+        "mtime_ns": c.MTIME_NS,
     }
 
-    def wanted(self, view: View) -> dict[str, Row]:
-        files = view.rows("raw_videos", ["video_id", "row_version", "path", "content"])
+    def plan(self, view: View) -> dict[str, Row]:
+        files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
         on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
         splits = sources.corpus_splits(view.entry, view.config)
         others = sources.unannotated_splits(view.entry)
         if others:
             splits |= {video_id: others for video_id in on_disk if video_id not in splits}
-        rows = {}
-        for video_id, names in splits.items():
-            version, path, content = on_disk.get(video_id, ("missing", None, None))
-            known = {"path": path, "content": content} if path else failed("")
-            rows[video_id] = Row({"raw_videos": version, "splits": " ".join(names)}, {"splits": names, **known})
-        return rows
+        return {video_id: self._row(names, on_disk.get(video_id)) for video_id, names in splits.items()}
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        wanted = self.wanted(view)
+    @staticmethod
+    def _row(splits: list[str], on_disk: list[Any] | None) -> Row:
+        if on_disk is None:
+            return Row({"raw_videos": "missing", "splits": " ".join(splits)}, {"splits": splits, **failed("")})
+        version, path, content, num_bytes, mtime_ns = on_disk
+        known = {"splits": splits, "path": path, "content": content, "bytes": num_bytes, "mtime_ns": mtime_ns}
+        return Row({"raw_videos": version, "splits": " ".join(splits)}, known)
+
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         unusable = dict(view.table("raw_videos").rows(["video_id", "error"]).iter_rows())
-        tasks = []
-        for video_id in ids:
-            known = wanted[video_id].known
-            if known.get("path"):
-                tasks.append((video_id, known["path"], known))
-            else:
+        for video_id, row in rows.items():
+            if not row.known.get("path"):
                 reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
-                yield {"video_id": video_id, "splits": known["splits"], "error": reason}
-        for result in execution.map_rows(_probe_video, tasks, view, deadline_s=300):
-            video_id, path, known = result.item
-            facts = result.value or {"error": _readable(result.error, path)}
-            yield {"video_id": video_id, **known, **facts}
+                yield {"video_id": video_id, "splits": row.known["splits"], "error": reason}
+        tasks = [(video_id, dict(row.known)) for video_id, row in rows.items() if row.known.get("path")]
+        for result in run.map_rows(_probe_video, tasks, view, deadline_s=300):
+            video_id, known = result.item
+            yield {"video_id": video_id, **known, **(result.value or {"error": _readable(result.error, known["path"])})}
 
 
-def _probe_video(task: tuple[str, str, Mapping[str, Any]]) -> dict[str, Any]:
+def _probe_video(task: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
     import dataclasses
 
     from vsr1_core.media.probe import probe
 
-    path = Path(task[1])
-    return {**dataclasses.asdict(probe(path)), "bytes": path.stat().st_size}
+    _, known = task
+    found = dataclasses.asdict(probe(Path(known["path"])))
+    FileStamp(known["path"], known["bytes"], known["mtime_ns"]).check()
+    return found
 
 
 def _readable(error: str | None, path: str) -> str:
@@ -219,54 +242,58 @@ def _readable(error: str | None, path: str) -> str:
 
 
 class Moments(Stage):
-    """One row an annotated query, and one failed row (`<file>:<line>`) a line that is none.
+    """One row per annotated query, and one failed row (`<file>:<line>`) for each line that is none.
 
     duration_s: as annotated; where the annotation does not say (CSV), the probed video's, or null without a video.
     """
 
-    name: ClassVar[str] = "moments"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "corpus"
-    upstream: ClassVar[tuple[str, ...]] = ("annotation_files", "videos")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "split": pl.String,
-        "query": pl.String,
-        "plain_query": pl.String,
-        "video_id": pl.String,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "duration_s": pl.Float64,
-        "clamped": pl.Boolean,
+    name = "moments"
+    key = "query_id"
+    group = "corpus"
+    says = "One row per annotated query: its text, its video, and its span in seconds."
+    reads = {
+        "annotation": found_by(_of_annotations, "annotation_files"),
+        "video": known("videos", "video_id"),
+    }
+    imports = "whole"
+    checks = (checks.SOME_USABLE, checks.VIDEOS_KNOWN)
+    columns = {
+        "split": c.SPLIT,
+        "query": c.QUERY,
+        "plain_query": c.text("The coarse description of the same moment; nothing searches with it."),
+        "video_id": c.text("The moment's video, which is the right one for its query."),
+        "start_s": c.START_S,
+        "end_s": c.END_S,
+        "duration_s": c.DURATION_S,
+        "clamped": Column(pl.Boolean, "Whether the annotated span went past the video's end and was cut."),
     }
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
-        rows = {}
-        for query_id, moment in sources.moments(view.entry, view.config).items():
-            inputs = {"annotation": moment.version}
-            if isinstance(moment, BadLine):
-                rows[query_id] = Row(inputs, failed(moment.reason))
-                continue
-            if moment.duration_s is None:
-                inputs["video"] = videos.get(moment.video_id, "missing")
-            rows[query_id] = Row(inputs, self._columns(moment))
-        return rows
+        return {i: self._row(m, videos) for i, m in sources.moments(view.entry, view.config).items()}
+
+    def _row(self, moment: Moment | BadLine, videos: Mapping[str, str]) -> Row:
+        inputs = {"annotation": moment.version}
+        if isinstance(moment, BadLine):
+            return Row(inputs, failed(moment.reason), facts=moment)
+        if moment.duration_s is None:
+            inputs["video"] = videos.get(moment.video_id, "missing")
+        return Row(inputs, self._columns(moment), facts=moment)
 
     def _columns(self, moment: Moment) -> dict[str, Any]:
         return {name: getattr(moment, name) for name in self.columns}
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments = sources.moments(view.entry, view.config)
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         durations = dict(view.rows("videos", ["video_id", "duration_s"]).iter_rows())
-        for query_id in ids:
+        for query_id, row in rows.items():
+            moment: Moment | BadLine = row.facts
             try:
-                moment = moments[query_id]
                 if isinstance(moment, Moment) and moment.duration_s is None:
                     moment = moment.within(durations.get(moment.video_id))
             except ValueError as error:
                 moment = BadLine(query_id, str(error))
-            row = {"error": moment.reason} if isinstance(moment, BadLine) else self._columns(moment)
-            yield {"query_id": query_id, **row}
+            columns = {"error": moment.reason} if isinstance(moment, BadLine) else self._columns(moment)
+            yield {"query_id": query_id, **columns}
 
 
 STAGES: tuple[type[Stage], ...] = (AnnotationFiles, RawVideos, Videos, Moments)

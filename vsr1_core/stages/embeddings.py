@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
-
-import polars as pl
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages import checks
+from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.reads import EMBEDDER, same
 
 
 class QueryEmbeddings(Stage):
-    """One vector a query. Reads the text and the embedder, nothing else: a changed span embeds nothing anew."""
+    """One vector per query. Reads the text and the embedder, nothing else: a changed span embeds nothing anew."""
 
-    name: ClassVar[str] = "query_embeddings"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "embeddings"
-    upstream: ClassVar[tuple[str, ...]] = ("moments", "base_models")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "split": pl.String,
-        "video_id": pl.String,
-        "vector": pl.List(pl.Float32),
-    }
+    name = "query_embeddings"
+    key = "query_id"
+    group = "embeddings"
+    says = "One unit vector per query text, float32."
+    reads = {"query": same("moments"), "embedder": EMBEDDER}
+    imports = "rows"
+    checks = (checks.UNIT_VECTORS, checks.QUERIES_KNOWN)
+    columns = {"split": c.SPLIT, "gt_video_id": c.GT_VIDEO_ID, "vector": c.VECTOR}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         embedder = view.versions("base_models").get("embedder", "")
         rows = view.rows("moments", ["query_id", "split", "query", "video_id"]).iter_rows()
         return {
             query_id: Row(
                 {"query": query_version(query, split, video_id), "embedder": embedder},
-                {"split": split, "video_id": video_id},
+                {"split": split, "gt_video_id": video_id},
+                facts=query,
             )
             for query_id, split, query, video_id in rows
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         import torch
 
         from vsr1_core.stages.loading import embedder_of
 
-        embedder = embedder_of(view, execution)
-        rows = {r["query_id"]: r for r in view.rows("moments", ["query_id", "split", "query", "video_id"]).to_dicts()}
-        ordered = sorted(ids, key=lambda i: len(rows[i]["query"]))
-        for start in range(0, len(ordered), execution.batch_size):
-            some = [rows[i] for i in ordered[start : start + execution.batch_size]]
+        embedder = embedder_of(view, run)
+        ordered = sorted(rows, key=lambda i: len(rows[i].facts))
+        for start in range(0, len(ordered), run.batch_size):
+            some = ordered[start : start + run.batch_size]
             with torch.no_grad():
-                vectors = embedder.embed_queries([r["query"] for r in some]).cpu().numpy()
-            for row, vector in zip(some, vectors, strict=True):
-                yield {k: row[k] for k in ("query_id", "split", "video_id")} | {"vector": vector.tolist()}
+                vectors = embedder.embed_queries([rows[i].facts for i in some]).cpu().numpy()
+            for query_id, vector in zip(some, vectors, strict=True):
+                yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
 
 
 def query_version(query: str, split: str, video_id: str) -> str:
@@ -57,16 +57,23 @@ def query_version(query: str, split: str, video_id: str) -> str:
 
 
 class VideoEmbeddings(Stage):
-    """One vector a video. Reads the sampled frames and the embedder."""
+    """One vector per video. Reads the sampled frames and the embedder."""
 
-    name: ClassVar[str] = "video_embeddings"
-    key: ClassVar[str] = "video_id"
-    group: ClassVar[str] = "embeddings"
-    upstream: ClassVar[tuple[str, ...]] = ("frame_tensors", "base_models")
-    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
-    columns: ClassVar[Mapping[str, Any]] = {"splits": pl.List(pl.String), "vector": pl.List(pl.Float32)}
+    name = "video_embeddings"
+    key = "video_id"
+    group = "embeddings"
+    says = "One unit vector per video, float32."
+    reads = {
+        "frames": same("frame_tensors"),
+        "splits": same("frame_tensors"),
+        "embedder": EMBEDDER,
+    }
+    imports = "rows"
+    kept_inputs = ("splits",)
+    checks = (checks.UNIT_VECTORS,)
+    columns = {"splits": c.SPLITS, "vector": c.VECTOR}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         embedder = view.versions("base_models").get("embedder", "")
         rows = view.rows("frame_tensors", ["video_id", "content", "splits"]).iter_rows()
         return {
@@ -74,21 +81,21 @@ class VideoEmbeddings(Stage):
             for video_id, content, splits in rows
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         import torch
 
         from vsr1_core.models.vision import encode_videos
         from vsr1_core.stages.loading import embedder_of, patches_of
 
-        embedder = embedder_of(view, execution)
+        embedder, ids = embedder_of(view, run), list(rows)
         frames = {r["video_id"]: r for r in view.rows("frame_tensors").to_dicts()}
-        for start in range(0, len(ids), execution.batch_size):
-            some = [frames[i] for i in ids[start : start + execution.batch_size]]
+        for start in range(0, len(ids), run.batch_size):
+            some = ids[start : start + run.batch_size]
             with torch.no_grad():
-                patches = [patches_of(row, embedder.model.config) for row in some]
+                patches = [patches_of(frames[i], embedder.model.config) for i in some]
                 vectors = embedder.embed_videos(encode_videos(embedder.model, patches)).cpu().numpy()
-            for row, vector in zip(some, vectors, strict=True):
-                yield {"video_id": row["video_id"], "splits": row["splits"], "vector": vector.tolist()}
+            for video_id, vector in zip(some, vectors, strict=True):
+                yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 
 
-STAGES = (QueryEmbeddings, VideoEmbeddings)
+STAGES: tuple[type[Stage], ...] = (QueryEmbeddings, VideoEmbeddings)

@@ -1,57 +1,66 @@
-"""Training data of both stages: the top-1 pool, the reasoning traces, SFT rows, GRPO prompts; train split only.
+"""Training rows of both stages: SFT rows, rows of hard query refinement, GRPO prompts; train split only.
 
-SFT and GRPO rows are also written in the published JSON forms (METHOD 7). What a trace says is decided in
-`reasoning.teacher`, how an answer is spelled in `reasoning.conversation`.
+SFT and GRPO rows are also written in the published JSON forms. What a trace says is decided in `reasoning.teacher`, how
+an answer is spelled in `reasoning.conversation`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, Imports, Row, Stage, View
+from vsr1_core.stages.columns import Column
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.moments import IS_TRAIN, train_moments
+from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
+from vsr1_core.stages.reads import same
 
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
 MARKER = "published.json"
 """Beside a published file: the data version of the table that it was written from, and the prompt in it."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
+_PAIR = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
+"""What a row of stage 1 reads: the rows of these assets with its own id."""
+_OF_MOMENT: Mapping[str, Column] = {
+    "query": c.QUERY,
+    "gt_video_id": c.GT_VIDEO_ID,
+    "start_s": c.GT_START_S,
+    "end_s": c.GT_END_S,
+    "duration_s": c.DURATION_S,
+}
+_NEGATIVES: Mapping[str, Column] = {"negative_ids": c.NEGATIVE_IDS, "negative_scores": c.NEGATIVE_SCORES}
 
 
 class SFTExamples(Stage):
     """Rows of stage 1: the pool's pairs with the assistant's text. The span is the query's, in its right video."""
 
-    name: ClassVar[str] = "sft_examples"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "sft"
-    upstream: ClassVar[tuple[str, ...]] = (
-        *("base_models", "top1_pool", "reasoning_traces", "hard_negatives", "moments"),
-    )
-    columns: ClassVar[Mapping[str, Any]] = {
-        "query": pl.String,
-        "video_id": pl.String,
-        "shown_video_id": pl.String,
-        "label": pl.String,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "duration_s": pl.Float64,
-        "answer": pl.String,
-        "negative_ids": pl.List(pl.String),
-        "negative_scores": pl.List(pl.Float32),
+    name = "sft_examples"
+    key = "query_id"
+    group = "sft"
+    says = "The rows of stage 1: what is shown, and the answer that is learned; also in the published JSON form."
+    reads = {asset: same(asset) for asset in _PAIR}
+    uses = ("base_models",)
+    imports: Imports = "rows"
+    columns = {
+        **_OF_MOMENT,
+        "shown_video_id": c.SHOWN_VIDEO_ID,
+        "label": c.LABEL,
+        "answer": c.text("The assistant's whole answer that is learned."),
+        **_NEGATIVES,
     }
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         pool, traces, negatives = (view.versions(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives"))
         moments = train_moments(view)
         return {
@@ -60,19 +69,21 @@ class SFTExamples(Stage):
                     "top1_pool": pool[query_id],
                     "reasoning_traces": version,
                     "hard_negatives": negatives.get(query_id, "none"),
-                    "moments": fingerprint(moments[query_id]),
-                }
+                    "moments": moment_version(moments[query_id]),
+                },
+                {"gt_video_id": moments[query_id]["gt_video_id"]},
+                facts=moments[query_id],
             )
             for query_id, version in traces.items()
             if query_id in pool and query_id in moments
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments, negatives = train_moments(view), _negatives(view, ids)
-        due = pl.col("query_id").is_in(list(ids))
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        negatives = _negatives(view, rows)
+        due = pl.col("query_id").is_in(list(rows))
         traces = {r["query_id"]: r for r in view.rows("reasoning_traces").filter(due).to_dicts()}
-        for query_id in ids:
-            trace, moment = traces[query_id], moments[query_id]
+        for query_id, row in rows.items():
+            trace, moment = traces[query_id], row.facts
             span = (moment["start_s"], moment["end_s"]) if trace["label"] == "matched" else ()
             yield {
                 "query_id": query_id,
@@ -93,30 +104,40 @@ class SFTExamples(Stage):
 
 
 class HardRefineExamples(SFTExamples):
-    """Rows of hard query refinement (METHOD 9): the same pairs and traces, but a mismatch ends with a new query.
+    """Rows of hard query refinement: the same pairs and traces, but a mismatch ends with a new query.
 
     The new query is the moment's plain caption, the words that the embedder knows: on toy the caption it was trained
     on, for VERIFIED FIG the coarse description. No rows where the configuration does not report the method.
     """
 
-    name: ClassVar[str] = "hard_refine_examples"
+    name = "hard_refine_examples"
+    says = (
+        "The rows of hard query refinement: as those of stage 1, but a mismatch ends with a new query in plain words."
+    )
+    reads = {**SFTExamples.reads, "plain_query": same("moments")}
+    imports = "none"
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         if not is_used(view.config, "hard_refine_checkpoint"):
             return {}
         plain = _plain_captions(view)
         return {
-            query_id: Row({**row.inputs, "plain_query": fingerprint(plain[query_id])})
-            for query_id, row in super().wanted(view).items()
+            query_id: Row(
+                {**row.inputs, "plain_query": fingerprint(plain[query_id])},
+                row.known,
+                facts={"moment": row.facts, "plain": plain[query_id]},
+            )
+            for query_id, row in super().plan(view).items()
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        plain = _plain_captions(view)
-        for row in super().process(view, ids, execution):
-            yield row if row["label"] == "matched" else _rewritten(row, plain[row["query_id"]])
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        of_pairs = {query_id: Row(row.inputs, facts=row.facts["moment"]) for query_id, row in rows.items()}
+        for made in super().make(view, of_pairs, run):
+            plain = rows[made["query_id"]].facts["plain"]
+            yield made if made["label"] == "matched" else _rewritten(made, plain)
 
     def after_build(self, view: View) -> None:
-        """The authors publish no such file."""
+        """No-op: these rows have no published file format."""
 
 
 def _plain_captions(view: View) -> dict[str, str]:
@@ -154,7 +175,7 @@ def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT
             "gold_label": label,
             "video_id": shown,
             "top1_video_id": shown,
-            "query_pos_video_id": row["video_id"],
+            "query_pos_video_id": row["gt_video_id"],
             "pair_id": f"{row['query_id']}::{shown}",
             "num_negs": int(label == "neg"),
         },
@@ -165,24 +186,21 @@ class GRPOPrompts(Stage):
     """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives. Where
     prompts were imported, those queries and no others."""
 
-    name: ClassVar[str] = "grpo_prompts"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "grpo"
-    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "hard_negatives", "moments")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "query": pl.String,
-        "video_id": pl.String,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "duration_s": pl.Float64,
-        "retrieved_video_id": pl.String,
-        "label": pl.String,
-        "negative_ids": pl.List(pl.String),
-        "negative_scores": pl.List(pl.Float32),
+    name = "grpo_prompts"
+    key = "query_id"
+    group = "grpo"
+    says = "The queries of stage 2, with their negatives; also in the published JSONL form."
+    reads = {a: same(a) for a in ("first_ranking", "hard_negatives", "moments")}
+    imports = "rows"
+    columns = {
+        **_OF_MOMENT,
+        "retrieved_video_id": c.text("The video that ranks first."),
+        "label": c.LABEL,
+        **_NEGATIVES,
     }
 
-    def wanted(self, view: View) -> dict[str, Row]:
-        negatives, given = view.versions("hard_negatives"), view.given_rows(self.name)
+    def plan(self, view: View) -> dict[str, Row]:
+        negatives, imported = view.versions("hard_negatives"), view.imported_rows(self.name)
         moments = train_moments(view)
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
@@ -190,27 +208,28 @@ class GRPOPrompts(Stage):
                 {
                     "first_ranking": version,
                     "hard_negatives": negatives.get(query_id, "none"),
-                    "moments": fingerprint(moments[query_id]),
-                }
+                    "moments": moment_version(moments[query_id]),
+                },
+                {"gt_video_id": moments[query_id]["gt_video_id"]},
+                facts=moments[query_id],
             )
             for query_id, version, _ in rankings.iter_rows()
-            if query_id in moments and (not given or query_id in given)
+            if query_id in moments and (not imported or query_id in imported)
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments, negatives = train_moments(view), _negatives(view, ids)
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        negatives = _negatives(view, rows)
         rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
-        for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(ids))).iter_rows():
-            video_id = moments[query_id]["video_id"]
+        for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(rows))).iter_rows():
+            moment = rows[query_id].facts
+            video_id = moment["gt_video_id"]
             if rank is None:
-                yield {
-                    "query_id": query_id,
-                    "error": f"its video {video_id} is not in the index, so no search finds it",
-                }
+                reason = f"its video {video_id} is not in the index, so no search finds it"
+                yield {"query_id": query_id, "error": reason}
                 continue
             yield {
                 "query_id": query_id,
-                **moments[query_id],
+                **moment,
                 **negatives[query_id],
                 "retrieved_video_id": top[0],
                 "label": "matched" if top[0] == video_id else "not_matched",
@@ -228,7 +247,7 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "qid": row["query_id"],
         "query": row["query"],
-        "gt_video": row["video_id"],
+        "gt_video": row["gt_video_id"],
         "gt_time": [row["start_s"], row["end_s"]],
         "gt_duration": row["duration_s"],
         "retrieved_video": row["retrieved_video_id"],
@@ -238,7 +257,7 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _negatives(view: View, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+def _negatives(view: View, ids: Iterable[str]) -> Mapping[str, dict[str, Any]]:
     rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).filter(pl.col("query_id").is_in(list(ids)))
     found = {i: {"negative_ids": videos, "negative_scores": scores} for i, videos, scores in rows.iter_rows()}
     return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)

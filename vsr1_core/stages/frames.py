@@ -2,80 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
-from vsr1_core.recipes import STAGE_VERSIONS, Configuration, FrameRecipe
-from vsr1_core.rows.files import file_stem
+from vsr1_core.recipes import Configuration, FrameRecipe
+from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
+from vsr1_core.stages import checks
+from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.columns import Column
+from vsr1_core.stages.reads import same
 
 
 class FrameTensors(Stage):
-    """One row and one `.npy` (uint8 [T, H, W, 3]) a video.
+    """One row and one `.npy` (uint8 [T, H, W, 3]) per video.
 
     timestamps_s: each frame's source time, counted from the video's first frame, which the file's own clock shows at
     start_s. content: changes when, and only when, the pixels may: what reads no splits depends on this one. height,
     width: as models are shown them; the array of an imported video may have another size.
     """
 
-    name: ClassVar[str] = "frame_tensors"
-    key: ClassVar[str] = "video_id"
-    group: ClassVar[str] = "media"
-    upstream: ClassVar[tuple[str, ...]] = ("videos",)
-    kept_inputs: ClassVar[tuple[str, ...]] = ("splits",)
-    row_files: ClassVar[str] = "*.npy"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "path": pl.String,
-        "content": pl.String,
-        "splits": pl.List(pl.String),
-        "num_frames": pl.Int64,
-        "height": pl.Int64,
-        "width": pl.Int64,
-        "timestamps_s": pl.List(pl.Float64),
-        "duration_s": pl.Float64,
-        "start_s": pl.Float64,
-        "bytes": pl.Int64,
+    name = "frame_tensors"
+    key = "video_id"
+    group = "media"
+    says = "One uint8 array [T, H, W, 3] per video, sampled evenly, with the true time of each frame in seconds."
+    reads = {"video": same("videos"), "splits": same("videos")}
+    imports = "rows"
+    kept_inputs = ("splits",)
+    row_files = "*.npy"
+    checks = (checks.SOME_USABLE, checks.SOME_READABLE)
+    columns = {
+        "path": c.PATH,
+        "content": c.CONTENT,
+        "splits": c.SPLITS,
+        "num_frames": c.integer("Sampled frames: an even count."),
+        "height": c.integer("Pixels of the sampled frames."),
+        "width": c.integer("Pixels of the sampled frames."),
+        "timestamps_s": Column(
+            pl.List(pl.Float64), "Source time of each sampled frame, in seconds from the first frame."
+        ),
+        "duration_s": c.DURATION_S,
+        "start_s": c.CLOCK_START_S,
+        "bytes": c.BYTES,
     }
 
     def recipe(self, config: Configuration) -> FrameRecipe:
         return config.frames
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         rows, folder, recipe = {}, view.files(self.name).absolute(), canonical(view.config.frames)
-        for video_id, source, splits in view.rows("videos", ["video_id", "content", "splits"]).iter_rows():
-            content = fingerprint([source, recipe, STAGE_VERSIONS[self.name]])
+        columns = ["video_id", "content", "splits", "path", "bytes", "mtime_ns"]
+        for video_id, source, splits, *stamp in view.rows("videos", columns).iter_rows():
+            content = fingerprint([source, recipe, self.version])
             known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(video_id)}.npy"}
-            rows[video_id] = Row({"video": source, "splits": " ".join(splits)}, known)
+            rows[video_id] = Row({"video": source, "splits": " ".join(splits)}, known, facts=FileStamp(*stamp))
         return rows
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        wanted = self.wanted(view)
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         done = {row["video_id"]: row for row in view.table(self.name).ok_rows().iter_rows(named=True)}
-        sources = dict(view.rows("videos", ["video_id", "path"]).iter_rows())
         tasks = []
-        for video_id in ids:
-            known = wanted[video_id].known
-            old = done.get(video_id)
+        for video_id, row in rows.items():
+            known, old = row.known, done.get(video_id)
             if old and old["content"] == known["content"] and Path(known["path"]).is_file():
                 yield {**old, **known}  # only the splits changed
             else:
-                tasks.append((video_id, sources[video_id], known["path"], view.config.frames))
-        for result in execution.map_rows(_sample_video, tasks, view):
+                tasks.append((video_id, row.facts, known["path"], view.config.frames))
+        for result in run.map_rows(_sample_video, tasks, view):
             video_id = result.item[0]
-            row = result.value or {"error": result.error}
-            yield {"video_id": video_id, **wanted[video_id].known, **row}
+            yield {"video_id": video_id, **rows[video_id].known, **(result.value or {"error": result.error})}
 
 
-def _sample_video(task: tuple[str, str, str, FrameRecipe]) -> dict[str, Any]:
+def _sample_video(task: tuple[str, FileStamp, str, FrameRecipe]) -> dict[str, Any]:
     from vsr1_core.media.decode import sample_frames
     from vsr1_core.media.frame_store import write_frames
 
     _, source, target, recipe = task
-    frames = sample_frames(Path(source), recipe)
+    frames = sample_frames(Path(source.path), recipe)
+    source.check()
     write_frames(Path(target), frames.pixels)
     return {
         "num_frames": len(frames.pixels),

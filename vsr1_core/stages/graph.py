@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry
-from vsr1_core.recipes import STAGE_VERSIONS
-from vsr1_core.rows.increments import Plan, make_plan, without_gc
+from vsr1_core.rows.increments import Plan, make_plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
+GROUPS = (
+    *("sources", "corpus", "media", "checkpoints", "embeddings", "retrieval"),
+    *("sft", "grpo", "evaluation"),
+)
+"""The groups in the order in which they are shown."""
+
 
 def all_stages() -> dict[str, Stage]:
-    """Every stage by name, upstream before downstream."""
-    from vsr1_core.stages import (
-        base_models,
-        corpus,
-        embeddings,
-        examples,
-        frames,
-        pool,
-        predictions,
-        probes,
-        reporting,
-        retrieval,
-        traces,
-        trained,
-    )
+    """Every stage by name, upstream before downstream: those that the modules of `vsr1_core.stages` list in STAGES."""
+    return in_order([make() for module in _stage_modules() for make in module.STAGES])
 
-    models = (base_models, trained)
-    modules = (corpus, frames, *models, embeddings, retrieval, pool, traces, examples, predictions, probes, reporting)
-    return in_order([stage() for module in modules for stage in module.STAGES])
+
+@functools.cache
+def _stage_modules() -> list[ModuleType]:
+    """A new module with STAGES is found here, and nowhere else has to be named."""
+    import vsr1_core.stages as package
+
+    modules = []
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if info.name in (__name__, "vsr1_core.stages.launched"):
+            continue
+        module = importlib.import_module(info.name)
+        if hasattr(module, "STAGES"):
+            modules.append(module)
+    return modules
 
 
 def in_order(stages: list[Stage]) -> dict[str, Stage]:
-    """Topological order; among ready stages the given order is kept."""
+    """Topological order; among ready stages that of their groups, then of their names."""
     done: dict[str, Stage] = {}
-    left = list(stages)
+    left = sorted(stages, key=lambda stage: (GROUPS.index(stage.group), stage.name))
     while left:
         ready = next((s for s in left if all(name in done for name in s.upstream)), None)
         if ready is None:
@@ -60,15 +67,16 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
 
 def stamp(view: View) -> str:
     """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
-    tables, what was given to it, and the tables of the dataset that lends it models. No video is opened.
+    tables, what was imported for it, and the tables of the dataset whose models it borrows. No video is opened.
     """
-    lender = view.lender()
-    read = [v.table(name).manifest_path for v in (view, lender) if v for name in view.stages]
+    models = view.models_view()
+    read = [v.table(name).manifest_path for v in (view, models) if v for name in view.stages]
     read += [path for stage in view.stages.values() for path in stage.records(view)]
-    given = view.imported.folder if view.imported else None
+    imported = view.imported.folder if view.imported else None
     files = sources.file_facts(view.entry)
+    versions = {name: stage.version for name, stage in view.stages.items()}
     written = [_written(path) for path in read]
-    return fingerprint([STAGE_VERSIONS, view.entry, view.config, files, written, str(given)])
+    return fingerprint([versions, view.entry, view.config, files, written, str(imported)])
 
 
 def _written(path: Path) -> list[int]:
@@ -82,7 +90,7 @@ def _written(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's plan, or why it cannot be known yet. num_imported: wanted rows that are taken as they were given."""
+    """A stage's plan, or why it cannot be known yet. num_imported: rows that are taken as they were imported."""
 
     asset: str
     plan: Plan | None
@@ -99,27 +107,29 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
     plans = []
     for name, stage in view.stages.items():
         try:
-            wanted = stage.wanted_rows(view)
+            rows = stage.planned_rows(view)
         except NotYetKnown as reason:
             plans.append(StagePlan(name, None, reason.asset))
             if name not in kept:
                 view.unsettled.add(name)
             continue
-        inputs = stage.wanted_inputs(view, wanted)
+        inputs = stage.inputs_of(view, rows)
         plan = make_plan(inputs, view.table(name))
-        plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in wanted.values())))
+        plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values())))
         if name in kept:
             continue
-        view.planned[name] = _future(view, stage, wanted, plan)
+        view.planned[name] = _future(view, stage, rows, plan)
         if plan.due():
             view.unsettled.add(name)
     return plans
 
 
-def _future(view: View, stage: Stage, wanted: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
+def _future(view: View, stage: Stage, rows: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
     """The table after the build: unchanged and failed rows as they are, due ones with version and known columns."""
     table = view.table(stage.name)
     kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
-    inputs = stage.wanted_inputs(view, wanted)
-    due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **wanted[i].known} for i in plan.due()]
+    moved = moved_columns(table, plan, stage.unversioned(table, rows))
+    kept = kept if moved is None else kept.update(moved, on=stage.key)
+    inputs = stage.inputs_of(view, rows)
+    due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due()]
     return pl.concat([kept, table.frame(due)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -10,14 +11,26 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
 
 IS_TRAIN = pl.col("split") == "train"
-MOMENT_COLUMNS = ("query", "video_id", "start_s", "end_s", "duration_s")
-"""What both stages' rows take from a moment."""
+MOMENT_COLUMNS = {
+    "query": "query",
+    "video_id": "gt_video_id",
+    "start_s": "start_s",
+    "end_s": "end_s",
+    "duration_s": "duration_s",
+}
+"""What both stages' training rows take from a moment -> its name there."""
 
 
 def train_moments(view: View) -> dict[str, dict[str, Any]]:
-    """query id -> what both stages' rows take from its moment."""
-    rows = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).to_dicts()
-    return {row["query_id"]: {name: row[name] for name in MOMENT_COLUMNS} for row in rows}
+    """query id -> what both stages' training rows take from its moment, by the names of MOMENT_COLUMNS."""
+    frame = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).drop("split")
+    rows = frame.rename(MOMENT_COLUMNS).to_dicts()
+    return {row.pop("query_id"): row for row in rows}
+
+
+def moment_version(moment: Mapping[str, Any]) -> str:
+    """Of what a training row takes from its moment (a value of `train_moments`)."""
+    return fingerprint({name: moment[column] for name, column in MOMENT_COLUMNS.items()})
 
 
 def asked_version(query: str, video_id: str) -> str:

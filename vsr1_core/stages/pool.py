@@ -5,15 +5,16 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import polars as pl
 
 from vsr1_core.recipes import PoolRecipe
-from vsr1_core.rows.imported import GivenRow
+from vsr1_core.rows.imported import ImportedRow
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.reads import same
 
 _SameText = Mapping[str, frozenset[str]]
 """What `same_text_videos` gives."""
@@ -32,24 +33,31 @@ class Top1Pool(Stage):
     An imported pool is taken whole, and nothing is drawn beside it.
     """
 
-    name: ClassVar[str] = "top1_pool"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "sft"
-    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "moments")
-    columns: ClassVar[Mapping[str, Any]] = {"label": pl.String, "shown_video_id": pl.String, "video_id": pl.String}
-    is_known_before: ClassVar[bool] = True
+    name = "top1_pool"
+    key = "query_id"
+    group = "sft"
+    says = "The train queries of stage 1 with the video that is shown, and whether that is right."
+    reads = {"first_ranking": same("first_ranking")}
+    uses = ("moments",)
+    imports = "rows"
+    columns = {
+        "label": c.LABEL,
+        "shown_video_id": c.SHOWN_VIDEO_ID,
+        "gt_video_id": c.GT_VIDEO_ID,
+    }
+    is_known_before = True
 
-    def wanted(self, view: View) -> dict[str, Row]:
-        given = view.given_rows(self.name)
-        return self._as_given(view, given) if given else self._drawn(view)
+    def plan(self, view: View) -> dict[str, Row]:
+        imported = view.imported_rows(self.name)
+        return self._as_imported(view, imported) if imported else self._drawn(view)
 
-    def _as_given(self, view: View, given: Mapping[str, GivenRow]) -> dict[str, Row]:
+    def _as_imported(self, view: View, imported: Mapping[str, ImportedRow]) -> dict[str, Row]:
         """The imported queries; those whose moment has changed since are shown what is ranked first now."""
         asked = asked_versions(view)
-        changed = {q for q in given if q in asked and given[q].basis != {"query": asked[q]}}
-        held = {q: Row({}, basis={"query": asked[q]}) for q in given if q in asked and q not in changed}
+        changed = {q for q in imported if q in asked and imported[q].basis != {"query": asked[q]}}
+        held = {q: Row({}, basis={"query": asked[q]}) for q in imported if q in asked and q not in changed}
         ranked = self._candidates(_train_rankings(view), same_text_videos(view)) if changed else {}
-        return held | {q: Row({"first_ranking": fingerprint(k)}, k) for q, k in ranked.items() if q in changed}
+        return held | {q: _row(known) for q, known in ranked.items() if q in changed}
 
     def _drawn(self, view: View) -> dict[str, Row]:
         pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
@@ -63,9 +71,9 @@ class Top1Pool(Stage):
             chosen |= self._shown_any(pool, rankings, never, {q: candidates[q] for q in not_matched})
         if pool.fill_matched:
             for query_id in spare[: max(0, pool.num_matched - len(matched))]:
-                right = candidates[query_id]["video_id"]
-                chosen[query_id] = {"label": "matched", "shown_video_id": right, "video_id": right}
-        return {q: Row({"first_ranking": fingerprint(known)}, known) for q, known in chosen.items()}
+                right = candidates[query_id]["gt_video_id"]
+                chosen[query_id] = {"label": "matched", "shown_video_id": right, "gt_video_id": right}
+        return {query_id: _row(known) for query_id, known in chosen.items()}
 
     @staticmethod
     def _shown_any(
@@ -93,12 +101,19 @@ class Top1Pool(Stage):
             shown = top[0]
             if query_id in never and (shown == video_id or shown not in never[query_id]):
                 label = "matched" if shown == video_id else "not_matched"
-                found[query_id] = {"label": label, "shown_video_id": shown, "video_id": video_id}
+                found[query_id] = {"label": label, "shown_video_id": shown, "gt_video_id": video_id}
         return found
 
 
+def _row(known: Mapping[str, str]) -> Row:
+    """All that a row of the pool reads is what it is. The version spells the right video `video_id`, as it did before
+    that column got its name: traces that a model was paid for stay."""
+    spelled = {"video_id" if name == "gt_video_id" else name: value for name, value in known.items()}
+    return Row({"first_ranking": fingerprint(spelled)}, known)
+
+
 def _train_rankings(view: View) -> pl.DataFrame:
-    return view.results("first_ranking", ["query_id", "video_id", "rank", "top_video_ids"], where=IS_TRAIN)
+    return view.results("first_ranking", ["query_id", "gt_video_id", "rank", "top_video_ids"], where=IS_TRAIN)
 
 
 def _draw(seed: int, name: str) -> str:

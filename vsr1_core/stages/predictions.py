@@ -1,18 +1,21 @@
-"""What each method answers: predictions, every evaluated query searched; and verification probes, every evaluated query
-shown one right and one wrong video. A stage a method; scores are `stages.reporting`'s."""
+"""Predictions: every evaluated query searched, a stage for each method. Scores are `stages.reporting`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.methods import METHODS, methods_of, num_turns_of, settings_of
+from vsr1_core.stages.columns import Column
+from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of, settings_of
+from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import TURN
 
 if TYPE_CHECKING:
@@ -20,57 +23,71 @@ if TYPE_CHECKING:
 
 
 class Predictions(Stage):
-    """One row a query of the evaluated splits; none where the configuration does not report the method, which
-    subclasses name.
+    """One row per query of the evaluated splits; none where the configuration does not report the method.
 
-    video_id, start_s, end_s, iou: the strict answer. best_*: that of the policy `best` (`search.episodes.BestAnswer`);
-    num_best_tokens were decoded for its span alone and are not part of num_text_tokens. num_query_tokens: of the text
-    tokens, those of new queries' words. prefix_ranks: of a softly refined query, the right video's last rank had every
-    turn brought its first 0, 1, .. N soft tokens only.
+    video_id, start_s, end_s, iou: the strict answer. best_*: that of the answer policy `best`
+    (`search.episodes.BestAnswer`); num_best_tokens were decoded for its span alone and are not part of num_text_tokens.
     """
 
-    method: ClassVar[str]
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "evaluation"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "split": pl.String,
-        "query": pl.String,
-        "gt_video_id": pl.String,
-        "gt_start_s": pl.Float64,
-        "gt_end_s": pl.Float64,
-        "video_id": pl.String,
-        "rank": pl.Int64,
-        "first_rank": pl.Int64,
-        "decision": pl.String,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "iou": pl.Float64,
-        "num_turns": pl.Int64,
-        "num_text_tokens": pl.Int64,
-        "num_latent_tokens": pl.Int64,
-        "num_query_tokens": pl.Int64,
-        "matched_probability": pl.Float64,
-        "checkpoint": pl.String,
-        "best_video_id": pl.String,
-        "best_turn": pl.Int64,
-        "best_start_s": pl.Float64,
-        "best_end_s": pl.Float64,
-        "best_iou": pl.Float64,
-        "num_best_tokens": pl.Int64,
-        "prefix_ranks": pl.List(pl.Int64),
-        "turns": pl.List(TURN),
+    key = "query_id"
+    group = "evaluation"
+    version = 6
+    uses = ("frame_tensors", "video_embeddings")
+    columns = {
+        "split": c.SPLIT,
+        "query": c.QUERY,
+        "gt_video_id": c.GT_VIDEO_ID,
+        "gt_start_s": c.GT_START_S,
+        "gt_end_s": c.GT_END_S,
+        "video_id": c.text("The answered video: the matched one, else the first of the last ranking."),
+        "rank": c.integer("Rank of the right video in the last ranking; null where it is not indexed."),
+        "first_rank": c.FIRST_RANK,
+        "decision": c.text("The last turn's decision: `matched`, `not_matched` or `unknown`."),
+        "start_s": c.number("Start of the answered span in seconds; null where nothing was matched."),
+        "end_s": c.number("End of the answered span in seconds; null where nothing was matched."),
+        "iou": c.IOU,
+        "num_turns": c.integer("Videos that were shown."),
+        "num_text_tokens": c.NUM_TEXT_TOKENS,
+        "num_latent_tokens": c.NUM_LATENT_TOKENS,
+        "num_query_tokens": c.NUM_QUERY_TOKENS,
+        "matched_probability": c.MATCHED_PROBABILITY,
+        "checkpoint": c.text("Digest of the checkpoint that answered."),
+        "best_video_id": c.text(
+            "What the answer policy `best` answers: the shown video with the highest match probability."
+        ),
+        "best_turn": c.integer("The turn in which that video was shown."),
+        "best_start_s": c.number("Start of that answer's span in seconds."),
+        "best_end_s": c.number("End of that answer's span in seconds."),
+        "best_iou": c.number("Temporal IoU of that span and the right one; 0 for another video."),
+        "num_best_tokens": c.integer("Text tokens decoded for that span alone; no part of `num_text_tokens`."),
+        "prefix_ranks": Column(
+            pl.List(pl.Int64),
+            "Last rank of the right video, had every turn brought only its first 0, 1, 2, ... soft tokens.",
+        ),
+        "turns": Column(pl.List(TURN), "The episode, one struct per turn; the view `turns` has them as rows."),
     }
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.name = f"predictions.{method.name}"
+        self.says = f"Every evaluated query searched by {method.label}. {method.says}"
+        self.reads = {
+            "query": same("moments"),
+            "moment": same("moments"),
+            "video_index": of_split("video_index"),
+            "checkpoint": one(method.model, method.row_id),
+            "embedder": EMBEDDER,
+        }
 
     def recipe(self, config: Configuration) -> Any:
         recipe = config.evaluation
-        return [self.method, num_turns_of(self.method, recipe), recipe.max_new_tokens]
+        return [self.method.name, num_turns_of(self.method, recipe), recipe.max_new_tokens]
 
-    def wanted(self, view: View) -> dict[str, Row]:
-        if self.method not in methods_of(view.config):
+    def plan(self, view: View) -> dict[str, Row]:
+        if self.method.name not in methods_of(view.config):
             return {}
-        method = METHODS[self.method]
         indexes = view.versions("video_index")
-        checkpoint = view.versions(method.asset).get(method.row_id, "")
+        checkpoint = view.versions(self.method.model).get(self.method.row_id, "")
         embedder = view.versions("base_models").get("embedder", "")
         moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
         return {
@@ -81,45 +98,47 @@ class Predictions(Stage):
                     "video_index": indexes.get(row["split"], ""),
                     "checkpoint": checkpoint,
                     "embedder": embedder,
-                }
+                },
+                facts=row,
             )
             for row in moments.to_dicts()
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        moments = view.rows("moments").filter(pl.col("query_id").is_in(list(ids)))
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         indexes = view.versions("video_index")
-        for (split,), rows in moments.partition_by("split", as_dict=True).items():
+        of_splits: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows.values():
+            of_splits.setdefault(row.facts["split"], []).append(row.facts)
+        for split, moments in of_splits.items():
             if split not in indexes:
-                for row in rows.to_dicts():
-                    yield {"query_id": row["query_id"], "error": f"no video of split {split!r} could be indexed"}
+                error = f"no video of split {split!r} could be indexed"
+                yield from ({"query_id": moment["query_id"], "error": error} for moment in moments)
                 continue
-            searcher, digest = searcher_of(view, str(split), self.method, execution)
+            searcher, digest = searcher_of(view, split, self.method, run)
             # Chunks so that a killed run keeps what it has searched; a chunk is a few batches of decoding.
-            size = execution.batch_size * 8
-            for start in range(0, rows.height, size):
-                yield from _search(searcher, rows[start : start + size].to_dicts(), digest)
+            size = run.batch_size * 8
+            for start in range(0, len(moments), size):
+                yield from _search(searcher, moments[start : start + size], digest)
 
 
-def searcher_of(view: View, split: str, method: str, execution: Execution) -> tuple[Searcher, str]:
+def searcher_of(view: View, split: str, method: Method, run: Execution) -> tuple[Searcher, str]:
     """A searcher over one split's corpus by `method`, and its checkpoint's digest."""
     from vsr1_core.search.episodes import Searcher
     from vsr1_core.search.index import read_index
     from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of, query_vectors
 
-    how = METHODS[method]
-    policy, embedder = policy_of(view, execution, how.asset, how.row_id), embedder_of(view, execution)
+    policy, embedder = policy_of(view, run, method.model, method.row_id), embedder_of(view, run)
     num_tokens = policy.model.soft_query.num_soft_tokens
     searcher = Searcher(
         policy=policy,
         embedder=embedder,
         index=read_index(Path(one_row(view, "video_index", split)["path"])),
-        features=frame_store(view, policy.model.model, execution),
+        features=frame_store(view, policy.model.model, run),
         durations_s=durations_of(view),
-        settings=settings_of(method, view.config.evaluation, num_tokens, execution.batch_size * 2),
-        plain=query_vectors(view, embedder, execution),
+        settings=settings_of(method, view.config.evaluation, num_tokens, run.batch_size * 2),
+        plain=query_vectors(view, embedder, run),
     )
-    return searcher, str(one_row(view, how.asset, how.row_id)["digest"])
+    return searcher, str(one_row(view, method.model, method.row_id)["digest"])
 
 
 def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: str) -> Iterator[dict[str, Any]]:
@@ -133,7 +152,7 @@ def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: st
 
 
 def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer | None) -> dict[str, Any]:
-    """An episode as a predictions row: the strict answer (METHOD 2), which is a miss where nothing was matched, and
+    """An episode as a predictions row: the strict answer, which is a miss where nothing was matched, and
     beside it the best one."""
     from vsr1_core.search.episodes import turn_row
 
@@ -178,17 +197,4 @@ def _iou(moment: Mapping[str, Any], video_id: str, start_s: float | None, end_s:
     return float(temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]))
 
 
-def _stage_of(method: str) -> type[Predictions]:
-    asset = METHODS[method].asset
-    upstream = ("moments", "base_models", "frame_tensors", "video_embeddings", "video_index")
-    attributes = {
-        "name": f"predictions.{method}",
-        "method": method,
-        "upstream": (*upstream, *(() if asset in upstream else (asset,))),
-        "__doc__": f"Every evaluated query searched by {method}.",
-    }
-    return type(f"Predictions_{method}", (Predictions,), attributes)
-
-
-PREDICTIONS = tuple(_stage_of(method) for method in METHODS)
-STAGES: tuple[type[Stage], ...] = PREDICTIONS
+STAGES: tuple[Callable[[], Stage], ...] = tuple(partial(Predictions, method) for method in ALL.values())

@@ -1,20 +1,29 @@
-"""Verification probes: every evaluated query shown one right and one wrong video. A stage for each trained method."""
+"""Verification probes: every evaluated query shown one right and one wrong video, a stage for each trained method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.methods import BASIC_METHODS, METHODS, methods_of
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.methods import BASIC, Method, methods_of
 from vsr1_core.stages.moments import same_text_videos
+from vsr1_core.stages.reads import found_by, known, one
 
 if TYPE_CHECKING:
     from vsr1_core.search.episodes import Verification
+
+
+def _shown_in_probe(view: View, row_id: str, row: Row) -> RowIds:
+    """The right video is the moment's, the wrong one the ranking's."""
+    asset = "moments" if row.known["label"] == "matched" else "first_ranking"
+    return [(asset, [row.known["query_id"]])]
 
 
 class VerificationProbe(Stage):
@@ -22,34 +31,46 @@ class VerificationProbe(Stage):
 
     Nothing is searched, so both labels are equally frequent; the search's own verdicts are mostly about wrong videos.
     A query whose right video has no frames is left out, and one without a wrong video has a right probe only.
-    Subclasses name the method.
     """
 
-    method: ClassVar[str]
-    key: ClassVar[str] = "probe_id"
-    group: ClassVar[str] = "evaluation"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "query_id": pl.String,
-        "split": pl.String,
-        "label": pl.String,
-        "shown_video_id": pl.String,
-        "decision": pl.String,
-        "matched_probability": pl.Float64,
-        "start_s": pl.Float64,
-        "end_s": pl.Float64,
-        "iou": pl.Float64,
-        "num_text_tokens": pl.Int64,
+    key = "probe_id"
+    key_says = "The probe: `<query_id>/right` or `<query_id>/wrong`."
+    group = "evaluation"
+    version = 2
+    columns = {
+        "query_id": c.QUERY_ID,
+        "split": c.SPLIT,
+        "label": c.LABEL,
+        "shown_video_id": c.SHOWN_VIDEO_ID,
+        "decision": c.DECISION,
+        "matched_probability": c.MATCHED_PROBABILITY,
+        "start_s": c.START_S,
+        "end_s": c.END_S,
+        "iou": c.IOU,
+        "num_text_tokens": c.NUM_TEXT_TOKENS,
     }
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.name = f"verification_probe.{method.name}"
+        self.says = f"Every evaluated query shown one right and one wrong video, without search. {method.says}"
+        self.uses = ("base_models",)
+        self.reads = {
+            "query": known("moments", "query_id"),
+            "moment": known("moments", "query_id"),
+            "shown": found_by(_shown_in_probe, "moments", "first_ranking"),
+            "frames": known("frame_tensors", "shown_video_id"),
+            "checkpoint": one(method.model, method.row_id),
+        }
 
     def recipe(self, config: Configuration) -> Any:
         return [config.evaluation.max_new_tokens]
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         """A new index makes no row stale whose wrong video still ranks first."""
-        if self.method not in methods_of(view.config):
+        if self.method.name not in methods_of(view.config):
             return {}
-        how = METHODS[self.method]
-        checkpoint = view.versions(how.asset).get(how.row_id, "")
+        checkpoint = view.versions(self.method.model).get(self.method.row_id, "")
         frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())
         rows = {}
         for probe_id, probe in probes_of(view).items():
@@ -61,23 +82,22 @@ class VerificationProbe(Stage):
             }
             if probe["label"] == "matched":
                 inputs["moment"] = fingerprint([probe["gt_start_s"], probe["gt_end_s"]])
-            rows[probe_id] = Row(inputs, {name: probe[name] for name in PROBE_KNOWN})
+            rows[probe_id] = Row(inputs, {name: probe[name] for name in PROBE_KNOWN}, facts=probe)
         return rows
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.models.decoding import DecodeSettings
         from vsr1_core.search.episodes import verify
         from vsr1_core.stages.loading import durations_of, frame_store, policy_of
 
-        how, probes = METHODS[self.method], probes_of(view)
-        policy = policy_of(view, execution, how.asset, how.row_id)
-        features, durations_s = frame_store(view, policy.model.model, execution), durations_of(view)
+        policy = policy_of(view, run, self.method.model, self.method.row_id)
+        features, durations_s = frame_store(view, policy.model.model, run), durations_of(view)
         settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
-        size = execution.batch_size * 8
-        for start in range(0, len(ids), size):
-            some = [probes[i] for i in ids[start : start + size]]
+        probes, size = [row.facts for row in rows.values()], run.batch_size * 8
+        for start in range(0, len(probes), size):
+            some = probes[start : start + size]
             pairs = [(probe["query"], probe["shown_video_id"]) for probe in some]
-            asked = verify(policy, features, durations_s, pairs, settings, execution.batch_size * 2)
+            asked = verify(policy, features, durations_s, pairs, settings, run.batch_size * 2)
             for probe, verification in zip(some, asked, strict=True):
                 yield probe_row(probe, verification)
 
@@ -132,15 +152,6 @@ def probe_row(probe: Mapping[str, Any], asked: Verification) -> dict[str, Any]:
     }
 
 
-def _probe_of(method: str) -> type[VerificationProbe]:
-    attributes = {
-        "name": f"verification_probe.{method}",
-        "method": method,
-        "upstream": ("moments", "base_models", "frame_tensors", "first_ranking", METHODS[method].asset),
-        "__doc__": f"Every evaluated query shown one right and one wrong video by {method}.",
-    }
-    return type(f"VerificationProbe_{method}", (VerificationProbe,), attributes)
-
-
-PROBES = tuple(_probe_of(method) for method, how in BASIC_METHODS.items() if how.asset != "base_models")
-STAGES: tuple[type[Stage], ...] = PROBES
+STAGES: tuple[Callable[[], Stage], ...] = tuple(
+    partial(VerificationProbe, method) for method in BASIC.values() if method.model != "base_models"
+)

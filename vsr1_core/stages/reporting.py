@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
-from vsr1_core.evaluation.curves import Point, score_soft_tokens, score_turns, soft_token_points, turn_points
+from vsr1_core.evaluation.curves import (
+    Point,
+    score_soft_tokens,
+    score_turns,
+    soft_token_points,
+    turn_points,
+)
 from vsr1_core.evaluation.metrics import (
     PROBE_METRICS,
+    Episodes,
     Probes,
     Scores,
     load_episodes,
@@ -24,41 +31,64 @@ from vsr1_core.evaluation.metrics import (
 )
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages import predictions, probes
-from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
-from vsr1_core.stages.methods import METHODS
+from vsr1_core.stages import checks, methods
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
 from vsr1_core.stages.model_folders import options_of
+from vsr1_core.stages.moments import IS_TRAIN
+from vsr1_core.stages.reads import every, found_by, of_split, row_ids_of_split
 
-CHECKPOINTS = (
-    *("base_models", "fine_tuned_checkpoint", "hard_refine_checkpoint"),
-    *("sft_checkpoint", "drop_above_positive_checkpoint", "grpo_checkpoint"),
-)
-PREDICTIONS = tuple(stage.name for stage in predictions.PREDICTIONS)
-PROBES = tuple(stage.name for stage in probes.PROBES)
+CHECKPOINTS = ("base_models", *methods.TRAINED)
+PREDICTIONS = tuple(f"predictions.{name}" for name in methods.ALL)
+PROBES = tuple(f"verification_probe.{name}" for name, method in methods.BASIC.items() if method.model != "base_models")
+
+
+def _of_method(view: View, prefix: str, row: Row) -> RowIds:
+    """All rows of a method's asset, of the row's split."""
+    asset = f"{prefix}.{row.known['method']}"
+    return [(asset, row_ids_of_split(view, asset, row.known["split"]))] if asset in view.stages else []
+
+
+def _of_all_methods(view: View, row_id: str, row: Row) -> RowIds:
+    assets = [f"predictions.{method}" for method in view.config.evaluation.methods]
+    return [(asset, row_ids_of_split(view, asset, row_id)) for asset in assets if asset in view.stages]
+
+
+_SCORED = {
+    "moments": of_split("moments"),
+    "predictions": found_by(lambda view, _, row: _of_method(view, "predictions", row), *PREDICTIONS),
+}
+_RESULT = {
+    "value": c.VALUE,
+    "low": c.LOW,
+    "high": c.HIGH,
+    "num_queries": c.NUM_QUERIES,
+    "seed": c.SEED,
+    "split": c.SPLIT,
+}
 
 
 class Metrics(Stage):
-    """One row a method and metric; a method is scored as soon as it has a row, even if all of them failed."""
+    """One row per method and metric; a method is scored as soon as it has a row, even if all of them failed."""
 
     name = "metrics"
     key = "metric_id"
+    key_says = "`<method>/<metric>`."
     group = "evaluation"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "method": pl.String,
-        "metric": pl.String,
-        "value": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "num_queries": pl.Int64,
-        "seed": pl.Int64,
-        "split": pl.String,
+    version = 4
+    says = "One row per method and metric with its 95 % interval; shares are in [0, 1], null is undefined."
+    reads = {
+        **_SCORED,
+        "probes": found_by(lambda view, _, row: _of_method(view, "verification_probe", row), *PROBES),
+        "train_moments": every("moments", IS_TRAIN),
     }
-    upstream = ("moments", *PREDICTIONS, *PROBES)
+    checks = (checks.METRICS_HELD,)
+    columns = {"method": c.METHOD_NAME, "metric": c.METRIC, **_RESULT}
 
     def recipe(self, config: Configuration) -> Any:
         return [config.evaluation.num_resamples, config.evaluation.seed]
 
-    def wanted(self, view: View) -> Mapping[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
         for split in view.config.evaluation.splits:
             truth = _truth(view, split)
@@ -71,20 +101,16 @@ class Metrics(Stage):
                     rows[_metric_id(view, method, metric, split)] = Row(reads, known)
         return rows
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        due, recipe = set(ids), view.config.evaluation
-        for split in recipe.splits:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        recipe = view.config.evaluation
+        for (split, method), due in _by_method(rows).items():
             truth = _truth(view, split)
-            for method in _methods(view, truth):
-                due_here = {_metric_id(view, method, name, split) for name in metric_names()} & due
-                if not due_here:
-                    continue
-                episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
-                scores = score(episodes, _probes(view, method, truth))
-                for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
-                    metric_id = _metric_id(view, method, row["metric"], split)
-                    if metric_id in due_here:
-                        yield {"metric_id": metric_id, "method": method, "split": split, **row}
+            episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
+            scores = score(episodes, _probes(view, method, truth))
+            for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
+                metric_id = _metric_id(view, method, row["metric"], split)
+                if metric_id in due:
+                    yield {"metric_id": metric_id, "method": method, "split": split, **row}
 
     def after_build(self, view: View) -> None:
         """Keep each state, so that builds can be compared (`metrics_history`)."""
@@ -92,32 +118,30 @@ class Metrics(Stage):
 
 
 class RefinementCurves(Stage):
-    """One row a method and point of a curve: a metric by the number of turns, or of soft tokens, allowed (METHOD 9).
+    """One row per method and point of a curve: a metric by the number of turns, or of soft tokens, allowed.
 
     Curves of soft tokens are those of methods that refine with them.
     """
 
     name = "refinement_curves"
     key = "point_id"
+    key_says = "`<method>/<curve>/<x>/<metric>`."
     group = "evaluation"
-    columns: ClassVar[Mapping[str, Any]] = {
-        "method": pl.String,
-        "curve": pl.String,
-        "x": pl.Int64,
-        "metric": pl.String,
-        "value": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "num_queries": pl.Int64,
-        "seed": pl.Int64,
-        "split": pl.String,
+    says = "Metrics by the number of turns, or of soft tokens per turn, allowed; with 95 % intervals."
+    reads = _SCORED
+    uses = CHECKPOINTS
+    columns = {
+        "method": c.METHOD_NAME,
+        "curve": c.text("What is varied: `turns`, or `soft_tokens` per turn."),
+        "x": c.integer("How many of them were allowed."),
+        "metric": c.METRIC,
+        **_RESULT,
     }
-    upstream = ("moments", *CHECKPOINTS, *PREDICTIONS)
 
     def recipe(self, config: Configuration) -> Any:
         return [config.evaluation.num_resamples, config.evaluation.seed]
 
-    def wanted(self, view: View) -> Mapping[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
         for split in view.config.evaluation.splits:
             truth = _truth(view, split)
@@ -125,43 +149,41 @@ class RefinementCurves(Stage):
                 inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
                 for point in _points(view, method):
                     known = {"method": method, "split": split, **asdict(point)}
-                    rows[_metric_id(view, method, point.name, split)] = Row(inputs, known)
+                    rows[_metric_id(view, method, point.name, split)] = Row(inputs, known, facts=point.name)
         return rows
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        due, recipe = set(ids), view.config.evaluation
-        for split in recipe.splits:
-            truth = _truth(view, split)
-            for method in _methods(view, truth):
-                points = {p.name: p for p in _points(view, method)}
-                row_ids = {name: _metric_id(view, method, name, split) for name in points}
-                if due.isdisjoint(row_ids.values()):
-                    continue
-                predictions = view.rows(f"predictions.{method}")
-                episodes = load_episodes(truth, predictions)
-                tables = [summarise(score_turns(episodes, recipe.num_turns), recipe.num_resamples, recipe.seed)]
-                if num_tokens := num_soft_tokens_of(view, method):
-                    scores = score_soft_tokens(episodes, predictions, num_tokens)
-                    tables.append(summarise(scores, recipe.num_resamples, recipe.seed))
-                for row in pl.concat(tables).to_dicts():
-                    name = row.pop("metric")
-                    if row_ids[name] in due:
-                        yield {
-                            "point_id": row_ids[name], "method": method, "split": split, **row, **asdict(points[name])
-                        }  # fmt: skip
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        recipe = view.config.evaluation
+        for (split, method), due in _by_method(rows).items():
+            episodes = load_episodes(_truth(view, split), view.rows(f"predictions.{method}"))
+            values = summarise(_curve_scores(view, method, episodes), recipe.num_resamples, recipe.seed)
+            of_name = {row["metric"]: row for row in values.to_dicts()}
+            for point_id, row in due.items():
+                yield {"point_id": point_id, **of_name[row.facts], **row.known}
 
 
 def scores_of(view: View, split: str) -> dict[str, Scores]:
     """Every reported method's metrics and curve points per query, as committed: what several runs are compared by."""
-    truth, recipe = _truth(view, split), view.config.evaluation
-    found = {}
+    truth, found = _truth(view, split), {}
     for method in _methods(view, truth):
-        predictions = view.rows(f"predictions.{method}")
-        episodes = load_episodes(truth, predictions)
-        parts = [score(episodes, _probes(view, method, truth)), score_turns(episodes, recipe.num_turns)]
-        if num_tokens := num_soft_tokens_of(view, method):
-            parts.append(score_soft_tokens(episodes, predictions, num_tokens))
+        episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
+        parts = [score(episodes, _probes(view, method, truth)), _curve_scores(view, method, episodes)]
         found[method] = Scores.joined(parts)
+    return found
+
+
+def _curve_scores(view: View, method: str, episodes: Episodes) -> Scores:
+    parts = [score_turns(episodes, view.config.evaluation.num_turns)]
+    if num_tokens := num_soft_tokens_of(view, method):
+        parts.append(score_soft_tokens(episodes, view.rows(f"predictions.{method}"), num_tokens))
+    return Scores.joined(parts)
+
+
+def _by_method(rows: Mapping[str, Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """(split, method) -> its rows by id."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row_id, row in rows.items():
+        found.setdefault((row.known["split"], row.known["method"]), {})[row_id] = row
     return found
 
 
@@ -172,24 +194,33 @@ def _points(view: View, method: str) -> list[Point]:
 
 def num_soft_tokens_of(view: View, method: str) -> int:
     """How many soft tokens `method`'s policy was made for; 0 where it does not refine with them."""
-    how = METHODS[method]
-    options = options_of(view, how.asset, how.row_id) if how.refine == "soft" else None
+    how = methods.ALL[method]
+    options = options_of(view, how.model, how.row_id) if how.refine == "soft" else None
     return int(options["num_soft_tokens"]) if options else 0
 
 
 class Report(Stage):
-    """One row a split: the Markdown file, with its plots in the same folder."""
+    """One row per split: the Markdown file, with its plots in the same folder."""
 
     name = "report"
     key = "split"
     group = "evaluation"
-    columns: ClassVar[Mapping[str, Any]] = {"path": pl.String}
-    upstream = ("moments", "video_index", *CHECKPOINTS, *PREDICTIONS, "metrics", "refinement_curves")
+    version = 2
+    says = "The written report of a split: Markdown with plots, the published numbers beside ours."
+    reads = {
+        "moments": of_split("moments"),
+        "predictions": found_by(_of_all_methods, *PREDICTIONS),
+        "metrics": of_split("metrics"),
+        "refinement_curves": of_split("refinement_curves"),
+        "video_index": of_split("video_index"),
+        **{asset: every(asset) for asset in CHECKPOINTS},
+    }
+    columns = {"path": c.PATH}
 
     def recipe(self, config: Configuration) -> Any:
         return [config.name, config.evaluation.num_resamples, config.evaluation.seed]
 
-    def wanted(self, view: View) -> Mapping[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         shared = {"failures": fingerprint(_failures(view).select("asset", "row_id").rows())}
         shared["dataset"] = fingerprint([view.entry.kind, view.entry.models_from])
         shared |= {asset: _versions(view, asset) for asset in CHECKPOINTS if asset in view.stages}
@@ -209,11 +240,11 @@ class Report(Stage):
             )
         return rows
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.evaluation.report import ReportInputs, write_report
 
         recipe = view.config.evaluation
-        for split in ids:
+        for split in rows:
             truth = _truth(view, split)
             in_split = pl.col("query_id").is_in(truth["query_id"].to_list())
             inputs = ReportInputs(

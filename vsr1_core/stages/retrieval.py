@@ -5,18 +5,22 @@ Only plain queries are searched here; refined ones are `search.episodes`' matter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import check_name
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, NotYetKnown, Row, Stage, View
+from vsr1_core.stages import checks
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corpus import failed
 from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 if TYPE_CHECKING:
     from vsr1_core.search.index import VideoIndex
@@ -25,19 +29,29 @@ QUERIES_A_SEARCH = 4096
 """At 2048 dimensions, 32 MB of query vectors."""
 
 
-class VideoIndexes(Stage):
-    """One FAISS index a split, of all its videos. Adding a video writes its split's index anew, from stored vectors."""
+def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
+    return [("video_embeddings", row_ids(view, "video_embeddings", pl.col("splits").list.contains(row_id)))]
 
-    name: ClassVar[str] = "video_index"
-    key: ClassVar[str] = "split"
-    group: ClassVar[str] = "retrieval"
-    upstream: ClassVar[tuple[str, ...]] = ("video_embeddings",)
-    columns: ClassVar[Mapping[str, Any]] = {"path": pl.String, "num_videos": pl.Int64, "dim": pl.Int64}
+
+class VideoIndexes(Stage):
+    """One FAISS index per split, of all its videos. A new video writes its split's index anew, from stored vectors."""
+
+    name = "video_index"
+    key = "split"
+    group = "retrieval"
+    says = "The search index (FAISS) of each split, with its ids."
+    reads = {"video_embeddings": found_by(_indexed_videos, "video_embeddings")}
+    imports = "rows"
+    columns = {
+        "path": c.PATH,
+        "num_videos": c.integer("Videos in the index."),
+        "dim": c.integer("Size of a vector."),
+    }
 
     def recipe(self, config: Configuration) -> Any:
         return {"index": config.retrieval.index}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         videos = view.rows("video_embeddings", ["video_id", "row_version", "splits"])
         if videos["splits"].null_count():
             raise NotYetKnown("video_embeddings")
@@ -47,11 +61,11 @@ class VideoIndexes(Stage):
             for (split,), rows in sorted(members.items())
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import as_matrix, build_index, write_index
 
         videos = view.rows("video_embeddings", ["video_id", "splits", "vector"]).sort("video_id")
-        for split in ids:
+        for split in rows:
             members = videos.filter(pl.col("splits").list.contains(split))
             folder = view.files(self.name).absolute() / check_name(split, "split")
             try:
@@ -73,50 +87,56 @@ class FirstRanking(Stage):
     """All videos of the split ranked by the plain query.
 
     rank: of the right video, exact whatever the index is; null when it is not in the index (it could not be decoded or
-    embedded). score: cosine of query and right video, null likewise. top_*: the first `top_k`, best first.
+    embedded). top_*: the first `top_k`.
     """
 
-    name: ClassVar[str] = "first_ranking"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "retrieval"
-    upstream: ClassVar[tuple[str, ...]] = ("query_embeddings", "video_index")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "split": pl.String,
-        "video_id": pl.String,
-        "rank": pl.Int64,
-        "score": pl.Float32,
-        "top_video_ids": pl.List(pl.String),
-        "top_scores": pl.List(pl.Float32),
+    name = "first_ranking"
+    key = "query_id"
+    group = "retrieval"
+    says = "The ranking by the query's own text: rank of the right video, best ids and scores."
+    reads = {
+        "query_embeddings": same("query_embeddings"),
+        "video_index": known("video_index", "split"),
+    }
+    imports = "whole"
+    checks = (checks.QUERIES_KNOWN,)
+    columns = {
+        "split": c.SPLIT,
+        "gt_video_id": c.GT_VIDEO_ID,
+        "rank": c.RANK,
+        "score": Column(pl.Float32, "Cosine of the query and the right video; null where that one is not indexed."),
+        "top_video_ids": c.texts("Best videos, best first."),
+        "top_scores": c.scores("Their cosines."),
     }
 
     def recipe(self, config: Configuration) -> Any:
         return {"top_k": config.retrieval.top_k}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         """A new video re-ranks all queries of its split, as its index has a new version."""
         indexes = view.versions("video_index")
-        queries = view.rows("query_embeddings", ["query_id", "row_version", "split", "video_id"])
+        queries = view.rows("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"])
         return {
             query_id: Row(
                 {"query_embeddings": version, "video_index": indexes.get(split, "none")},
-                {"split": split, "video_id": video_id} | ({} if split in indexes else failed(_no_index(split))),
+                {"split": split, "gt_video_id": video_id} | ({} if split in indexes else failed(_no_index(split))),
             )
             for query_id, version, split, video_id in queries.iter_rows()
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import read_index
 
         paths = dict(view.rows("video_index", ["split", "path"]).iter_rows())
-        queries = view.rows("query_embeddings", ["query_id", "split", "video_id", "vector"])
-        queries = queries.filter(pl.col("query_id").is_in(list(ids)))
-        for (split,), rows in queries.partition_by("split", as_dict=True).items():
+        queries = view.rows("query_embeddings", ["query_id", "split", "gt_video_id", "vector"])
+        queries = queries.filter(pl.col("query_id").is_in(list(rows)))
+        for (split,), of_split in queries.partition_by("split", as_dict=True).items():
             if split not in paths:
-                yield from ({"query_id": i, "error": _no_index(str(split))} for i in rows["query_id"])
+                yield from ({"query_id": i, "error": _no_index(str(split))} for i in of_split["query_id"])
                 continue
             index = read_index(Path(paths[split]))
-            for start in range(0, rows.height, QUERIES_A_SEARCH):
-                yield from _ranked(index, rows[start : start + QUERIES_A_SEARCH], view.config.retrieval.top_k)
+            for start in range(0, of_split.height, QUERIES_A_SEARCH):
+                yield from _ranked(index, of_split[start : start + QUERIES_A_SEARCH], view.config.retrieval.top_k)
 
 
 def _no_index(split: str) -> str:
@@ -129,7 +149,7 @@ def _no_index(split: str) -> str:
 def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[dict[str, Any]]:
     from vsr1_core.search.index import as_matrix
 
-    vectors, right = as_matrix(queries["vector"]), queries["video_id"].to_list()
+    vectors, right = as_matrix(queries["vector"]), queries["gt_video_id"].to_list()
     ranks = index.ranks(vectors, right)
     top_ids, top_scores = index.search(vectors, top_k)
     for row, (query_id, split) in enumerate(queries.select("query_id", "split").iter_rows()):
@@ -137,12 +157,21 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
         yield {
             "query_id": query_id,
             "split": split,
-            "video_id": right[row],
+            "gt_video_id": right[row],
             "rank": ranks[row],
             "score": None if at is None else float(vectors[row] @ index.vectors[at]),
             "top_video_ids": top_ids[row],
             "top_scores": top_scores[row],
         }
+
+
+def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
+    """The query, and those that ask the same of other videos, which are then never its negatives."""
+    videos = list(same_text_videos(view)[row_id])
+    moments = view.rows("moments", ["query_id", "query"])
+    text = pl.col("query").str.strip_chars().str.to_lowercase()
+    own = moments.filter(pl.col("query_id") == row_id).select(text).item()
+    return [("moments", row_ids(view, "moments", IS_TRAIN & (text == own) & pl.col("video_id").is_in(videos)))]
 
 
 class HardNegatives(Stage):
@@ -151,40 +180,47 @@ class HardNegatives(Stage):
     Never the right video, and never one whose own moments have the same query text: it would be right as well.
     """
 
-    name: ClassVar[str] = "hard_negatives"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "retrieval"
-    upstream: ClassVar[tuple[str, ...]] = ("first_ranking", "moments")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "split": pl.String,
-        "video_ids": pl.List(pl.String),
-        "scores": pl.List(pl.Float32),
+    name = "hard_negatives"
+    key = "query_id"
+    group = "retrieval"
+    says = "Wrong videos that rank high, per train query."
+    reads = {
+        "first_ranking": same("first_ranking"),
+        "moments": found_by(_with_the_same_text, "moments"),
+    }
+    imports = "rows"
+    checks = (checks.QUERIES_KNOWN,)
+    columns = {
+        "split": c.SPLIT,
+        "video_ids": c.texts("Wrong videos that rank high, highest first."),
+        "scores": c.scores("Their cosines."),
     }
 
     def recipe(self, config: Configuration) -> Any:
         return {"num_hard_negatives": config.retrieval.num_hard_negatives}
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         never = same_text_videos(view)
         of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
-        asked = asked_versions(view) if view.given_rows(self.name) else None  # only imported rows stand on it
+        asked = asked_versions(view) if view.imported_rows(self.name) else None  # only imported rows stand on it
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
             query_id: Row(
                 {"first_ranking": version, "moments": of_videos[never[query_id]]},
                 {"split": split},
                 {"query": asked[query_id]} if asked else {},
+                facts=never[query_id],
             )
             for query_id, version, split in rankings.iter_rows()
             if query_id in never
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        never = same_text_videos(view)
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         wanted = view.config.retrieval.num_hard_negatives
         rankings = view.rows("first_ranking", ["query_id", "split", "top_video_ids", "top_scores"])
-        for query_id, split, video_ids, scores in rankings.filter(pl.col("query_id").is_in(list(ids))).iter_rows():
-            pairs = [(v, s) for v, s in zip(video_ids, scores, strict=True) if v not in never[query_id]][:wanted]
+        for query_id, split, video_ids, scores in rankings.filter(pl.col("query_id").is_in(list(rows))).iter_rows():
+            never = rows[query_id].facts
+            pairs = [(v, s) for v, s in zip(video_ids, scores, strict=True) if v not in never][:wanted]
             yield {
                 "query_id": query_id,
                 "split": split,
@@ -193,4 +229,4 @@ class HardNegatives(Stage):
             }
 
 
-STAGES = (VideoIndexes, FirstRanking, HardNegatives)
+STAGES: tuple[type[Stage], ...] = (VideoIndexes, FirstRanking, HardNegatives)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import polars as pl
 
@@ -12,8 +12,15 @@ from vsr1_core.reasoning.tasks import EventNote, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import Inputs, fingerprint
-from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.moments import IS_TRAIN, train_moments
+from vsr1_core.stages import columns as c
+from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
+from vsr1_core.stages.reads import found_by, known, row_ids, same
+
+
+def _told_to_the_teacher(view: View, row_id: str, row: Row) -> RowIds:
+    shown = pl.col("video_id") == row.known["shown_video_id"]
+    return [("moments", row_ids(view, "moments", IS_TRAIN & (shown | (pl.col("query_id") == row_id))))]
 
 
 class ReasoningTraces(Stage):
@@ -22,47 +29,53 @@ class ReasoningTraces(Stage):
     A template's row reads the moments of the shown video; one from an endpoint reads its frames and what it is told.
     """
 
-    name: ClassVar[str] = "reasoning_traces"
-    key: ClassVar[str] = "query_id"
-    group: ClassVar[str] = "sft"
-    upstream: ClassVar[tuple[str, ...]] = ("top1_pool", "moments", "frame_tensors")
-    columns: ClassVar[Mapping[str, Any]] = {
-        "label": pl.String,
-        "shown_video_id": pl.String,
-        "trace": pl.String,
-        "verdict": pl.String,
-        "finish_reason": pl.String,
-        "num_tokens": pl.Int64,
-        "num_prompt_tokens": pl.Int64,
-        "num_requests": pl.Int64,
-        "request_s": pl.Float64,
+    name = "reasoning_traces"
+    key = "query_id"
+    group = "sft"
+    version = 3
+    says = "What the teacher wrote about each shown video. An unusable one has status failed."
+    reads = {
+        "top1_pool": same("top1_pool"),
+        "moments": found_by(_told_to_the_teacher, "moments"),
+        "frames": known("frame_tensors", "shown_video_id"),
+    }
+    imports = "rows"
+    columns = {
+        "label": c.LABEL,
+        "shown_video_id": c.SHOWN_VIDEO_ID,
+        "trace": c.text("What the teacher wrote about the shown video."),
+        "verdict": c.text("The label that the teacher's own words support; null where they support none."),
+        "finish_reason": c.text("Why the teacher stopped: `stop`, or `length` where it was cut."),
+        "num_tokens": c.integer("Tokens that the teacher wrote."),
+        "num_prompt_tokens": c.integer("Tokens that the teacher read."),
+        "num_requests": c.integer("Requests that were made, retries included."),
+        "request_s": c.number("Seconds in these requests, without the waits between."),
     }
 
     def recipe(self, config: Configuration) -> Any:
         return config.teacher
 
-    def shard_rows(self, view: View, execution: Execution) -> int:
+    def shard_rows(self, view: View, run: Execution) -> int:
         """A model's reply costs seconds of a GPU or money, so each is kept as it arrives."""
-        return 1 if _asks_a_model(view) else execution.shard_rows
+        return 1 if _asks_a_model(view) else run.shard_rows
 
-    def wanted(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> dict[str, Row]:
         versions, moments = view.versions("top1_pool"), train_moments(view)
         reads = _read_by_a_model if _asks_a_model(view) else _read_by_the_template
         return {
             task.query_id: Row(
                 {"top1_pool": versions[task.query_id], **reads(task)},
                 {"label": task.label, "shown_video_id": task.shown_video_id},
-                {"moment": fingerprint(moments[task.query_id])},
+                {"moment": moment_version(moments[task.query_id])},
+                facts=task,
             )
             for task in _teacher_tasks(view)
         }
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        teacher = make_teacher(view.config.teacher, execution.endpoint)
-        due = set(ids)
-        tasks = {task.query_id: task for task in _teacher_tasks(view) if task.query_id in due}
-        for reply in teacher.write(list(tasks.values())):
-            task = tasks[reply.query_id]
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        teacher = make_teacher(view.config.teacher, run.endpoint)
+        for reply in teacher.write([row.facts for row in rows.values()]):
+            task: TeacherTask = rows[reply.query_id].facts
             yield {
                 "query_id": task.query_id,
                 "label": task.label,

@@ -75,7 +75,7 @@ def build_examples(
                     parts=torch.tensor(parts),
                     refines=refines,
                     shown_video_id=row["shown_video_id"],
-                    gt_video_id=row["video_id"],
+                    gt_video_id=row["gt_video_id"],
                     negative_ids=tuple(row["negative_ids"]),
                 )
             )

@@ -9,12 +9,13 @@ from typing import Any
 from tests.core.datasets.prepared_folder import read_lines, write_lines
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import builtin_entries
-from vsr1_core.home.prepared.importing import TAKEN_IN, Summary, import_prepared
+from vsr1_core.home.prepared.importing import Summary, import_prepared
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import all_stages, plan_graph
 
 GROUPS = ("sources", "corpus", "media", "embeddings", "retrieval", "sft", "grpo")
+TAKEN_IN = tuple(name for name, stage in all_stages().items() if stage.imports == "rows")
 DATA = ("videos", *TAKEN_IN)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from tests.core.datasets.prepared_home import DATA, Home
 from tests.core.tiny_models import small_config
 from tests.videos import write_video
 from vsr1_core.home.explain import explain
-from vsr1_core.home.prepared.importing import TAKEN_IN
 from vsr1_core.home.prepared.writing import export_prepared
 from vsr1_core.media.frame_store import read_frames
-from vsr1_core.recipes import STAGE_VERSIONS
 from vsr1_core.rows.imported import current_import, forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import embeddings
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import Execution, Row, View
 from vsr1_core.stages.graph import all_stages, plan_graph
 from vsr1_core.stages.loading import patches_of
 
@@ -70,9 +68,9 @@ def test_nothing_is_decoded_embedded_or_asked_for(
     def refuse(*_: Any, **__: Any) -> Iterator[dict[str, Any]]:
         raise AssertionError("a row was made that was given")
 
-    for name, stage in all_stages().items():
-        if name in TAKEN_IN:
-            monkeypatch.setattr(type(stage), "process", refuse)
+    for stage in all_stages().values():
+        if stage.imports == "rows":
+            monkeypatch.setattr(type(stage), "make", refuse)
     summary = Home(tmp_path / "home").take(folder)
     assert summary.taken == summary.given
 
@@ -100,7 +98,7 @@ def test_each_prompt_is_the_query_it_was_made_for_though_ids_repeat_in_its_file(
     assert len({line["qid"] for line in lines}) < len(lines) - 1
     rows = home.rows("grpo_prompts")
     assert len(rows) == 10
-    by_span = {(r["query"], r["video_id"], r["start_s"]): r for r in rows.values()}
+    by_span = {(r["query"], r["gt_video_id"], r["start_s"]): r for r in rows.values()}
     for line in lines[:-2]:
         row = by_span[line["query"], line["gt_video"], line["gt_time"][0]]
         assert row["query_id"] == f"{line['problem_id']}_fig"
@@ -136,7 +134,7 @@ def test_queries_are_ranked_by_the_given_vectors(folder: Path, home: Home) -> No
     negatives = json.loads((folder / "train/hard_negatives.json").read_text())
     for query_id, row in home.rows("first_ranking").items():
         if row["split"] == "train":
-            assert [v for v in row["top_video_ids"] if v != row["video_id"]] == negatives[query_id]
+            assert [v for v in row["top_video_ids"] if v != row["gt_video_id"]] == negatives[query_id]
     for row in home.rows("hard_negatives").values():
         assert row["scores"] == sorted(row["scores"], reverse=True)
 
@@ -153,11 +151,9 @@ def test_a_changed_annotation_makes_only_that_row_stale(folder: Path, home: Home
 class LocalEmbedder:
     """Stands in for the model that a changed query is embedded with."""
 
-    def process(self, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
-        rows = {r["query_id"]: r for r in view.rows("moments").to_dicts()}
+    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         vector = np.eye(8, dtype=np.float32)[0].tolist()
-        for i in ids:
-            yield {"query_id": i, "split": rows[i]["split"], "video_id": rows[i]["video_id"], "vector": vector}
+        yield from ({"query_id": query_id, **row.known, "vector": vector} for query_id, row in rows.items())
 
 
 def test_a_changed_text_redoes_that_query_through_to_both_training_files(
@@ -166,7 +162,7 @@ def test_a_changed_text_redoes_that_query_through_to_both_training_files(
     sft = json.loads((folder / "sft_data/train_oneturn.json").read_text())
     query_id = sft[0]["qid"]
     home.edit(query_id, fig_desc="Another text.")
-    monkeypatch.setattr(embeddings.QueryEmbeddings, "process", LocalEmbedder.process)
+    monkeypatch.setattr(embeddings.QueryEmbeddings, "make", LocalEmbedder.make)
     processed = home.build()
     pool = set(processed) & {"top1_pool", "reasoning_traces", "sft_examples"}
     expected = {"annotation_files": 1, "moments": 1, "query_embeddings": 1, "first_ranking": 1, "hard_negatives": 1}
@@ -186,7 +182,8 @@ def test_a_changed_text_redoes_that_query_through_to_both_training_files(
 
 def test_a_new_version_of_a_stage_leaves_given_rows_as_they_are(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("frame_tensors", "query_embeddings", "video_embeddings", "video_index", "reasoning_traces"):
-        monkeypatch.setitem(STAGE_VERSIONS, name, STAGE_VERSIONS[name] + 1)
+        stage = type(home.view().stages[name])
+        monkeypatch.setattr(stage, "version", stage.version + 1)
     assert home.due() == {}
 
 
@@ -247,8 +244,8 @@ def test_an_import_that_was_killed_while_rows_were_taken_in_goes_on(
 def test_a_forgotten_import_makes_every_given_row_due(home: Home) -> None:
     assert forget_import(Lake(home.root / "lake"), "charades")
     view = home.view()
-    assert len(view.stages["videos"].plan(view).stale) == 8
-    assert len(view.stages["query_embeddings"].plan(view).stale) == 16
+    assert len(view.stages["videos"].due(view).stale) == 8
+    assert len(view.stages["query_embeddings"].due(view).stale) == 16
 
 
 def test_one_split_can_be_taken_alone(tmp_path: Path, folder: Path) -> None:
@@ -269,13 +266,13 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     for split in VIDEOS:
         home.annotations.mkdir(exist_ok=True)
         shutil.copyfile(folder / f"raw_annotation/{split}.jsonl", home.annotations / f"charades_fig_{split}.jsonl")
-    monkeypatch.setattr(embeddings.QueryEmbeddings, "process", LocalEmbedder.process)
-    monkeypatch.setattr(embeddings.VideoEmbeddings, "process", random_vectors)
+    monkeypatch.setattr(embeddings.QueryEmbeddings, "make", LocalEmbedder.make)
+    monkeypatch.setattr(embeddings.VideoEmbeddings, "make", random_vectors)
     home.build()
     return home
 
 
-def random_vectors(_: Any, view: View, ids: Sequence[str], execution: Execution) -> Iterator[dict[str, Any]]:
+def random_vectors(_: Any, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
     for row in view.rows("frame_tensors").to_dicts():
         vector = np.random.default_rng(len(row["video_id"]) + ord(row["video_id"][-1])).standard_normal(8)
         vector /= np.linalg.norm(vector)

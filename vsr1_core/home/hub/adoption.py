@@ -14,9 +14,10 @@ from vsr1_core.home.hub.checkpoints import hub_source
 from vsr1_core.models.checkpoints import digest_weights, load_policy, save_policy
 from vsr1_core.models.policy import SoftQueryConfig
 from vsr1_core.models.released import load_released_policy, stored_shapes
+from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
-from vsr1_core.stages.trained import Adopted, TrainedStage, write_adopted
+from vsr1_core.stages.trained import TrainedStage
 
 
 def form_of(folder: Path) -> str:

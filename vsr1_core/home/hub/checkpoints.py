@@ -17,9 +17,9 @@ import polars as pl
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
 from vsr1_core.rows.versions import canonical
+from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
-from vsr1_core.stages.methods import METHODS
 from vsr1_core.stages.model_folders import ModelStage
 
 HEADLINE = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100", "vcmr_0.3", "vcmr_0.5", "vcmr_0.7")
@@ -43,7 +43,8 @@ class Checkpoint:
     @property
     def methods(self) -> list[str]:
         """The methods of the report that search with it."""
-        return [name for name, method in METHODS.items() if (method.asset, method.row_id) == (self.asset, self.name)]
+        own = (self.asset, self.name)
+        return [name for name, method in methods.ALL.items() if (method.model, method.row_id) == own]
 
 
 def find_checkpoint(view: View, name: str) -> Checkpoint:

@@ -25,16 +25,17 @@ from vsr1_core.home.prepared.folder import Prepared, read_prepared
 from vsr1_core.home.prepared.layout import Line, splits_of
 from vsr1_core.home.prepared.rows import INDEX_FILES, GivenTable, given_tables
 from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_stem, write_json
-from vsr1_core.rows.imported import DOCUMENT_COLUMNS, Imported, import_folder, put_in_force, remove_older, write_rows
+from vsr1_core.rows.imported import (
+    DOCUMENT_COLUMNS,
+    FORM,
+    Imported,
+    import_folder,
+    put_in_force,
+    remove_older,
+    write_rows,
+)
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, View
-
-MADE_WHOLE = ("annotation_files", "raw_videos", "videos", "moments", "first_ranking")
-"""Built in full, for they cost no model: videos on disk are probed, queries ranked by the given vectors."""
-TAKEN_IN = (
-    *("frame_tensors", "query_embeddings", "video_embeddings", "video_index", "hard_negatives"),
-    *("top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts"),
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _import_id(prepared: Prepared, tables: Sequence[GivenTable]) -> str:
         for line in document:
             lines.update(f"{name}\x1f{line.row_id}\x1f{line.record}\x1e".encode())
     rows = [[t.asset, list(zip(t.ids, t.digests, strict=True)), t.bases] for t in tables]
-    return fingerprint([rows, lines.hexdigest()])
+    return fingerprint([FORM, rows, lines.hexdigest()])
 
 
 def _check_space(prepared: Prepared, view: View, copy: bool) -> None:
@@ -176,6 +177,7 @@ def _record(prepared: Prepared, tables: Sequence[GivenTable]) -> dict[str, objec
     """Where the rows are from; the system prompts are those of the stage 1 file, for checkpoints trained on it."""
     return {
         "source": str(prepared.root),
+        "form": FORM,
         "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "splits": sorted(prepared.splits),
         "num_rows": {table.asset: len(table.ids) for table in tables},
@@ -188,11 +190,10 @@ def _take_in(view: View, execution: Execution) -> dict[str, int]:
     """Let the stages take what was given; asset -> rows that are as given."""
     taken = {}
     for name, stage in view.stages.items():
-        if name in MADE_WHOLE:
-            stage.build(view, execution)
-        elif name in TAKEN_IN:
-            stage.build(view, execution, only_imported=True)
-        if name in TAKEN_IN or name == "videos":
+        if stage.imports == "none":
+            continue
+        stage.build(view, execution, only_imported=stage.imports == "rows")
+        if stage.imports == "rows" or name == "videos":
             inputs = view.table(name).rows(["row_inputs"])["row_inputs"].to_list()
             taken[name] = sum("imported" in json.loads(text) for text in inputs)
     return taken

@@ -24,7 +24,7 @@ from vsr1_core.rows.files import digest_file, file_stem
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages.base import View
 from vsr1_core.stages.embeddings import query_version
-from vsr1_core.stages.moments import MOMENT_COLUMNS, asked_version
+from vsr1_core.stages.moments import MOMENT_COLUMNS, asked_version, moment_version
 from vsr1_core.stages.retrieval import members_version
 
 INDEX_FILES = ("index.faiss", "id_map.json")
@@ -128,7 +128,7 @@ class _Rows:
                     {
                         "query_id": [m.query_id for m in moments],
                         "split": [m.split for m in moments],
-                        "video_id": [m.video_id for m in moments],
+                        "gt_video_id": [m.video_id for m in moments],
                         "vector": _vector_column(vectors),
                     }
                 )
@@ -167,7 +167,8 @@ class _Rows:
         return {"query": asked_version(moment.query, moment.video_id)}
 
     def _facts(self, query_id: str) -> dict[str, Any]:
-        return {name: getattr(self.moments[query_id], name) for name in MOMENT_COLUMNS}
+        """What a training row takes from its moment, by the names of the training tables."""
+        return {column: getattr(self.moments[query_id], name) for name, column in MOMENT_COLUMNS.items()}
 
     def _negatives(self, query_id: str) -> dict[str, Any]:
         """The published file has no scores; they are the given vectors' cosines."""
@@ -201,7 +202,7 @@ class _Rows:
                 "query_id": t.query_id,
                 "label": t.label,
                 "shown_video_id": t.shown_video_id,
-                "video_id": self.moments[t.query_id].video_id,
+                "gt_video_id": self.moments[t.query_id].video_id,
             }
             for t in self._given_traces
         ]
@@ -218,7 +219,7 @@ class _Rows:
             }
             for t in self._given_traces
         ]
-        bases = [{"moment": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        bases = [{"moment": moment_version(self._facts(row["query_id"]))} for row in rows]
         return _table("reasoning_traces", rows, [fingerprint(row) for row in rows], bases)
 
     def _examples(self) -> GivenTable:
@@ -237,7 +238,7 @@ class _Rows:
                         "negative_scores": negatives["scores"],
                     }
                 )
-        bases = [{"moments": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        bases = [{"moments": moment_version(self._facts(row["query_id"]))} for row in rows]
         digests = [fingerprint({k: v for k, v in row.items() if k != "negative_scores"}) for row in rows]
         return _table("sft_examples", rows, digests, bases)
 
@@ -254,7 +255,7 @@ class _Rows:
             for prompt in self.training.prompts.values()
             if prompt.query_id in self.moments
         ]
-        bases = [{"moments": fingerprint(self._facts(row["query_id"]))} for row in rows]
+        bases = [{"moments": moment_version(self._facts(row["query_id"]))} for row in rows]
         return _table("grpo_prompts", rows, [fingerprint(row) for row in rows], bases)
 
 

@@ -73,9 +73,9 @@ def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
 
 def _as_given(view: View, asset: str) -> set[str]:
     """The ids of rows that are the current import's, unchanged."""
-    table, given = view.table(asset), view.given_rows(asset)
-    rows = table.ok_rows([table.key, "row_inputs"]).iter_rows() if given else ()
-    return {i for i, inputs in rows if i in given and json.loads(inputs).get("imported") == given[i].digest}
+    table, imported = view.table(asset), view.imported_rows(asset)
+    rows = table.ok_rows([table.key, "row_inputs"]).iter_rows() if imported else ()
+    return {i for i, inputs in rows if i in imported and json.loads(inputs).get("imported") == imported[i].digest}
 
 
 def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[Entry]:

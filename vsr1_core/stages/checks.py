@@ -1,0 +1,134 @@
+"""What must hold of tables before anything is built on them. Stages name the checks that are theirs.
+
+Blocking ones guard what a later stage would silently get wrong; a share of failed rows is worth a warning, not a stop.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
+from vsr1_core.stages.base import Check, View
+
+MAX_FAILED_SHARE = 0.05
+UNIT_TOLERANCE = 1e-3
+HEADLINE = ("first_recall_at_1", "recall_at_1", "recall_at_10", "vcmr_0.5", "verification_accuracy")
+MAX_DROP = 0.02
+"""Of a headline metric, all of which are shares: the same rows give the same value, so any drop has a cause."""
+
+
+def unsound_ids(view: View, asset: str) -> str:
+    """Ids are unique and never null, and every failed row says why."""
+    table = view.table(asset)
+    frame = table.rows([table.key, "status", "error"])
+    if frame[table.key].null_count() or frame[table.key].n_unique() != frame.height:
+        return f"ids of {asset} are null or not unique"
+    silent = frame.filter((pl.col("status") != "ok") & pl.col("error").is_null()).height
+    return f"{silent} failed rows do not say why" if silent else ""
+
+
+def many_failures(view: View, asset: str) -> str:
+    """At most 5 % of the rows failed."""
+    frame = view.table(asset).rows(["status", "error"])
+    failed = frame.filter(pl.col("status") != "ok")
+    if failed.height <= MAX_FAILED_SHARE * frame.height:
+        return ""
+    return f"{failed.height:,} of {frame.height:,} rows failed, e.g. {failed['error'][0]}"
+
+
+def nothing_readable(view: View, asset: str) -> str:
+    """At least one row is ok, where there are any: nothing can be built on none."""
+    frame = view.table(asset).rows(["status", "error"])
+    if frame.is_empty() or (frame["status"] == "ok").any():
+        return ""
+    return f"none of the {frame.height:,} rows of {asset} is usable, e.g. {frame['error'][0]}"
+
+
+def not_unit_vectors(view: View, asset: str) -> str:
+    """Every vector is finite and of length 1, and all have one size."""
+    vectors = view.rows(asset, ["vector"])["vector"]
+    if vectors.is_empty():
+        return ""
+    sizes = vectors.list.len().unique().to_list()
+    if len(sizes) > 1:
+        return f"vectors of {asset} have different sizes: {sizes}"
+    values = pl.element().cast(pl.Float64).fill_null(float("nan"))  # a sum would leave a null out
+    lengths = vectors.list.eval(values**2).list.sum().sqrt()
+    wrong = int((~((lengths - 1).abs() <= UNIT_TOLERANCE)).sum())
+    return f"{wrong:,} vectors of {asset} are not of length 1" if wrong else ""
+
+
+def unknown_videos(view: View, asset: str) -> str:
+    """Every annotated video is listed in `videos`, if only as a failed row."""
+    if not view.table("videos").exists():
+        return ""
+    known = view.table("videos").rows(["video_id"])
+    strange = view.rows(asset, ["video_id"]).join(known, on="video_id", how="anti")["video_id"].unique().sort()
+    return f"{len(strange):,} videos of {asset} are not in videos, e.g. {strange[0]}" if len(strange) else ""
+
+
+def unknown_queries(view: View, asset: str) -> str:
+    """Every row belongs to a moment."""
+    strange = view.rows(asset, ["query_id"]).join(view.rows("moments", ["query_id"]), on="query_id", how="anti")
+    return f"{strange.height:,} queries of {asset} are not in moments" if strange.height else ""
+
+
+def unpublished_row_counts(view: View, asset: str) -> str:
+    """Every file of a public dataset has as many rows as it was published with."""
+    rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.name in BENCHMARKS else ()
+    return "; ".join(problem for file_id, num_rows in rows if (problem := wrong_row_count(file_id, num_rows)))
+
+
+def worse_metrics(view: View, asset: str) -> str:
+    """No headline metric is more than 2 points below the last good state, where the same queries were asked.
+
+    A state is good when it is not worse than the last good one before it, so that a slow decline is seen too.
+    """
+    states = view.table(asset).kept_states(view.lake.history(asset) / f"dataset={view.entry.name}")
+    if not states:
+        return ""
+    good = states[0]
+    for state in states[1:-1]:
+        good = good if dropped(state, good) else state
+    return "; ".join(dropped(states[-1], good))
+
+
+def dropped(now: pl.DataFrame, before: pl.DataFrame) -> list[str]:
+    """What fell from one state of `metrics` to another, the furthest first."""
+    key = ["method", "metric", "split", "num_queries"]
+    both = now.filter(pl.col("metric").is_in(HEADLINE)).join(before, on=key, suffix="_before")
+    fallen = both.filter(pl.col("value_before") - pl.col("value") > MAX_DROP)
+    fallen = fallen.sort(pl.col("value_before") - pl.col("value"), descending=True)
+    return [
+        f"{row['metric']} of {row['method']} fell from {row['value_before']:.3f} to {row['value']:.3f}"
+        for row in fallen.iter_rows(named=True)
+    ]
+
+
+EVERY = (
+    Check("ids_are_sound", "Ids are unique; failed rows say why.", unsound_ids),
+    Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
+)
+"""What must hold of every table."""
+
+SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where there are any.", nothing_readable)
+SOME_READABLE = Check(
+    "some_videos_are_readable",  # of frames and not of videos: moments are wanted even where every video is missing
+    "At least one video can be read, where there are any.",
+    lambda view, _: nothing_readable(view, "videos"),
+    needs=("videos",),
+)
+VIDEOS_KNOWN = Check(
+    "videos_are_known", "Every annotated video is listed in videos.", unknown_videos, needs=("videos",)
+)
+QUERIES_KNOWN = Check("queries_are_known", "Every row belongs to a moment.", unknown_queries, needs=("moments",))
+UNIT_VECTORS = Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors)
+PUBLISHED_ROW_COUNTS = Check(
+    "row_counts_are_the_published_ones",
+    "Files of a public dataset have as many rows as published.",
+    unpublished_row_counts,
+    blocking=False,
+)
+METRICS_HELD = Check(
+    "metrics_did_not_fall", "No headline metric fell by more than 2 points.", worse_metrics, blocking=False
+)
