@@ -34,6 +34,7 @@ from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.examples import SFT_FILE
 from vsr1_core.stages.graph import all_stages
 from vsr1_core.stages.loading import policy_of
+from vsr1_core.stages.methods import ALL
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.predictions import searcher_of
 
@@ -143,7 +144,7 @@ def test_what_is_trained_has_them_too(built: Built, asset: str) -> None:
 
 @pytest.mark.parametrize("method", ["sqr_sft", "videosearch_r1"])
 def test_as_many_tokens_are_decoded_as_were_trained(built: Built, method: str) -> None:
-    searcher, _ = searcher_of(built.view, "test", method, Execution())
+    searcher, _ = searcher_of(built.view, "test", ALL[method], Execution())
     assert searcher.settings.decode.num_soft_tokens == 4
     assert not searcher.policy.model.soft_query.accumulate
     rows = built.view.rows(f"predictions.{method}")

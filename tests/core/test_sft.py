@@ -46,7 +46,7 @@ def sft_row(i: int, writes_query: bool) -> dict[str, Any]:
     return {
         "query_id": f"q{i}",
         "query": query_text(i),
-        "video_id": f"v{i}",
+        "gt_video_id": f"v{i}",
         "shown_video_id": f"v{i if is_match else (i + 1) % 8}",
         "label": "matched" if is_match else "not_matched",
         "answer": answer_text(f"a ring grows {i}.", is_match, **ending),
