@@ -93,6 +93,14 @@ def missing_file_error(path: Path) -> str:
     return f"{path.name} is not there: put it (VERIFIED FIG) into {path.parent}, or go on without this split"
 
 
+@functools.lru_cache(maxsize=8)
+def parsed_fig(path: Path, split: str, digest: str) -> tuple[tuple[str, Moment | BadLine], ...]:
+    """A file's (place, row) pairs. Kept by the digest of its content: a build asks for them several times, a watching
+    process at every look, and parsing takes a hundred times as long as hashing.
+    """
+    return tuple(read_fig(path, split))
+
+
 def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
     """(`<file>:<line>`, moment) of one file, in its order. What is no moment becomes a BadLine; nothing is left out."""
     for number, line in read_jsonl(path):

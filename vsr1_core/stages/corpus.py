@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from vsr1_core.datasets import folder, sources, toy_files
-from vsr1_core.datasets.toy import Scene
+from vsr1_core.datasets.format import AnnotationFile, MadeVideo
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.recipes import ToyRecipe
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
 from vsr1_core.rows.known_digests import KnownDigests
 from vsr1_core.stages import checks
@@ -50,20 +50,18 @@ class AnnotationFiles(Stage):
         return {i: self._row(f) for i, f in sources.annotation_files(view.entry, view.config).items()}
 
     @staticmethod
-    def _row(file: sources.AnnotationFile) -> Row:
+    def _row(file: AnnotationFile) -> Row:
         known = {"path": str(file.path), "split": file.split} if file.error is None else failed(file.error)
         return Row({"content": file.content or "missing", "path": str(file.path)}, known, facts=file)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        root = Path(view.entry.annotations).absolute()
-        if view.entry.kind == "toy" and not toy_files.is_written(root, view.config.toy):
-            toy_files.write_annotations(root, view.config.toy)
+        sources.format_of(view.entry).prepare(view.entry, view.config)
         for file_id, row in rows.items():
-            file: sources.AnnotationFile = row.facts
+            file: AnnotationFile = row.facts
             yield {"file_id": file_id, **({"error": file.error} if file.error is not None else _file_row(file))}
 
 
-def _file_row(file: sources.AnnotationFile) -> dict[str, Any]:
+def _file_row(file: AnnotationFile) -> dict[str, Any]:
     """The row of a file that is there. One that is not any more what was planned is an error, not a row of its time."""
     num_rows, digest = sum(1 for _ in read_jsonl(file.path)), digest_file(file.path)
     if file.digest and file.digest != digest:
@@ -95,8 +93,9 @@ class RawVideos(Stage):
     unversioned_columns = ("mtime_ns", "bytes")
 
     def plan(self, view: View) -> dict[str, Row]:
-        if view.entry.kind == "toy":
-            return self._toy_rows(view)
+        made = sources.made_videos(view.entry, view.config)
+        if made is not None:
+            return {video_id: self._made_row(video) for video_id, video in made.items()}
         files = sources.video_files(view.entry)
         clashes = {i: Row({"clash": " ".join(map(str, p))}, failed(folder.clash_error(i, p)))
                    for i, p in files.items() if len(p) > 1}  # fmt: skip
@@ -105,13 +104,9 @@ class RawVideos(Stage):
         return {i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()} | clashes
 
     @staticmethod
-    def _toy_rows(view: View) -> dict[str, Row]:
-        rows = {}
-        for video_id, (scene, path) in sources.toy_scenes(view.entry, view.config).items():
-            content = toy_files.scene_fingerprint(scene, view.config.toy)
-            known = {"path": str(path), "content": content}
-            rows[video_id] = Row({"content": content, "path": str(path)}, known, facts=(scene, path, view.config.toy))
-        return rows
+    def _made_row(video: MadeVideo) -> Row:
+        known = {"path": str(video.path), "content": video.content}
+        return Row({"content": video.content, "path": str(video.path)}, known, facts=video.task)
 
     def _known_digests(self, view: View) -> dict[FileStamp, str]:
         """By what the table holds, and by what was observed since."""
@@ -122,21 +117,30 @@ class RawVideos(Stage):
     def observe(self, view: View) -> str:
         """Also keeps the digests, so that the build which follows does not read the videos again for them."""
         rows = self.planned_rows(view)
-        if view.entry.kind != "toy":
-            found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for row in rows.values()
-                     for k in [row.known] if k.get("digest")}  # fmt: skip
+        read = [row.known for row in rows.values() if row.known.get("digest")]
+        if read:
+            found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for k in read}
             KnownDigests.of(view.lake, view.entry.name).write(found)
         return self.version_of(view, rows)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        if view.entry.kind == "toy":
-            for result in run.map_rows(_render_clip, [row.facts for row in rows.values()], view):
-                yield {"video_id": result.item[0].video_id, **(result.value or {"error": result.error})}
+        if sources.made_videos(view.entry, view.config) is not None:
+            yield from self._rendered(view, rows, run)
             return
         for video_id, row in rows.items():
             known = dict(row.known)
             known.pop("status", None)
             yield {"video_id": video_id, **known}
+
+    @staticmethod
+    def _rendered(view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        render = partial(_render, sources.format_of(view.entry).render)
+        for result in run.map_rows(render, [(video_id, row.facts) for video_id, row in rows.items()], view):
+            yield {"video_id": result.item[0], **(result.value or {"error": result.error})}
+
+
+def _render(render: Callable[[Any], dict[str, Any]], task: tuple[str, Any]) -> dict[str, Any]:
+    return render(task[1])
 
 
 def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict[str, dict[str, Any]]:
@@ -151,15 +155,9 @@ def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict
     return {i: _file_facts(stamp, digests[i]) for i, stamp in stamps.items()}
 
 
-def _file_facts(stamp: FileStamp, digest: str, content: str = "") -> dict[str, Any]:
+def _file_facts(stamp: FileStamp, digest: str) -> dict[str, Any]:
     facts = {"path": stamp.path, "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns}
-    return facts | {"digest": digest, "content": content or digest}
-
-
-def _render_clip(task: tuple[Scene, Path, ToyRecipe]) -> dict[str, Any]:
-    scene, path, recipe = task
-    toy_files.render_clip(scene, recipe, path)
-    return _file_facts(read_stamp(path), digest_file(path), toy_files.scene_fingerprint(scene, recipe))
+    return facts | {"digest": digest, "content": digest}
 
 
 def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:

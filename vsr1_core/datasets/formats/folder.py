@@ -1,0 +1,47 @@
+"""Somebody's own videos: a folder of files, with an annotation file or without. `datasets.folder` reads it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from vsr1_core.datasets import folder
+from vsr1_core.datasets.format import AnnotationFile, DatasetFormat
+from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import digest_file
+
+
+class FolderFormat(DatasetFormat):
+    """All videos below a folder; those that no annotation names can be searched, too."""
+
+    kind = "folder"
+    says = "A folder of your own videos, with an annotation file (CSV or JSONL) or without."
+    unannotated_splits = ("test",)
+
+    def annotation_files(self, entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
+        if not entry.annotations:
+            return {}
+        path = Path(entry.annotations).absolute()
+        if not path.is_file():
+            raise FileNotFoundError(f"dataset {entry.name!r} has its annotations in {path}, which is not there")
+        digest = digest_file(path)
+        return {path.name: AnnotationFile(path.name, path, "", digest, digest=digest)}
+
+    def lines(self, entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
+        for file in self.annotation_files(entry, config).values():
+            yield from _parsed(file.path, file.digest)
+
+    def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
+        return folder.find_videos(Path(entry.videos).absolute())
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, digest: str) -> tuple[tuple[str, Moment | BadLine], ...]:
+    """As `verified.parsed_fig`, which says why."""
+    return tuple(folder.read_annotations(path))
+
+
+FORMAT = FolderFormat()
