@@ -175,7 +175,7 @@ def test_a_policy_with_other_options_of_its_own_is_refused(built: Built, tmp_pat
 
 def test_nothing_is_left_to_do(built: Built) -> None:
     fresh = View(built.view.lake, built.view.entry, built.view.config, built.view.stages, home=built.view.home)
-    assert {name: stage.plan(fresh).due() for name, stage in fresh.stages.items() if stage.plan(fresh).due()} == {}
+    assert {name: stage.due(fresh).due() for name, stage in fresh.stages.items() if stage.due(fresh).due()} == {}
 
 
 def test_every_field_that_bears_a_version_is_read_by_what_is_made(
