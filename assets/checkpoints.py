@@ -11,6 +11,7 @@ from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, drawn, fitting, picture
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
+from vsr1_core.stages.method_styles import STYLES
 
 
 def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def grpo_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def _episode_text(episode: dict[str, Any]) -> str:
-    """One episode as Markdown: the query, its rewards, and a line a turn."""
+    """One episode as Markdown: the query, its rewards, and one line per turn."""
     parts = [name for name in episode if name.startswith("reward_")]
     rewards = ", ".join(f"{name.removeprefix('reward_')} {episode[name]:.2f}" for name in parts)
     lines = [f"**{cell(episode['query'], 200)}** (step {episode['step']}, sample {episode['sample']}): {rewards}"]
@@ -49,7 +50,7 @@ def _curve_picture(view: View, row_id: str, curve: list[dict[str, Any]]) -> dg.M
     def draw() -> bytes:
         from vsr1_core.evaluation import plots
 
-        return fitting(plots.png(plots.loss_curves({row_id: pl.DataFrame(curve)})))
+        return fitting(plots.png(plots.loss_curves({row_id: pl.DataFrame(curve)}, STYLES)))
 
     return picture(drawn(view.lake, ["curves", row_id, curve], draw), f"training curves of {row_id}")
 

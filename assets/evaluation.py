@@ -11,10 +11,9 @@ import polars as pl
 
 from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, drawn, fitting, markdown_table, picture, with_pictures
-from vsr1_core.stages import methods
+from vsr1_core.evaluation.metrics import all_metrics, metrics_shown
 from vsr1_core.stages.base import View
-
-_PLOTTED = ("recall_at_1", "vcmr_0.5")
+from vsr1_core.stages.method_styles import STYLES
 
 
 def prediction_extras(view: View, asset: str) -> dict[str, Any]:
@@ -34,12 +33,15 @@ def probe_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def metrics_extras(view: View, asset: str) -> dict[str, Any]:
-    """A line a metric, a column a method, with the interval; and numbers that the UI plots over builds."""
+    """One row per metric, one column per method; what each metric says; and numbers that the UI plots over builds."""
     frame = view.rows(asset)
-    plotted = frame.filter(pl.col("metric").is_in(_PLOTTED) & pl.col("method").is_in(list(methods.BASIC)))
+    shown = [metric.name for metric in metrics_shown("history")]
+    plotted = frame.filter(pl.col("metric").is_in(shown) & pl.col("method").is_in(STYLES.basic))
     values = plotted.drop_nulls("value").sort("split", "metric", "method").select("split", "metric", "method", "value")
     numbers = {f"{split}/{metric}/{method}": value for split, metric, method, value in values.iter_rows()}
-    return {"metrics": dg.MetadataValue.md(metrics_table(frame)), **numbers}
+    meanings = [(metric.name, metric.better, metric.says) for metric in all_metrics().values()]
+    said = markdown_table(["metric", "better", "what it says"], meanings, max_cell=200)
+    return {"metrics": dg.MetadataValue.md(metrics_table(frame)), "meanings": dg.MetadataValue.md(said), **numbers}
 
 
 def metrics_table(frame: pl.DataFrame) -> str:
@@ -49,12 +51,9 @@ def metrics_table(frame: pl.DataFrame) -> str:
 
 
 def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a line a metric, a column a method. frame: method, metric, value, low, high."""
-    from vsr1_core.evaluation.metrics import metric_names
-    from vsr1_core.evaluation.plots import in_method_order
-
-    methods = in_method_order(frame["method"].unique().to_list())
-    order = {name: place for place, name in enumerate(metric_names())}
+    """Header and rows: one row per metric, one column per method. frame: method, metric, value, low, high."""
+    methods = STYLES.ordered(frame["method"].to_list())
+    order = {name: place for place, name in enumerate(all_metrics())}
     names = sorted(frame["metric"].unique().to_list(), key=lambda name: (order.get(name, len(order)), name))
     cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
     return ["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names]
@@ -90,7 +89,7 @@ def _fitting_plot(curve: str, frame: pl.DataFrame) -> bytes:
     from vsr1_core.evaluation import plots
 
     draw = {"turns": plots.turns, "soft_tokens": plots.soft_tokens}[curve]
-    return fitting(plots.png(draw(frame)))
+    return fitting(plots.png(draw(frame, STYLES)))
 
 
 ASSETS = (

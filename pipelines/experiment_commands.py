@@ -74,14 +74,17 @@ def register(settings: Settings, entry: DatasetEntry) -> None:
 
 def summarise(settings: Settings, config: str, entries: Sequence[DatasetEntry], seconds: float) -> Path:
     """Score all seeds together and write the result. `seconds` is how long the builds took this time."""
-    from vsr1_core.evaluation.experiment import Experiment, claims, write_experiment
+    from vsr1_core.evaluation.claims import claims
+    from vsr1_core.evaluation.experiment import Experiment
+    from vsr1_core.evaluation.experiment_text import write_experiment
+    from vsr1_core.stages.method_styles import STYLES
     from vsr1_core.stages.reporting import num_soft_tokens_of, scores_of
 
     recipe = CONFIGURATIONS[config]
     split = recipe.evaluation.splits[0]
     views = {entry.seed or 0: open_view(settings.home, entry.name) for entry in entries}
     runs = {seed: scores_of(view, split) for seed, view in views.items()}
-    found = Experiment(config, runs, recipe.evaluation.num_resamples, recipe.evaluation.seed)
+    found = Experiment(config, runs, STYLES, recipe.evaluation.num_resamples, recipe.evaluation.seed)
     facts = {"split": split, "configuration": fingerprint(recipe), "seconds": round(seconds)}
     facts["datasets"] = [entry.name for entry in entries]
     folder = settings.home / "experiments" / config

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from vsr1_core.evaluation.metrics import temporal_iou
+from vsr1_core.evaluation.spans import temporal_iou
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import predictions, probes

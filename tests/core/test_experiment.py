@@ -15,9 +15,15 @@ from fake_results import STRENGTHS, Strength, fake_moments, fake_predictions, mo
 
 from vsr1_core.configurations import CONFIGURATIONS, TINY, with_seed
 from vsr1_core.evaluation import experiment as ex
+from vsr1_core.evaluation.bootstrap import paired_differences
+from vsr1_core.evaluation.claims import claims
 from vsr1_core.evaluation.curves import score_soft_tokens, score_turns
-from vsr1_core.evaluation.experiment import Experiment, claims, mean_interval
-from vsr1_core.evaluation.metrics import Scores, load_episodes, paired_differences, score
+from vsr1_core.evaluation.episodes import load_episodes
+from vsr1_core.evaluation.experiment import Experiment, mean_interval
+from vsr1_core.evaluation.experiment_text import write_experiment
+from vsr1_core.evaluation.metrics import metrics_shown, score
+from vsr1_core.evaluation.scores import Scores
+from vsr1_core.stages.method_styles import STYLES
 
 SEEDS = (1, 2, 3)
 
@@ -33,7 +39,7 @@ def scores_of(strength: Strength, seed: int, num_queries: int = 80) -> Scores:
 def experiment_of(strengths: dict[str, Strength], seeds: tuple[int, ...] = SEEDS) -> Experiment:
     numbered = list(enumerate(strengths.items()))
     runs = {seed: {name: scores_of(strength, 10 * seed + i) for i, (name, strength) in numbered} for seed in seeds}
-    return Experiment("tiny", runs, num_resamples=200)
+    return Experiment("tiny", runs, STYLES, num_resamples=200)
 
 
 def only(frame: pl.DataFrame, **values: str) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def test_the_interval_over_seeds_is_that_of_students_t() -> None:
 def test_results_average_the_seeds(experiment: Experiment) -> None:
     row = only(ex.results(experiment), method="sqr_sft", metric="recall_at_1")
     each = [scores_of(STRENGTHS["sqr_sft"], 10 * seed + 2) for seed in SEEDS]
-    assert row["values"] == pytest.approx([float((s.ranks <= 1).mean()) for s in each])
+    assert row["values"] == pytest.approx([s.parts["recall_at_1"].numerators.mean() for s in each])
     assert (row["mean"], row["low"], row["high"]) == pytest.approx(mean_interval(row["values"]))
     points = set(ex.results(experiment)["metric"])
     assert {"turns/3/vcmr_0.5", "soft_tokens/0/recall_at_1", "median_rank"} <= points
@@ -79,7 +85,7 @@ def test_averaging_over_seeds_narrows_the_interval_over_queries(experiment: Expe
         low, high = (e.estimate("sqr_sft", "recall_at_1") - e.estimate("fine_tuned", "recall_at_1")).interval
         return high - low
 
-    assert width(experiment) < 0.8 * width(Experiment("tiny", {1: experiment.runs[1]}, 200))
+    assert width(experiment) < 0.8 * width(Experiment("tiny", {1: experiment.runs[1]}, STYLES, 200))
 
 
 def test_claims_hold_where_the_methods_are_as_the_paper_says_and_fail_where_they_are_not(
@@ -111,19 +117,19 @@ def test_runs_over_other_queries_are_not_compared() -> None:
         2: {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 21)},
     }
     with pytest.raises(ValueError, match="2 sets of queries"):
-        Experiment("tiny", runs)
+        Experiment("tiny", runs, STYLES)
 
 
 def test_what_is_written_can_be_read_by_people_and_programs(experiment: Experiment, tmp_path: Path) -> None:
     found = claims(experiment, 8)
-    path = ex.write_experiment(experiment, found, tmp_path / "tiny", {"seconds": 7})
+    path = write_experiment(experiment, found, tmp_path / "tiny", {"seconds": 7})
     text = path.read_text()
     assert "seeds 1, 2, 3, 80 test queries" in text
-    assert "| | zero_shot | fine_tuned | hard_refine | sqr_sft | videosearch_r1 |" in text
+    assert "| metric | zero_shot | fine_tuned | hard_refine | sqr_sft | videosearch_r1 |" in text
     assert "| VCMR: stage 1 above fine-tuned |" in text
     record = json.loads((path.parent / "results.json").read_text())
     assert (record["seeds"], record["seconds"], len(record["claims"])) == ([1, 2, 3], 7, len(found))
-    assert pl.read_parquet(path.parent / "differences.parquet").height == 4 * len(ex.COMPARED)
+    assert pl.read_parquet(path.parent / "differences.parquet").height == 4 * len(metrics_shown("differences"))
 
 
 def test_a_seed_changes_all_that_trains_and_nothing_else() -> None:

@@ -9,9 +9,14 @@ import polars as pl
 import pytest
 from fake_results import STRENGTHS, fake_moments, fake_predictions, moments_frame, predictions_frame
 
-from vsr1_core.evaluation import curves, metrics, plots, report
+from vsr1_core.evaluation import curves, plots, report
+from vsr1_core.evaluation.bootstrap import summarise
+from vsr1_core.evaluation.episodes import OUTCOMES, load_episodes
+from vsr1_core.evaluation.metrics import score
 from vsr1_core.evaluation.published import PUBLISHED
-from vsr1_core.evaluation.report import ReportInputs, write_report
+from vsr1_core.evaluation.report import write_report
+from vsr1_core.evaluation.report_data import CAPTIONS, NO_CURVES, Analysis, ReportInputs
+from vsr1_core.stages.method_styles import STYLES
 
 
 def curve(num_steps: int) -> pl.DataFrame:
@@ -31,16 +36,16 @@ def inputs_for(
         rows = fake_predictions(moments, strength, seed=i)
         rows[0] = {"query_id": rows[0]["query_id"], "status": "failed", "error": "no frames"}
         predictions[method] = predictions_frame(rows[: len(rows) - num_missing])
-        episodes = metrics.load_episodes(frame, predictions[method])
-        tables.append(metrics.summarise(metrics.score(episodes), 50).with_columns(method=pl.lit(method)))
+        episodes = load_episodes(frame, predictions[method])
+        tables.append(summarise(score(episodes), 50).with_columns(method=pl.lit(method)))
         scored = [curves.score_turns(episodes, 3), curves.score_soft_tokens(episodes, predictions[method], 8)]
-        points.extend(metrics.summarise(scores, 50).with_columns(method=pl.lit(method)) for scores in scored)
+        points.extend(summarise(scores, 50).with_columns(method=pl.lit(method)) for scores in scored)
     schema = {"metric": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "method": pl.String}
     return ReportInputs(
-        dataset=dataset, kind=kind, split="test", config="tiny", moments=frame, predictions=predictions,
+        dataset=dataset, kind=kind, split="test", config="tiny", styles=STYLES, moments=frame, predictions=predictions,
         metrics=pl.concat(tables) if tables else pl.DataFrame(schema=schema), num_videos=num_queries or None,
         curves={"sft_checkpoint": curve(60)} if num_queries else {}, num_resamples=50,
-        refinement=as_curves(pl.concat(points)) if points else report.NO_CURVES,
+        refinement=as_curves(pl.concat(points)) if points else NO_CURVES,
     )  # fmt: skip
 
 
@@ -52,7 +57,7 @@ def as_curves(points: pl.DataFrame) -> pl.DataFrame:
 
 def text_of(inputs: ReportInputs) -> str:
     """The text alone: drawing takes seconds."""
-    return report.markdown(inputs, report.Analysis.of(inputs))
+    return report.markdown(inputs, Analysis.of(inputs))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_a_report_shows_each_score_as_the_table_has_it(toy_report: Path) -> None
 def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path) -> None:
     text = toy_report.read_text()
     beside = {path.name for path in toy_report.parent.glob("*.png")}
-    assert beside == {f"{name}.png" for name in report.CAPTIONS}
+    assert beside == {f"{name}.png" for name in CAPTIONS}
     assert all(f"]({name})" in text for name in beside)
     assert all(path.stat().st_size > 5_000 for path in toy_report.parent.glob("*.png"))
 
@@ -144,8 +149,8 @@ def test_a_query_cannot_break_the_tables_or_bring_markup(tmp_path: Path) -> None
 
 def test_each_ending_has_an_episode_with_all_its_turns(toy_report: Path) -> None:
     episodes = toy_report.read_text().split("## Episodes")[1].split("## How to read")[0]
-    assert metrics.OUTCOMES["found"] in episodes
-    assert metrics.OUTCOMES["wrong_video_accepted"] in episodes
+    assert OUTCOMES["found"] in episodes
+    assert OUTCOMES["wrong_video_accepted"] in episodes
     assert "1. Shown" in episodes
     assert "3. Shown" in episodes
     assert "> The video shows" in episodes
@@ -161,7 +166,7 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
 
 def test_the_same_results_give_the_same_bytes(toy_report: Path) -> None:
     inputs = inputs_for(80, num_missing=3)
-    figures = dict(report._figures(inputs, report.Analysis.of(inputs)))
+    figures = dict(report._figures(inputs, Analysis.of(inputs)))
     assert plots.png(figures["tokens"]) == (toy_report.parent / "tokens.png").read_bytes()
     assert text_of(inputs).splitlines()[:10] == toy_report.read_text().splitlines()[:10]
 
@@ -174,16 +179,3 @@ def test_the_published_table_is_complete() -> None:
             assert list(row.recall) == sorted(row.recall)
             known = [value for value in row.vcmr if value is not None]
             assert known == sorted(known, reverse=True)
-
-
-def test_methods_keep_their_order_and_colour() -> None:
-    methods = ["videosearch_r1+exclude_rejected", "videosearch_r1", "zero_shot", "mine"]
-    assert plots.in_method_order(methods) == ["zero_shot", "videosearch_r1", "videosearch_r1+exclude_rejected", "mine"]
-    assert plots.method_colours(methods)["videosearch_r1"] == plots.method_colours(["videosearch_r1"])["videosearch_r1"]
-
-
-def test_the_best_constant_span_is_found() -> None:
-    moments = pl.DataFrame({"start_s": [2.0, 4.0, 0.0], "end_s": [5.0, 10.0, 1.0], "duration_s": [10.0, 20.0, 10.0]})
-    start, end, share = metrics.best_constant_span(moments)
-    assert share == pytest.approx(2 / 3)
-    assert metrics.temporal_iou(10 * start, 10 * end, 2.0, 5.0) >= 0.5

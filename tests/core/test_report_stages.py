@@ -21,13 +21,13 @@ from fake_results import (
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
-from vsr1_core.evaluation.metrics import PROBE_METRICS, metric_names
+from vsr1_core.evaluation.metrics import all_metrics, metrics_of
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, NotYetKnown, View
 
-NUM_METRICS = len(metric_names())
+NUM_METRICS, NUM_OF_PROBES = len(all_metrics()), len(metrics_of("probes"))
 SCORING = ("metrics", "refinement_curves", "report")
-NUM_OF_EPISODES = NUM_METRICS - len(PROBE_METRICS)
+NUM_OF_EPISODES = NUM_METRICS - NUM_OF_PROBES
 
 
 def view_of(root: Path, kind: str = "toy") -> View:
@@ -115,7 +115,7 @@ def test_a_changed_query_text_rewrites_the_report_and_rescores_nothing(view: Vie
 def test_a_changed_span_rescores_every_method(view: View) -> None:
     build(view)
     change(view, "moments", "00010_fig", start_s=0.0, end_s=0.5)
-    of_probes = 3 * len(PROBE_METRICS)  # zero_shot is not probed
+    of_probes = 3 * NUM_OF_PROBES  # zero_shot is not probed
     assert build(view) == {"metrics": 4 * NUM_OF_EPISODES + of_probes, "report": 1}
 
 
@@ -198,7 +198,7 @@ def test_probes_are_scored_for_their_method_and_rescore_nothing_of_its_episodes(
     build(view)
     assert "balanced set" not in Path(view.rows("report")["path"][0]).read_text()
     commit_rows(Lake(tmp_path), "verification_probe.sqr_sft", "toy", "probe_id", PROBE_COLUMNS, probes())
-    assert build(view) == {"metrics": len(PROBE_METRICS), "report": 1}
+    assert build(view) == {"metrics": NUM_OF_PROBES, "report": 1}
     assert metric(view, "sqr_sft/balanced_verification_accuracy") == 0.5
     row = view.rows("metrics").row(by_predicate=pl.col("metric_id") == "fine_tuned/balanced_grounding_0.5", named=True)
     assert (row["value"], row["num_queries"]) == (None, 0)
@@ -216,5 +216,5 @@ def test_the_constant_span_is_fitted_on_train_moments_and_changes_with_these_alo
     rows = table.rows().to_dicts()
     train = [{**r, "query_id": f"train_{r['query_id']}", "split": "train"} for r in rows]
     table.commit(table.frame([*rows, *train]), {})
-    assert build(view) == {"metrics": 3 * len(PROBE_METRICS), "report": 1}
+    assert build(view) == {"metrics": 3 * NUM_OF_PROBES, "report": 1}
     assert 0.2 < view.rows("metrics").filter(constant)["value"][0] < 1.0

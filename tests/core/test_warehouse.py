@@ -22,7 +22,9 @@ from fake_results import (
 
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.evaluation.metrics import load_episodes, outcomes, score, values
+from vsr1_core.evaluation.episodes import load_episodes, outcomes
+from vsr1_core.evaluation.metrics import score
+from vsr1_core.evaluation.scores import values
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import Execution, View

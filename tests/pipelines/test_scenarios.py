@@ -16,7 +16,7 @@ import pytest
 from tests.cheap_stages import CheapReport
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill, plans
 from vsr1_core.configurations import NANO
-from vsr1_core.evaluation.metrics import PROBE_METRICS
+from vsr1_core.evaluation.metrics import metrics_of
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import all_stages
@@ -90,7 +90,7 @@ def reported(scene: Scene) -> dict[str, int]:
     """All scores, and what is made of them. The scores of probes are no one's where a method has no probes."""
     tables = {name: scene.view().table(name) for name in ("metrics", "refinement_curves", "report")}
     counts = {name: table.manifest()["num_rows"] for name, table in tables.items()}
-    unprobed = ~pl.col("method").is_in(PROBED) & pl.col("metric").is_in(PROBE_METRICS)
+    unprobed = ~pl.col("method").is_in(PROBED) & pl.col("metric").is_in([m.name for m in metrics_of("probes")])
     counts["metrics"] -= tables["metrics"].rows(["method", "metric"]).filter(unprobed).height
     return counts
 

@@ -1,4 +1,4 @@
-"""The published results of METHOD 9 as data, in percent, exactly as printed. Nothing here was measured by this project.
+"""The published results of the paper as data, in percent, as printed. Nothing here was measured by this project.
 
 Source: "VideoSearch-R1" (ECCV 2026, arXiv 2607.00446), its main table. A dash in the table is None here.
 """
@@ -12,10 +12,10 @@ SOURCE = "VideoSearch-R1, ECCV 2026, arXiv 2607.00446"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line of the table, in percent. counterpart: the name of our method that does the same, if we have one."""
+    """One row of the table, in percent. Which of our methods does the same is in that method's `MethodInfo`."""
 
     method: str
-    counterpart: str | None
+    """As printed."""
     vcmr: tuple[float | None, float | None, float | None]
     """R@1 at IoU 0.3, 0.5, 0.7."""
     verification_accuracy: float | None
@@ -23,21 +23,14 @@ class PublishedRow:
     """Video R@1, 5, 10, 100."""
 
 
-Line = tuple[tuple[float | None, float | None, float | None], float | None, tuple[float, float, float, float]]
+Numbers = tuple[tuple[float | None, float | None, float | None], float | None, tuple[float, float, float, float]]
 
 
-def _rows(*lines: Line) -> tuple[PublishedRow, ...]:
-    pairs = zip(_METHODS, lines, strict=True)
-    return tuple(PublishedRow(name, ours, *line) for (name, ours), line in pairs)
+def _rows(*numbers: Numbers) -> tuple[PublishedRow, ...]:
+    return tuple(PublishedRow(name, *of_row) for name, of_row in zip(_PRINTED, numbers, strict=True))
 
 
-_METHODS: tuple[tuple[str, str | None], ...] = (
-    ("CONQUER", None),
-    ("SQuiDNet", None),
-    ("Qwen3-VL-2B ZS", "zero_shot"),
-    ("Qwen3-VL-2B FT", "fine_tuned"),
-    ("VideoSearch-R1", "videosearch_r1"),
-)
+_PRINTED = ("CONQUER", "SQuiDNet", "Qwen3-VL-2B ZS", "Qwen3-VL-2B FT", "VideoSearch-R1")
 
 PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
     "charades": _rows(
@@ -62,4 +55,4 @@ PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
         ((33.8, 22.3, 12.3), 83.3, (61.1, 81.7, 88.5, 98.4)),
     ),
 }
-"""Dataset name -> rows. The FT line's retrieval is printed as "same" as the ZS line's: it never refines a query."""
+"""Dataset name -> rows. The retrieval of the row FT is printed as "same" as that of ZS: it never refines a query."""

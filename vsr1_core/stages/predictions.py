@@ -190,7 +190,7 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer
 
 def _iou(moment: Mapping[str, Any], video_id: str, start_s: float | None, end_s: float | None) -> float:
     """0 in a wrong video and without a span."""
-    from vsr1_core.evaluation.metrics import temporal_iou
+    from vsr1_core.evaluation.spans import temporal_iou
 
     if video_id != moment["video_id"] or start_s is None or end_s is None:
         return 0.0

@@ -134,7 +134,7 @@ def probes_of(view: View) -> dict[str, dict[str, Any]]:
 
 def probe_row(probe: Mapping[str, Any], asked: Verification) -> dict[str, Any]:
     """A verification as a row. `iou` is 0 unless the right video was matched."""
-    from vsr1_core.evaluation.metrics import temporal_iou
+    from vsr1_core.evaluation.spans import temporal_iou
 
     start_s, end_s = asked.answer.start_s, asked.answer.end_s
     iou = 0.0

@@ -1,6 +1,6 @@
 """The stages `metrics`, `refinement_curves` and `report`: what is scored, from which rows, and when it is out of date.
 
-How a metric is computed is in `vsr1_core.evaluation.metrics` and `.curves`, what the report says in `.report`.
+What the metrics are is in `vsr1_core.evaluation.metrics` and `.curves`, what the report says in `.report`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,18 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.evaluation.curves import (
-    Point,
-    score_soft_tokens,
-    score_turns,
-    soft_token_points,
-    turn_points,
-)
-from vsr1_core.evaluation.metrics import (
-    PROBE_METRICS,
-    Episodes,
-    Probes,
-    Scores,
-    load_episodes,
-    load_probes,
-    metric_names,
-    score,
-    summarise,
-)
+from vsr1_core.evaluation.bootstrap import summarise
+from vsr1_core.evaluation.curves import Point, score_soft_tokens, score_turns, soft_token_points, turn_points
+from vsr1_core.evaluation.episodes import Episodes, load_episodes
+from vsr1_core.evaluation.metrics import all_metrics, score
+from vsr1_core.evaluation.probes import Probes, load_probes
+from vsr1_core.evaluation.scores import Scores
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks, methods
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.method_styles import STYLES
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import IS_TRAIN
 from vsr1_core.stages.reads import every, found_by, of_split, row_ids_of_split
@@ -95,10 +84,10 @@ class Metrics(Stage):
             for method in _methods(view, truth):
                 inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
                 of_probes = _probe_inputs(view, method, truth)
-                for metric in metric_names():
-                    known = {"method": method, "metric": metric, "split": split}
-                    reads = of_probes if metric in PROBE_METRICS else inputs
-                    rows[_metric_id(view, method, metric, split)] = Row(reads, known)
+                for name, metric in all_metrics().items():
+                    known = {"method": method, "metric": name, "split": split}
+                    reads = of_probes if metric.source == "probes" else inputs
+                    rows[_metric_id(view, method, name, split)] = Row(reads, known)
         return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
@@ -241,7 +230,8 @@ class Report(Stage):
         return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        from vsr1_core.evaluation.report import ReportInputs, write_report
+        from vsr1_core.evaluation.report import write_report
+        from vsr1_core.evaluation.report_data import ReportInputs
 
         recipe = view.config.evaluation
         for split in rows:
@@ -252,6 +242,7 @@ class Report(Stage):
                 kind=view.entry.kind,
                 split=split,
                 config=view.config.name,
+                styles=STYLES,
                 moments=truth,
                 predictions={m: view.table(f"predictions.{m}").rows().filter(in_split) for m in _methods(view, truth)},
                 metrics=view.rows("metrics").filter(pl.col("split") == split),

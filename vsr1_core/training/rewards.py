@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsr1_core.evaluation.metrics import temporal_iou
+from vsr1_core.evaluation.spans import temporal_iou
 from vsr1_core.reasoning.conversation import Decision, is_well_formed, parse_answer
 from vsr1_core.recipes import RewardWeights
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.evaluation.markdown import markdown_table
+from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
 from vsr1_core.rows.versions import canonical
 from vsr1_core.stages import methods
@@ -22,8 +24,6 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.model_folders import ModelStage
 
-HEADLINE = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100", "vcmr_0.3", "vcmr_0.5", "vcmr_0.7")
-"""The metrics that the card's metadata names, beside verification_accuracy; its table has all."""
 COPIED = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 CARD = "README.md"
 
@@ -111,8 +111,8 @@ def card_text(checkpoint: Checkpoint, repo_id: str) -> str:
         *(_metric_lines(results) if results.height else ["Not evaluated."]),
         "## How it was made",
         "What it was made from, by version: a row's version is a hash of all that decides it.",
-        _table(["input", "version"], sorted(json.loads(checkpoint.row["row_inputs"]).items())),
-        _table(["annotation file", "digest"], _annotation_digests(view)),
+        "\n".join(markdown_table(["input", "version"], sorted(json.loads(checkpoint.row["row_inputs"]).items()))),
+        "\n".join(markdown_table(["annotation file", "digest"], _annotation_digests(view))),
         f"Weights: `{checkpoint.row['digest']}`; parent: `{checkpoint.row['parent'] or 'none'}`. Recipe:",
         f"```json\n{json.dumps(_recipes(checkpoint), indent=2)}\n```",
     ]
@@ -137,6 +137,7 @@ def _usage(checkpoint: Checkpoint, repo_id: str) -> str:
 def _eval_results(view: View, results: pl.DataFrame) -> list[Any]:
     from huggingface_hub import EvalResult
 
+    named = {metric.name: metric for metric in metrics_shown("card")}
     return [
         EvalResult(
             task_type="video-corpus-moment-retrieval",
@@ -144,11 +145,11 @@ def _eval_results(view: View, results: pl.DataFrame) -> list[Any]:
             dataset_name=view.entry.name,
             dataset_split=row["split"],
             metric_type=row["metric"],
-            metric_name=f"{row['metric']} ({row['method']})",
+            metric_name=f"{named[row['metric']].label} ({row['method']})",
             metric_value=round(row["value"], 6),
         )
         for row in results.iter_rows(named=True)
-        if row["metric"] in (*HEADLINE, "verification_accuracy")
+        if row["metric"] in named
     ]
 
 
@@ -159,7 +160,7 @@ def _metric_lines(results: pl.DataFrame) -> list[str]:
     ]
     num_queries = max(results["num_queries"].to_list())
     note = f"{num_queries:,} queries; intervals are 95 % bootstrap intervals over queries."
-    return [note, _table(["split", "method", "metric", "value", "interval"], rows)]
+    return [note, "\n".join(markdown_table(["split", "method", "metric", "value", "interval"], rows))]
 
 
 def _annotation_digests(view: View) -> list[tuple[str, str]]:
@@ -177,8 +178,3 @@ def _recipes(checkpoint: Checkpoint) -> dict[str, Any]:
         "options": checkpoint.row["options"],
         "frames": canonical(config.frames),
     }
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(list(header)), *body]) if body else ""

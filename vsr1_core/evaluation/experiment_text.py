@@ -1,0 +1,84 @@
+"""The result of an experiment as files: Markdown for people, JSON and Parquet for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsr1_core.evaluation.claims import Claim
+from vsr1_core.evaluation.experiment import Experiment, differences, results
+from vsr1_core.evaluation.markdown import markdown_table
+from vsr1_core.evaluation.metrics import metrics_shown
+from vsr1_core.evaluation.row_types import ResultRow, typed_rows
+from vsr1_core.rows.files import atomic_folder, write_json
+
+
+def markdown(experiment: Experiment, found: Sequence[Claim]) -> str:
+    """The tables as a README can hold them."""
+    table = {(row["method"], row["metric"]): row for row in typed_rows(results(experiment), ResultRow)}
+    seeds = ", ".join(str(seed) for seed in experiment.runs)
+    rows = [
+        [metric.label, *(_cell(table.get((method, metric.name)), metric.scale) for method in experiment.methods)]
+        for metric in metrics_shown("experiment")
+    ]
+    lines = [
+        f"Configuration `{experiment.config}`, seeds {seeds}, {experiment.num_queries:,} test queries. Mean over the "
+        "seeds in % (tokens as they are) ± half of the 95 % interval over seeds (Student's t).",
+        "",
+        *markdown_table(["metric", *experiment.methods], rows),
+        "",
+        "Claims, by the means; brackets are paired 95 % bootstrap intervals over queries.",
+        "",
+        *markdown_table(["claim", "found", "holds"], [[c.text, _found(c), _VERDICTS[c.holds]] for c in found]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_VERDICTS = {True: "yes", False: "**no**", None: "not known"}
+
+
+def _cell(row: ResultRow | None, scale: float) -> str:
+    if row is None or row["mean"] is None:
+        return "-"
+    half = "" if row["high"] is None else f" ± {scale * (row['high'] - row['mean']):.1f}"
+    return f"{scale * row['mean']:.1f}{half}"
+
+
+def _found(claim: Claim) -> str:
+    if claim.holds is None:
+        return "-"
+    scale, sign = (1.0, "") if claim.unit == "tokens" else (100.0, " %" if claim.unit == "gain" else "")
+    value, low, high = (scale * number for number in (claim.value, claim.low, claim.high))
+    return f"{value:.1f}{sign} [{low:.1f}, {high:.1f}]"
+
+
+def write_experiment(experiment: Experiment, found: Sequence[Claim], folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write results.md, results.parquet, differences.parquet and results.json as one folder.
+
+    Args:
+        experiment: The runs.
+        found: Whether the paper's claims hold in them.
+        folder: Where it is written; the folder is replaced as a whole.
+        facts: What results.json holds beside the results, as JSON values.
+
+    Returns:
+        The path of results.md.
+    """
+    tables = {"results": results(experiment), "differences": differences(experiment)}
+    with atomic_folder(folder) as temporary:
+        for name, frame in tables.items():
+            frame.write_parquet(temporary / f"{name}.parquet")
+        (temporary / "results.md").write_text(markdown(experiment, found), encoding="utf-8")
+        record = {"config": experiment.config, "seeds": list(experiment.runs), "num_queries": experiment.num_queries}
+        record |= {name: json.loads(frame.write_json()) for name, frame in tables.items()}
+        write_json(temporary / "results.json", {**record, "claims": [_json_claim(c) for c in found], **facts})
+    return folder / "results.md"
+
+
+def _json_claim(claim: Claim) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(claim).items()}

@@ -1,0 +1,169 @@
+"""How a function becomes a metric: what is said about it, where it is shown, and the decorators that register it.
+
+The metrics themselves are in `metrics`, which is what other modules read them from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from vsr1_core.evaluation.episodes import Episodes
+from vsr1_core.evaluation.probes import Probes
+from vsr1_core.evaluation.scores import Parts, Ratio
+
+Section = Literal[
+    "first ranking", "last ranking", "moments", "best answers", "verification", "balanced set", "tokens", "further"
+]
+"""The table of the report that a metric is a column of."""
+Place = Literal[
+    "overview",  # the report's first table
+    "differences",  # compared between two methods, with paired intervals
+    "experiment",  # the table over several seeds
+    "turns",  # measured again for each number of turns allowed; reads neither `best_iou` nor probes
+    "soft tokens",  # measured again for each number of soft tokens; reads `rank` and nothing else
+    "turns plot",
+    "soft tokens plot",
+    "history",  # numbers that the UI plots over builds
+    "card",  # the metadata of a pushed checkpoint
+    "warning",  # a fall from one build to the next is a warning
+]
+"""Where a metric is shown beside its own table."""
+Places = tuple[Place, ...] | Mapping[Place, Sequence[float]]
+"""Places, or of a family of metrics: in which place which of its parameters are shown."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: what people read about it, where it is shown, and how it is measured."""
+
+    name: str
+    """As in the table `metrics`."""
+    label: str
+    """As people call it; stands by itself."""
+    short: str
+    """The head of a column, where there is little room."""
+    says: str
+    """What it means, in one sentence."""
+    better: Literal["higher", "lower"]
+    unit: Literal["share", "rank", "tokens"]
+    """A share is in [0, 1] and shown in percent; the others are shown as they are."""
+    source: Literal["episodes", "probes"]
+    section: Section
+    places: frozenset[Place]
+    measure: Callable[[Episodes, Probes | None], Parts]
+    """What each query adds, of shape (Q,). A metric of probes judges nothing where there are none."""
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by where it is shown."""
+        return 100.0 if self.unit == "share" else 1.0
+
+
+REGISTERED: dict[str, Metric] = {}
+"""The metrics by name, in the order in which they were registered."""
+
+
+def episode_metric(
+    name: str,
+    *,
+    label: str,
+    says: str,
+    short: str = "",
+    better: Literal["higher", "lower"] = "higher",
+    unit: Literal["share", "rank", "tokens"] = "share",
+    section: Section = "further",
+    places: Places = (),
+    **family: Sequence[float],
+) -> Callable[[Callable[..., Parts]], Callable[..., Parts]]:
+    """Register a function of `Episodes` as a metric, or as a family of metrics.
+
+    Args:
+        name: The metric's name. In a family it names the parameter, as in `recall_at_{k}`.
+        label: What people call it; may name the parameter too.
+        says: What it means, in one sentence; may name the parameter too.
+        short: The head of a column; the label where this is empty.
+        better: Whether more or less of it is better.
+        unit: What its numbers are.
+        section: The table of the report that it is a column of.
+        places: Where else it is shown. In a family this may be a mapping from a place to the parameters shown there.
+        **family: The parameter of a family and its values, as in `k=(1, 5, 10)`. The function takes it by this name.
+
+    Returns:
+        A decorator that gives the function back unchanged. The function takes `Episodes` over Q queries and returns a
+        `Ratio` or a `Median` of arrays of shape (Q,).
+
+    Raises:
+        ValueError: Where a metric of this name exists, a place does not, or what warns is no share.
+    """
+
+    def register(function: Callable[..., Parts]) -> Callable[..., Parts]:
+        def measured(**parameter: float) -> Callable[[Episodes, Probes | None], Parts]:
+            return lambda episodes, probes: function(episodes, **parameter)
+
+        _add(measured, "episodes", name, label, says, short, better, unit, section, places, family)
+        return function
+
+    return register
+
+
+def probe_metric(
+    name: str,
+    *,
+    label: str,
+    says: str,
+    short: str = "",
+    better: Literal["higher", "lower"] = "higher",
+    section: Section = "further",
+    places: Places = (),
+    **family: Sequence[float],
+) -> Callable[[Callable[..., Parts]], Callable[..., Parts]]:
+    """Register a function of `Probes` as a metric that is a share. All else is as in `episode_metric`."""
+
+    def register(function: Callable[..., Parts]) -> Callable[..., Parts]:
+        def measured(**parameter: float) -> Callable[[Episodes, Probes | None], Parts]:
+            def measure(episodes: Episodes, probes: Probes | None) -> Parts:
+                nothing = np.zeros(len(episodes.query_ids))
+                return Ratio(nothing, nothing) if probes is None else function(probes, **parameter)
+
+            return measure
+
+        _add(measured, "probes", name, label, says, short, better, "share", section, places, family)
+        return function
+
+    return register
+
+
+def _add(measured: Callable[..., Any], source: Any, name: str, *facts: Any) -> None:
+    """Put a metric, or each one of a family, into `REGISTERED`. facts: in the order of the decorators' arguments."""
+    label, says, short, better, unit, section, places, family = facts
+    parameters = [dict(zip(family, each, strict=True)) for each in itertools.product(*family.values())]
+    for parameter in parameters:
+        texts = {"name": name, "label": label, "short": short or label, "says": says}
+        texts = {field: text.format(**parameter) for field, text in texts.items()}
+        shown = frozenset(_places_of(places, parameter))
+        if texts["name"] in REGISTERED:
+            raise ValueError(f"there is a metric {texts['name']!r} already; give the new one another name")
+        if unknown := sorted(shown - set(get_args(Place))):
+            raise ValueError(f"metric {name!r}: no place {unknown[0]!r}; there are: {', '.join(get_args(Place))}")
+        if "warning" in shown and unit != "share":
+            raise ValueError(f"metric {name!r}: only a share can warn, for a fall is judged in points; leave it out")
+        REGISTERED[texts["name"]] = Metric(
+            **texts,
+            better=better,
+            unit=unit,
+            source=source,
+            section=section,
+            places=shown,
+            measure=measured(**parameter),
+        )
+
+
+def _places_of(places: Places, parameter: Mapping[str, float]) -> list[Place]:
+    if isinstance(places, Mapping):
+        return [place for place, shown in places.items() if set(parameter.values()) <= set(shown)]
+    return list(places)

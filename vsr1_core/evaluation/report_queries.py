@@ -1,0 +1,153 @@
+"""The report's sections about single queries and rows: where queries end, what failed, which went worst, what is
+missing."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from vsr1_core.evaluation.episodes import OUTCOMES
+from vsr1_core.evaluation.markdown import markdown_table, text_cell, three_digits
+from vsr1_core.evaluation.metrics import all_metrics
+from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, outcome_shares, plot_lines
+from vsr1_core.evaluation.row_types import AnswerRow, TurnRow, typed_rows
+
+NUM_WORST = 10
+
+
+def endings(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    shares = outcome_shares(analysis)
+    rows = []
+    for method in inputs.methods:
+        counts = dict(shares.filter(pl.col("method") == method).select("outcome", "num_queries").iter_rows())
+        rows.append([method, *(str(counts[name]) for name in OUTCOMES)])
+    table = markdown_table(["queries", *OUTCOMES.values()], rows)
+    return ["## Where queries end", "", *table, *plot_lines(analysis, "outcomes")]
+
+
+def failures(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    lines = ["## Failures", ""]
+    for method in inputs.methods:
+        frame = inputs.predictions[method]
+        failed = frame.filter(pl.col("status") == "failed").height if "status" in frame.columns else 0
+        ran = int(analysis.episodes[method].has_prediction.sum()) if method in analysis.episodes else 0
+        absent = max(0, inputs.moments.height - ran - failed)
+        lines.append(f"* `{method}`: {failed} failed, {absent} without a prediction; they score 0 and are counted.")
+    if inputs.failures.is_empty():
+        return [*lines, "* No asset has a failed row."]
+    rows = []
+    for asset, count in inputs.failures.group_by("asset", maintain_order=True).len().iter_rows():
+        row_id, error = inputs.failures.filter(pl.col("asset") == asset).select("row_id", "error").row(0)
+        rows.append([asset, f"{count:,}", text_cell(f"{row_id}: {error}", 240)])
+    return [*lines, "", *markdown_table(["asset", "failed rows", "for example"], rows)]
+
+
+def training(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    if not inputs.curves:
+        return []
+    rows = []
+    for checkpoint, frame in inputs.curves.items():
+        for name in frame["name"].unique(maintain_order=True).to_list():
+            points = frame.filter(pl.col("name") == name).sort("step")
+            tail = points.tail(max(1, points.height // 10)).select(pl.col("value").mean()).item()
+            first = points["value"][0]
+            rows.append([checkpoint, name, str(points["step"].max()), three_digits(first), three_digits(tail)])
+    header = ["checkpoint", "logged value", "last step", "first", "mean of the last tenth"]
+    where = [f"The models are those of `{inputs.models_from}`.", ""] if inputs.models_from else []
+    return ["## Training", "", *where, *markdown_table(header, rows), *plot_lines(analysis, "curves")]
+
+
+def worst_queries(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """The queries that end furthest from an answer under the last method."""
+    method = inputs.methods[-1]
+    ends = analysis.outcomes[method]
+    unanswered = [query_id for query_id, end in ends.items() if end != "found"]
+    frame = answers_of(inputs, method).filter(pl.col("query_id").is_in(unanswered))
+    frame = frame.sort("rank", "query_id", descending=[True, False], nulls_last=True).head(NUM_WORST)
+    if frame.is_empty():
+        return []
+    rows = [
+        [
+            f"`{row['query_id']}`",
+            text_cell(row["query"], 120),
+            f"`{row['gt_video_id']}`",
+            f"{_rank(row['first_rank'])} → {_rank(row['rank'])}",
+            OUTCOMES[ends[row["query_id"]]],
+        ]
+        for row in typed_rows(frame, AnswerRow)
+    ]
+    header = ["query", "text", "right video", "rank, first → last", "how it ended"]
+    note = f"Of `{method}`: unanswered queries whose right video ends furthest down, {len(rows)} of them."
+    return ["## Worst queries", "", note, "", *markdown_table(header, rows)]
+
+
+def _rank(rank: int | None) -> str:
+    """A dash where the right video is in no ranking: it failed, or was rejected and left out."""
+    return "-" if rank is None else f"{rank:,}"
+
+
+def example_episodes(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """One episode for each way to end, of the last method, the longest of its kind."""
+    method = inputs.methods[-1]
+    ends = analysis.outcomes[method]
+    answers = answers_of(inputs, method).sort("num_turns", "query_id", descending=[True, False])
+    lines = ["## Episodes", "", f"One of `{method}` for each ending, the longest first."]
+    for outcome, words in OUTCOMES.items():
+        ids = [query_id for query_id, end in ends.items() if end == outcome]
+        for row in typed_rows(answers.filter(pl.col("query_id").is_in(ids)).head(1), AnswerRow):
+            lines += _episode(row, words)
+    return lines if len(lines) > 3 else []
+
+
+def _episode(row: AnswerRow, ending: str) -> list[str]:
+    where = f"`{row['gt_video_id']}`, {row['gt_start_s']:.1f} to {row['gt_end_s']:.1f} s"
+    lines = ["", f"**{text_cell(row['query'], 300)}** (`{row['query_id']}`; right: {where}): {ending}.", ""]
+    for turn in row["turns"] or []:
+        shown = "the right video" if turn["video_id"] == row["gt_video_id"] else f"`{turn['video_id']}`"
+        ranked = f"right video at rank {turn['rank'] or '-'}"
+        lines.append(f"{turn['turn']}. Shown {shown} ({ranked}): {_decision(turn)}.")
+        if turn["reasoning"]:
+            lines.append(f"   > {text_cell(turn['reasoning'], 600)}")
+    return lines
+
+
+def _decision(turn: TurnRow) -> str:
+    sure = turn["matched_probability"]
+    decision = turn["decision"] + (f", match probability {sure:.2f}" if sure is not None else "")
+    if turn["decision"] == "matched" and turn["start_s"] is not None and turn["end_s"] is not None:
+        decision += f", {turn['start_s']:.1f} to {turn['end_s']:.1f} s"
+    return decision
+
+
+def missing(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """What a reader might expect and will not find."""
+    items = []
+    if inputs.moments.is_empty():
+        items.append("Scores: they need annotated queries.")
+    else:
+        absent = [name for name in inputs.styles.basic if name not in inputs.methods]
+        reported = {inputs.styles.get(name).option for name in inputs.methods}
+        options = [f"+{option}" for option in inputs.styles.options if option not in reported]
+        items += _listed("Methods without predictions", absent) + _listed("Variants without predictions", options)
+    if not inputs.curves:
+        borrowed = f"the models were trained on `{inputs.models_from}`"
+        items.append(f"Training curves: {borrowed if inputs.models_from else 'nothing was trained yet'}.")
+    return ["## What is missing here", "", *(f"* {item}" for item in items)] if items else []
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    return [f"{what}: {', '.join(f'`{name}`' for name in names)}."] if names else []
+
+
+def reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    meanings = [[f"`{metric.name}`", metric.better, metric.says] for metric in all_metrics().values()]
+    return [
+        "## How to read the numbers",
+        "",
+        "* Every annotated query counts. One that failed has no rank and no answer: it scores 0, and counts as one "
+        "wrong verification.",
+        "* Verification: each decision is judged against the video that was actually shown; any other than matched or "
+        "not_matched is wrong. Grounding: over accepted right videos only.",
+        "* A dash stands where nothing is judged, or where more than half of the queries have no rank.",
+        "",
+        *markdown_table(["metric", "better", "what it says"], meanings),
+    ]
