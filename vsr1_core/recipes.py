@@ -6,6 +6,8 @@ A value belongs here when changing it changes a row. Batch sizes, devices and wo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -201,12 +203,39 @@ OF_SOFT_REFINEMENT = (
 """Fields of SFTRecipe that only a training with soft tokens and their retrieval loss reads."""
 
 
-@dataclass(frozen=True)
-class RewardWeights:
-    format: float = 0.5
-    verification: float = 1.0
-    retrieval: float = 1.0
-    grounding: float = 1.0
+class RewardWeights(Mapping[str, float]):
+    """The weight of each reward by its name, as in `RewardWeights(format=0.2)`. It cannot be changed.
+
+    Which rewards there are is in `training.rewards`, which refuses a weight without a reward. A reward that has no
+    weight here is judged and logged, and adds nothing to the total.
+
+    Raises:
+        ValueError: Where a weight is no finite number.
+    """
+
+    __slots__ = ("_weights",)
+
+    def __init__(self, **weights: float) -> None:
+        found = {"format": 0.5, "verification": 1.0, "retrieval": 1.0, "grounding": 1.0, **weights}
+        for name, weight in found.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ValueError(f"the weight of reward {name!r} has to be a finite number, not {weight!r}")
+        self._weights = tuple(sorted(found.items()))
+
+    def __getitem__(self, name: str) -> float:
+        return dict(self._weights)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __hash__(self) -> int:
+        return hash(self._weights)
+
+    def __repr__(self) -> str:
+        return f"RewardWeights({', '.join(f'{name}={weight}' for name, weight in self._weights)})"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index
 from vsr1_core.training import rollout as rollout_module
 from vsr1_core.training.grpo import EpisodeGRPOTrainer, GRPOResult, _arguments, _freeze, train_grpo
-from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown
+from vsr1_core.training.rewards import REWARDS, EpisodeRecord, Reward, RewardBreakdown
 from vsr1_core.training.rollout import (
     GRPOPrompt,
     Replay,
@@ -126,7 +126,7 @@ def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:
     turn = itertools.cycle(totals)
 
     def score(record: EpisodeRecord, weights: RewardWeights) -> RewardBreakdown:
-        return RewardBreakdown(0.0, 0.0, 0.0, 0.0, next(turn))
+        return RewardBreakdown(dict.fromkeys(REWARDS, 0.0), next(turn))
 
     monkeypatch.setattr(rollout_module, "score_episode", score)
 
@@ -215,7 +215,7 @@ def test_reward_is_that_of_the_last_query_vector(world: World) -> None:
         assert vector is not None
         others = torch.stack([world.vectors[rollout.prompt.gt_video_id], *rollout.negatives])
         expected = (others @ vector / RECIPE.retrieval_temperature).softmax(0)[0]
-        assert rollout.reward.retrieval == pytest.approx(float(expected), abs=1e-5)
+        assert rollout.reward["retrieval"] == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -249,7 +249,7 @@ def test_refined_loss_is_the_one_that_was_rewarded(world: World) -> None:
     rollouts = world.sample()
     with torch.no_grad():
         losses = world.sampler(RECIPE).refined_losses(rollouts, replayed(world, rollouts).latents)
-    rewarded = torch.tensor([r.reward.retrieval for r in rollouts])
+    rewarded = torch.tensor([r.reward["retrieval"] for r in rollouts])
     torch.testing.assert_close(torch.exp(-losses), rewarded, atol=1e-4, rtol=0)
 
 
@@ -350,9 +350,20 @@ def test_every_reward_is_logged_apart_and_episodes_can_be_read(world: World, tmp
     assert [turn["turn"] for turn in trace.turns] == list(range(1, RECIPE.num_turns + 1))
     assert (trace.turns[0]["rank"], trace.turns[0]["num_text_tokens"] > 0) == (trace.first_rank, True)
     assert [t.sample for t in result.episodes] == 2 * list(range(RECIPE.group_size))
-    weights = RECIPE.rewards
-    weighted = sum(getattr(weights, n) * getattr(trace.reward, n) for n in ("format", "verification", "retrieval"))
-    assert trace.reward.total == pytest.approx(weighted + weights.grounding * trace.reward.grounding)
+    weighted = sum(weight * trace.reward[name] for name, weight in RECIPE.rewards.items())
+    assert trace.reward.total == pytest.approx(weighted)
+
+
+def test_an_added_reward_is_weighed_and_logged_and_a_weight_without_a_reward_stops_before_sampling(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, steps=1, rewards=RewardWeights(brevity=100.0))
+    with pytest.raises(ValueError, match="a reward 'brevity', which does not exist"):
+        copy.deepcopy(world).train(recipe, tmp_path / "a")
+    monkeypatch.setitem(REWARDS, "brevity", Reward("brevity", "one.", 0.0, 1.0, lambda episode: 1.0))
+    logged = {p.name: p.value for p in world.train(recipe, tmp_path / "b").curve}
+    assert (logged["rewards/brevity/mean"], logged["rewards/brevity/std"]) == (1.0, 0.0)
+    assert logged["rewards/total/mean"] > 90
 
 
 def test_a_corpus_without_negatives_still_trains(world: World, tmp_path: Path) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import pytest
 
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import RewardWeights
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.training.rewards import (
+    REWARDS,
     EpisodeRecord,
+    Reward,
     TurnRecord,
     format_reward,
     grounding_reward,
     retrieval_reward,
+    reward,
     score_episode,
     verification_reward,
 )
@@ -34,41 +44,45 @@ def reject(shown_is_right=False):
     return turn(answer_text("no circle", False), shown_is_right)
 
 
+def episode(*turns, loss=0.0):
+    return EpisodeRecord(turns, 4.0, 10.0, loss)
+
+
 def rewards(*turns, loss=0.0):
-    return score_episode(EpisodeRecord(turns, 4.0, 10.0, loss), WEIGHTS)
+    return score_episode(episode(*turns, loss=loss), WEIGHTS)
 
 
 def test_a_rejection_then_a_match():
     got = rewards(reject(), match(7.0, 13.0), loss=math.log(2))
-    assert (got.format, got.verification, got.retrieval) == pytest.approx((1.0, 1.0, 0.5))
-    assert got.grounding == pytest.approx(3 / 9)
+    assert [got[name] for name in ("format", "verification", "retrieval")] == pytest.approx([1.0, 1.0, 0.5])
+    assert got["grounding"] == pytest.approx(3 / 9)
     assert got.total == pytest.approx(0.5 + 1.0 + 2 * 0.5 + 4 / 3)
 
 
 def test_a_wrong_match_earns_format_and_retrieval_only():
     got = rewards(match(4.0, 10.0, shown_is_right=False))
-    assert (got.format, got.verification, got.retrieval, got.grounding) == (1.0, -1.0, 1.0, 0.0)
+    assert got.parts == {"format": 1.0, "verification": -1.0, "retrieval": 1.0, "grounding": 0.0}
     assert got.total == pytest.approx(0.5 - 1 + 2)
 
 
 def test_rejecting_a_wrong_video_beats_guessing_a_span_in_it():
     assert rewards(reject()).total > rewards(match(4.0, 10.0, shown_is_right=False)).total
-    assert rewards(reject()).grounding == 0.5
+    assert rewards(reject())["grounding"] == 0.5
 
 
 def test_a_wrong_rejection_earns_no_grounding():
     got = rewards(reject(shown_is_right=True))
-    assert (got.verification, got.grounding) == (-1.0, 0.0)
+    assert (got["verification"], got["grounding"]) == (-1.0, 0.0)
 
 
 def test_verification_is_the_mean_over_turns_and_unknown_is_wrong():
-    assert verification_reward([reject(), turn("who knows", False), match(1, 2)]) == pytest.approx(1 / 3)
-    assert grounding_reward(turn("who knows", shown_is_right=False), 4.0, 10.0) == 0.0
+    assert verification_reward(episode(reject(), turn("who knows", False), match(1, 2))) == pytest.approx(1 / 3)
+    assert grounding_reward(episode(turn("who knows", shown_is_right=False))) == 0.0
 
 
 def test_a_perfect_span_earns_everything():
     got = rewards(match(4.0, 10.0))
-    assert (got.format, got.verification, got.retrieval, got.grounding) == (1.0, 1.0, 1.0, 1.0)
+    assert got.parts == dict.fromkeys(REWARDS, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -88,29 +102,29 @@ def test_a_perfect_span_earns_everything():
     ],
 )
 def test_hostile_completions_earn_no_format_reward(text):
-    assert format_reward([turn(text)]) == 0.0
+    assert format_reward(episode(turn(text))) == 0.0
     total = rewards(turn(text)).total
     assert math.isfinite(total)
     assert total < rewards(match(4.0, 10.0)).total
 
 
 def test_a_whole_video_span_earns_its_iou_and_no_more():
-    assert grounding_reward(match(0.0, 999.0), 4.0, 10.0) == pytest.approx(6 / 20)
-    assert grounding_reward(match(5.0, 5.0), 4.0, 10.0) == 0.0
+    assert grounding_reward(episode(match(0.0, 999.0))) == pytest.approx(6 / 20)
+    assert grounding_reward(episode(match(5.0, 5.0))) == 0.0
 
 
 def test_spans_that_are_no_numbers_ground_nothing():
     for bad in ("nan", "inf", "-inf", "1e309"):
         text = f"<think>a</think> <answer>matched</answer> <start>{bad}</start> <end>10.0</end>"
-        assert grounding_reward(turn(text), 4.0, 10.0) == 0.0
+        assert grounding_reward(episode(turn(text))) == 0.0
 
 
 def test_the_retrieval_reward_falls_with_the_loss_and_refuses_nonsense():
-    assert [retrieval_reward(x) for x in (0.0, 1.0, math.inf)] == pytest.approx([1.0, math.exp(-1), 0.0])
-    assert retrieval_reward(-1e-9) == 1.0
+    assert [retrieval_reward(episode(loss=x)) for x in (0.0, 1.0, math.inf)] == pytest.approx([1.0, math.exp(-1), 0.0])
+    assert retrieval_reward(episode(loss=-1e-9)) == 1.0
     for bad in (math.nan, -1.0):
         with pytest.raises(ValueError, match="retrieval loss"):
-            retrieval_reward(bad)
+            retrieval_reward(episode(loss=bad))
 
 
 def test_an_episode_without_turns_is_an_error():
@@ -119,8 +133,84 @@ def test_an_episode_without_turns_is_an_error():
 
 
 def test_rewards_import_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, vsr1_core.training.rewards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_weight_without_a_reward_is_refused_with_the_rewards_there_are():
+    weights = RewardWeights(brevity=0.5)
+    with pytest.raises(ValueError, match=r"'brevity', which does not exist; there are: format, .*grounding\. Name one"):
+        score_episode(episode(match(4.0, 10.0)), weights)
+
+
+def test_a_reward_needs_a_name_of_its_own_and_a_range_that_it_keeps(monkeypatch):
+    for name, low, problem in (("format", 0.0, "already"), ("total", 0.0, "identifier"), ("mine", 2.0, "is empty")):
+        with pytest.raises(ValueError, match=problem):
+            reward(name, says="nothing.", low=low, high=1.0)
+    monkeypatch.setitem(REWARDS, "mine", Reward("mine", "nothing.", 0.0, 1.0, lambda episode: 3.0))
+    with pytest.raises(ValueError, match=r"'mine' gave 3.0, but is said to be in \[0.0, 1.0\]"):
+        rewards(match(4.0, 10.0))
+
+
+ADDED = """
+import json, sys
+from pathlib import Path
+from vsr1_core.training.rewards import EpisodeRecord, TurnRecord, reward, score_episode
+
+@reward("brevity", says="1 where the last text is short.", low=0.0, high=1.0)
+def brevity(episode):
+    return float(len(episode.turns[-1].text) < 10)
+
+from vsr1_core.home import warehouse
+from vsr1_core.recipes import RewardWeights
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages.columns import dtypes
+from vsr1_core.stages.graph import all_stages
+
+earned = score_episode(EpisodeRecord([TurnRecord("short", "matched", True)], 0.0, 1.0, 0.0), RewardWeights(brevity=8.0))
+episode = {"step": 1, "sample": 0, "query_id": "q", **earned.columns}
+home, stage = Path(sys.argv[1]), all_stages()["grpo_checkpoint"]
+table = Lake(home / "lake").table("grpo_checkpoint", "toy", stage.key, dtypes(stage.columns))
+row = {"checkpoint": "grpo_checkpoint", "status": "ok", "row_version": "v", "row_inputs": "{}"}
+table.commit(table.frame([{**row, "episodes": [episode]}]), {})
+warehouse.refresh(home, all_stages())
+found = warehouse.query(home, "select reward_brevity, reward_total from grpo_episodes").rows()
+said = warehouse.query(home, "select comment from duckdb_columns() where column_name = 'reward_brevity'").rows()
+print(json.dumps([found, earned.total, said[0][0]]))
+"""
+
+
+def test_a_reward_added_by_one_function_is_weighed_stored_and_described(tmp_path):
+    out = subprocess.run([sys.executable, "-c", ADDED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    found, total, meaning = json.loads(out.stdout.splitlines()[-1])
+    assert found == [[1.0, total]]
+    assert total == pytest.approx(1.0 * 0.0 + 1.0 + 1.0 + 0.0 + 8.0)  # no tags, a right match without a span, short
+    assert meaning == "Reward: 1 where the last text is short."
+    assert "brevity" not in REWARDS
+
+
+def test_the_weights_of_a_recipe_are_a_value():
+    weights = RewardWeights(format=0.25)
+    assert dict(weights) == {"format": 0.25, "verification": 1.0, "retrieval": 1.0, "grounding": 1.0}
+    assert (weights, hash(weights)) == (RewardWeights(format=0.25), hash(RewardWeights(format=0.25)))
+    assert pickle.loads(pickle.dumps(weights)) == copy.deepcopy(weights) == weights
+    with pytest.raises(TypeError):
+        weights["format"] = 1.0
+    with pytest.raises(ValueError, match=r"'format' has to be a finite number, not 'much'"):
+        RewardWeights(format="much")
+
+
+def test_weights_have_the_fingerprint_they_had_as_a_dataclass_and_each_one_counts():
+    @dataclass(frozen=True)
+    class RewardWeightsOnce:
+        format: float = 0.5
+        verification: float = 1.0
+        retrieval: float = 1.0
+        grounding: float = 1.0
+
+    RewardWeightsOnce.__name__ = "RewardWeights"
+    assert fingerprint(RewardWeights()) == fingerprint(RewardWeightsOnce())
+    changed = [RewardWeights(**{name: 7.0}) for name in (*RewardWeights(), "brevity")]
+    assert len({fingerprint(weights) for weights in (RewardWeights(), *changed)}) == 1 + len(changed)

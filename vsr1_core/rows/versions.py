@@ -20,6 +20,8 @@ def canonical(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: canonical(getattr(value, name)) for name in _field_names(type(value))}
         return {"recipe": type(value).__name__, **fields}
+    if isinstance(value, Mapping) and not isinstance(value, dict):  # a recipe whose fields are open
+        return {"recipe": type(value).__name__, **{str(k): canonical(v) for k, v in value.items()}}
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

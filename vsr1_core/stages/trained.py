@@ -23,6 +23,7 @@ from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, 
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.reads import EMBEDDER, every, one
 from vsr1_core.stages.turns import TURN
+from vsr1_core.training.rewards import reward_columns
 
 if TYPE_CHECKING:
     from vsr1_core.models.checkpoints import LoadedPolicy
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint, TrainingRun
     from vsr1_core.training.sft import SFTData
 
-REWARDS = {
-    "format": "Reward for well formed tags.",
-    "verification": "Reward for right decisions, mean over turns.",
-    "retrieval": "Reward for the refined query's place near the right video.",
-    "grounding": "Reward for the span.",
-    "total": "Weighted sum of the rewards.",
-}
 EPISODE_COLUMNS: Mapping[str, Column] = {
     "step": c.integer("Step of the training."),
     "sample": c.integer("Number of the sample in its group."),
@@ -47,7 +41,7 @@ EPISODE_COLUMNS: Mapping[str, Column] = {
     "gt_end_s": c.GT_END_S,
     "first_rank": c.FIRST_RANK,
     "rank": c.RANK,
-    **{f"reward_{part}": c.number(says) for part, says in REWARDS.items()},
+    **{name: c.number(says) for name, says in reward_columns().items()},
     "advantage": c.number("How much better than its group: (reward - mean) / (standard deviation + 1e-4)."),
     "turns": Column(pl.List(TURN), "The episode, one struct per turn."),
 }
@@ -269,8 +263,8 @@ class GRPOCheckpoint(TrainedStage):
 def _episode_row(trace: EpisodeTrace) -> dict[str, Any]:
     """A traced episode as an EPISODE, its rewards side by side."""
     plain = asdict(trace)
-    reward = plain.pop("reward")
-    return plain | {f"reward_{part}": value for part, value in reward.items()}
+    del plain["reward"]
+    return plain | trace.reward.columns
 
 
 def trained_stage(trained: Trained) -> TrainedStage:

@@ -1,13 +1,14 @@
-"""Stage 2 (METHOD 6): GRPO over whole search episodes, on TRL's GRPOTrainer. Sampling and replay are `rollout`.
+"""Stage 2: GRPO over whole search episodes, on TRL's GRPOTrainer. Sampling and replay are `rollout`.
 
 Why a subclass and not a loop of our own: TRL's part (GRPOConfig, the sampler that repeats a prompt for its group,
 generating once and splitting into micro-batches, accumulation, schedule, clipping, logging) needs three overrides of
 about ten lines: what a rollout is, what the loss is, and two learning rates. TRL's reference model is not used: it is
 loaded by name, ours is a frozen copy of the policy as it stands, without a second vision tower.
 
-Differences from the authors' code, all as METHOD 6 says: whole episodes instead of one turn on a stored video, and the
-soft tokens learn, through L_ret of the episode's last refined query. With `accumulate` that query holds the latents of
-all turns, and gradients flow through all of them. Difference from TRL: a sequence is an episode (`training.losses`).
+Differences from the authors' code, in which we follow the paper (docs/method.md, stage 2): whole episodes instead of
+one turn on a stored video, and the soft tokens learn, through L_ret of the episode's last refined query. With
+`accumulate` that query holds the latents of all turns, and gradients flow through all of them. Difference from TRL: a
+sequence is an episode (`training.losses`).
 Left out: several passes over one set of rollouts.
 """
 
@@ -17,7 +18,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -304,11 +305,10 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
 
     def _note_rollouts(self, rollouts: list[Rollout]) -> None:
         """Mean and spread of each reward, and what the episodes look like; every n-th step its first group to read."""
-        for part in fields(RewardBreakdown):
-            values = torch.tensor([getattr(r.reward, part.name) for r in rollouts])
-            name = f"rewards/{part.name}"
-            self._note(f"{name}/mean", values.mean())
-            self._note(f"{name}/std", values.std())
+        for part in rollouts[0].reward.names:
+            values = torch.tensor([r.reward[part] for r in rollouts])
+            self._note(f"rewards/{part}/mean", values.mean())
+            self._note(f"rewards/{part}/std", values.std())
         groups = torch.tensor([r.reward.total for r in rollouts]).view(-1, self.recipe.group_size)
         self._note("groups_of_equal_reward", (groups.std(dim=1) < 1e-6).float().mean())
         turns = [turn for r in rollouts for turn in r.episode.turns]

@@ -1,4 +1,8 @@
-"""The four rewards of METHOD 6 as pure functions of a finished episode. No torch, no model, no advantage.
+"""The rewards of stage 2. Each is one decorated function of a finished episode, and all lists of rewards follow.
+
+To add a reward, write one more function with `@reward` at the end of this file: it is judged, logged, and stored as the
+column `reward_<name>` of the sampled episodes. What it weighs is in the recipe (`recipes.RewardWeights`); without a
+weight there it adds nothing to the total. No torch, no model, no advantage here.
 
 Differences from the paper's text: rewards read whole episodes, not one turn on a stored ranking; a right rejection in
 the last turn earns 0.5 for grounding, so that rejecting a wrong video is never worse than guessing a span in it.
@@ -8,24 +12,25 @@ An "unknown" decision counts as a wrong one everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vsr1_core.evaluation.spans import temporal_iou
 from vsr1_core.reasoning.conversation import Decision, is_well_formed, parse_answer
-from vsr1_core.recipes import RewardWeights
 
 RIGHT_REJECTION = 0.5
 
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One verification. `text` is the completion without its prompt; the span is in seconds, None without one."""
+    """One verification: what the policy wrote about one video, and whether that is the right one."""
 
     text: str
+    """The completion without its prompt."""
     decision: Decision
     shown_is_right: bool
     start_s: float | None = None
+    """Start of the span in seconds; None where the completion has none."""
     end_s: float | None = None
 
     @classmethod
@@ -36,69 +41,180 @@ class TurnRecord:
 
     @property
     def is_right(self) -> bool:
+        """Whether the decision fits the video that was shown; an unknown one never does."""
         return self.decision == ("matched" if self.shown_is_right else "not_matched")
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """What the rewards read. gt_start_s, gt_end_s: the query's span in its right video, in seconds.
-
-    retrieval_loss: L_ret of the last refined query, or of the initial one where turn 1 matched.
-    """
+    """What the rewards read of an episode."""
 
     turns: Sequence[TurnRecord]
     gt_start_s: float
+    """Start of the query's span in its right video, in seconds."""
     gt_end_s: float
     retrieval_loss: float
+    """L_ret of the last refined query, or of the initial one where turn 1 matched."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One reward: what it judges, and how."""
+
+    name: str
+    """Names its weight in the recipe, its logged values, and its column `reward_<name>`."""
+    says: str
+    """What it judges, in one sentence."""
+    low: float
+    high: float
+    """It is in [low, high] for any episode."""
+    judge: Callable[[EpisodeRecord], float]
+
+
+REWARDS: dict[str, Reward] = {}
+"""Every reward by its name, in the order of the columns."""
+TOTAL = "total"
+"""Stands beside the rewards' names for their weighted sum."""
+
+
+def reward(
+    name: str, *, says: str, low: float, high: float
+) -> Callable[[Callable[[EpisodeRecord], float]], Callable[[EpisodeRecord], float]]:
+    """Register a function of an episode as a reward.
+
+    Args:
+        name: The reward's name: a Python identifier, for it names a weight and a column.
+        says: What it judges, in one sentence.
+        low: The least that any episode can earn.
+        high: The most that any episode can earn.
+
+    Returns:
+        A decorator that gives the function back unchanged.
+
+    Raises:
+        ValueError: Where the name is no identifier or taken, or the range is empty.
+    """
+    if not name.isidentifier() or name == TOTAL:
+        raise ValueError(f"a reward cannot be named {name!r}: its name has to be an identifier other than {TOTAL!r}")
+    if name in REWARDS:
+        raise ValueError(f"there is a reward {name!r} already; give the new one another name")
+    if not low < high:
+        raise ValueError(f"reward {name!r}: its range from {low} to {high} is empty")
+
+    def register(judge: Callable[[EpisodeRecord], float]) -> Callable[[EpisodeRecord], float]:
+        REWARDS[name] = Reward(name, says, low, high, judge)
+        return judge
+
+    return register
+
+
+def reward_columns() -> dict[str, str]:
+    """Column of a stored episode -> what it means: `reward_<name>` of every reward, and of the total."""
+    meanings = {name: f"Reward: {reward.says}" for name, reward in REWARDS.items()}
+    meanings[TOTAL] = "Weighted sum of the rewards."
+    return {f"reward_{name}": text for name, text in meanings.items()}
 
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """The four rewards before weighting, and their weighted sum."""
+    """What an episode earned: every reward before weighting, and the weighted sum of all."""
 
-    format: float
-    verification: float
-    retrieval: float
-    grounding: float
+    parts: Mapping[str, float]
     total: float
 
+    def __getitem__(self, name: str) -> float:
+        return self.total if name == TOTAL else self.parts[name]
 
-def score_episode(episode: EpisodeRecord, weights: RewardWeights) -> RewardBreakdown:
-    """All four rewards of an episode. ValueError for one without turns, or whose retrieval loss is NaN or negative."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rewards' names, and `total`."""
+        return (*self.parts, TOTAL)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """As the columns of a stored episode."""
+        return {f"reward_{name}": self[name] for name in self.names}
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError where a weight belongs to no reward."""
+    if unknown := sorted(set(weights) - set(REWARDS)):
+        raise ValueError(
+            f"the recipe weighs a reward {unknown[0]!r}, which does not exist; there are: {', '.join(REWARDS)}. Name "
+            "one of these, or add a function with @reward to vsr1_core/training/rewards.py"
+        )
+
+
+def score_episode(episode: EpisodeRecord, weights: Mapping[str, float]) -> RewardBreakdown:
+    """Judge an episode by every reward.
+
+    Args:
+        episode: What the rewards read.
+        weights: Reward -> its weight in the total; a reward without one adds nothing.
+
+    Returns:
+        Every reward before weighting, and the weighted sum.
+
+    Raises:
+        ValueError: Where the episode has no turns, its retrieval loss is NaN or negative, a weight belongs to no
+            reward, or a reward leaves its range.
+    """
     if not episode.turns:
         raise ValueError("an episode without turns has no reward")
-    parts = {
-        "format": format_reward(episode.turns),
-        "verification": verification_reward(episode.turns),
-        "retrieval": retrieval_reward(episode.retrieval_loss),
-        "grounding": grounding_reward(episode.turns[-1], episode.gt_start_s, episode.gt_end_s),
-    }
-    return RewardBreakdown(**parts, total=sum(getattr(weights, name) * value for name, value in parts.items()))
+    check_weights(weights)
+    parts = {name: _in_range(reward, reward.judge(episode)) for name, reward in REWARDS.items()}
+    return RewardBreakdown(parts, total=sum(weights.get(name, 0.0) * value for name, value in parts.items()))
 
 
-def format_reward(turns: Sequence[TurnRecord]) -> float:
-    """Share of turns whose tags are exactly those of the decision taken, in [0, 1]."""
-    return sum(is_well_formed(turn.text) for turn in turns) / len(turns)
+def _in_range(reward: Reward, value: float) -> float:
+    if not reward.low - 1e-9 <= value <= reward.high + 1e-9:
+        raise ValueError(f"reward {reward.name!r} gave {value}, but is said to be in [{reward.low}, {reward.high}]")
+    return value
 
 
-def verification_reward(turns: Sequence[TurnRecord]) -> float:
-    """Mean over turns of +1 for a right decision and -1 for a wrong or unknown one."""
-    return sum(1 if turn.is_right else -1 for turn in turns) / len(turns)
+# ---- the rewards -------------------------------------------------------------------------------------------------
 
 
-def retrieval_reward(loss: float) -> float:
-    """exp(-L_ret), in [0, 1]: the probability that the search gives the right video among its negatives."""
+@reward("format", says="share of turns whose tags are exactly those of the decision taken.", low=0.0, high=1.0)
+def format_reward(episode: EpisodeRecord) -> float:
+    return sum(is_well_formed(turn.text) for turn in episode.turns) / len(episode.turns)
+
+
+@reward(
+    "verification",
+    says="mean over turns of +1 for a right decision and -1 for a wrong or unknown one.",
+    low=-1.0,
+    high=1.0,
+)
+def verification_reward(episode: EpisodeRecord) -> float:
+    return sum(1 if turn.is_right else -1 for turn in episode.turns) / len(episode.turns)
+
+
+@reward(
+    "retrieval",
+    says="exp(-L_ret), the probability that the last query's search gives the right video among its negatives.",
+    low=0.0,
+    high=1.0,
+)
+def retrieval_reward(episode: EpisodeRecord) -> float:
+    loss = episode.retrieval_loss
     if math.isnan(loss) or loss < -1e-6:
         raise ValueError(f"a retrieval loss cannot be {loss}: the query or a video vector is broken")
     return math.exp(-max(loss, 0.0))
 
 
-def grounding_reward(last: TurnRecord, gt_start_s: float, gt_end_s: float) -> float:
-    """Temporal IoU where the episode ends with a right match, 0.5 where it ends with a right rejection, else 0."""
+@reward(
+    "grounding",
+    says="IoU of the span where the episode ends with a right match, 0.5 where it ends with a right rejection, else 0.",
+    low=0.0,
+    high=1.0,
+)
+def grounding_reward(episode: EpisodeRecord) -> float:
+    last = episode.turns[-1]
     if not last.is_right:
         return 0.0
     if last.decision == "not_matched":
         return RIGHT_REJECTION
     if last.start_s is None or last.end_s is None:
         return 0.0
-    return float(temporal_iou(last.start_s, last.end_s, gt_start_s, gt_end_s))
+    return float(temporal_iou(last.start_s, last.end_s, episode.gt_start_s, episode.gt_end_s))

@@ -1,4 +1,4 @@
-"""Whole episodes as training rows (METHOD 6): who is asked, what was sampled, what it earned, and its differentiable
+"""Whole episodes as training rows: who is asked, what was sampled, what it earned, and its differentiable
 replay. No optimiser and no trainer here; rewards are `training.rewards`, the search is `search.episodes`.
 
 Actions of an episode are the tokens that the policy drew in all its turns, a stop token and a <REFINE> of its own
@@ -25,7 +25,7 @@ from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
 from vsr1_core.training.examples import choose_negatives
 from vsr1_core.training.losses import group_advantages, retrieval_losses
-from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecord, score_episode
+from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecord, check_weights, score_episode
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class RolloutSampler:
     rng: random.Random
 
     def __post_init__(self) -> None:
+        check_weights(self.recipe.rewards)  # before hours of sampling
         self.corpus_ids = sorted(self.vectors)
         self.first_vectors: dict[str, Tensor] = {}
 
