@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 def stages() -> dict[str, Stage]:
     modules = (corpus.STAGES, frames.STAGES, predictions.STAGES, probes.STAGES, reporting.STAGES)
-    return {stage.name: stage() for module in modules for stage in module}
+    return {stage.name: stage for module in modules for stage in (make() for make in module)}
 
 
 def read(path: Path) -> nbformat.NotebookNode:
