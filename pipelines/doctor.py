@@ -164,11 +164,13 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
     annotations are not there yet. ValueError for a model of unknown size."""
     if config.models.policy == "tiny":
         return []
+    from vsr1_core.models.registry import model_size
+
     try:
         corpus = capacity.read_corpus(entry, config)
     except FileNotFoundError:
         return []
-    sizes = {name: capacity.model_size(name) for name in (config.models.policy, config.models.embedder)}
+    sizes = {name: model_size(name) for name in (config.models.policy, config.models.embedder)}
     policy, embedder = sizes[config.models.policy], sizes[config.models.embedder]
     if policy is None or embedder is None:
         raise ValueError(f"nothing is known of the size of {', '.join(n for n, size in sizes.items() if size is None)}")
@@ -207,7 +209,9 @@ def room(settings: Settings, estimates: Sequence[Estimate]) -> Iterator[Finding]
 
 
 def _model(role: str, name: str) -> Finding:
-    folder = capacity.cached_folder(name)
+    from vsr1_core.models.registry import cached_folder
+
+    folder = cached_folder(name)
     if folder is not None and any(folder.glob("*.safetensors")):
         return Finding(role, "ok", f"{name} in {folder}")
     advice = f"the first build downloads it; before that: hf download {name}"

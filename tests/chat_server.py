@@ -54,21 +54,19 @@ class ChatServer(ThreadingHTTPServer):
         it, as guided decoding would; which of the two depends on what the model wrote."""
         import torch
 
-        from vsr1_core.models.decoding import DecodeSettings, decode
-        from vsr1_core.models.inputs import build_prompts, video_patches
-        from vsr1_core.models.vision import encode_videos
+        from vsr1_core.models.decoding import decode
+        from vsr1_core.models.protocols import DecodeSettings, VideoFrames
 
         content = request["messages"][-1]["content"]
         texts = [part["text"] for part in content if part["type"] == "text"]
-        model, tokenizer = self.policy.model, self.policy.tokenizer
         pixels = np.stack(list(_pictures(content)))
         with self.one_at_a_time, torch.no_grad():
-            video = video_patches(pixels, [float(i) for i in range(len(pixels))], model.config)
-            features = encode_videos(model.model, [video])
+            frames, encoder = VideoFrames(pixels, [float(i) for i in range(len(pixels))]), self.policy.encoder
+            features = encoder.encode([encoder.prepare(frames)])
             message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": texts[-1]}]}
-            prompts = build_prompts(tokenizer, model.model, [[message]], [features[0].layout])
+            prompts = self.policy.prompts([[message]], [features[0].layout])
             settings = DecodeSettings(min(NUM_TOKENS, request["max_tokens"]), request["temperature"], 0)
-            written = decode(model, tokenizer, prompts, features, settings, wants_refine=lambda text: False)[0]
+            written = decode(self.policy, prompts, features, settings, wants_refine=lambda text: False)[0]
         verdict = ("match", "mismatch")[sum(written.token_ids) % 2]
         is_cut = request["max_tokens"] <= NUM_TOKENS
         words = f"It shows {re.sub('[<>]', '', written.text)}"

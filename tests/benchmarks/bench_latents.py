@@ -19,40 +19,43 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3VLConfig, set_seed
+from transformers import set_seed
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tests.benchmarks.corpora import Corpus, random_corpus, random_frames, toy_test_split, toy_tokenizer
+from tests.benchmarks.measuring import Clock, interleaved, line, megabytes, milliseconds
+from tests.benchmarks.sizes import config_2b
 from tests.core import naive
 from tests.core.tiny_models import query_text
 from vsr1_core.configurations import TINY
-from vsr1_core.models.batching import language_model_kwargs, left_padded
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decode, end_tokens
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import Prompt, VideoLayout, VideoPatches, build_prompts
-from vsr1_core.models.kv_cache import InPlaceCache
-from vsr1_core.models.policy import Policy, SoftQueryConfig, with_soft_query
-from vsr1_core.models.tensor_folder import TensorFolder
-from vsr1_core.models.tiny import tiny_config
-from vsr1_core.models.vision import (
-    FeatureStore,
+from vsr1_core.models.decoding import decode
+from vsr1_core.models.feature_store import FeatureStore, feature_key
+from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.protocols import Decoded, DecodeSettings
+from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padded
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, build_prompts
+from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
+from vsr1_core.models.qwen3_vl.tiny import tiny_config
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
+from vsr1_core.models.qwen3_vl.vision import (
     VideoFeatures,
     batch_vision_attention,
     encode_videos,
-    feature_key,
     vision_digest,
 )
+from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.tensor_folder import TensorFolder
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages, parse_answer
 from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index
@@ -106,100 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @dataclass
-class Measured:
-    """Seconds of each repeat, the highest memory of any, and what the work returned last."""
-
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    result: Any = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def run(self, work: Callable[[], Any], clock: Clock) -> None:
-        with PeakMemory(clock.device) as memory:
-            started = clock()
-            self.result = work()
-            self.seconds.append(clock() - started)
-        self.peak_bytes = max(self.peak_bytes, memory.peak_bytes)
-
-
-class PeakMemory:
-    """The most memory the process held meanwhile: resident set on a CPU (it includes what the allocator has not given
-    back), allocated on a GPU."""
-
-    def __init__(self, device: str) -> None:
-        self.is_cuda = device == "cuda"
-        self.peak_bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        self.peak_bytes = self._now()
-        if self.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if self.is_cuda:
-            self.peak_bytes = torch.cuda.max_memory_allocated()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.01) and not self.is_cuda:
-            self.peak_bytes = max(self.peak_bytes, self._now())
-
-    def _now(self) -> int:
-        if self.is_cuda:
-            return torch.cuda.memory_allocated()
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * 4096
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Seconds, once the device has done what it was asked to: of the wall, or of this process's processor time."""
-
-    device: str
-    kind: str = "wall"
-
-    def __call__(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if self.kind == "cpu" else time.perf_counter()
-
-
-def interleaved(repeats: int, clock: Clock, *works: Callable[[], Any]) -> list[Measured]:
-    """Each work `repeats` times in turn: a busy machine slows all of them alike."""
-    measured = [Measured() for _ in works]
-    for _ in range(repeats):
-        for one, work in zip(measured, works, strict=True):
-            one.run(work, clock)
-    return measured
-
-
-def line(name: str, plain: str, ours: str, ratio: float | None = None, wanted: str = "") -> str:
-    shown = "" if ratio is None else f"{ratio:>8.2f}x   {wanted}"
-    return f"{name:46}{plain:>12}{ours:>12}{shown}"
-
-
-def milliseconds(*seconds: float) -> list[str]:
-    return [f"{s * 1e3:.2f}" for s in seconds]
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
-
-
-@dataclass
 class Bench:
     """A policy and an embedder with random weights, and how they are measured."""
 
     policy: LoadedPolicy
-    embedder: Embedder
+    embedder: Qwen3VLEmbedder
     options: argparse.Namespace
     device: str
 
@@ -216,7 +130,9 @@ class Bench:
             body = Qwen3VLModel._from_config(config, dtype=dtype).eval()
         for model in (policy.model, body):
             batch_vision_attention(model).requires_grad_(False)
-        return cls(LoadedPolicy(policy, toy_tokenizer()), Embedder(body, toy_tokenizer()), options, options.device)
+        return cls(
+            LoadedPolicy(policy, toy_tokenizer()), Qwen3VLEmbedder(body, toy_tokenizer()), options, options.device
+        )
 
     @property
     def model(self) -> Policy:
@@ -263,7 +179,7 @@ class Bench:
         self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures], max_new_tokens: int, soft_tokens: int
     ) -> list[Decoded]:
         settings = DecodeSettings(max_new_tokens, 0.0, soft_tokens)
-        return decode(self.model, self.policy.tokenizer, prompts, features, settings, wants_refine=lambda _text: True)
+        return decode(self.policy, prompts, features, settings, wants_refine=lambda _text: True)
 
     @torch.no_grad()
     def decode_with_videos(self, prompts: Sequence[Prompt], videos: Sequence[VideoPatches]) -> list[Decoded]:
@@ -336,7 +252,7 @@ class Bench:
             return True
 
         settings = DecodeSettings(4, 0.0, NUM_SOFT_TOKENS)
-        decode(self.model, self.policy.tokenizer, prompts, features, settings, wants_refine=begin)
+        decode(self.policy, prompts, features, settings, wants_refine=begin)
         return self.clock() - started[0]
 
     def _seconds_of_steps(self, mask: Tensor, positions: Tensor, cache: InPlaceCache) -> float:
@@ -358,14 +274,14 @@ class Bench:
             digest = vision_digest(self.model.model)
             key_of = lambda video_id: feature_key(digest, video_id, "bench")  # noqa: E731
             kept = lambda number: FeatureStore(  # noqa: E731
-                self.model.model, videos.__getitem__, disk=TensorFolder(Path(folder) / number), key_of=key_of
+                self.policy.encoder, videos.__getitem__, disk=TensorFolder(Path(folder) / number), key_of=key_of
             )
             kept("0").get(ids)
             fresh = iter(range(1, self.options.repeats + 1))
             computed, written, read = interleaved(
                 self.options.repeats,
                 self.clock,
-                lambda: FeatureStore(self.model.model, videos.__getitem__).get(ids),
+                lambda: FeatureStore(self.policy.encoder, videos.__getitem__).get(ids),
                 lambda: kept(str(next(fresh))).get(ids),
                 lambda: sum(float(f.tokens.sum()) for f in kept("0").get(ids)),  # the pages are read when touched
             )
@@ -380,8 +296,8 @@ class Bench:
         videos, every = self.corpus.videos, self.corpus.queries
         queries = every[:: max(1, len(every) // self.options.queries)][: self.options.queries]
         with torch.no_grad():
-            store = FeatureStore(self.embedder.model, videos.__getitem__, batch_size=16)
-            vectors = torch.cat([self.embedder.embed_videos(store.get([v])) for v in videos])
+            store = FeatureStore(self.embedder.encoder, videos.__getitem__, batch_size=16)
+            vectors = torch.cat([self.embedder.embed_features(store.get([v])) for v in videos])
         index = build_index(list(videos), vectors.float().cpu().numpy())
         few = queries[:: max(1, len(queries) // self.options.plain_queries)][: self.options.plain_queries]
         plain, ours = interleaved(
@@ -414,7 +330,7 @@ class Bench:
             policy=self.policy,
             embedder=self.embedder,
             index=index,
-            features=FeatureStore(self.model.model, self.corpus.videos.__getitem__),
+            features=FeatureStore(self.policy.encoder, self.corpus.videos.__getitem__),
             durations_s=self.corpus.durations_s,
             settings=settings,
         )
@@ -422,7 +338,7 @@ class Bench:
 
     @torch.no_grad()
     def _plain_search(self, query: EpisodeQuery, index: VideoIndex, videos: dict[str, VideoPatches]) -> list[str]:
-        """One query at a time, the video read in every pass, N full passes a refinement: as METHOD 2 and 3 say it."""
+        """One query at a time, the video read in every pass, N full passes a refinement: as docs/method.md says it."""
         body, tokenizer = self.embedder.model, self.policy.tokenizer
         latents: list[Tensor] = []
         shown: list[str] = []
@@ -452,49 +368,6 @@ class Bench:
     def _plain_prompt(self, query: str, video: VideoPatches) -> Prompt:
         layout = VideoLayout(video.grid, video.marks_s)
         return build_prompts(self.policy.tokenizer, self.model.model, [build_messages(query)], [layout])[0]
-
-
-def config_2b() -> Qwen3VLConfig:
-    """Qwen3-VL-2B's sizes; token ids are those of the toy tokenizer."""
-    tokenizer = toy_tokenizer()
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
-    text = {
-        "vocab_size": 151_936,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 262_144,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5_000_000.0,
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "depth": 24,
-        "num_heads": 16,
-        "patch_size": 16,
-        "out_hidden_size": 2048,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [5, 11, 17],
-    }
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        tie_word_embeddings=True,
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-    )
 
 
 if __name__ == "__main__":

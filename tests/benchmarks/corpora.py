@@ -14,8 +14,8 @@ from tests.core.tiny_models import query_text
 from vsr1_core.configurations import TINY
 from vsr1_core.datasets import toy
 from vsr1_core.media.sampling import num_frames, sample_times
-from vsr1_core.models.inputs import VideoPatches, video_patches
-from vsr1_core.models.tokenizer import train_tokenizer
+from vsr1_core.models.qwen3_vl.inputs import VideoPatches, video_patches
+from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
 from vsr1_core.search.episodes import EpisodeQuery
 from vsr1_core.stages.base_models import _vocabulary
 

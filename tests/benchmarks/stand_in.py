@@ -236,7 +236,7 @@ def build_here(home: Path) -> tuple[dict[str, int], float]:
     import torch
     from transformers.models.qwen3_vl import modeling_qwen3_vl  # noqa: F401
 
-    from vsr1_core.models import checkpoints  # noqa: F401
+    from vsr1_core.models.qwen3_vl import family  # noqa: F401
 
     torch.set_num_threads(1)
     view, rows = open_view(home, "charades"), {}

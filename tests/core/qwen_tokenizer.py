@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from vsr1_core.models.tokenizer import CHAT_TEMPLATE
+from vsr1_core.models.qwen3_vl.tokenizer import CHAT_TEMPLATE
 
 # Qwen3's 26 added tokens, ids 151643 to 151668, in order.
 ADDED = [

@@ -12,6 +12,7 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import capacity
 from vsr1_core.home.capacity import GIB, Corpus, Estimate, Forecast
+from vsr1_core.models.registry import model_size
 from vsr1_core.stages.base import Execution
 
 CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
@@ -20,14 +21,14 @@ ONE_VIDEO = Corpus({"train": [30.0], "test": [30.0]}, {"train": [30], "test": [3
 
 @pytest.mark.parametrize(("size", "billions"), [("2B", 2.13), ("4B", 4.44), ("8B", 8.77)])
 def test_known_models_have_the_parameters_they_are_published_with(size: str, billions: float) -> None:
-    found = capacity.model_size(f"Qwen/Qwen3-VL-{size}-Instruct")
+    found = model_size(f"Qwen/Qwen3-VL-{size}-Instruct")
     assert found is not None
     assert (found.text + found.vision) / 1e9 == pytest.approx(billions, abs=0.01)
     assert f"qwen3-vl-{size.lower()}" in CONFIGURATIONS
 
 
 def test_a_model_of_unknown_size_is_not_guessed() -> None:
-    assert capacity.model_size("someone/video-model") is None
+    assert model_size("someone/video-model") is None
 
 
 def test_a_folders_own_config_is_read(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_folders_own_config_is_read(tmp_path: Path) -> None:
 
     policy = tiny_policy()
     save_policy(policy, tmp_path / "policy", {})
-    size = capacity.model_size(str(tmp_path / "policy"))
+    size = model_size(str(tmp_path / "policy"))
     assert size is not None
     assert size.vision == sum(p.numel() for p in policy.model.model.visual.parameters())
     assert size.text == sum(p.numel() for p in policy.model.model.language_model.parameters())
@@ -44,7 +45,7 @@ def test_a_folders_own_config_is_read(tmp_path: Path) -> None:
 
 def base(corpus: Corpus = ONE_VIDEO, name: str = "qwen3-vl-2b", **execution: int) -> Forecast:
     config = CONFIGURATIONS[name]
-    policy, embedder = capacity.model_size(config.models.policy), capacity.model_size(config.models.embedder)
+    policy, embedder = model_size(config.models.policy), model_size(config.models.embedder)
     assert policy is not None
     assert embedder is not None
     return Forecast(config, corpus, policy, embedder, Execution(**{"workers": 4, **execution}), capacity.GPUS["A100"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from tests.core import naive
 from tests.core.tiny_models import prompts_with_videos, random_video, tiny_policy, tiny_tokenizer
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decode, end_tokens, teacher_forced
-from vsr1_core.models.inputs import Prompt, build_prompts, extended
-from vsr1_core.models.vision import VideoFeatures, encode_videos
+from vsr1_core.models.decoding import decode
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.protocols import Decoded, DecodeSettings
+from vsr1_core.models.qwen3_vl.inputs import build_prompts
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.reading import teacher_forced
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, encode_videos
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text
 
 REFINE_ID = tiny_tokenizer().convert_tokens_to_ids(REFINE_TOKEN)
@@ -33,8 +38,7 @@ def run(
     policy: LoadedPolicy, prompts: list[Prompt], features: list[Any], refine: bool = True, **settings: Any
 ) -> list[Decoded]:
     return decode(
-        policy.model,
-        policy.tokenizer,
+        policy,
         prompts,
         features,
         DecodeSettings(**settings),
@@ -144,14 +148,15 @@ def test_stop_tokens_end_rows_where_generate_ends_them_and_the_limit_holds_there
     common = Counter(token for row in free for token in set(row.token_ids)).most_common(1)[0][0]
     tokenizer = copy.deepcopy(policy.tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(common)
-    rows = decode(policy.model, tokenizer, prompts, features, DecodeSettings(20), wants_refine=lambda _t: True)
+    ending = replace(policy, tokenizer=tokenizer)
+    rows = decode(ending, prompts, features, DecodeSettings(20), wants_refine=lambda _t: True)
     ends = {len(row.token_ids) for row in rows}
     assert len(ends) > 3, "rows must end at different places"
     for full, row in zip(free, rows, strict=True):
         stop = full.token_ids.index(common) + 1 if common in full.token_ids else 20
         assert row.token_ids == full.token_ids[:stop]
     limit = sorted(ends)[1] - 1
-    cut = decode(policy.model, tokenizer, prompts, features, DecodeSettings(limit), wants_refine=lambda _t: True)
+    cut = decode(ending, prompts, features, DecodeSettings(limit), wants_refine=lambda _t: True)
     assert [row.token_ids for row in cut] == [row.token_ids[:limit] for row in rows]
     stops = end_tokens(tokenizer)  # the new one beside those that every tokenizer has
     kept = [row.token_ids[:-1] if row.token_ids[-1] in stops else row.token_ids for row in rows]
@@ -189,9 +194,7 @@ def test_only_rows_that_want_it_refine_and_they_are_asked_once_with_their_whole_
         asked.append(text)
         return len(asked) % 2 == 0
 
-    rows = decode(
-        policy.model, policy.tokenizer, prompts[:8], features[:8], DecodeSettings(10), wants_refine=every_other
-    )
+    rows = decode(policy, prompts[:8], features[:8], DecodeSettings(10), wants_refine=every_other)
     assert sorted(asked) == sorted(row.text for row in rows)
     assert sum(row.latents is not None for row in rows) == 4
     assert {row.num_latent_tokens for row in rows} == {0, 8}
@@ -219,8 +222,7 @@ def test_sampling_follows_its_generator_and_its_log_probs_are_those_of_the_model
         generator = torch.Generator().manual_seed(seed)
         settings = DecodeSettings(8, temperature=1.0, num_soft_tokens=0)
         return decode(
-            policy.model,
-            policy.tokenizer,
+            policy,
             prompts[:4],
             features[:4],
             settings,

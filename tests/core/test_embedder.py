@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from tests.core import naive
 from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy, tiny_tokenizer
-from vsr1_core.models.decoding import decision_tokens
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.vision import encode_videos
+from vsr1_core.models.answer_tokens import decision_tokens
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, answer_text
 
 QUERIES = [query_text(seed) for seed in range(6)]
@@ -49,7 +49,7 @@ def fig_queries(folder: Path, wanted: int) -> list[str]:
 
 def assert_latents_follow_the_query(tokenizer: PreTrainedTokenizerBase, queries: list[str], closing: list[str]) -> None:
     """The tokens before the place spell the template's beginning and the query; those after it close the template."""
-    embedder = Embedder(tiny_embedder().model, tokenizer)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
     for query in queries:
         split = embedder.split_query(query)
         ids, place = naive.insertion_point(tokenizer, query)
@@ -62,7 +62,7 @@ def assert_latents_follow_the_query(tokenizer: PreTrainedTokenizerBase, queries:
 @pytest.mark.parametrize("appends", [False, True])
 def test_latents_follow_the_query_in_the_own_template(appends: bool) -> None:
     tokenizer = with_end_of_text(tiny_tokenizer()) if appends else tiny_tokenizer()
-    embedder = Embedder(tiny_embedder().model, tokenizer)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
     for query in [*QUERIES, "", "a", "ends with a space ", "line\nbreak", "<|im_end|> in the text", "日本語 ünï"]:
         split = embedder.split_query(query)
         closing = "<|im_end|>\n<|im_start|>assistant\n" + ("<|endoftext|>" if appends else "")
@@ -99,7 +99,7 @@ def test_the_decision_is_read_where_the_answer_begins(which: str, before: str, m
     answer = answer_text("a ring grows.", matched, *((0.0, 1.5) if matched else ()))
     text = answer.replace("</think> ", before)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    places = [i for i in range(len(ids)) if tokens.follow(ids[:i])]
+    places = [i for i in range(len(ids)) if tokens.is_decision_next(ids[:i])]
     assert len(places) == 1
     assert ids[places[0]] == (tokens.matched if matched else tokens.not_matched)
     assert tokenizer.decode(ids[: places[0]]).endswith("<answer>")
@@ -115,21 +115,21 @@ def test_a_template_without_the_query_is_refused() -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.chat_template = "{{ 'always the same' }}"
     with pytest.raises(ValueError, match="exactly once"):
-        Embedder(tiny_embedder().model, tokenizer).split_query("a red bar")
+        Qwen3VLEmbedder(tiny_embedder().model, tokenizer).split_query("a red bar")
 
 
 def test_a_template_that_merges_with_the_query_is_refused() -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.chat_template = "{{ messages[1].content[0].text }}s"
     with pytest.raises(ValueError, match="no place for latents"):
-        Embedder(tiny_embedder().model, tokenizer).split_query("it move")
+        Qwen3VLEmbedder(tiny_embedder().model, tokenizer).split_query("it move")
 
 
 @pytest.mark.parametrize("appends", [False, True])
 @torch.no_grad()
 def test_vectors_equal_the_naive_ones_row_by_row(appends: bool) -> None:
     tokenizer = with_end_of_text(tiny_tokenizer()) if appends else tiny_tokenizer()
-    embedder, policy = Embedder(tiny_embedder().model, tokenizer), tiny_policy()
+    embedder, policy = Qwen3VLEmbedder(tiny_embedder().model, tokenizer), tiny_policy()
     weights = dict(policy.model.named_parameters())
     latents = latents_for(QUERIES)
     appended = [None if z is None else policy.model.append_input(z) for z in latents]
@@ -197,7 +197,7 @@ def test_a_head_brings_every_query_to_the_corpus_size_and_no_video() -> None:
         expected = naive.query_vector(plain.model, plain.tokenizer, weights, query, soft)
         torch.testing.assert_close(vector, expected, atol=1e-5, rtol=1e-5)
     feature = encode_videos(plain.model, [random_video(1, plain.model.config)])
-    assert torch.equal(embedder.embed_videos(feature), plain.embed_videos(feature))
+    assert torch.equal(embedder.embed_features(feature), plain.embed_features(feature))
     assert embedder.with_head(policy.model.query_head) is embedder
     assert isinstance(policy.model.query_head, nn.Linear)
 
@@ -207,9 +207,9 @@ def test_a_head_brings_every_query_to_the_corpus_size_and_no_video() -> None:
 def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_writes(appends: bool) -> None:
     """One pass of the plain model over text and pixels; an appended end-of-text token is where it is read."""
     tokenizer = with_end_of_text(tiny_tokenizer()) if appends else tiny_tokenizer()
-    embedder = Embedder(tiny_embedder().model, tokenizer)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
     videos = [random_video(seed, embedder.model.config) for seed in range(3)]
-    ours = embedder.embed_videos([encode_videos(embedder.model, [v])[0] for v in videos])
+    ours = embedder.embed_features([encode_videos(embedder.model, [v])[0] for v in videos])
     for video, vector in zip(videos, ours, strict=True):
         marks = "".join(
             f"<{m:.1f} seconds><|vision_start|>{'<|video_pad|>' * (video.grid[1] * video.grid[2] // 4)}<|vision_end|>"

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from tests.core import naive
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens
-from vsr1_core.models.vision import FeatureStore, encode_videos
+from vsr1_core.models.answer_tokens import decision_tokens
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.protocols import Decoded, DecodeSettings
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
+from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search import episodes
@@ -39,14 +42,14 @@ def searcher(num_videos: int = 6, policy: Any = None, **settings: Any) -> Search
     policy, embedder = policy or tiny_policy(), tiny_embedder()
     ids = IDS[:num_videos]
     with torch.no_grad():
-        vectors = embedder.embed_videos(
+        vectors = embedder.embed_features(
             [encode_videos(embedder.model, [random_video(i, embedder.model.config)])[0] for i in range(num_videos)]
         )
     return Searcher(
         policy=policy,
         embedder=embedder,
         index=build_index(ids, vectors.numpy()),
-        features=FeatureStore(policy.model.model, lambda v: random_video(int(v[1:]), policy.model.config)),
+        features=FeatureStore(policy.encoder, lambda v: random_video(int(v[1:]), policy.model.config)),
         durations_s=dict.fromkeys(ids, 10.0),
         settings=EpisodeSettings(**{"decode": DecodeSettings(max_new_tokens=3), **settings}),
     )
@@ -59,13 +62,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], list[li
     def install(answers: Sequence[str]) -> list[list[str]]:
         asked: list[list[str]] = []
 
-        def decode(
-            policy: Any, tokenizer: Any, prompts: Any, features: Any, settings: DecodeSettings, **rest: Any
-        ) -> list[Decoded]:
-            asked.append([tokenizer.decode(p.token_ids) for p in prompts])
+        def decode(policy: Any, prompts: Any, features: Any, settings: DecodeSettings, **rest: Any) -> list[Decoded]:
+            asked.append([policy.tokenizer.decode(p.token_ids) for p in prompts])
             text = answers[min(len(asked), len(answers)) - 1]
             refined = settings.num_soft_tokens and rest["wants_refine"](text)
-            size = policy.soft_query.embedding_size
+            size = policy.model.soft_query.embedding_size
             generator = torch.Generator().manual_seed(len(asked))
             return [
                 Decoded(
@@ -296,7 +297,7 @@ def test_a_policy_with_a_query_head_searches_a_corpus_of_another_size(script: An
         policy=policy,
         embedder=tiny_embedder(),
         index=build_index(IDS, vectors.numpy()),
-        features=FeatureStore(policy.model.model, lambda v: random_video(int(v[1:]), policy.model.config)),
+        features=FeatureStore(policy.encoder, lambda v: random_video(int(v[1:]), policy.model.config)),
         durations_s=dict.fromkeys(IDS, 10.0),
         settings=EpisodeSettings(num_turns=2),
     )
@@ -346,9 +347,9 @@ def test_the_best_answer_is_the_surest_turn_grounded_behind_its_own_trace(monkey
     made = [decided(search, Episode(EpisodeQuery(name, "a red bar")), turns) for name, turns in cases.items()]
     asked: list[str] = []
 
-    def decode(policy: Any, tokenizer: Any, prompts: Any, features: Any, settings: Any, **_: Any) -> list[Decoded]:
+    def decode(policy: Any, prompts: Any, features: Any, settings: Any, **_: Any) -> list[Decoded]:
         assert (settings.temperature, settings.num_soft_tokens) == (0.0, 0)
-        asked.extend(tokenizer.decode(p.token_ids) for p in prompts)
+        asked.extend(policy.tokenizer.decode(p.token_ids) for p in prompts)
         return [Decoded([1, 2, 3], [0.0] * 3, "2.5</start> <end>99.0</end>") for _ in prompts]
 
     monkeypatch.setattr(episodes, "decode", decode)

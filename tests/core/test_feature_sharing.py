@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.models import vision
-from vsr1_core.models.vision import FeatureStore, VideoFeatures
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.qwen3_vl import vision
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import open_view
@@ -75,7 +76,7 @@ def build(home: Path, name: str) -> int:
 
 def store_of(home: Path, model: Any = None, **execution: Any) -> FeatureStore:
     model = model or policy_of(view_of(home), Execution(), "base_models", "policy").model.model
-    return frame_store(view_of(home), model, Execution(**execution))
+    return frame_store(view_of(home), VisionTower(model), Execution(**execution))
 
 
 def video_ids(home: Path) -> list[str]:
@@ -161,7 +162,7 @@ def test_the_cache_keeps_its_bound_and_zero_keeps_nothing(home: Path) -> None:
 
 def test_a_tower_that_learns_is_followed_and_kept_nowhere(home: Path) -> None:
     model = policy_of(view_of(home), Execution(), "base_models", "policy").model.model
-    store = frame_store(view_of(home), model, Execution(), is_learning=True)
+    store = frame_store(view_of(home), VisionTower(model), Execution(), is_learning=True)
     first = store.get(video_ids(home)[:2])
     sum(f.tokens.square().sum() for f in first).backward()  # type: ignore[union-attr]
     assert model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
@@ -194,7 +195,7 @@ def test_what_is_kept_does_not_depend_on_who_asks(home: Path) -> None:
 def test_layouts_are_known_without_the_frames(home: Path) -> None:
     view = view_of(home)
     store = store_of(home)
-    assert layouts_of(view, video_ids(home), store.model.config) == [f.layout for f in store.get(video_ids(home))]
+    assert layouts_of(view, video_ids(home), store.encoder) == [f.layout for f in store.get(video_ids(home))]
 
 
 def test_queries_are_embedded_once_for_all_processes(home: Path) -> None:

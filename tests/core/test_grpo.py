@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import DecodeSettings, end_tokens
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.vision import FeatureStore
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.protocols import DecodeSettings
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, Answer
 from vsr1_core.recipes import GRPORecipe, RewardWeights
 from vsr1_core.search import episodes as episodes_module
@@ -56,7 +57,7 @@ RECIPE = GRPORecipe(
 @dataclass
 class World:
     policy: LoadedPolicy
-    embedder: Embedder
+    embedder: Qwen3VLEmbedder
     features: FeatureStore
     vectors: dict[str, Tensor]
     index: VideoIndex
@@ -89,11 +90,11 @@ def make_world() -> World:
     _let_texts_end(policy)
     videos = {f"v{i}": random_video(i, policy.model.config, max_pairs=2) for i in range(8)}
     with torch.no_grad():
-        vectors = embedder.embed_videos(FeatureStore(embedder.model, videos.__getitem__).get(sorted(videos)))
+        vectors = embedder.embed_features(FeatureStore(embedder.encoder, videos.__getitem__).get(sorted(videos)))
     return World(
         policy=policy,
         embedder=embedder,
-        features=FeatureStore(policy.model.model, videos.__getitem__),
+        features=FeatureStore(policy.encoder, videos.__getitem__),
         vectors=dict(zip(sorted(videos), vectors, strict=True)),
         index=build_index(sorted(videos), vectors.numpy()),
         durations_s=dict.fromkeys(videos, 4.0),
@@ -151,7 +152,7 @@ def inputs_of(rollouts: list[Rollout]) -> dict[str, object]:
 
 
 def replayed(world: World, rollouts: list[Rollout], temperature: float = 1.0) -> Replay:
-    return replay(world.policy.model, world.policy.tokenizer, rollouts, world.features, temperature)
+    return replay(world.policy, rollouts, world.features, temperature)
 
 
 def weights_of(world: World) -> dict[str, Tensor]:
@@ -194,7 +195,7 @@ def test_every_sampled_token_is_an_action_and_a_forced_refine_is_none(world: Wor
     ]
     assert forced
     for turn in forced:
-        assert fed_tokens(turn, world.policy.tokenizer)[-1] == refine_id
+        assert fed_tokens(turn, world.policy)[-1] == refine_id
         assert len(turn.decoded.log_probs) == len(turn.decoded.token_ids)
 
 
@@ -231,7 +232,7 @@ def test_gradients_reach_text_and_refinement_but_no_frozen_weight(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in text)
     frozen = [*model.model.visual.parameters(), *model.refine_gate.parameters(), *world.embedder.model.parameters()]
     assert trainer.reference is not None
-    assert all(p.grad is None for p in [*frozen, *trainer.reference.parameters()])
+    assert all(p.grad is None for p in [*frozen, *trainer.reference.model.parameters()])
 
 
 @pytest.mark.parametrize("accumulate", [True, False])
@@ -289,8 +290,7 @@ def test_loss_equals_the_one_worked_out_by_hand(world: World, some_match: None, 
         for parameter in world.policy.model.model.language_model.layers.parameters():
             parameter.mul_(1.03)  # away from the policy that sampled and from the reference
         now = replayed(world, rollouts)
-        tokenizer = world.policy.tokenizer
-        reference = replay(trainer.reference, tokenizer, rollouts, world.features, 1.0).log_probs
+        reference = replay(trainer.reference, rollouts, world.features, 1.0).log_probs
         found = trainer._compute_loss(trainer.model, inputs_of(rollouts))
         refined = [i for i, soft in enumerate(now.latents) if soft]
         search = world.sampler(recipe).refined_losses([rollouts[i] for i in refined], [now.latents[i] for i in refined])

@@ -18,7 +18,8 @@ from vsr1_core.home.hub import remote
 from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 from vsr1_core.home.hub.tables import export_tables
-from vsr1_core.models.checkpoints import digest_weights, load_policy, save_embedder, save_policy
+from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
+from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import base_models, corpus, methods, predictions, reporting, trained
 from vsr1_core.stages.base import Execution, Stage, View
 from vsr1_core.stages.graph import in_order

@@ -13,7 +13,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from tests.core.tiny_models import small_config, tiny_tokenizer
-from vsr1_core.models.inputs import VideoLayout, build_prompts, extended, video_patches, video_text
+from vsr1_core.models.prompts import extended
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts, video_patches, video_text
 from vsr1_core.reasoning.conversation import build_messages
 
 CONFIG = small_config()

@@ -22,20 +22,16 @@ from tests.core.tiny_models import (
     tiny_tokenizer,
     write_published,
 )
-from vsr1_core.models.checkpoints import (
-    LoadedPolicy,
-    digest_weights,
-    load_base_policy,
-    load_embedder,
-    load_policy,
-    save_embedder,
-    save_policy,
-)
-from vsr1_core.models.decoding import DecodeSettings, decode
-from vsr1_core.models.inputs import VideoLayout, build_prompts
-from vsr1_core.models.policy import SoftQueryConfig
-from vsr1_core.models.released import load_released_policy, query_sizes
-from vsr1_core.models.vision import encode_videos
+from vsr1_core.models.checkpoints import load_embedder, load_policy, save_embedder, save_policy
+from vsr1_core.models.decoding import decode
+from vsr1_core.models.protocols import DecodeSettings
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.loading import load_base_policy
+from vsr1_core.models.qwen3_vl.released import load_released_policy, query_sizes
+from vsr1_core.models.qwen3_vl.vision import encode_videos
+from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.weights import digest_weights
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages
 
 H, D, E = 48, 40, 56
@@ -96,7 +92,7 @@ def test_a_released_checkpoint_gives_the_latents_of_the_naive_method(tmp_path: P
     layout = VideoLayout(video.grid, video.marks_s)
     prompt = build_prompts(policy.tokenizer, policy.model.model, [build_messages("a red bar", PROMPT)], [layout])[0]
     settings = DecodeSettings(max_new_tokens=4)
-    row = decode(policy.model, policy.tokenizer, [prompt], [feature], settings, wants_refine=lambda _t: True)[0]
+    row = decode(policy, [prompt], [feature], settings, wants_refine=lambda _t: True)[0]
     ids = torch.cat([prompt.token_ids, torch.tensor([*row.token_ids, tiny_tokenizer().vocab[REFINE_TOKEN]])])
     weights = load_file(tmp_path / "model.safetensors")
     expected = naive.latents(plain, weights, ids, video.patches, video.grid, 8, soft.seed_hidden)

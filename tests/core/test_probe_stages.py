@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
-from vsr1_core.models.decoding import Decoded
+from vsr1_core.models.protocols import Decoded
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import Verification
@@ -64,7 +64,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 class _Policy:
-    model = type("Model", (), {"model": None})
+    encoder = None
 
 
 def stage(view: View) -> Stage:

@@ -25,8 +25,9 @@ from vsr1_core.configurations import NANO
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.media.decode import sample_frames
-from vsr1_core.models.checkpoints import load_base_policy
-from vsr1_core.models.policy import Policy, soft_query_of
+from vsr1_core.models.protocols import SoftQueryModel
+from vsr1_core.models.registry import policy_family_of
+from vsr1_core.models.soft_query import soft_query_of
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
 from vsr1_core.rows.files import read_json
 from vsr1_core.rows.lake import Lake
@@ -103,7 +104,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(view, read)
 
 
-def soft_query(model: Policy) -> dict[str, Any]:
+def soft_query(model: SoftQueryModel) -> dict[str, Any]:
     return {f.name: getattr(model.soft_query, f.name) for f in dataclasses.fields(OPTIONS) if f.name != "seed"}
 
 
@@ -124,12 +125,10 @@ def test_the_base_policy_has_the_options_that_were_asked_for(built: Built) -> No
 def test_its_fresh_modules_are_those_of_the_seed(built: Built) -> None:
     names = built.view.config.models
     opened = policy_of(built.view, Execution(), "base_models", "policy").model.refine_projector[0].weight
-    same, other = (
-        load_base_policy(names.policy, soft_query_of(OPTIONS, 48, names.embedder), seed=seed)
-        .model.refine_projector[0]
-        .weight
-        for seed in (7, 8)
-    )
+    soft = soft_query_of(OPTIONS, 48, 48, names.embedder)
+    family = policy_family_of(names.policy)
+    made = (family.new_policy(Path(names.policy), soft, "cpu", torch.float32, seed) for seed in (7, 8))
+    same, other = (policy.model.refine_projector[0].weight for policy in made)
     assert torch.equal(opened, same)
     assert not torch.equal(opened, other)
 

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.vision import FeatureStore
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import sft
@@ -31,7 +31,7 @@ REFINE_MODULES = ("refine_projector", "refine_latent_input_projector", "refine_a
 @dataclass
 class World:
     policy: LoadedPolicy
-    embedder: Embedder
+    embedder: Qwen3VLEmbedder
     data: SFTData
 
     def train(self, recipe: SFTRecipe, folder: Path) -> list[CurvePoint]:
@@ -58,8 +58,8 @@ def make_world(writes_query: bool = False) -> World:
     policy, embedder = tiny_policy(num_soft_tokens=3), tiny_embedder()
     videos = {f"v{i}": random_video(i, policy.model.config, max_pairs=2) for i in range(8)}
     with torch.no_grad():
-        vectors = embedder.embed_videos(FeatureStore(embedder.model, videos.__getitem__).get(sorted(videos)))
-    features = FeatureStore(policy.model.model, videos.__getitem__)
+        vectors = embedder.embed_features(FeatureStore(embedder.encoder, videos.__getitem__).get(sorted(videos)))
+    features = FeatureStore(policy.encoder, videos.__getitem__)
     rows = [sft_row(i, writes_query) for i in range(8)]
     layouts = [f.layout for f in features.get([r["shown_video_id"] for r in rows])]
     examples = build_examples(policy, rows, layouts)
@@ -186,7 +186,7 @@ def test_adapters_begin_as_no_change() -> None:
     text_model = world.policy.model.model.language_model
     with torch.no_grad():
         before = text_model(inputs_embeds=embeds).last_hidden_state
-        merge = sft.lora.attach(world.policy.model, 4, seed=0)
+        merge = sft.lora.attach(world.policy.text_model, 4, seed=0)
         torch.testing.assert_close(text_model(inputs_embeds=embeds).last_hidden_state, before)
         merge()
         torch.testing.assert_close(world.policy.model.model.language_model(inputs_embeds=embeds)[0], before)

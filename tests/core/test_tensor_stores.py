@@ -10,19 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tests.core.test_vision import MODEL, Loader
 from tests.core.tiny_models import query_text, small_config, spread, tiny_embedder
-from vsr1_core.models.embedder import Embedder, QueryVectors
+from vsr1_core.models.feature_store import FeatureStore, feature_key
+from vsr1_core.models.query_vectors import QueryVectors
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.vision import VisionTower, vision_digest
 from vsr1_core.models.tensor_folder import TensorFolder
-from vsr1_core.models.vision import FeatureStore, Qwen3VLModel, feature_key, vision_digest
 
 DIGEST = vision_digest(MODEL)
 
 
 def store(folder: Path, load: Loader, frames_version: str = "f1", digest: str = DIGEST) -> FeatureStore:
     return FeatureStore(
-        MODEL, load, disk=TensorFolder(folder), key_of=lambda video_id: feature_key(digest, video_id, frames_version)
+        VisionTower(MODEL),
+        load,
+        disk=TensorFolder(folder),
+        key_of=lambda video_id: feature_key(digest, video_id, frames_version),
     )
 
 
@@ -131,7 +137,7 @@ def test_keys_of_any_spelling_stay_inside_the_folder(tmp_path: Path) -> None:
 
 def test_folder_and_keys_come_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both"):
-        FeatureStore(MODEL, Loader(), disk=TensorFolder(tmp_path))
+        FeatureStore(VisionTower(MODEL), Loader(), disk=TensorFolder(tmp_path))
     with pytest.raises(ValueError, match="both"):
         QueryVectors(tiny_embedder(), disk=TensorFolder(tmp_path))
 
@@ -162,7 +168,7 @@ def test_a_query_that_is_spelled_otherwise_is_embedded_anew(tmp_path: Path, what
     """Hubs change a model's template without its weights."""
     embedder, texts = tiny_embedder(), [query_text(0)]
     first = QueryVectors(embedder, disk=TensorFolder(tmp_path), weights="w").get(texts)
-    other = Embedder(embedder.model, copy.deepcopy(embedder.tokenizer))
+    other = Qwen3VLEmbedder(embedder.model, copy.deepcopy(embedder.tokenizer))
     if what == "template":
         other.tokenizer.chat_template = str(other.tokenizer.chat_template).replace("assistant", "user")
         assert other.text_digest != embedder.text_digest

@@ -8,10 +8,10 @@ import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.configurations import NANO
-from vsr1_core.models.inputs import VideoLayout
-from vsr1_core.models.tiny import tiny_config
-from vsr1_core.models.tokenizer import train_tokenizer
-from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout
+from vsr1_core.models.qwen3_vl.tiny import tiny_config
+from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.training.contrastive import info_nce
 from vsr1_core.training.optimizers import MuonAndAdamW

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.core.tiny_models import TEXTS, tiny_tokenizer
-from vsr1_core.models.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from vsr1_core.models.qwen3_vl.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from vsr1_core.reasoning.conversation import answer_text, build_messages
 
 TOKENIZER = tiny_tokenizer()

@@ -10,8 +10,9 @@ import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tests.core.tiny_models import random_video, small_config, spread
-from vsr1_core.models.inputs import VideoPatches
-from vsr1_core.models.vision import FeatureStore, batch_vision_attention, encode_videos
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.qwen3_vl.inputs import VideoPatches
+from vsr1_core.models.qwen3_vl.vision import VisionTower, batch_vision_attention, encode_videos
 
 
 def plain_model() -> Qwen3VLModel:
@@ -73,7 +74,7 @@ class Loader:
 
 def test_a_video_is_encoded_once_for_all_queries_turns_and_samples() -> None:
     load = Loader()
-    store = FeatureStore(MODEL, load, batch_size=2)
+    store = FeatureStore(VisionTower(MODEL), load, batch_size=2)
     first = store.get(["1", "2", "1", "3", "1"])
     again = store.get(["3", "1"])
     assert set(load.reads.values()) == {1}
@@ -84,7 +85,7 @@ def test_a_video_is_encoded_once_for_all_queries_turns_and_samples() -> None:
 def test_the_store_keeps_its_bound_and_forgets_the_least_recently_used() -> None:
     sizes = {str(s): encode_videos(MODEL, [video(s)])[0].num_bytes for s in range(6)}
     load = Loader()
-    store = FeatureStore(MODEL, load, max_bytes=sizes["0"] + sizes["1"] + sizes["2"])
+    store = FeatureStore(VisionTower(MODEL), load, max_bytes=sizes["0"] + sizes["1"] + sizes["2"])
     store.get(["0", "1", "2"])
     store.get(["0"])
     store.get(["3"])
@@ -96,13 +97,13 @@ def test_the_store_keeps_its_bound_and_forgets_the_least_recently_used() -> None
 
 
 def test_more_videos_at_once_than_fit_still_all_come_back() -> None:
-    store = FeatureStore(MODEL, Loader(), max_bytes=1)
+    store = FeatureStore(VisionTower(MODEL), Loader(), max_bytes=1)
     assert len(store.get([str(s) for s in range(6)])) == 6
     assert store.num_videos <= 1
 
 
 def test_a_kept_video_holds_no_other_videos_memory() -> None:
-    store = FeatureStore(MODEL, Loader(), batch_size=8)
+    store = FeatureStore(VisionTower(MODEL), Loader(), batch_size=8)
     for feature in store.get(["1", "2", "3"]):
         assert feature.tokens.untyped_storage().nbytes() == feature.tokens.numel() * feature.tokens.element_size()
 
@@ -113,7 +114,7 @@ def test_a_pass_of_the_vision_tower_takes_no_more_patches_than_allowed() -> None
     hook = MODEL.visual.register_forward_pre_hook(lambda _m, args: seen.append(len(args[0])))
     largest = max(len(video(s).patches) for s in range(6))
     try:
-        features = FeatureStore(MODEL, Loader(), max_patches=largest).get([str(s) for s in range(6)])
+        features = FeatureStore(VisionTower(MODEL), Loader(), max_patches=largest).get([str(s) for s in range(6)])
     finally:
         hook.remove()
     assert max(seen) <= largest

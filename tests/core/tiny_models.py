@@ -14,14 +14,15 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.models.batching import Prompt
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import VideoPatches, build_prompts, video_patches
-from vsr1_core.models.policy import Policy, SoftQueryConfig, with_soft_query
-from vsr1_core.models.tiny import tiny_config
-from vsr1_core.models.tokenizer import train_tokenizer
-from vsr1_core.models.vision import VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.inputs import VideoPatches, build_prompts, video_patches
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
+from vsr1_core.models.qwen3_vl.tiny import tiny_config
+from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text, build_messages
 from vsr1_core.recipes import TinyRecipe
 
@@ -75,26 +76,11 @@ def tiny_policy(
     return LoadedPolicy(policy, tiny_tokenizer())
 
 
-def tiny_embedder(seed: int = 1) -> Embedder:
+def tiny_embedder(seed: int = 1) -> Qwen3VLEmbedder:
     model = Qwen3VLModel(small_config()).eval()
     spread(model, seed)
     model.requires_grad_(False)
-    return Embedder(batch_vision_attention(model), tiny_tokenizer())
-
-
-def write_published(folder: Path, tie: bool = True, extra_rows: int = 0, seed: int = 0) -> Path:
-    """A published Qwen3-VL at tiny size: no soft query modules, and no <REFINE> in its tokenizer."""
-    tokenizer = tiny_tokenizer()
-    config = small_config().to_dict()
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tie
-    config["text_config"]["vocab_size"] = len(tokenizer) + extra_rows
-    torch.manual_seed(seed)
-    Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        path = folder / file
-        path.write_text(path.read_text().replace(REFINE_TOKEN, "<|was_free|>"))
-    return folder
+    return Qwen3VLEmbedder(batch_vision_attention(model), tiny_tokenizer())
 
 
 def random_video(seed: int, config: Qwen3VLConfig, max_pairs: int = 4) -> VideoPatches:
@@ -119,3 +105,18 @@ def prompts_with_videos(policy: LoadedPolicy, seeds: range) -> tuple[list[Prompt
     conversations = [build_messages(query_text(seed)) for seed in seeds]
     layouts = [f.layout for f in features]
     return build_prompts(policy.tokenizer, policy.model.model, conversations, layouts), features
+
+
+def write_published(folder: Path, tie: bool = True, extra_rows: int = 0, seed: int = 0) -> Path:
+    """A published Qwen3-VL at tiny size: no soft query modules, and no <REFINE> in its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    config = small_config().to_dict()
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tie
+    config["text_config"]["vocab_size"] = len(tokenizer) + extra_rows
+    torch.manual_seed(seed)
+    Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / file
+        path.write_text(path.read_text().replace(REFINE_TOKEN, "<|was_free|>"))
+    return folder

@@ -10,11 +10,10 @@ import numpy as np
 from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Qwen3VLConfig
 
 from tests.core import test_grpo, test_sft
 from vsr1_core.configurations import NANO
-from vsr1_core.models.inputs import VideoPatches, video_patches
+from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.training.contrastive import train_base
 
@@ -29,13 +28,13 @@ def base_model() -> nn.Module:
     captions = {f"v{i}": [f"a {c} ring {m}" for m in ("grows", "falls")[: 1 + i % 2]] for i, c in enumerate("abcdef")}
     events = {v: [EventNote(3.0 * k, 3.0 * k + 3, c) for k, c in enumerate(some)] for v, some in captions.items()}
     texts = [c for some in captions.values() for c in some] * 20
-    return train_base(BASE, "", events, lambda v, config: frames(int(v[1:]), config), texts)[0].model
+    return train_base(BASE, "", events, lambda v: frames(int(v[1:])), texts)[0].model
 
 
-def frames(seed: int, config: Qwen3VLConfig) -> VideoPatches:
+def frames(seed: int) -> VideoFrames:
     """Six seconds of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    return video_patches(pixels, range(6), config)
+    return VideoFrames(pixels, range(6))
 
 
 def save(model: nn.Module, path: Path) -> None:

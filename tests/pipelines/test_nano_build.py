@@ -15,7 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from vsr1_core.models.checkpoints import digest_weights, load_policy
+from vsr1_core.models.checkpoints import load_policy
+from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import launch as launching
 from vsr1_core.stages.base import Execution
 from vsr1_core.stages.graph import all_stages, open_view

@@ -212,7 +212,7 @@ def query_text(moment: Moment, recipe: ToyRecipe) -> str:
 
 
 def annotations(recipe: ToyRecipe) -> dict[str, list[dict[str, Any]]]:
-    """split -> rows of the FIG schema (METHOD 7): `desc_id` is unique over all splits."""
+    """split -> rows of the FIG schema: `desc_id` is unique over all splits."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for moment in moments(recipe):
         scene, event = moment.scene, moment.scene.events[moment.event]

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
+from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import Execution
-
-if TYPE_CHECKING:
-    from transformers import Qwen3VLConfig
 
 GIB = 2**30
 
@@ -58,88 +54,6 @@ GPUS: Mapping[str, Gpu] = {
     "4090": Gpu(165e12),
 }
 DEFAULT_GPU = "A100"
-
-_VISION_SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
-_VISION_LARGE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
-_SHAPES: Mapping[str, tuple[int, int, int, int, bool, Mapping[str, Any]]] = {
-    "2B": (2048, 28, 16, 6144, True, _VISION_SMALL),
-    "4B": (2560, 36, 32, 9728, True, _VISION_SMALL),
-    "8B": (4096, 36, 32, 12288, False, _VISION_LARGE),
-}
-"""Hidden size, layers, heads, intermediate size, tied embeddings, vision: from the models' published config.json."""
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Parameters of text and vision, and the shapes that memory depends on."""
-
-    text: int
-    vision: int
-    hidden_size: int
-    num_layers: int
-    intermediate_size: int
-    cache_size: int
-    """Keys and values of one token in all layers, in numbers."""
-    vocab_size: int
-    num_levels: int
-    """Features a video token has: its own and those of the deepstack."""
-
-
-def model_size(name: str) -> ModelSize | None:
-    """The size of a folder's or a cached model by its config, else of a known published one; None for any other."""
-    import torch
-    from transformers import Qwen3VLForConditionalGeneration
-
-    config = _config(name)
-    if config is None:
-        return None
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    text, vision = config.text_config, sum(p.numel() for p in model.model.visual.parameters())
-    return ModelSize(
-        text=sum(p.numel() for p in model.parameters()) - vision,
-        vision=vision,
-        hidden_size=text.hidden_size,
-        num_layers=text.num_hidden_layers,
-        intermediate_size=text.intermediate_size,
-        cache_size=2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
-        vocab_size=text.vocab_size,
-        num_levels=1 + len(config.vision_config.deepstack_visual_indexes),
-    )
-
-
-def _config(name: str) -> Qwen3VLConfig | None:
-    from transformers import Qwen3VLConfig
-
-    folder = cached_folder(name)
-    if folder is not None:
-        return Qwen3VLConfig.from_pretrained(folder)
-    size = next((size for size in _SHAPES if name.startswith("Qwen/Qwen3-VL") and f"-{size}" in name), None)
-    if size is None:
-        return None
-    hidden, layers, heads, intermediate, tied, vision = _SHAPES[size]
-    text = {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": intermediate,
-        "vocab_size": 151_936,
-        "tie_word_embeddings": tied,
-    }
-    vision = {**vision, "out_hidden_size": hidden, "num_position_embeddings": 2304}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-
-
-def cached_folder(name: str) -> Path | None:
-    """Where a model lies on this machine: the folder itself, or the hub client's cache. None where it does not."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(name).is_dir():
-        return Path(name)
-    found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ class _Picked:
 
 
 def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
-    """Sample a video as METHOD 7 says. Raises VideoError with the reason when it cannot be used.
+    """Sample a video at the times and size that `sampling` names.
+
+    Raises VideoError with the reason when it cannot be used.
 
     Backends: `pyav` (and `auto`) is right on everything we know of; `torchcodec` takes wrong frames where an edit list
     cuts between key frames, `decord` where start or edit lists are not trivial; both are optional packages. `ffmpeg`

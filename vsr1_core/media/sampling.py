@@ -1,4 +1,4 @@
-"""Which times of a video are looked at, and at what size (METHOD 7). Pure arithmetic."""
+"""Which times of a video are looked at, and at what size (docs/method.md, data). Pure arithmetic."""
 
 from __future__ import annotations
 

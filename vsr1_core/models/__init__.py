@@ -1,1 +1,5 @@
-"""Qwen3-VL as policy and as embedder, the soft query modules, and the loop that decodes text and latents."""
+"""Models by family: what the method asks of a policy and of an embedder (`protocols`), and one folder for each family.
+
+A checkpoint folder is opened by the family that its config.json names (`registry`). Modules beside the family folders
+know no family; nothing outside a family's folder imports from it.
+"""

@@ -1,7 +1,7 @@
 """Tensors on disk by key: one safetensors file a key, written by a rename, bounded, least recently used out first.
 
 Nothing here knows what a key means; who puts tensors in names everything they depend on in the key (see
-`vision.FeatureStore`, `embedder.QueryVectors`), so an entry is never wrong, only unused, and ages out.
+`feature_store.FeatureStore`, `query_vectors.QueryVectors`), so an entry is never wrong, only unused, and ages out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the policy is asked and what it answers: prompt, answer text, and the parser (METHOD 2.1).
+"""What the policy is asked and what it answers: prompt, answer text, and the parser (docs/method.md, answers).
 
 The one conversation builder: SFT, GRPO and inference all use it. No tokenizer and no torch here; who renders the
 messages with a chat template lives in `vsr1_core.models`.

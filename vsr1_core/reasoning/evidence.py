@@ -1,6 +1,6 @@
 """What a model is asked for a reasoning trace, and how its reply is read. Who sends it is `reasoning.endpoint`.
 
-The model sees the query, the shown video's frames with their times, and the gold label (METHOD 7). It ends with a
+The model sees the query, the shown video's frames with their times, and the gold label. It ends with a
 verdict of its own, so that a trace which does not bear the label out is found and dropped.
 """
 

@@ -1,4 +1,4 @@
-"""Who writes the reasoning traces of METHOD 7, what it is given, and which replies are refused.
+"""Who writes the reasoning traces, what it is given, and which replies are refused.
 
 The template teacher writes from annotations alone; `reasoning.endpoint` asks a model. No tables here, and no answer
 tags: `reasoning.conversation` writes those.

@@ -1,4 +1,4 @@
-"""The loop of METHOD 2: retrieve, verify, refine (softly or by words), search again; many queries at once.
+"""The search loop: retrieve, verify, refine (softly or by words), search again; many queries at once.
 
 Every turn is one batch of the queries that are still open, sorted by prompt length and decoded in chunks. Sampling
 (for GRPO) and greedy search are the same code. Metrics, tables and training are elsewhere.
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, decode
-from vsr1_core.models.embedder import Embedder, QueryVectors
-from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
-from vsr1_core.models.vision import FeatureStore, VideoFeatures
+from vsr1_core.models.answer_tokens import decision_tokens
+from vsr1_core.models.decoding import decode
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel, VideoFeatures
+from vsr1_core.models.query_vectors import QueryVectors
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search.index import VideoIndex
@@ -34,7 +35,12 @@ class EpisodeQuery:
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """refine `none` never changes the query (zero-shot, fine-tuned); `text` searches for what the policy wrote anew."""
+    """How queries are searched for.
+
+    num_turns: verifications of a query at most. refine: `none` never changes the query (zero-shot, fine-tuned), `soft`
+    adds soft tokens to it, `text` searches for what the policy wrote anew. exclude_rejected: a video that was rejected
+    is not shown again for this query. batch_size: queries of one decoding pass; it changes no result but for rounding.
+    """
 
     num_turns: int = 3
     refine: Refine = "soft"
@@ -82,6 +88,7 @@ class Episode:
 
     @property
     def is_matched(self) -> bool:
+        """Whether the policy matched the video of the last turn."""
         return bool(self.turns) and self.turns[-1].answer.decision == "matched"
 
 
@@ -133,7 +140,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class BestAnswer:
-    """What the answer policy `best` says (METHOD 2): the video, its span in seconds (None where none can be read), the
+    """What the answer policy `best` says: the video, its span in seconds (None where none can be read), the
     turn it was shown in, and how many tokens were decoded for the span beyond the episode's own."""
 
     turn: int
@@ -145,7 +152,7 @@ class BestAnswer:
 
 @torch.no_grad()
 def verify(
-    policy: LoadedPolicy,
+    policy: PolicyModel,
     features: FeatureStore,
     durations_s: Mapping[str, float],
     pairs: Sequence[tuple[str, str]],
@@ -169,7 +176,7 @@ def verify(
 
 
 def _decode_in_chunks(
-    policy: LoadedPolicy,
+    policy: PolicyModel,
     prompts: Sequence[Prompt],
     videos: Sequence[VideoFeatures],
     settings: DecodeSettings,
@@ -182,32 +189,38 @@ def _decode_in_chunks(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         outputs = decode(
-            policy.model,
-            policy.tokenizer,
+            policy,
             [prompts[i] for i in chunk],
             [videos[i] for i in chunk],
             settings,
             wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
             generator=generator,
-            writer=policy.writer,
         )
         found |= zip(chunk, outputs, strict=True)
     return [found[i] for i in range(len(prompts))]
 
 
-def prompts_of(policy: LoadedPolicy, queries: Sequence[str], layouts: Sequence[VideoLayout | None]) -> list[Prompt]:
+def prompts_of(policy: PolicyModel, queries: Sequence[str], layouts: Sequence[Any]) -> list[Prompt]:
     """The prompt of each (query, video), with the checkpoint's own system prompt."""
     system = policy.model.soft_query.system_prompt
     conversations = [build_messages(q, system) for q in queries]
-    return build_prompts(policy.tokenizer, policy.model.model, conversations, layouts)
+    return policy.prompts(conversations, layouts)
 
 
 @dataclass
 class Searcher:
-    """Everything an episode needs. `durations_s`: video id -> seconds; `plain`: plain queries' vectors by `embedder`
-    that are known already (not used where the policy has a query head)."""
+    """Everything an episode needs: who verifies, who embeds, what is searched and what is shown.
 
-    policy: LoadedPolicy
+    index: over vectors of `embedder` with size D. features: those of the index' videos by the policy's encoder.
+    durations_s: video id -> seconds. plain: plain queries' vectors by `embedder` that are known already (not used where
+    the policy has a query head).
+
+        searcher = Searcher(policy, embedder, index, features, durations_s, EpisodeSettings(num_turns=3))
+        [episode] = searcher.run([EpisodeQuery("q1", "a person opens a fridge")])
+        episode.final_video_id, episode.is_matched
+    """
+
+    policy: PolicyModel
     embedder: Embedder
     index: VideoIndex
     features: FeatureStore

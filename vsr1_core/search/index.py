@@ -1,6 +1,6 @@
 """The search engine: a FAISS index over unit video vectors, its file form, exact ranks. No model and no tables here.
 
-Scores are inner products of unit vectors, so cosines. On disk: `index.faiss` and `id_map.json` (METHOD 7), a JSON
+Scores are inner products of unit vectors, so cosines. On disk: `index.faiss` and `id_map.json`, a JSON
 list whose n-th entry is the id of the n-th vector. FAISS files are not safe to load from strangers.
 """
 
@@ -45,14 +45,17 @@ class VideoIndex:
 
     @cached_property
     def row_of(self) -> dict[str, int]:
+        """Video id -> its row in `vectors`."""
         return {video_id: row for row, video_id in enumerate(self.ids)}
 
     def search(
         self, queries: NDArray[Any], k: int, exclude: Exclude | None = None
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """The k best videos of each query [Q, D], best first: ids and scores, one list a query.
+        """The k best videos of each of `queries` [Q, D], best first: a list of ids and one of cosines for each query.
 
-        A list is shorter than k where fewer videos are left, and empty where all are excluded.
+        exclude: for each query, ids that are not to be found. A list is shorter than k where fewer videos are left, and
+        empty where all are excluded. Raises ValueError for k below 1, for vectors that are not unit vectors, and for
+        another size than the index has.
         """
         queries = self._checked(queries)
         if k < 1:
@@ -75,7 +78,7 @@ class VideoIndex:
     def ranks(
         self, queries: NDArray[Any], right_ids: Sequence[str | None], exclude: Exclude | None = None
     ) -> list[int | None]:
-        """Exact rank of each query's right video: 1 + number of videos with a strictly higher score (METHOD 8).
+        """Exact rank of each query's right video: 1 + number of videos with a strictly higher score.
 
         Over all videos but the excluded ones, whatever kind the FAISS index is. None where the right video is not in
         the index, excluded, or None.
@@ -117,7 +120,12 @@ class VideoIndex:
 
 
 def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", gpu: bool = False) -> VideoIndex:
-    """Index `vectors` [V, D]. kind: `flat` (exact), `ivf` or `hnsw`.
+    """Index the unit vectors `vectors` [V, D], whose names are `ids` [V].
+
+    kind: `flat` (exact), `ivf` or `hnsw`. gpu: keep the FAISS index on the first GPU.
+
+        index = build_index(["v1", "v2"], embedder.embed_videos(videos).numpy())
+        ids, scores = index.search(embedder.embed_queries(["a red ring"]).numpy(), k=1)
 
     Raises ValueError for no vectors, vectors that are not finite unit vectors, ids given twice, and unknown kinds;
     RuntimeError when a GPU is asked for and this faiss has none.

@@ -13,13 +13,13 @@ from vsr1_core.recipes import Configuration, MethodOptions
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.loading import embedder_of, one_row, patches_of
+from vsr1_core.stages.loading import frames_of, one_row
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, train_videos
 from vsr1_core.stages.moments import IS_TRAIN
 from vsr1_core.stages.reads import every
 
 if TYPE_CHECKING:
-    from vsr1_core.models.embedder import Embedder
+    from vsr1_core.models.protocols import TinyModel
     from vsr1_core.reasoning.tasks import EventNote
 
 
@@ -81,8 +81,7 @@ class BaseModels(ModelStage):
         elif "embedder" in rows:
             yield from super().make_own(view, rows, run)
         else:  # only the policy's options are others, so its weights are those of the embedder that is there
-            digest = one_row(view, self.name, "embedder")["digest"]
-            yield _tiny_policy(self, view, embedder_of(view, Execution()), digest)
+            yield _tiny_policy(self, view, *_tiny_embedder(one_row(view, self.name, "embedder")))
 
     def rows_a_step(self, view: View) -> int:
         from vsr1_core.training.contrastive import base_batch
@@ -101,7 +100,7 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
     recipe, prompt, events = view.config.models.tiny, view.config.models.options.system_prompt, _captioned_events(view)
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
-    load = lambda video_id, config: patches_of(frames[video_id], config)  # noqa: E731
+    load = lambda video_id: frames_of(frames[video_id])  # noqa: E731
     embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments), run.log)
     if not writes:
         return []
@@ -112,14 +111,23 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
     return [embedder_row, _tiny_policy(stage, view, embedder, digest)]
 
 
-def _tiny_policy(stage: BaseModels, view: View, embedder: Embedder, digest: str) -> dict[str, Any]:
+def _tiny_embedder(row: Mapping[str, Any]) -> tuple[TinyModel, str]:
+    """The embedder of an earlier build, on the CPU, and its digest."""
+    import torch
+
+    from vsr1_core.models.registry import tiny_family
+
+    return tiny_family().load_embedder(Path(row["path"]), "cpu", torch.float32), row["digest"]
+
+
+def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str) -> dict[str, Any]:
     """The policy with the embedder's weights and its own options, saved, as a row. digest: the embedder's."""
-    from vsr1_core.models.checkpoints import LoadedPolicy, save_policy
-    from vsr1_core.models.policy import policy_from_body, soft_query_of
+    from vsr1_core.models.checkpoints import save_policy
+    from vsr1_core.models.soft_query import soft_query_of
 
     options = view.config.models.options
-    soft_query = soft_query_of(options, embedder.hidden_size, digest)
-    policy = LoadedPolicy(policy_from_body(embedder.model, soft_query, options.seed), embedder.tokenizer)
+    soft_query = soft_query_of(options, embedder.hidden_size, embedder.embedding_size, digest)
+    policy = embedder.new_policy(soft_query, options.seed)
     record = {"recipe": canonical(view.config.models.tiny), "options": canonical(options)}
     folder = stage.folder(view, "policy")
     return model_row("policy", folder, save_policy(policy, folder, record), record, [], asdict(options))
@@ -145,11 +153,11 @@ MAX_TIME_TOKEN_S = 30.0
 
 def _vocabulary(moments: pl.DataFrame) -> list[str]:
     """What the tokenizer learns to spell: the dataset's words and the method's own sentences."""
-    from vsr1_core.models.embedder import INSTRUCTION
+    from vsr1_core.models.registry import tiny_family
     from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, answer_text, user_text
 
     texts = [t for row in moments.sort("query_id").select("plain_query", "query").iter_rows() for t in row]
-    frame = f"{INSTRUCTION} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
+    frame = f"{tiny_family().query_instruction} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
     answers = [answer_text("0.0-5.0: the query's", True, 0.0, 5.0), answer_text("missing: not shown", False)]
     answers += [HARD_REFINE_PROMPT, answer_text("missing: not shown", False, new_query="another")]
     longest_s = min(float(moments["duration_s"].max() or 0), MAX_TIME_TOKEN_S)  # type: ignore[arg-type]
@@ -159,7 +167,8 @@ def _vocabulary(moments: pl.DataFrame) -> list[str]:
 
 def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Rows that point to the configured models' folders; a model that cannot be had is a failed row that says how."""
-    from vsr1_core.models.checkpoints import digest_weights, fetch_model
+    from vsr1_core.models.checkpoints import fetch_model
+    from vsr1_core.models.weights import digest_weights
 
     recipe = view.config.models
     for row_id in ids:
@@ -178,7 +187,7 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _check_options(name: str, folder: Path, options: MethodOptions) -> None:
     """ValueError where the policy has soft query modules of its own that were made with other options."""
-    from vsr1_core.models.checkpoints import own_soft_query
+    from vsr1_core.models.soft_query import own_soft_query
 
     own = own_soft_query(folder)
     other = {k: getattr(own, k) for k, v in asdict(options).items() if own and k != "seed" and getattr(own, k) != v}

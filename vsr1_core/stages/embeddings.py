@@ -84,16 +84,14 @@ class VideoEmbeddings(Stage):
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         import torch
 
-        from vsr1_core.models.vision import encode_videos
-        from vsr1_core.stages.loading import embedder_of, patches_of
+        from vsr1_core.stages.loading import embedder_of, frames_of
 
         embedder, ids = embedder_of(view, run), list(rows)
         frames = {r["video_id"]: r for r in view.rows("frame_tensors").to_dicts()}
         for start in range(0, len(ids), run.batch_size):
             some = ids[start : start + run.batch_size]
             with torch.no_grad():
-                patches = [patches_of(frames[i], embedder.model.config) for i in some]
-                vectors = embedder.embed_videos(encode_videos(embedder.model, patches)).cpu().numpy()
+                vectors = embedder.embed_videos([frames_of(frames[i]) for i in some]).cpu().numpy()
             for video_id, vector in zip(some, vectors, strict=True):
                 yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 

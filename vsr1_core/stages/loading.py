@@ -13,11 +13,10 @@ from vsr1_core.stages.base import Execution, View
 if TYPE_CHECKING:
     import torch
 
-    from vsr1_core.models.checkpoints import LoadedPolicy
-    from vsr1_core.models.embedder import Embedder, QueryVectors
-    from vsr1_core.models.inputs import VideoLayout, VideoPatches
+    from vsr1_core.models.feature_store import FeatureStore
+    from vsr1_core.models.protocols import Embedder, PolicyModel, VideoEncoder, VideoFrames
+    from vsr1_core.models.query_vectors import QueryVectors
     from vsr1_core.models.tensor_folder import TensorFolder
-    from vsr1_core.models.vision import FeatureStore
 
 
 def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
@@ -45,35 +44,34 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
     return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(execution))
 
 
-def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> LoadedPolicy:
+def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
     """The policy whose folder is in `asset`'s row, to be asked; a published base gets fresh soft query modules.
     Its text is written by whom `execution` names."""
-    from dataclasses import replace
-
     policy = _opened_policy(view, execution, asset, row_id, precision(execution))
     if execution.text_writer == "in-process":
         return policy
-    from vsr1_core.models.vllm_writer import open_writer
+    from vsr1_core.models.registry import policy_family_of
 
-    digest = one_row(view, asset, row_id)["digest"]
-    return replace(policy, writer=open_writer(policy, view.lake.cache("vllm") / f"{digest}-{policy.model.dtype}"))
+    row, writer = one_row(view, asset, row_id), execution.text_writer
+    folder = view.lake.cache(writer) / f"{row['digest']}-{policy.model.dtype}"
+    return policy_family_of(row["path"]).with_text_writer(policy, writer, folder)
 
 
 def learning_policy_of(
     view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False
-) -> LoadedPolicy:
-    """The same policy to be trained: what learns is fp32 (METHOD 5), since steps of stage 2's learning rate are lost
+) -> PolicyModel:
+    """The same policy to be trained: what learns is fp32, since steps of stage 2's learning rate are lost
     in bf16; a vision tower that does not learn stays in the usual precision, and shares its features with all stages.
     """
     import torch
 
     policy = _opened_policy(view, execution, asset, row_id, torch.float32)
     if not train_vision:
-        policy.model.model.visual.to(precision(execution))
+        policy.vision_tower.to(precision(execution))
     return policy
 
 
-def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dtype: torch.dtype) -> LoadedPolicy:
+def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dtype: torch.dtype) -> PolicyModel:
     from vsr1_core.models.checkpoints import open_policy
 
     embedder, row = one_row(view, "base_models", "embedder"), one_row(view, asset, row_id)
@@ -81,28 +79,28 @@ def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dt
     return open_policy(row["path"], embedder["path"], options, execution.device, dtype)
 
 
-def frame_store(view: View, model: Any, execution: Execution, is_learning: bool = False) -> FeatureStore:
-    """Vision features of the dataset's videos by `model`'s vision tower, from the stored frames.
+def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_learning: bool = False) -> FeatureStore:
+    """Vision features of the dataset's videos by a policy's `encoder`, from the stored frames.
 
     They outlive the process in the lake's cache, where every stage and dataset finds those of the same tower, precision
     and frames; not those of a tower that `is_learning`, whose weights no key could name.
     """
-    from vsr1_core.models.vision import FeatureStore, feature_key, vision_digest
+    from vsr1_core.models.feature_store import FeatureStore, feature_key
 
     columns = ["video_id", "path", "height", "width", "timestamps_s", "content"]
     rows = {r["video_id"]: r for r in view.rows("frame_tensors", columns).to_dicts()}
-    load = lambda video_id: patches_of(rows[video_id], model.config)  # noqa: E731
+    load = lambda video_id: encoder.prepare(frames_of(rows[video_id]))  # noqa: E731
     disk = None if is_learning else _cache(view, "vision_features", execution)
     if disk is None:
-        return FeatureStore(model, load, batch_size=execution.batch_size, is_learning=is_learning)
-    weights = vision_digest(model)
+        return FeatureStore(encoder, load, batch_size=execution.batch_size, is_learning=is_learning)
+    weights = encoder.digest()
     key_of = lambda video_id: feature_key(weights, video_id, rows[video_id]["content"])  # noqa: E731
-    return FeatureStore(model, load, batch_size=execution.batch_size, disk=disk, key_of=key_of)
+    return FeatureStore(encoder, load, batch_size=execution.batch_size, disk=disk, key_of=key_of)
 
 
 def query_vectors(view: View, embedder: Embedder, execution: Execution) -> QueryVectors:
     """Vectors of plain queries by the frozen embedder; they outlive the process, too."""
-    from vsr1_core.models.embedder import QueryVectors
+    from vsr1_core.models.query_vectors import QueryVectors
 
     disk = _cache(view, "query_vectors", execution)
     if disk is None:
@@ -117,24 +115,21 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
     return TensorFolder(view.lake.cache(what), execution.cache_bytes) if execution.cache_bytes else None
 
 
-def patches_of(row: dict[str, Any], config: Any) -> VideoPatches:
-    """The model's input from a frame_tensors row. Imported frames may have another size than models are shown."""
+def frames_of(row: dict[str, Any]) -> VideoFrames:
+    """The stored frames of a frame_tensors row. Imported ones may have another size than models are shown."""
     from pathlib import Path
 
     from vsr1_core.media.frame_store import read_frames, resized
-    from vsr1_core.models.inputs import video_patches
+    from vsr1_core.models.protocols import VideoFrames
 
-    frames = resized(read_frames(Path(row["path"])), row["height"], row["width"])
-    return video_patches(frames, row["timestamps_s"], config)
+    return VideoFrames(resized(read_frames(Path(row["path"])), row["height"], row["width"]), row["timestamps_s"])
 
 
-def layouts_of(view: View, video_ids: Sequence[str], config: Any) -> list[VideoLayout]:
+def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> list[Any]:
     """What prompts need to know of the videos, in the order of `video_ids`. No frame is read."""
-    from vsr1_core.models.inputs import video_layout
-
     columns = ["video_id", "height", "width", "timestamps_s"]
     rows = view.rows("frame_tensors", columns).iter_rows()
-    layouts = {v: video_layout(height, width, times, config) for v, height, width, times in rows}
+    layouts = {v: encoder.layout(height, width, times) for v, height, width, times in rows}
     return [layouts[video_id] for video_id in video_ids]
 
 

@@ -244,7 +244,7 @@ def num_turns_of(method: Method, recipe: EvalRecipe) -> int:
 
 def settings_of(method: Method, recipe: EvalRecipe, num_soft_tokens: int, batch_size: int) -> EpisodeSettings:
     """How `method` searches with a policy that was made for so many soft tokens."""
-    from vsr1_core.models.decoding import DecodeSettings
+    from vsr1_core.models.protocols import DecodeSettings
     from vsr1_core.search.episodes import EpisodeSettings
 
     return EpisodeSettings(

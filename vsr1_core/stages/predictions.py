@@ -133,7 +133,7 @@ def searcher_of(view: View, split: str, method: Method, run: Execution) -> tuple
         policy=policy,
         embedder=embedder,
         index=read_index(Path(one_row(view, "video_index", split)["path"])),
-        features=frame_store(view, policy.model.model, run),
+        features=frame_store(view, policy.encoder, run),
         durations_s=durations_of(view),
         settings=settings_of(method, view.config.evaluation, num_tokens, run.batch_size * 2),
         plain=query_vectors(view, embedder, run),

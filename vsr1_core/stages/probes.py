@@ -86,12 +86,12 @@ class VerificationProbe(Stage):
         return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        from vsr1_core.models.decoding import DecodeSettings
+        from vsr1_core.models.protocols import DecodeSettings
         from vsr1_core.search.episodes import verify
         from vsr1_core.stages.loading import durations_of, frame_store, policy_of
 
         policy = policy_of(view, run, self.method.model, self.method.row_id)
-        features, durations_s = frame_store(view, policy.model.model, run), durations_of(view)
+        features, durations_s = frame_store(view, policy.encoder, run), durations_of(view)
         settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
         probes, size = [row.facts for row in rows.values()], run.batch_size * 8
         for start in range(0, len(probes), size):

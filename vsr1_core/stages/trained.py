@@ -26,7 +26,7 @@ from vsr1_core.stages.turns import TURN
 from vsr1_core.training.rewards import reward_columns
 
 if TYPE_CHECKING:
-    from vsr1_core.models.checkpoints import LoadedPolicy
+    from vsr1_core.models.protocols import PolicyModel
     from vsr1_core.training.grpo import EpisodeTrace
     from vsr1_core.training.runs import CurvePoint, TrainingRun
     from vsr1_core.training.sft import SFTData
@@ -142,7 +142,7 @@ class TrainedStage(ModelStage):
         return [row | {"parent": record["parent"], **result.columns}]
 
     @abstractmethod
-    def train(self, view: View, policy: LoadedPolicy, run: Execution) -> TrainingResult:
+    def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
         """Train `policy` in place."""
 
     def training_run(self, view: View, run: Execution) -> TrainingRun:
@@ -174,7 +174,7 @@ class SFTCheckpoint(TrainedStage):
     def rows_a_step(self, view: View) -> int:
         return int(self.recipe(view.config).batch_size)
 
-    def train(self, view: View, policy: LoadedPolicy, run: Execution) -> TrainingResult:
+    def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
         from vsr1_core.stages.loading import embedder_of
         from vsr1_core.training.sft import train_sft
 
@@ -184,14 +184,14 @@ class SFTCheckpoint(TrainedStage):
         return TrainingResult(curve, {"num_examples": len(data.examples)})
 
 
-def _sft_data(view: View, examples_asset: str, policy: LoadedPolicy, run: Execution, train_vision: bool) -> SFTData:
+def _sft_data(view: View, examples_asset: str, policy: PolicyModel, run: Execution, train_vision: bool) -> SFTData:
     from vsr1_core.stages.loading import frame_store, layouts_of, vectors_of
     from vsr1_core.training.examples import build_examples
     from vsr1_core.training.sft import SFTData
 
     rows = view.rows(examples_asset).sort("query_id").to_dicts()
-    store = frame_store(view, policy.model.model, run, is_learning=train_vision)
-    layouts = layouts_of(view, [r["shown_video_id"] for r in rows], policy.model.config)
+    store = frame_store(view, policy.encoder, run, is_learning=train_vision)
+    layouts = layouts_of(view, [r["shown_video_id"] for r in rows], policy.encoder)
     examples = build_examples(policy, rows, layouts)
     corpus = view.rows("video_embeddings", ["video_id", "splits"]).filter(IN_TRAIN)["video_id"].sort().to_list()
     vectors = dict(zip(corpus, vectors_of(view, "video_embeddings", corpus), strict=True))
@@ -215,7 +215,7 @@ class GRPOCheckpoint(TrainedStage):
         recipe = self.recipe(view.config)
         return min(recipe.queries_per_step, view.rows(self.trained.examples).height)
 
-    def train(self, view: View, policy: LoadedPolicy, run: Execution) -> TrainingResult:
+    def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
         from vsr1_core.search.index import read_index
         from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, vectors_of
         from vsr1_core.training.grpo import train_grpo
@@ -228,7 +228,7 @@ class GRPOCheckpoint(TrainedStage):
             embedder_of(view, run),
             prompts,
             index=index,
-            features=frame_store(view, policy.model.model, run),
+            features=frame_store(view, policy.encoder, run),
             vectors=vectors,
             durations_s=durations_of(view),
             never=same_text_videos(view),

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts, extended
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages
 
 REASONING, VERIFICATION, GROUNDING, REWRITING = 0, 1, 2, 3
@@ -51,7 +51,7 @@ def answer_parts(answer: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def build_examples(
-    policy: LoadedPolicy, rows: Sequence[dict[str, Any]], layouts: Sequence[VideoLayout], batch_size: int = 256
+    policy: PolicyModel, rows: Sequence[dict[str, Any]], layouts: Sequence[Any], batch_size: int = 256
 ) -> list[SFTExample]:
     """`rows` are sft_examples rows; `layouts` are those of their shown videos."""
     tokenizer = policy.tokenizer
@@ -60,7 +60,7 @@ def build_examples(
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
         conversations = [build_messages(r["query"], system) for r in some]
-        prompts = build_prompts(tokenizer, policy.model.model, conversations, layouts[start : start + batch_size])
+        prompts = policy.prompts(conversations, layouts[start : start + batch_size])
         for row, prompt in zip(some, prompts, strict=True):
             coded = tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
             ids, parts = list(coded["input_ids"]), answer_parts(row["answer"], coded["offset_mapping"])
@@ -85,9 +85,11 @@ def build_examples(
 def choose_negatives(
     nearest: Sequence[str], corpus_ids: Sequence[str], never: frozenset[str], wanted: int, rng: random.Random
 ) -> list[str]:
-    """METHOD 4: `nearest` (the shown wrong video, the hard negatives in rank order), then random ones; `wanted` in all.
+    """The videos that a query's retrieval loss is to tell its own from, `wanted` ids in all.
 
-    `never`: the videos that share the query's text (its own among them). Fewer come back where the corpus is small.
+    First come those of `nearest` (the shown wrong video, then the hard negatives in rank order), then random ones of
+    `corpus_ids`, drawn by `rng`. `never`: the videos that share the query's text, its own among them, which are no
+    negatives. Fewer than `wanted` come back where the corpus is small.
     """
     chosen = [v for v in dict.fromkeys(nearest) if v not in never][:wanted]
     taken = {*chosen, *never}

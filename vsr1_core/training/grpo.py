@@ -14,7 +14,6 @@ Left out: several passes over one set of rollouts.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,11 +27,8 @@ from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import DecodeSettings, end_tokens
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.policy import Policy
-from vsr1_core.models.vision import FeatureStore
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
 from vsr1_core.search.index import VideoIndex
@@ -75,7 +71,7 @@ class GRPOResult:
 
 
 def train_grpo(
-    policy: LoadedPolicy,
+    policy: PolicyModel,
     embedder: Embedder,
     prompts: Sequence[GRPOPrompt],
     index: VideoIndex,
@@ -87,7 +83,8 @@ def train_grpo(
     run: TrainingRun,
     micro_batch_size: int = 8,
 ) -> GRPOResult:
-    """Train `policy.model` in place, the embedder frozen, from the state kept in the run's folder if there is one.
+    """Stage 2: train `policy.model` in place by whole search episodes, the embedder frozen. It goes on from the state
+    kept in the run's folder if there is one.
 
     `vectors`: video id -> unit vector of each video that may be a negative; `never`: query id -> videos that are no
     negatives of it; `durations_s`: of every video in the index; `micro_batch_size`: episodes a backward pass (memory;
@@ -138,18 +135,12 @@ def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor])
         )
 
 
-def _freeze(policy: LoadedPolicy, embedder: Embedder) -> None:
+def _freeze(policy: PolicyModel, embedder: Embedder) -> None:
     """The text model and P, R, A learn; both vision towers, the embedder and the unused gate do not."""
     policy.model.requires_grad_(True)
-    policy.model.model.visual.requires_grad_(False)
+    policy.vision_tower.requires_grad_(False)
     policy.model.refine_gate.requires_grad_(False)
     embedder.model.requires_grad_(False)
-
-
-def _frozen_copy(model: Policy) -> Policy:
-    """The reference of the KL term. The vision tower is shared: it does not learn, and features are cached."""
-    shared = {id(model.model.visual): model.model.visual}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
 def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_batch_size: int) -> GRPOConfig:
@@ -190,14 +181,14 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
     def __init__(
         self,
         *,
-        policy: LoadedPolicy,
+        policy: PolicyModel,
         prompts: Sequence[GRPOPrompt],
         sampler: RolloutSampler,
         recipe: GRPORecipe,
         **kwargs: Any,
     ) -> None:
         self.policy, self.prompts, self.sampler, self.recipe = policy, prompts, sampler, recipe
-        self.reference = _frozen_copy(policy.model) if recipe.beta else None
+        self.reference = policy.frozen_copy() if recipe.beta else None  # of the KL term
         self.traces: list[EpisodeTrace] = []
         self.rng, self.generator = sampler.rng, sampler.generator
         queries_a_step = kwargs["args"].generation_batch_size // recipe.group_size
@@ -251,7 +242,7 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         """The micro-batch's share of the step's loss: TRL adds shares up, so the means are divided here."""
         rollouts: list[Rollout] = inputs["rollouts"]
         with self.accelerator.autocast(), self._attention():
-            played = self._replay(self.policy.model, rollouts)
+            played = self._replay(self.policy, rollouts)
         policy = self._policy_loss(rollouts, played, inputs)
         self._note("kl", policy.kl)
         self._note("clip_fraction", policy.clip_fraction)
@@ -269,9 +260,8 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
     def _attention(self) -> AbstractContextManager[None]:
         return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
 
-    def _replay(self, model: Policy, rollouts: list[Rollout], with_latents: bool = True) -> Replay:
-        features, tokenizer = self.sampler.searcher.features, self.policy.tokenizer
-        return replay(model, tokenizer, rollouts, features, self.recipe.temperature, with_latents)
+    def _replay(self, policy: PolicyModel, rollouts: list[Rollout], with_latents: bool = True) -> Replay:
+        return replay(policy, rollouts, self.sampler.searcher.features, self.recipe.temperature, with_latents)
 
     def _policy_loss(self, rollouts: list[Rollout], played: Replay, inputs: dict[str, Any]) -> PolicyLoss:
         """Recorded log-probabilities are those of temperature 1. At another one the old policy is the present one,
@@ -322,7 +312,7 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
             self.traces += [_trace(step, sample, rollout) for sample, rollout in enumerate(group)]
 
     def _is_cut(self, turn: Turn) -> bool:
-        return turn.decoded.token_ids[-1] not in end_tokens(self.policy.tokenizer)
+        return turn.decoded.token_ids[-1] not in self.policy.end_tokens
 
 
 def _trace(step: int, sample: int, rollout: Rollout) -> EpisodeTrace:

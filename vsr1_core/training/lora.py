@@ -10,25 +10,25 @@ from collections.abc import Callable
 
 import torch
 from peft import LoraConfig, LoraModel
-
-from vsr1_core.models.policy import Policy
+from torch import nn
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALPHA_PER_RANK = 2
 """The update is scaled by alpha / rank, so by this."""
 
 
-def attach(policy: Policy, rank: int, seed: int) -> Callable[[], None]:
-    """Freeze the text model and put an adapter of `rank` beside each of its linear layers, attention and MLP.
+def attach(text_model: nn.Module, rank: int, seed: int) -> Callable[[], None]:
+    """Freeze `text_model` and put an adapter of `rank` beside each of its linear layers, attention and MLP.
 
-    The adapters start as no change, with weights that `seed` decides. Returns what merges them and takes them away.
+    The adapters start as no change, with weights that `seed` decides. Returns what merges them into the layers, which
+    then stand in their old places.
     """
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=TARGETS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tuner = LoraModel(policy.model.language_model, {"default": config}, "default")
+        tuner = LoraModel(text_model, {"default": config}, "default")
 
     def merge() -> None:
-        policy.model.language_model = tuner.merge_and_unload()
+        tuner.merge_and_unload()
 
     return merge

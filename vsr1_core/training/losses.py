@@ -1,4 +1,4 @@
-"""The losses of METHOD 4 to 6 as plain tensor functions; no model, no trainer, no reward.
+"""The losses of both training stages as plain tensor functions; no model, no trainer, no reward.
 
 Differences from the paper: negatives that outrank the right video stay (the authors' code drops them:
 `drop_above_positive`); all sums are float32, whatever the model runs in. The policy loss is TRL's clipped one with
@@ -32,7 +32,7 @@ def retrieval_losses(
     in_batch_mask: Tensor | None = None,
     drop_above_positive: bool = False,
 ) -> Tensor:
-    """L_ret of METHOD 4 for each row, [B] float32.
+    """L_ret for each row, [B] float32: -log(exp(q.p / t) / (exp(q.p / t) + sum_k exp(q.n_k / t))), t the temperature.
 
     queries [B, D] and positives [B, D], negatives [B, K, D], all unit vectors; negative_mask [B, K] is False where a
     row has fewer than K. in_batch [C, D]: the positives of a batch, which are negatives, too, but never of a row whose
@@ -121,7 +121,7 @@ def policy_loss(
     max_tokens: int = 0,
     num_tokens: float = 0,
 ) -> PolicyLoss:
-    """The clipped policy loss over text tokens (METHOD 6).
+    """The clipped policy loss over text tokens.
 
     logprobs, old_logprobs, reference_logprobs and mask [B, L]; advantages [B]. Old and reference carry no gradient.
     max_tokens: a row's budget of tokens, which `dr_grpo` divides by. num_tokens: the tokens of the whole optimiser

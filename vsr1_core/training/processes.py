@@ -34,13 +34,13 @@ def share_of(total: int, what: str) -> int:
     return total // processes
 
 
-def mine(items: Sequence[T]) -> list[T]:
-    """This process's share of a step's rows, which all processes know."""
+def local_share(items: Sequence[T]) -> list[T]:
+    """This process's share of a step's rows, which all processes know: every n-th item, of n processes."""
     state = PartialState()
     return list(items[state.process_index :: state.num_processes])
 
 
-def all_of(items: Sequence[T]) -> list[T]:
+def gather(items: Sequence[T]) -> list[T]:
     """The items of all processes, those of the first one first."""
     return list(gather_object(list(items)))
 
@@ -56,7 +56,7 @@ def shared_mean(total: Tensor, count: int) -> Tensor:
     return total * state.num_processes / counts.clamp(min=1)
 
 
-def with_others(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """[B, D] -> [processes * B, D]: the rows of all processes, each with as many. Gradients reach this one's only: a
     loss over all of them is to be multiplied by the number of processes, as gradients are averaged."""
     state = PartialState()

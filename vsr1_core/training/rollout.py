@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.decoding import before_latents, teacher_forced
-from vsr1_core.models.inputs import Prompt, extended
-from vsr1_core.models.policy import Policy
-from vsr1_core.models.vision import FeatureStore
+from vsr1_core.models.answer_tokens import before_latents
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
 from vsr1_core.training.examples import choose_negatives
@@ -55,10 +54,12 @@ class Rollout:
 
     @property
     def is_refined(self) -> bool:
+        """Whether any of its turns wrote soft tokens."""
         return bool(self.episode.latents)
 
     @property
     def num_sampled_tokens(self) -> int:
+        """Of all turns: the episode's actions."""
         return sum(turn.decoded.num_text_tokens for turn in self.episode.turns)
 
 
@@ -170,28 +171,28 @@ class Replay:
 
 
 def replay(
-    model: Policy,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: PolicyModel,
     rollouts: Sequence[Rollout],
     features: FeatureStore,
     temperature: float,
     with_latents: bool = True,
 ) -> Replay:
-    """What `model` makes of the sampled tokens: log-probabilities at `temperature`, and the latents after them."""
+    """What `policy` makes of the sampled tokens: log-probabilities at `temperature`, and the latents after them.
+
+    `with_latents` False leaves the latents out: a reference model is asked for log-probabilities only.
+    """
     turns = [turn for rollout in rollouts for turn in rollout.episode.turns]
-    rows = [extended(turn.prompt, fed_tokens(turn, tokenizer)) for turn in turns]
+    rows = [extended(turn.prompt, fed_tokens(turn, policy)) for turn in turns]
     refining = [i for i, turn in enumerate(turns) if with_latents and turn.decoded.latents is not None]
-    hidden, latents, _ = teacher_forced(
-        model,
+    hidden, latents = policy.teacher_forced(
         rows,
         features.get([turn.video_id for turn in turns]),
         refining=refining,
-        pad_id=tokenizer.pad_token_id,
-        num_soft_tokens=model.soft_query.num_soft_tokens,
+        num_soft_tokens=policy.model.soft_query.num_soft_tokens,
     )
     states = torch.cat([_predicting(*each) for each in zip(hidden, rows, turns, strict=True)])
     targets = torch.tensor([t for turn in turns for t in turn.decoded.token_ids], device=states.device)
-    log_probs = (model.lm_head(states).float() / temperature).log_softmax(-1)
+    log_probs = (policy.model.lm_head(states).float() / temperature).log_softmax(-1)
     chosen = log_probs.gather(-1, targets[:, None])[:, 0]
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
     lengths = [rollout.num_sampled_tokens for rollout in rollouts]
@@ -213,11 +214,13 @@ def recorded_log_probs(rollouts: Sequence[Rollout]) -> Tensor:
     return _rows(torch.tensor(flat), [r.num_sampled_tokens for r in rollouts])
 
 
-def fed_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def fed_tokens(turn: Turn, policy: PolicyModel) -> list[int]:
     """What the policy read after the prompt: all it sampled but the last token, which it only predicted. A turn that
     refined read its text and <REFINE>, which stands in the place of a stop token."""
     sampled = turn.decoded.token_ids
-    return sampled[:-1] if turn.decoded.latents is None else before_latents(sampled, tokenizer)
+    if turn.decoded.latents is None:
+        return sampled[:-1]
+    return before_latents(policy.tokenizer, sampled, policy.end_tokens)
 
 
 def _predicting(hidden: Tensor, row: Prompt, turn: Turn) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stage 1 (METHOD 5) on TRL's SFTTrainer: answer tokens' cross-entropy + weight * L_ret through latents and embedder.
+"""Stage 1 on TRL's SFTTrainer: answer tokens' cross-entropy + weight * L_ret through latents and embedder.
 
 Difference from the authors: the latents are trained by the cached pass that inference uses, and negatives that
 outrank the right video stay in. `SFTRecipe.refine` other than `soft` trains a baseline: the text alone, no latents.
@@ -19,16 +19,14 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import teacher_forced
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.vision import FeatureStore
+from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.protocols import Embedder, PolicyModel
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
 from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
-from vsr1_core.training.processes import SharedSteps, all_of, share_of
+from vsr1_core.training.processes import SharedSteps, gather, share_of
 from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
 
 LOGGING_STEPS = 10
@@ -36,7 +34,8 @@ LOGGING_STEPS = 10
 
 @dataclass(frozen=True)
 class SFTData:
-    """examples; features of any video; corpus vectors by video id; never: query id -> videos that are no negatives."""
+    """What stage 1 reads. features: of the videos that are shown. vectors: video id -> unit vector [D], of each video
+    that may be right or a negative. never: query id -> videos that are no negatives of it."""
 
     examples: Sequence[SFTExample]
     features: FeatureStore
@@ -45,12 +44,15 @@ class SFTData:
 
 
 def train_sft(
-    policy: LoadedPolicy, embedder: Embedder, data: SFTData, recipe: SFTRecipe, run: TrainingRun
+    policy: PolicyModel, embedder: Embedder, data: SFTData, recipe: SFTRecipe, run: TrainingRun
 ) -> list[CurvePoint]:
-    """Train `policy.model` in place, from the state kept in the run's folder if there is one. Returns what was logged.
+    """Stage 1: train `policy.model` in place, the embedder frozen. Returns what was logged.
 
-    What learns are fp32 masters; with `recipe.bf16` the passes over them are autocast. Raises ValueError when there are
-    no examples, or weights of another type are to learn.
+    It goes on from the state kept in the run's folder if there is one. What learns are fp32 masters; with `recipe.bf16`
+    the passes over them are autocast. Raises ValueError when there are no examples, and when weights of another type
+    are to learn.
+
+        curve = train_sft(policy, embedder, SFTData(examples, features, vectors, {}), recipe, TrainingRun(folder))
     """
     if not data.examples:
         raise ValueError("stage 1 has no examples to train on: the top-1 pool or the reasoning traces are empty")
@@ -94,17 +96,17 @@ def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExam
 
 
 def _draw(seed: int, video_id: str) -> float:
-    """In [0, 1)."""
+    """Deterministic uniform draw in [0, 1) for a video."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:6], "big") / (1 << 48)
 
 
-def _choose_what_learns(policy: LoadedPolicy, recipe: SFTRecipe) -> Callable[[], None] | None:
+def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Callable[[], None] | None:
     """Mark the parameters that learn. Returns what merges the adapters afterwards, where there are any."""
     model = policy.model
     model.requires_grad_(True)
-    model.model.visual.requires_grad_(recipe.train_vision)
+    policy.vision_tower.requires_grad_(recipe.train_vision)
     model.refine_gate.requires_grad_(False)
-    merge = lora.attach(model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
+    merge = lora.attach(policy.text_model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
     for parameter in model.refine_parameters:
         parameter.requires_grad_(recipe.refine == "soft")
     halves = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
@@ -138,7 +140,7 @@ def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfi
     )
 
 
-def parameter_groups(policy: LoadedPolicy, lr: float, refine_lr: float) -> list[dict[str, Any]]:
+def parameter_groups(policy: PolicyModel, lr: float, refine_lr: float) -> list[dict[str, Any]]:
     """What is trained, as an optimiser's groups: P, R and A have a learning rate of their own."""
     refine = {id(p) for p in policy.model.refine_parameters}
     trained = [p for p in policy.model.parameters() if p.requires_grad]
@@ -174,7 +176,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def __init__(
         self,
         *,
-        policy: LoadedPolicy,
+        policy: PolicyModel,
         embedder: Embedder,
         data: SFTData,
         recipe: SFTRecipe,
@@ -222,7 +224,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         # accelerate wraps the model's forward, which this loss does not call.
         with self.accelerator.autocast(), self._attention():
-            sums, parts = self._sums(examples, str(self.state.global_step), all_of)
+            sums, parts = self._sums(examples, str(self.state.global_step), gather)
         for name, value in parts.items():
             self._note(f"{name}_loss", value)
         self._note("text_loss", sums.text / sums.num_tokens)
@@ -266,16 +268,14 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         """The sums, and each answer part's mean cross-entropy. `draw` names the draw of random negatives; `in_batch`
         makes the right videos of these rows those of the whole batch."""
         refining = self._refining(examples)
-        hidden, latents, batch = teacher_forced(
-            self.policy.model,
+        hidden, latents = self.policy.teacher_forced(
             [e.prompt for e in examples],
             self.data.features.get([e.shown_video_id for e in examples]),
             refining=refining,
-            pad_id=self.policy.tokenizer.pad_token_id,
             num_soft_tokens=self.policy.model.soft_query.num_soft_tokens,
         )
         states = torch.cat([hidden[i, -len(e.parts) - 1 : -1] for i, e in enumerate(examples)])
-        targets = torch.cat([batch.token_ids[i, -len(e.parts) :] for i, e in enumerate(examples)])
+        targets = torch.cat([e.prompt.token_ids[-len(e.parts) :] for e in examples]).to(hidden.device)
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
         search = mean.new_zeros(())
@@ -287,7 +287,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def _retrieval_losses(
         self, examples: Sequence[SFTExample], latents: Tensor, draw: str, right_ids: Sequence[str]
     ) -> Tensor:
-        """L_ret [R] of the refined queries (METHOD 4); the embedder is frozen, gradients reach the latents.
+        """L_ret [R] of the refined queries; the embedder is frozen, gradients reach the latents.
 
         A row's random negatives are drawn from its own seed, so that they are the same however rows are shared out.
         """

@@ -16,44 +16,43 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
+from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.embedder import Embedder
-from vsr1_core.models.inputs import VideoPatches
-from vsr1_core.models.vision import VideoFeatures, encode_videos
+from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import own_captions
 from vsr1_core.recipes import TinyRecipe
 from vsr1_core.rows.progress import Progress
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
-from vsr1_core.training.processes import mine, shared_mean
+from vsr1_core.training.processes import local_share, shared_mean
 from vsr1_core.training.runs import CurvePoint
 
 LOGIT_SCALE = 4.0
 
 
 def learn_to_see(
-    embedder: Embedder,
+    embedder: TinyModel,
     recipe: TinyRecipe,
     events: Mapping[str, Sequence[EventNote]],
-    load: Callable[[str, Qwen3VLConfig], VideoPatches],
+    load: Callable[[str], VideoFrames],
     rng: random.Random,
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[CurvePoint]:
     """Train the vision tower and the word embeddings in place, `recipe.seeing_steps` steps of `batch_size` videos.
     Returns the loss curve."""
-    model, video_ids, curve = embedder.model, sorted(events), list[CurvePoint]()
+    encoder, video_ids, curve = embedder.encoder, sorted(events), list[CurvePoint]()
     words = word_targets(embedder.tokenizer, events)
-    table = model.language_model.embed_tokens.weight
-    named = [*((f"visual.{name}", p) for name, p in model.visual.named_parameters()), ("embed_tokens", table)]
+    table = embedder.word_embeddings
+    vision = embedder.vision_tower.named_parameters()
+    named = [*((f"visual.{name}", p) for name, p in vision), ("embed_tokens", table)]
     optimizer = MuonAndAdamW(named, recipe.contrastive_lr, recipe.seeing_steps)
     progress = Progress(log, "seeing", recipe.seeing_steps, "steps")
     for step in range(recipe.seeing_steps):
-        chosen = mine(rng.sample(video_ids, batch_size))
+        chosen = local_share(rng.sample(video_ids, batch_size))
         with training_attention("cpu"):
-            features = encode_videos(model, [load(v, model.config) for v in chosen])
+            features = encoder.encode([encoder.prepare(load(v)) for v in chosen])
             pairs = [
                 (seen, target)
                 for video_id, feature in zip(chosen, features, strict=True)
@@ -72,7 +71,7 @@ def learn_to_see(
 
 
 def word_targets(
-    tokenizer: PreTrainedTokenizerFast, events: Mapping[str, Sequence[EventNote]]
+    tokenizer: PreTrainedTokenizerBase, events: Mapping[str, Sequence[EventNote]]
 ) -> dict[str, list[Tensor]]:
     """For each event a distribution [V] over its caption's tokens: the rarer the more, and nothing for those of all."""
     bags = {

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.core.tiny_models import small_config, tiny_policy
+from tests.core.tiny_models import tiny_policy
 from tests.videos import write_video
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import builtin_entries
 from vsr1_core.media.frame_store import read_frames
-from vsr1_core.models.inputs import VideoLayout, build_prompts
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import in_order
-from vsr1_core.stages.loading import layouts_of, patches_of
+from vsr1_core.stages.loading import frames_of, layouts_of
 
 VIDEO = "v_vYxBAbbvSxc"
 NUM_FRAMES, SECONDS = 400, 180.0
@@ -80,9 +80,9 @@ def test_time_marks_in_the_prompt_are_the_true_seconds_of_the_frames_shown(view:
     shown = [number_in(picture) for picture in read_frames(row["path"])]
     assert len(shown) == 64
     true_s = times_s()[shown].reshape(-1, 2).mean(axis=1)
-    patches = patches_of(row, small_config())
     policy = tiny_policy()
-    layouts = [VideoLayout(patches.grid, patches.marks_s), *layouts_of(view, [VIDEO], small_config())]
+    patches = policy.encoder.prepare(frames_of(row))
+    layouts = [VideoLayout(patches.grid, patches.marks_s), *layouts_of(view, [VIDEO], policy.encoder)]
     for layout in layouts:  # as made from the pixels, and as made from the table alone
         [prompt] = build_prompts(policy.tokenizer, policy.model.model, [build_messages("y")], [layout])
         marks = [float(m) for m in re.findall(r"<(\d+\.\d) seconds>", policy.tokenizer.decode(prompt.token_ids))]

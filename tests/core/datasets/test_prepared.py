@@ -18,12 +18,13 @@ from tests.videos import write_video
 from vsr1_core.home.explain import explain
 from vsr1_core.home.prepared.writing import export_prepared
 from vsr1_core.media.frame_store import read_frames
+from vsr1_core.models.qwen3_vl.inputs import video_patches
 from vsr1_core.rows.imported import current_import, forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import embeddings
 from vsr1_core.stages.base import Execution, Row, View
 from vsr1_core.stages.graph import all_stages, plan_graph
-from vsr1_core.stages.loading import patches_of
+from vsr1_core.stages.loading import frames_of
 
 
 @pytest.fixture
@@ -125,7 +126,8 @@ def test_conversations_become_rows_in_this_projects_form(folder: Path, home: Hom
 def test_models_are_shown_imported_frames_at_a_size_they_can_take(home: Home) -> None:
     row = home.rows("frame_tensors")["TRN00"]
     assert read_frames(row["path"]).shape[1:3] == (45, 80)
-    patches = patches_of(row, small_config())
+    frames = frames_of(row)
+    patches = video_patches(frames.pixels, frames.timestamps_s, small_config())
     assert (patches.grid[1] * 8, patches.grid[2] * 8) == (row["height"], row["width"])
     assert patches.marks_s == tuple(np.mean(np.reshape(row["timestamps_s"], (-1, 2)), axis=1))
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from transformers import Qwen3VLConfig
-
 from vsr1_core.home.hub.checkpoints import hub_source
-from vsr1_core.models.checkpoints import digest_weights, load_policy, save_policy
-from vsr1_core.models.policy import SoftQueryConfig
-from vsr1_core.models.released import load_released_policy, stored_shapes
+from vsr1_core.models.checkpoints import load_policy, save_policy
+from vsr1_core.models.registry import family_of, policy_family_of
+from vsr1_core.models.soft_query import own_soft_query
+from vsr1_core.models.weights import digest_weights, stored_dtype, stored_shapes
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
@@ -22,7 +20,7 @@ from vsr1_core.stages.trained import TrainedStage
 
 def form_of(folder: Path) -> str:
     """`own` (its config holds the method's options), `released` (the authors' form), or `plain` (no soft query)."""
-    if getattr(Qwen3VLConfig.from_pretrained(folder), "soft_query", None):
+    if own_soft_query(folder):
         return "own"
     return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
 
@@ -41,7 +39,7 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
         raise ValueError(f"{source} has no soft query modules: it is a base model, set as ModelRecipe(policy=...)")
     if form == "released":
         folder = _with_options(view, asset, source, folder, training_file)
-    load_policy(folder, dtype=_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
+    load_policy(folder, dtype=stored_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
     _check_embedder(view, source, folder)
     return write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source))
 
@@ -53,31 +51,27 @@ def _with_options(view: View, asset: str, source: str, folder: Path, training_fi
             "to it: --training-file train_oneturn.json"
         )
     embedder = one_row(view, "base_models", "embedder")
-    policy = load_released_policy(
+    policy = policy_family_of(folder).load_released_policy(
         folder,
         training_file=training_file,
         embedder=hub_source(embedder) or embedder["digest"],
-        dtype=_dtype(folder),
+        dtype=stored_dtype(folder),  # wider, it would double the memory for a check
     )
     target = view.files(asset).absolute() / f"adopted-{digest_weights(folder)[:12]}"
     save_policy(policy, target, {"source": source})
     return target
 
 
-def _dtype(folder: Path) -> torch.dtype:
-    """What the weights are stored in: loading them wider would double the memory for a check."""
-    return Qwen3VLConfig.from_pretrained(folder).dtype or torch.float32
-
-
 def _check_embedder(view: View, source: str, folder: Path) -> None:
     """A policy writes into one embedder's input space: with another one its latents mean nothing."""
-    soft_query = SoftQueryConfig(**Qwen3VLConfig.from_pretrained(folder).soft_query)
+    soft_query = own_soft_query(folder)
+    assert soft_query is not None, "load_policy has read it"
     row = one_row(view, "base_models", "embedder")
     if soft_query.embedder not in (row["digest"], row["source"], row["path"]):
         raise ValueError(
             f"{source} was trained with the embedder {soft_query.embedder}; {view.entry.name} searches with "
             f"{row['source'] or row['digest']}"
         )
-    size = Qwen3VLConfig.from_pretrained(row["path"]).text_config.hidden_size
+    size, _ = family_of(row["path"]).embedder_sizes(Path(row["path"]))
     if soft_query.embedder_hidden_size != size:
         raise ValueError(f"{source} writes into embedders of size {soft_query.embedder_hidden_size}, not {size}")

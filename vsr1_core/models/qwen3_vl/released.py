@@ -1,4 +1,4 @@
-"""Checkpoints in the form the authors release: METHOD 3's tensors, but no record of the method's options.
+"""Checkpoints in the form the authors release: the soft query modules' tensors, but no record of the method's options.
 
 Sizes are read off the tensors; what no tensor tells (number of latents, accumulation, where h_1 is read) is given and
 defaults to what the authors' code does; the system prompt comes from the training file that belongs to the
@@ -10,11 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import Qwen3VLConfig
 
-from vsr1_core.models.checkpoints import LoadedPolicy, load_configured
-from vsr1_core.models.policy import SoftQueryConfig, with_soft_query
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.loading import load_configured
+from vsr1_core.models.qwen3_vl.policy import with_soft_query
+from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.weights import stored_shapes
 from vsr1_core.rows.files import read_json
 
 
@@ -66,20 +68,8 @@ def query_sizes(folder: Path) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the folder's safetensors files; no weight is read."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no .safetensors file")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    return shapes
-
-
 def system_prompt_of(training_file: Path | None) -> str:
-    """The one system prompt of a `train_oneturn.json` (METHOD 7). ValueError when rows differ or have none."""
+    """The one system prompt of a `train_oneturn.json`. ValueError when rows differ or have none."""
     if training_file is None:
         raise ValueError("no training file is given")
     prompts = {_system_text(row) for row in read_json(training_file)}

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from vsr1_core.models.prompts import Prompt
+
 VIDEO_PAD = "<|video_pad|>"
 
 
@@ -81,31 +83,8 @@ def video_text(layout: VideoLayout, merge_size: int) -> str:
 
 
 def mark_text(mark_s: float) -> str:
+    """A time mark as the prompt spells it: seconds with one decimal."""
     return f"<{mark_s:.1f} seconds>"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """token_ids: [L] on the CPU; positions: [3, L] (time, height, width axes); video_mask: [L] bool."""
-
-    token_ids: Tensor
-    positions: Tensor
-    video_mask: Tensor
-
-    @property
-    def next_position(self) -> int:
-        return int(self.positions.max()) + 1
-
-
-def extended(prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
-    """`prompt` followed by text tokens, positioned as generation positions them: one on, on all three axes."""
-    added = torch.tensor(list(token_ids), dtype=torch.long)
-    positions = (torch.arange(len(added)) + prompt.next_position).expand(3, -1)
-    return Prompt(
-        torch.cat([prompt.token_ids, added]),
-        torch.cat([prompt.positions, positions], dim=1),
-        torch.cat([prompt.video_mask, torch.zeros(len(added), dtype=torch.bool)]),
-    )
 
 
 def build_prompts(

@@ -1,4 +1,4 @@
-"""The search engine's model: text or video -> unit vector, and text plus latents -> unit vector (METHOD 3).
+"""The search engine's model: text or video -> unit vector, and text plus latents -> unit vector.
 
 The embedding is the hidden state, after the final norm, of the last position of the chat template, L2-normalised.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.models.batching import language_model_kwargs, left_padded
-from vsr1_core.models.inputs import Prompt, VideoLayout, build_prompts
-from vsr1_core.models.tensor_folder import TensorFolder
-from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.protocols import VideoFrames
+from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padded
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import policy_from_body
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
+from vsr1_core.models.soft_query import SoftQueryConfig
 
 INSTRUCTION = "Represent the user's input."
 _MARK = "\u2063query\u2063"
@@ -42,8 +45,9 @@ def _conversation(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-class Embedder:
-    """A frozen or trainable Qwen3-VL body with its tokenizer. E is its hidden size.
+class Qwen3VLEmbedder:
+    """A frozen or trainable Qwen3-VL body with its tokenizer, behind `protocols.TinyModel`. E is its hidden size, and
+    the size of its vectors.
 
     head: a policy's `query_embedder_head`, Linear(E, D), where the corpus vectors have another size than E. It turns
     every query, plain ones too, into the corpus' space; videos are embedded without it.
@@ -55,15 +59,35 @@ class Embedder:
         self.head = head
         # The prompt depends on the layout alone, and few layouts occur: positions take 2 ms a prompt to work out.
         # Bounded: real videos have time marks of their own, and a prompt of 64 frames takes 300 KB.
-        self.video_prompt = functools.lru_cache(_LAYOUTS_KEPT)(self._buildvideo_prompt)
+        self.video_prompt = functools.lru_cache(_LAYOUTS_KEPT)(self._build_video_prompt)
 
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.text_config.hidden_size)
 
-    def with_head(self, head: nn.Module | None) -> Embedder:
+    @property
+    def embedding_size(self) -> int:
+        return self.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.language_model.embed_tokens.weight.device
+
+    @property
+    def encoder(self) -> VisionTower:
+        return VisionTower(self.model)
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.model.visual
+
+    @property
+    def word_embeddings(self) -> nn.Parameter:
+        return self.model.language_model.embed_tokens.weight
+
+    def with_head(self, head: nn.Module | None) -> Qwen3VLEmbedder:
         """The same search engine for queries that go through `head` (None: as they are)."""
-        return self if head is self.head else Embedder(self.model, self.tokenizer, head)
+        return self if head is self.head else Qwen3VLEmbedder(self.model, self.tokenizer, head)
 
     @functools.cached_property
     def _template(self) -> tuple[str, str]:
@@ -125,80 +149,40 @@ class Embedder:
             pooled = self.head(pooled.to(next(self.head.parameters())))
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
-    def embed_videos(self, features: Sequence[VideoFeatures]) -> Tensor:
+    def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
+        """Unit vectors [B, E] of stored frames, all of one pass of the tower.
+
+        Raises ValueError where a frame's sides are no multiples of patch size times merge size.
+        """
+        return self.embed_features(self.encoder.encode([self.encoder.prepare(frames) for frames in videos]))
+
+    def embed_features(self, features: Sequence[VideoFeatures]) -> Tensor:
         """Unit vectors [B, E] of videos whose vision features are given."""
         prompts = [self.video_prompt(f.layout) for f in features]
         batch = left_padded(self.model, prompts, features, self.tokenizer.pad_token_id)
         hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False)
         return torch.nn.functional.normalize(hidden.last_hidden_state[:, -1].float(), dim=-1)
 
-    def _buildvideo_prompt(self, layout: VideoLayout) -> Prompt:
+    def _build_video_prompt(self, layout: VideoLayout) -> Prompt:
         conversation = _conversation([{"type": "video"}])
         return build_prompts(self.tokenizer, self.model, [conversation], [layout], add_special_tokens=True)[0]
 
     def _ids(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self.model.language_model.embed_tokens.weight.device)
+        return torch.tensor(ids, device=self.device)
 
+    def answer_logits(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        features: Sequence[VideoFeatures],
+        answers: Sequence[list[int]],
+    ) -> Tensor:
+        """See `protocols.TinyModel`: the head is tied to the word embeddings."""
+        prompts = build_prompts(self.tokenizer, self.model, conversations, [f.layout for f in features])
+        rows = [extended(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
+        batch = left_padded(self.model, rows, features, self.tokenizer.pad_token_id)
+        hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
+        states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(answers)])
+        return (states @ self.word_embeddings.T).float()
 
-class QueryVectors:
-    """Vectors of plain queries by text, each embedded once: the embedder is frozen.
-
-    In memory the key is the text, because an instance belongs to one embedder; at most `max_queries` are kept, the
-    least recently used go first. With `disk` and `weights` (a digest of the embedder's weights and precision) they
-    outlive the process; the key there is (weights, `Embedder.text_digest`, text): new weights, another chat template or
-    another tokenizer make new keys, nothing else does. A head is part of a policy that may be learning: vectors behind
-    one are never kept.
-    """
-
-    def __init__(
-        self, embedder: Embedder, max_queries: int = 65_536, disk: TensorFolder | None = None, weights: str = ""
-    ) -> None:
-        if (disk is None) != (not weights):
-            raise ValueError("query vectors on disk need both the folder and the weights' digest")
-        self.embedder = embedder
-        self.max_queries = max_queries
-        self.disk = disk
-        self.weights = weights
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-
-    @torch.no_grad()
-    def get(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Unit vectors [Q, D] in the order of `texts`; equal texts are embedded once."""
-        if self.embedder.head is not None:
-            return torch.cat(
-                [self.embedder.embed_queries(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-            )
-        found: dict[str, Tensor] = {}
-        missing = []
-        for text in dict.fromkeys(texts):
-            vector = self._recall(text)
-            if vector is None:
-                missing.append(text)
-            else:
-                found[text] = vector
-        for start in range(0, len(missing), batch_size):
-            some = missing[start : start + batch_size]
-            for text, vector in zip(some, self.embedder.embed_queries(some), strict=True):
-                found[text] = self._keep(text, vector.clone())
-                if self.disk is not None:
-                    self.disk.put(self._key(text), {"vector": vector}, {})
-        return torch.stack([found[text] for text in texts])
-
-    def _recall(self, text: str) -> Tensor | None:
-        if text in self._kept:
-            self._kept.move_to_end(text)
-            return self._kept[text]
-        entry = None if self.disk is None else self.disk.get(self._key(text))
-        if entry is None:
-            return None
-        device = self.embedder.model.language_model.embed_tokens.weight.device
-        return self._keep(text, entry[0]["vector"].to(device))
-
-    def _keep(self, text: str, vector: Tensor) -> Tensor:
-        self._kept[text] = vector
-        while len(self._kept) > self.max_queries:
-            self._kept.popitem(last=False)
-        return vector
-
-    def _key(self, text: str) -> str:
-        return f"query/{self.weights}/{self.embedder.text_digest}/{text}"
+    def new_policy(self, soft_query: SoftQueryConfig, seed: int) -> LoadedPolicy:
+        return LoadedPolicy(policy_from_body(self.model, soft_query, seed), self.tokenizer)

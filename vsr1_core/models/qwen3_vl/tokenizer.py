@@ -1,11 +1,13 @@
-"""The tiny models' tokenizer: byte-level BPE with Qwen's special tokens and chat form. Training of it, no weights."""
+"""Qwen's special tokens and chat form, and the tiny models' tokenizer, a byte-level BPE that has them. No weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from vsr1_core.reasoning.conversation import REFINE_TOKEN
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -17,7 +19,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
     "<REFINE>",
 )
-# One turn a message, as Qwen's own template; a video becomes one placeholder that `models.inputs` expands.
+# One turn a message, as Qwen's own template; a video becomes one placeholder that `inputs` expands.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.content is string %}{{ message.content }}{%- else %}{%- for part in message.content %}"
@@ -54,3 +56,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a row's text: the stop tokens and <REFINE>."""
+    names = ["<|im_end|>", REFINE_TOKEN]
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.convert_tokens_to_ids(names)}

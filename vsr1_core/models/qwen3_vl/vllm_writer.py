@@ -1,4 +1,4 @@
-"""Text on a GPU by vLLM (the extra `vllm`), behind the interface of `decoding.TextWriter`. No latents: the loop makes
+"""Text on a GPU by vLLM (the extra `vllm`), behind `protocols.TextWriter`. No latents: the loop makes
 them from a pass over prompt and text.
 
 vLLM gets the prompt as token ids with one placeholder for the video, and in place of pixels the vision features that
@@ -24,11 +24,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.checkpoints import LoadedPolicy
-from vsr1_core.models.decoding import Decoded, DecodeSettings, decision_tokens, end_tokens, written_text
-from vsr1_core.models.inputs import VIDEO_PAD, Prompt, mark_text
-from vsr1_core.models.policy import Policy
-from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.models.answer_tokens import decision_tokens, written_text
+from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.protocols import Decoded, DecodeSettings
+from vsr1_core.models.qwen3_vl.inputs import VIDEO_PAD, mark_text
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import Policy
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures
+from vsr1_core.models.soft_query import is_soft_query
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
 
 INSTALL = (
@@ -159,8 +163,8 @@ def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
     written = output.outputs[0]
     ids, decision = list(written.token_ids), decision_tokens(tokenizer)
     row = Decoded(ids, [at[token].logprob for token, at in zip(ids, written.logprobs, strict=True)])
-    row.text = written_text(tokenizer, ids)
-    deciding = next((place for place in range(len(ids)) if decision.follow(ids[:place])), None)
+    row.text = written_text(tokenizer, ids, end_tokens(tokenizer))
+    deciding = next((place for place in range(len(ids)) if decision.is_decision_next(ids[:place])), None)
     if deciding is not None:
         yes, no = (written.logprobs[deciding][token].logprob for token in (decision.matched, decision.not_matched))
         row.matched_probability = 1 / (1 + math.exp(no - yes))
@@ -179,11 +183,6 @@ def export_for_vllm(policy: LoadedPolicy, folder: Path) -> None:
         write_json(temporary / "config.json", {**config, "architectures": ["Qwen3VLForConditionalGeneration"]})
         for name, settings in _processors(policy.model).items():
             write_json(temporary / name, settings)
-
-
-def is_soft_query(name: str) -> bool:
-    """Whether a tensor of this name is METHOD 3's and not Qwen3-VL's own."""
-    return name.startswith(("refine_", "query_embedder_head."))
 
 
 def _processors(policy: Policy) -> Mapping[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, apply_rotary_pos_emb
 
-from vsr1_core.models.batching import Batch
+from vsr1_core.models.qwen3_vl.batching import Batch
 
 
 @contextlib.contextmanager

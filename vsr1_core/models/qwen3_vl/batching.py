@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.models.inputs import Prompt
-from vsr1_core.models.vision import VideoFeatures
+from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 
 @dataclass(frozen=True)

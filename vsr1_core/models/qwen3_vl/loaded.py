@@ -1,0 +1,78 @@
+"""A Qwen3-VL policy with its tokenizer, behind `protocols.PolicyModel`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.protocols import TextWriter
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
+from vsr1_core.models.qwen3_vl.policy import Policy
+from vsr1_core.models.qwen3_vl.reading import PromptReading, read_prompts, teacher_forced
+from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy with its tokenizer and where it came from. writer: who writes its text in place of the loop, with
+    the same weights."""
+
+    model: Policy
+    tokenizer: PreTrainedTokenizerBase
+    source: str = ""
+    writer: TextWriter | None = None
+
+    @property
+    def encoder(self) -> VisionTower:
+        return VisionTower(self.model.model)
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.model.model.visual
+
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def end_tokens(self) -> set[int]:
+        return end_tokens(self.tokenizer)
+
+    def prompts(
+        self, conversations: Sequence[Sequence[dict[str, Any]]], layouts: Sequence[VideoLayout | None]
+    ) -> list[Prompt]:
+        return build_prompts(self.tokenizer, self.model.model, conversations, layouts)
+
+    def reading(
+        self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], room: int
+    ) -> AbstractContextManager[PromptReading]:
+        return read_prompts(self.model, prompts, features, self.tokenizer.pad_token_id, room)
+
+    def teacher_forced(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[VideoFeatures | None],
+        *,
+        refining: Sequence[int],
+        num_soft_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        pad_id = self.tokenizer.pad_token_id
+        rows = teacher_forced(
+            self.model, prompts, features, refining=refining, pad_id=pad_id, num_soft_tokens=num_soft_tokens
+        )
+        return rows[0], rows[1]
+
+    def frozen_copy(self) -> LoadedPolicy:
+        shared = {id(self.vision_tower): self.vision_tower}
+        return replace(self, model=copy.deepcopy(self.model, shared).requires_grad_(False).eval())
+
+    def with_writer(self, writer: TextWriter | None) -> LoadedPolicy:
+        return replace(self, writer=writer)

@@ -1,0 +1,102 @@
+"""Qwen3-VL checkpoints -> policies and embedders, every tensor of them accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
+from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.soft_query import SoftQueryConfig, soft_query_modules
+from vsr1_core.models.weights import LOADING, check_loaded
+from vsr1_core.reasoning.conversation import REFINE_TOKEN
+
+
+def load_configured(
+    folder: Path, config: Qwen3VLConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedPolicy:
+    """The policy that `config` (with its soft_query section) describes, every tensor of it from `folder`.
+
+    Raises ValueError naming every missing, unexpected or wrongly shaped tensor, and for a tokenizer that has no
+    <REFINE> or more tokens than the model has embeddings.
+    """
+    model, info = Policy.from_pretrained(folder, config=config, dtype=dtype, **LOADING)
+    check_loaded(str(folder), info, allowed_missing=_tied(config))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    _check_tokenizer(str(folder), tokenizer, model)
+    batch_vision_attention(model.model)
+    return LoadedPolicy(model.to(device).eval(), tokenizer, str(folder))
+
+
+def load_base_policy(
+    model_id: str,
+    soft_query: SoftQueryConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 42,
+) -> LoadedPolicy:
+    """A published Qwen3-VL (hub id or folder) with fresh soft query modules and the <REFINE> token added.
+
+    The same `seed` gives the same fresh weights. Raises ValueError for a checkpoint that brings soft query modules of
+    its own: those are weights to load (`load_configured`, `released.load_released_policy`), not to start anew.
+    """
+    config = with_soft_query(Qwen3VLConfig.from_pretrained(model_id), soft_query)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = Policy.from_pretrained(model_id, config=config, dtype=dtype, **LOADING)
+        fresh = _fresh_modules(model, model_id, info)
+        check_loaded(model_id, info, allowed_missing=(*_tied(config), *fresh))
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        if REFINE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_tokens([REFINE_TOKEN], special_tokens=True)
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+    _check_tokenizer(model_id, tokenizer, model)
+    batch_vision_attention(model.model)
+    return LoadedPolicy(model.to(device).eval(), tokenizer, model_id)
+
+
+def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Give `model`'s soft query modules their starting weights; returns them by name."""
+    modules = soft_query_modules(model.config.text_config.hidden_size, model.soft_query)
+    fresh = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    wrong_shape = {key for key, *_ in info["mismatched_keys"]}
+    trained = sorted(set(fresh) - set(info["missing_keys"]) | set(fresh) & wrong_shape)
+    if trained:
+        raise ValueError(
+            f"{source} brings soft query modules of its own ({trained[0]} and {len(trained) - 1} more tensors): load "
+            "it as a checkpoint; one in the authors' form is adopted with the training file that belongs to it"
+        )
+    model.load_state_dict(fresh, strict=False)
+    return fresh
+
+
+def load_body(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3VLEmbedder:
+    """The frozen search engine: a hub id or a folder of a Qwen3-VL body (with or without a language head)."""
+    model, info = Qwen3VLModel.from_pretrained(folder, dtype=dtype, **LOADING)
+    info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith("lm_head")}
+    check_loaded(str(folder), info)
+    model.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Qwen3VLEmbedder(batch_vision_attention(model).to(device).eval(), tokenizer)
+
+
+def _tied(config: Qwen3VLConfig) -> tuple[str, ...]:
+    """The head may be missing only where it is the embedding matrix."""
+    return ("lm_head.weight",) if config.tie_word_embeddings else ()
+
+
+def _check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model: Policy) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if REFINE_TOKEN not in tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer of {source} has no {REFINE_TOKEN}: it is not the one the policy was trained with"
+        )
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer of {source} has {len(tokenizer)} tokens, its model {rows} embeddings")

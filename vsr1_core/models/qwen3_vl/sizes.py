@@ -1,0 +1,57 @@
+"""How large Qwen3-VL models are: any folder's by its config, the published ones' by their known shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from vsr1_core.models.sizes import ModelSize
+
+_VISION_SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+_VISION_LARGE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+_SHAPES: Mapping[str, tuple[int, int, int, int, bool, Mapping[str, Any]]] = {
+    "2B": (2048, 28, 16, 6144, True, _VISION_SMALL),
+    "4B": (2560, 36, 32, 9728, True, _VISION_SMALL),
+    "8B": (4096, 36, 32, 12288, False, _VISION_LARGE),
+}
+"""Hidden size, layers, heads, intermediate size, tied embeddings, vision: from the models' published config.json."""
+
+
+def size_of(config: Qwen3VLConfig) -> ModelSize:
+    """Of the model that `config` describes, built without memory."""
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    text, vision = config.text_config, sum(p.numel() for p in model.model.visual.parameters())
+    return ModelSize(
+        text=sum(p.numel() for p in model.parameters()) - vision,
+        vision=vision,
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        intermediate_size=text.intermediate_size,
+        cache_size=2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
+        vocab_size=text.vocab_size,
+        num_levels=1 + len(config.vision_config.deepstack_visual_indexes),
+    )
+
+
+def published_config(name: str) -> Qwen3VLConfig | None:
+    """The configuration of a published model by its hub id; None where its shapes are not known."""
+    size = next((size for size in _SHAPES if name.startswith("Qwen/Qwen3-VL") and f"-{size}" in name), None)
+    if size is None:
+        return None
+    hidden, layers, heads, intermediate, tied, vision = _SHAPES[size]
+    text = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": intermediate,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": tied,
+    }
+    vision = {**vision, "out_hidden_size": hidden, "num_position_embeddings": 2304}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)

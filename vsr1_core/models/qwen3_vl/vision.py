@@ -1,0 +1,135 @@
+"""The vision tower: patches -> features (`VisionTower`), the digest of its weights, and its attention in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLModel,
+    Qwen3VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
+
+from vsr1_core.models.protocols import VideoFrames
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, video_layout, video_patches
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """tokens: [n, H]; deepstack: one [n, H] a level, added to the first layers' hidden states."""
+
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...]
+    layout: VideoLayout
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.tokens, *self.deepstack))
+
+    def copied(self) -> VideoFeatures:
+        """The same values in memory of their own: a split of a batch is a view that holds all of it."""
+        return VideoFeatures(self.tokens.clone(), tuple(d.clone() for d in self.deepstack), self.layout)
+
+
+def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[VideoFeatures]:
+    """One pass of the vision tower over all `videos`. Differentiable where gradients are on."""
+    device = model.visual.patch_embed.proj.weight.device
+    patches = torch.cat([v.patches for v in videos]).to(device)
+    grids = torch.tensor([v.grid for v in videos], device=device)
+    output = model.get_video_features(patches, grids, return_dict=True)
+    levels = list(zip(*output.deepstack_features, strict=True)) or [()] * len(videos)
+    return [
+        VideoFeatures(tokens, tuple(deep), VideoLayout(video.grid, video.marks_s))
+        for tokens, deep, video in zip(output.pooler_output, levels, videos, strict=True)
+    ]
+
+
+_NOT_IN_WEIGHTS = ("num_heads", "deepstack_visual_indexes", "hidden_act", "patch_size", "spatial_merge_size")
+"""What of a tower's config decides its features, and no shape of a tensor tells for sure."""
+
+
+def vision_digest(model: Qwen3VLModel) -> str:
+    """Digest of the vision tower: weights, precision, shape; 16 hex digits. What features depend on beside the frames.
+
+    Training that leaves the tower alone (the default) leaves it as it is, so all checkpoints of a run share features.
+    """
+    vision = model.config.vision_config
+    digest = hashlib.sha256(repr([getattr(vision, name) for name in _NOT_IN_WEIGHTS]).encode())
+    for name, tensor in sorted(model.visual.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """The vision tower of `model`, behind `protocols.VideoEncoder`. Its input is VideoPatches."""
+
+    model: Qwen3VLModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.visual.patch_embed.proj.weight.device
+
+    def prepare(self, frames: VideoFrames) -> VideoPatches:
+        return video_patches(frames.pixels, frames.timestamps_s, self.model.config)
+
+    def layout(self, height: int, width: int, timestamps_s: Sequence[float]) -> VideoLayout:
+        return video_layout(height, width, timestamps_s, self.model.config)
+
+    def num_patches(self, video: VideoPatches) -> int:
+        return len(video.patches)
+
+    def encode(self, videos: Sequence[VideoPatches]) -> list[VideoFeatures]:
+        return encode_videos(self.model, videos)
+
+    def digest(self) -> str:
+        return vision_digest(self.model)
+
+    def stored(self, feature: VideoFeatures) -> tuple[dict[str, Tensor], dict[str, object]]:
+        levels = {f"deepstack.{i}": level for i, level in enumerate(feature.deepstack)}
+        note: dict[str, object] = {"grid": feature.layout.grid, "marks_s": feature.layout.marks_s}
+        return {"tokens": feature.tokens, **levels}, note
+
+    def restored(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> VideoFeatures:
+        levels = tuple(tensors[f"deepstack.{i}"].to(self.device) for i in range(len(tensors) - 1))
+        layout = VideoLayout(tuple(note["grid"]), tuple(note["marks_s"]))
+        return VideoFeatures(tensors["tokens"].to(self.device), levels, layout)
+
+
+class BatchedVisionAttention(Qwen3VLVisionAttention):
+    """Attention within each frame as one batched call where all frames have one size.
+
+    transformers calls attention once a frame without flash-attention: 512 calls a layer for 64 videos of 8 pairs of
+    frames. Same numbers, tested; frames of several sizes take the original way.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        lengths = cu_seqlens.diff()
+        if position_embeddings is None or not bool((lengths == lengths[0]).all()):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+        frames, size = len(lengths), int(lengths[0])
+        query, key, value = self.qkv(hidden_states).reshape(frames * size, 3, self.num_heads, -1).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key, value = (t.reshape(frames, size, self.num_heads, -1).transpose(1, 2) for t in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
+        return self.proj(mixed.transpose(1, 2).reshape(frames * size, -1))
+
+
+def batch_vision_attention(model: Qwen3VLModel) -> Qwen3VLModel:
+    """Make every vision block of `model` attend in batches; weights and names stay. Returns `model`."""
+    for block in model.visual.blocks:
+        block.attn.__class__ = BatchedVisionAttention
+    return model

@@ -1,0 +1,57 @@
+"""What X-CLIP offers: embedders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, XCLIPConfig, XCLIPModel
+
+from vsr1_core.models.protocols import EmbedderFamily
+from vsr1_core.models.sizes import ModelSize
+from vsr1_core.models.weights import LOADING, check_loaded
+from vsr1_core.models.xclip.embedder import XCLIPEmbedder
+from vsr1_core.models.xclip.pixels import normalisation
+
+
+class XCLIP:
+    """See `protocols.EmbedderFamily`."""
+
+    name = "xclip"
+
+    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> XCLIPEmbedder:
+        model, info = XCLIPModel.from_pretrained(folder, dtype=dtype, **LOADING)
+        # Checkpoints written by older versions hold the numbers 0..L-1, too.
+        info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.endswith("embeddings.position_ids")}
+        check_loaded(str(folder), info)
+        model.requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return XCLIPEmbedder(model.to(device).eval(), tokenizer, normalisation(folder))
+
+    def model_size(self, folder: Path) -> ModelSize:
+        config = XCLIPConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = XCLIPModel(config)
+        text = config.text_config
+        num_text = sum(p.numel() for p in (*model.text_model.parameters(), *model.text_projection.parameters()))
+        return ModelSize(
+            text=num_text,
+            vision=sum(p.numel() for p in model.parameters()) - num_text,
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            intermediate_size=text.intermediate_size,
+            cache_size=0,
+            vocab_size=text.vocab_size,
+            num_levels=1,
+        )
+
+    def published_size(self, model_id: str) -> ModelSize | None:
+        """None: no published size is kept here; a model that lies on this machine is counted."""
+        return None
+
+    def embedder_sizes(self, folder: Path) -> tuple[int, int]:
+        config = XCLIPConfig.from_pretrained(folder)
+        return int(config.text_config.hidden_size), int(config.projection_dim)
+
+
+FAMILY: EmbedderFamily = XCLIP()
