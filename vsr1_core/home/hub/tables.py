@@ -1,6 +1,6 @@
 """Tables of a dataset as a folder that `datasets.load_dataset` opens: a Parquet file a table and split, and a card.
 
-SFT and GRPO rows have their published form (METHOD 7). Failed rows, bookkeeping and paths stay at home; so do videos.
+SFT and GRPO rows have their published form. Failed rows, bookkeeping and paths stay at home; so do videos.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The authors' prepared data (METHOD 7): read and checked, taken into the lake, and written again from it."""
+"""The authors' prepared data: read and checked, taken into the lake, and written again from it."""

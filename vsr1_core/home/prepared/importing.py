@@ -1,4 +1,4 @@
-"""From a checked prepared folder to rows in the lake: all or nothing, and what was given is not computed.
+"""From a checked prepared folder to rows in the lake: all or nothing, and what was imported is not computed.
 
 The import is complete in a folder of its own before it is put in force; then the stages take its rows in. What they
 would have to make (embedding a changed query, say) is left for a build.
@@ -23,7 +23,7 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.prepared.folder import Prepared, read_prepared
 from vsr1_core.home.prepared.layout import Line, splits_of
-from vsr1_core.home.prepared.rows import INDEX_FILES, GivenTable, given_tables
+from vsr1_core.home.prepared.rows import INDEX_FILES, ImportedTable, imported_tables
 from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_stem, write_json
 from vsr1_core.rows.imported import (
     DOCUMENT_COLUMNS,
@@ -40,7 +40,7 @@ from vsr1_core.stages.base import Execution, View
 
 @dataclass(frozen=True)
 class Summary:
-    """given: asset -> rows the folder brought; taken: asset -> rows of the lake that are as given now."""
+    """given: asset -> rows the folder brought; taken: asset -> rows of the lake that are as imported now."""
 
     given: Mapping[str, int]
     taken: Mapping[str, int]
@@ -59,7 +59,7 @@ def import_prepared(
     prepared = read_prepared(root, splits or splits_of(root), execution.workers)
     _check_space(prepared, view, copy)
     notes = _place_annotations(prepared, view.entry)
-    tables = given_tables(view, prepared)
+    tables = imported_tables(view, prepared)
     import_id = _import_id(prepared, tables)
     imported = Imported(import_folder(view.lake, view.entry.name, import_id))
     if not imported.folder.exists():
@@ -71,7 +71,7 @@ def import_prepared(
     return Summary({t.asset: len(t.ids) for t in tables}, taken, notes)
 
 
-def _import_id(prepared: Prepared, tables: Sequence[GivenTable]) -> str:
+def _import_id(prepared: Prepared, tables: Sequence[ImportedTable]) -> str:
     """Of all rows and of the documents they came in."""
     lines = hashlib.sha256()
     for name, document in _documents(prepared):
@@ -113,7 +113,7 @@ def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
     return notes
 
 
-def _fill(imported: Imported, prepared: Prepared, tables: Sequence[GivenTable], copy: bool) -> None:
+def _fill(imported: Imported, prepared: Prepared, tables: Sequence[ImportedTable], copy: bool) -> None:
     """Everything of the import, into its folder."""
     for table in tables:
         write_rows(imported, table.asset, table.rows, table.digests, table.bases)
@@ -173,7 +173,7 @@ def _documents(prepared: Prepared) -> Iterator[tuple[str, Sequence[Line]]]:
     yield "grpo", prepared.training.prompt_lines
 
 
-def _record(prepared: Prepared, tables: Sequence[GivenTable]) -> dict[str, object]:
+def _record(prepared: Prepared, tables: Sequence[ImportedTable]) -> dict[str, object]:
     """Where the rows are from; the system prompts are those of the stage 1 file, for checkpoints trained on it."""
     return {
         "source": str(prepared.root),
@@ -187,7 +187,7 @@ def _record(prepared: Prepared, tables: Sequence[GivenTable]) -> dict[str, objec
 
 
 def _take_in(view: View, execution: Execution) -> dict[str, int]:
-    """Let the stages take what was given; asset -> rows that are as given."""
+    """Let the stages take what was imported; asset -> rows that are as imported."""
     taken = {}
     for name, stage in view.stages.items():
         if stage.imports == "none":

@@ -1,7 +1,7 @@
-"""One prepared folder (METHOD 7), read and checked as a whole: every file is there, whole, and fits the others.
+"""One prepared folder, read and checked as a whole: every file is there, whole, and fits the others.
 
 Everything that is wrong is collected and named in one error; nothing is written here. Training files (hard negatives,
-SFT, GRPO) are `training_files`'; what becomes of it all is `taking_in`'s.
+SFT, GRPO) are `training_files`'; what becomes of it all is `importing`'s.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a given document. is_held: a row of the lake will stand for it."""
+    """One line of an imported document. is_held: a row of the lake will stand for it."""
 
     row_id: str
     record: str

@@ -1,7 +1,7 @@
 """A checked prepared folder as rows of this project's tables: what each is made of, and what it stands on.
 
-A row's basis names the facts that it was given for (a query's text, the frames that a vector is of), never the versions
-of stages that had no part in it: an upgrade of this project leaves given rows as they are.
+A row's basis names the facts that it was imported for (a query's text, the frames that a vector is of), never the
+versions of stages that had no part in it: an upgrade of this project leaves imported rows as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vsr1_core.datasets.sources import corpus_splits
 from vsr1_core.home.prepared.folder import Prepared, vector_digest
 from vsr1_core.home.prepared.layout import of_length_1
-from vsr1_core.home.prepared.training_files import GivenTrace
+from vsr1_core.home.prepared.training_files import ImportedTrace
 from vsr1_core.media.sampling import output_size
 from vsr1_core.rows.files import digest_file, file_stem
 from vsr1_core.rows.versions import fingerprint, row_version
@@ -38,13 +38,13 @@ TYPES: dict[str, Any] = {
 """Of columns whose values may be null or empty in every row, so that their type cannot be seen from them."""
 
 
-def given_tables(view: View, prepared: Prepared) -> list[GivenTable]:
+def imported_tables(view: View, prepared: Prepared) -> list[ImportedTable]:
     """Every asset that the folder brings rows of."""
     return _Rows(view, prepared).tables()
 
 
 @dataclass(frozen=True)
-class GivenTable:
+class ImportedTable:
     """Given rows of one asset: `rows` has the key first, then columns of its table; a digest and a basis each.
 
     A path in `rows` is relative to the import's folder.
@@ -75,14 +75,14 @@ class _Rows:
         for split in prepared.splits.values():
             self.vectors |= dict(zip(split.video_ids, of_length_1(split.video_vectors), strict=True))
 
-    def tables(self) -> list[GivenTable]:
-        """Every asset that rows were given of."""
+    def tables(self) -> list[ImportedTable]:
+        """Every asset that rows were imported of."""
         tables = [self._videos(), self._frames(), self._queries(), self._video_vectors(), self._indexes()]
         if "train" in self.prepared.splits:
             tables += [self._hard_negatives(), self._pool(), self._traces(), self._examples(), self._prompts()]
         return [table for table in tables if table.rows.height]
 
-    def _videos(self) -> GivenTable:
+    def _videos(self) -> ImportedTable:
         rows = [
             {
                 "video_id": video_id,
@@ -97,7 +97,7 @@ class _Rows:
         bases = [{"raw_videos": "missing"}] * len(rows)
         return _table("videos", rows, [self.contents[v] for v in self.frames], bases)
 
-    def _frames(self) -> GivenTable:
+    def _frames(self) -> ImportedTable:
         rows = [
             {
                 "video_id": video_id,
@@ -115,7 +115,7 @@ class _Rows:
         ]
         return _table("frame_tensors", rows, [self.contents[v] for v in self.frames], [{}] * len(rows))
 
-    def _queries(self) -> GivenTable:
+    def _queries(self) -> ImportedTable:
         parts: list[pl.DataFrame] = []
         digests: list[str] = []
         bases: list[Mapping[str, str]] = []
@@ -135,19 +135,19 @@ class _Rows:
             )
             digests += map(vector_digest, vectors)
             bases += [{"query": query_version(m.query, m.split, m.video_id)} for m in moments]
-        return GivenTable("query_embeddings", pl.concat(parts), digests, bases)
+        return ImportedTable("query_embeddings", pl.concat(parts), digests, bases)
 
-    def _video_vectors(self) -> GivenTable:
+    def _video_vectors(self) -> ImportedTable:
         rows = pl.DataFrame(
             {"video_id": list(self.vectors), "vector": _vector_column(np.stack(list(self.vectors.values())))}
         )
         bases = [{"frames": self.contents[video_id]} for video_id in self.vectors]
-        return GivenTable("video_embeddings", rows, self._vector_digests(), bases)
+        return ImportedTable("video_embeddings", rows, self._vector_digests(), bases)
 
     def _vector_digests(self) -> list[str]:
         return [vector_digest(vector) for vector in self.vectors.values()]
 
-    def _indexes(self) -> GivenTable:
+    def _indexes(self) -> ImportedTable:
         digests = dict(zip(self.vectors, self._vector_digests(), strict=True))
         rows, marks, bases = [], [], []
         for split in self.prepared.splits.values():
@@ -156,10 +156,10 @@ class _Rows:
             marks.append(fingerprint([digest_file(split.index / name) for name in INDEX_FILES]))
             members = [(v, self._embedding_version(v, digests[v])) for v in split.video_ids]
             bases.append({"video_embeddings": members_version(members)})
-        return GivenTable("video_index", pl.DataFrame(rows), marks, bases)
+        return ImportedTable("video_index", pl.DataFrame(rows), marks, bases)
 
     def _embedding_version(self, video_id: str, digest: str) -> str:
-        """The version that the row of a given embedding has, as `stages.base` makes it."""
+        """The version that the row of an imported embedding has, as `stages.base` makes it."""
         return row_version({"imported": digest, "splits": " ".join(self.splits.get(video_id, []))})
 
     def _asked(self, query_id: str) -> dict[str, str]:
@@ -171,7 +171,7 @@ class _Rows:
         return {column: getattr(self.moments[query_id], name) for name, column in MOMENT_COLUMNS.items()}
 
     def _negatives(self, query_id: str) -> dict[str, Any]:
-        """The published file has no scores; they are the given vectors' cosines."""
+        """The published file has no scores; they are the imported vectors' cosines."""
         ids = self.training.hard_negatives.get(query_id, [])
         query = self.query_vectors.get(query_id)
         scores = [] if query is None or not ids else (np.stack([self.vectors[i] for i in ids]) @ query).tolist()
@@ -183,7 +183,7 @@ class _Rows:
         train = self.prepared.splits["train"]
         return dict(zip((line.row_id for line in train.queries), of_length_1(train.query_vectors), strict=True))
 
-    def _hard_negatives(self) -> GivenTable:
+    def _hard_negatives(self) -> ImportedTable:
         ids = [query_id for query_id in self.training.hard_negatives if query_id in self.moments]
         given = {query_id: self._negatives(query_id) for query_id in ids}
         rows = [
@@ -193,10 +193,10 @@ class _Rows:
         return _table("hard_negatives", rows, digests, [self._asked(q) for q in given])
 
     @cached_property
-    def _given_traces(self) -> list[GivenTrace]:
+    def _imported_traces(self) -> list[ImportedTrace]:
         return [trace for query_id, trace in self.training.traces.items() if query_id in self.moments]
 
-    def _pool(self) -> GivenTable:
+    def _pool(self) -> ImportedTable:
         rows = [
             {
                 "query_id": t.query_id,
@@ -204,11 +204,11 @@ class _Rows:
                 "shown_video_id": t.shown_video_id,
                 "gt_video_id": self.moments[t.query_id].video_id,
             }
-            for t in self._given_traces
+            for t in self._imported_traces
         ]
         return _table("top1_pool", rows, [fingerprint(row) for row in rows], [self._asked(r["query_id"]) for r in rows])
 
-    def _traces(self) -> GivenTable:
+    def _traces(self) -> ImportedTable:
         rows: list[dict[str, Any]] = [
             {
                 "query_id": t.query_id,
@@ -217,14 +217,14 @@ class _Rows:
                 "trace": t.trace,
                 "error": t.error,
             }
-            for t in self._given_traces
+            for t in self._imported_traces
         ]
         bases = [{"moment": moment_version(self._facts(row["query_id"]))} for row in rows]
         return _table("reasoning_traces", rows, [fingerprint(row) for row in rows], bases)
 
-    def _examples(self) -> GivenTable:
+    def _examples(self) -> ImportedTable:
         rows = []
-        for trace in self._given_traces:
+        for trace in self._imported_traces:
             if trace.error is None:
                 negatives = self._negatives(trace.query_id)
                 rows.append(
@@ -242,7 +242,7 @@ class _Rows:
         digests = [fingerprint({k: v for k, v in row.items() if k != "negative_scores"}) for row in rows]
         return _table("sft_examples", rows, digests, bases)
 
-    def _prompts(self) -> GivenTable:
+    def _prompts(self) -> ImportedTable:
         rows = [
             {
                 "query_id": prompt.query_id,
@@ -265,6 +265,6 @@ def _vector_column(vectors: NDArray[np.float32]) -> pl.Series:
 
 def _table(
     asset: str, rows: list[dict[str, Any]], digests: Sequence[str], bases: Sequence[Mapping[str, str]]
-) -> GivenTable:
+) -> ImportedTable:
     frame = pl.DataFrame(rows, schema_overrides=TYPES, infer_schema_length=None)
-    return GivenTable(asset, frame, digests, bases)
+    return ImportedTable(asset, frame, digests, bases)

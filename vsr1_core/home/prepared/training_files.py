@@ -1,4 +1,4 @@
-"""The prepared training files (METHOD 7): hard negatives, stage 1's conversations, stage 2's prompts; read and checked.
+"""The prepared training files: hard negatives, stage 1's conversations, stage 2's prompts; read and checked.
 
 The published stage 2 file takes a query's id from the first query with its text, so where texts are shared (147 of
 12,408 train rows of Charades) ids repeat. A line's query is therefore found by text, video and span.
@@ -24,7 +24,7 @@ LABELS = {"pos": "matched", "neg": "not_matched"}
 
 
 @dataclass(frozen=True)
-class GivenTrace:
+class ImportedTrace:
     """One conversation of stage 1. answer: in this project's form. error: why it cannot be trained on, or None."""
 
     query_id: str
@@ -52,7 +52,7 @@ class GivenPrompt:
 class TrainingFiles:
     hard_negatives: Mapping[str, Sequence[str]] = field(default_factory=dict)
     negative_lines: Sequence[Line] = ()
-    traces: Mapping[str, GivenTrace] = field(default_factory=dict)
+    traces: Mapping[str, ImportedTrace] = field(default_factory=dict)
     trace_lines: Sequence[Line] = ()
     prompts: Mapping[str, GivenPrompt] = field(default_factory=dict)
     prompt_lines: Sequence[Line] = ()
@@ -98,8 +98,8 @@ def _id_list_problem(ids: Any, row: Annotated, videos: frozenset[str]) -> str:
 
 def _traces(
     path: Path, annotated: Mapping[str, Annotated], videos: frozenset[str], problems: Problems
-) -> tuple[dict[str, GivenTrace], list[Line]]:
-    found: dict[str, GivenTrace] = {}
+) -> tuple[dict[str, ImportedTrace], list[Line]]:
+    found: dict[str, ImportedTrace] = {}
     lines = []
     for number, fields in enumerate(read_document(path, problems, list) or [], 1):
         try:
@@ -115,7 +115,7 @@ def _traces(
     return found, lines
 
 
-def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[str]) -> GivenTrace:
+def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[str]) -> ImportedTrace:
     try:
         query_id, meta, messages = str(fields["qid"]), fields["meta"], fields["messages"]
         shown, label = str(meta["video_id"]), LABELS[meta["gold_label"]]
@@ -131,10 +131,10 @@ def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[st
         raise ValueError(f"shows {shown} as {named}, which docid2row.json does not have under that name")
     if (shown == right) != (label == "matched"):
         raise ValueError(f"is labelled {meta['gold_label']}, but shows {shown} for a query about {right}")
-    return _read_answer(GivenTrace(query_id, label, shown, system, answer, "", "", None), row)
+    return _read_answer(ImportedTrace(query_id, label, shown, system, answer, "", "", None), row)
 
 
-def _read_answer(given: GivenTrace, row: Annotated) -> GivenTrace:
+def _read_answer(given: ImportedTrace, row: Annotated) -> ImportedTrace:
     """The trace and the answer in this project's form: the published one ends matches with <REFINE>, too."""
     duration_s = row.moment.duration_s if row.moment is not None else None
     answer = parse_answer(given.text, duration_s or float("inf"))
@@ -147,7 +147,7 @@ def _read_answer(given: GivenTrace, row: Annotated) -> GivenTrace:
             text = answer_text(answer.reasoning, given.label == "matched", *span)
         except ValueError as problem:
             error = str(problem)
-    return GivenTrace(
+    return ImportedTrace(
         given.query_id,
         given.label,
         given.shown_video_id,

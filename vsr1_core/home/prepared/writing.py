@@ -1,6 +1,6 @@
-"""The prepared layout (METHOD 7) written from the lake: given rows as they came, the others as they were made.
+"""The prepared layout written from the lake: imported rows as they came, the others as they were made.
 
-Documents and arrays keep the order in which they were given; rows of this lake's own follow, by id.
+Documents and arrays keep the order in which they were imported; rows of this lake's own follow, by id.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TRAINING = {"hard_negatives": HARD_NEGATIVES, "sft_examples": SFT, "grpo_prompts
 
 @dataclass(frozen=True)
 class Entry:
-    """One line to write. position: its place in the given document, None where it was not given or has changed since.
+    """One line to write. position: its place in the imported document, None where it was not in it or has changed.
 
-    record: the given JSON text, where there is one.
+    record: the imported JSON text, where there is one.
     """
 
     row_id: str
@@ -71,7 +71,7 @@ def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
     return [str(path) for asset, path in TRAINING.items() if "train" in splits and asset not in built]
 
 
-def _as_given(view: View, asset: str) -> set[str]:
+def _as_imported(view: View, asset: str) -> set[str]:
     """The ids of rows that are the current import's, unchanged."""
     table, imported = view.table(asset), view.imported_rows(asset)
     rows = table.ok_rows([table.key, "row_inputs"]).iter_rows() if imported else ()
@@ -79,15 +79,15 @@ def _as_given(view: View, asset: str) -> set[str]:
 
 
 def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[Entry]:
-    """What to write for the rows `ids`: given lines in their order, then the rest by id.
+    """What to write for the rows `ids`: imported lines in their order, then the rest by id.
 
-    A given line that no row of the lake stands for is kept as long as it says nothing of a row that has changed.
+    An imported line that no row of the lake stands for is kept as long as it says nothing of a row that has changed.
     """
-    current, as_given = set(ids), _as_given(view, asset)
+    current, as_imported = set(ids), _as_imported(view, asset)
     entries, written = [], set()
     if view.imported is not None:
         for position, (row_id, is_held, record) in enumerate(view.imported.document(document).iter_rows()):
-            is_unchanged = row_id in as_given and row_id in current
+            is_unchanged = row_id in as_imported and row_id in current
             if is_unchanged or (not is_held and row_id not in current):
                 entries.append(Entry(row_id, position, record))
             elif is_held and row_id in current:
@@ -99,7 +99,7 @@ def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[
 def _values(
     view: View, document: str, asset: str, publish: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """One JSON object a row: as given, or as `publish` writes the row."""
+    """One JSON object per row: as it was imported, or as `publish` writes the row."""
     rows = {row["query_id"]: row for row in view.rows(asset).iter_rows(named=True)}
     for entry in _entries(view, document, asset, rows):
         yield publish(rows[entry.row_id]) if entry.record is None else json.loads(entry.record)
