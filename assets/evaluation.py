@@ -10,8 +10,9 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import GPU, AssetInfo
-from assets._metadata import cell, drawn, fitting, markdown_table, picture, with_pictures
+from assets._metadata import drawn, fitting, markdown_table, picture, with_pictures
 from vsr1_core.evaluation.metrics import all_metrics, metrics_shown
+from vsr1_core.home.metrics_grid import metrics_grid
 from vsr1_core.stages.base import View
 from vsr1_core.stages.method_styles import STYLES
 
@@ -48,20 +49,6 @@ def metrics_table(frame: pl.DataFrame) -> str:
     """`metrics` rows as a Markdown table of value [low, high]."""
     header, rows = metrics_grid(frame)
     return markdown_table(header, rows)
-
-
-def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row per metric, one column per method. frame: method, metric, value, low, high."""
-    methods = STYLES.ordered(frame["method"].to_list())
-    order = {name: place for place, name in enumerate(all_metrics())}
-    names = sorted(frame["metric"].unique().to_list(), key=lambda name: (order.get(name, len(order)), name))
-    cells = {(r["method"], r["metric"]): _with_interval(r) for r in frame.iter_rows(named=True)}
-    return ["metric", *methods], [[n, *(cells.get((m, n), "") for m in methods)] for n in names]
-
-
-def _with_interval(row: dict[str, Any]) -> str:
-    text = cell(row["value"]) or "-"
-    return text if row["low"] is None else f"{text} [{cell(row['low'])}, {cell(row['high'])}]"
 
 
 def report_extras(view: View, asset: str) -> dict[str, Any]:

@@ -9,26 +9,17 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from pipelines.bars import bars_on_terminal
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
-from pipelines.progress import bars_on_terminal
-from pipelines.resources import Settings, resource_config
+from pipelines.resources import resource_config
+from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
+from vsr1_core.home.building import BuiltAsset
 from vsr1_core.stages.graph import open_view
 
 ExecutorName = Literal["in-process", "multiprocess"]
-
-
-@dataclass(frozen=True)
-class BuiltAsset:
-    """What one asset did in a run."""
-
-    name: str
-    num_rows: int
-    num_processed: int
-    num_failed: int
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import polars as pl
 import typer
 
 from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
-from pipelines.commands import DatasetOption, UserError, command, debugging, fail, known_configuration, known_entry
-from pipelines.resources import prepare_process, read_settings, workplace
+from pipelines.commands import (
+    DatasetOption,
+    UserError,
+    command,
+    debugging,
+    fail,
+    known_configuration,
+    known_entry,
+    require_dagster,
+)
+from pipelines.settings import execution_of, prepare_process, read_settings
 from vsr1_core.datasets.registry import configuration_of
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
@@ -106,6 +114,7 @@ def build(
         raise UserError(f"no executor {executor!r}; use in-process or multiprocess")
     settings = read_settings()
     entry = known_entry(settings, dataset)
+    require_dagster("vsr1 build")
     from pipelines.builds import run_build
 
     result = run_build(settings, entry.name, assets, retry_failed, executor)  # type: ignore[arg-type]
@@ -235,14 +244,14 @@ def search(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos.")] = 5,
 ) -> None:
     """Find videos for a text, and the moment in the best one."""
-    from vsr1_core.home.search import search_once
+    from vsr1_core.home.search import best_method, search_once
+    from vsr1_core.stages.opened import OpenedModels
 
     settings = read_settings()
     known_entry(settings, dataset)
-    execution = workplace(settings).execution(lambda _line: None)
-    found = search_once(open_view(settings.home, dataset), text, split, top_k, execution)
-    frame = pl.DataFrame(found, infer_schema_length=None)
-    show.console().print(show.table(f"{dataset}, {split}: {text}", frame.columns, frame.rows()))
+    opened = OpenedModels(open_view(settings.home, dataset), execution_of(settings, lambda _line: None))
+    found = search_once(opened, best_method(opened.view), text, split, top_k)
+    show.console().print(show.hits_table(f"{dataset}, {split}: {text}", found))
 
 
 @app.command()
@@ -252,13 +261,13 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Dagster's web UI with this home's runs. Stops with Ctrl-C."""
+    require_dagster("vsr1 ui", "ui")
     from pipelines.instance import dagster_home
 
     settings = read_settings()
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
-    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"
-    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
-    arguments = ["dev", *location, "-h", host, "-p", str(port)]
+    workspace = Path(__file__).resolve().with_name("workspace.yaml")
+    arguments = ["dev", "-w", str(workspace), "-h", host, "-p", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.resources import Settings
+from pipelines.settings import Settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.recipes import Configuration
@@ -55,6 +55,18 @@ def fail(message: str) -> None:
     """Print to stderr and exit with 1."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
+
+
+def require_dagster(command_name: str, extra: str = "dagster") -> None:
+    """UserError where Dagster is not installed, which only the graph and its UI need."""
+    try:
+        import dagster  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"`{command_name}` needs Dagster, which is not installed; run: pip install 'videosearch-r1[{extra}]' "
+            "(from a checkout: pip install -c constraints.txt -e '.[" + extra + "]'). A build without it: "
+            "python -c \"import vsr1_core; vsr1_core.Home('vsr1_home').build('toy')\""
+        ) from error
 
 
 def known_entry(settings: Settings, name: str) -> DatasetEntry:

@@ -13,20 +13,21 @@ import typer
 
 from pipelines import show
 from pipelines.commands import UserError, command, known_configuration, known_entry
-from pipelines.resources import Settings, read_settings
+from pipelines.settings import Settings, read_settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
+from vsr1_core.datasets.folder import find_videos
 from vsr1_core.datasets.registry import (
     DatasetEntry,
     configuration_of,
-    get_entry,
     load_entries,
     models_owner,
     remove_entry,
     save_entry,
 )
-from vsr1_core.recipes import Configuration, FrameRecipe, ModelRecipe
+from vsr1_core.home.adding import borrowed, folder_entry, frames_text, models_text, toy_entry, verified_entry
+from vsr1_core.recipes import Configuration
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import open_view
@@ -77,17 +78,9 @@ def _frames_of(settings: Settings, entry: DatasetEntry) -> str:
     return frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
 
 
-def frames_text(recipe: FrameRecipe) -> str:
-    return f"{recipe.fps:g} a second, at most {recipe.max_frames} of {recipe.max_pixels:,} pixels"
-
-
 def _models_of(settings: Settings, entry: DatasetEntry) -> str:
     config = _built_with(settings, entry)
     return "unknown" if config is None else models_text(config.models)
-
-
-def models_text(models: ModelRecipe) -> str:
-    return "tiny" if models.is_tiny else f"{models.policy} and {models.embedder}"
 
 
 @datasets.command("show")
@@ -197,44 +190,19 @@ def dataset_add(
     settings = read_settings()
     if config is not None:
         known_configuration(config)
+    if models_from:
+        known_entry(settings, models_from)
     if toy:
-        entry = _toy_entry(settings, name, config or "tiny")
+        entry = toy_entry(settings.home, name, config or "tiny")
     elif name in BENCHMARKS:
-        entry = _verified_entry(settings, name, videos, annotations, config, models_from)
+        entry = verified_entry(settings.home, name, videos, annotations, config, models_from)
+        typer.echo(f"{name}: VERIFIED FIG annotations from {entry.annotations}")
     else:
         entry = _folder_entry(settings, name, videos, annotations, config, models_from)
-    if entry.models_from:
-        _check_borrowing(settings, entry)
+    for line in borrowed(settings.home, entry):
+        typer.echo(line)
     save_entry(settings.home, entry)
     typer.echo(f"Added {name}. Next: vsr1 build --dataset {name}")
-
-
-def _toy_entry(settings: Settings, name: str, config: str) -> DatasetEntry:
-    data = settings.home / "data" / name
-    return DatasetEntry(name, "toy", str(data / "videos"), str(data), config)
-
-
-def _verified_entry(
-    settings: Settings,
-    name: str,
-    videos: Path | None,
-    annotations: Path | None,
-    config: str | None,
-    models_from: str | None,
-) -> DatasetEntry:
-    known = get_entry(settings.home, name)
-    if annotations is not None and not annotations.is_dir():
-        raise UserError(f"{annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
-    lender = known_entry(settings, models_from) if models_from else None
-    typer.echo(f"{name}: VERIFIED FIG annotations from {annotations or known.annotations}")
-    return DatasetEntry(
-        name,
-        "verified",
-        str(videos.expanduser().resolve()) if videos else known.videos,
-        str(annotations.expanduser().resolve()) if annotations else known.annotations,
-        config or (lender.config if lender else known.config),
-        models_from or "",
-    )
 
 
 def _folder_entry(
@@ -245,46 +213,13 @@ def _folder_entry(
     config: str | None,
     models_from: str | None,
 ) -> DatasetEntry:
-    from vsr1_core.datasets.folder import find_videos
-
     if videos is None:
         raise UserError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
-    found = find_videos(videos.expanduser().resolve())
-    if not found:
-        raise UserError(f"no video files in {videos}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
-    if annotations is not None and not annotations.expanduser().is_file():
-        raise UserError(f"the annotation file {annotations} is not there")
-    source = models_from if models_from is not None else _default_source(config)
-    config = config or (known_entry(settings, source).config if source else "tiny")
-    annotated = "annotated" if annotations else "no annotations"
-    typer.echo(f"{name}: {len(found):,} videos, {annotated}, {f'models from {source}' if source else 'its own models'}")
-    annotation_path = str(annotations.expanduser().resolve()) if annotations else ""
-    return DatasetEntry(name, "folder", str(videos.expanduser().resolve()), annotation_path, config, source)
-
-
-def _default_source(config: str | None) -> str:
-    """Whose models a folder of videos uses where nothing is said: toy's, unless its configuration names others."""
-    return "toy" if config is None or CONFIGURATIONS[config].models.is_tiny else ""
-
-
-def _check_borrowing(settings: Settings, entry: DatasetEntry) -> None:
-    """Refuse models that the configuration does not name, and say what else is taken from the dataset that has them."""
-    owner = known_entry(settings, models_owner(settings.home, entry).name)
-    own, borrowed = entry.own_configuration, owner.own_configuration
-    if models_text(own.models) != models_text(borrowed.models):
-        raise UserError(
-            f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
-            f"{models_text(borrowed.models)}: leave --config out to use these, or --models-from to make its own"
-        )
-    why = f"as the models of {owner.name} were trained with them"
-    if own.frames != borrowed.frames:
-        frames, others = frames_text(borrowed.frames), frames_text(own.frames)
-        typer.echo(f"{entry.name}: frames are sampled at {frames}, {why}; not at {others}, as {entry.config} says")
-    if own.models != borrowed.models:
-        typer.echo(
-            f"{entry.name}: sizes and options of the models are those of {owner.config}, {why}; not those of "
-            f"{entry.config}"
-        )
+    entry = folder_entry(settings.home, name, videos, annotations, config, models_from)
+    found, annotated = len(find_videos(Path(entry.videos))), "annotated" if annotations else "no annotations"
+    source = f"models from {entry.models_from}" if entry.models_from else "its own models"
+    typer.echo(f"{name}: {found:,} videos, {annotated}, {source}")
+    return entry
 
 
 @datasets.command("remove")

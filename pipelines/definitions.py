@@ -17,7 +17,8 @@ from pipelines.io import HandleIOManager
 from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
 from pipelines.progress import progress_logger
-from pipelines.resources import Settings, prepare_process, read_settings, workplace
+from pipelines.resources import workplace
+from pipelines.settings import Settings, prepare_process, read_settings
 from pipelines.watching import watching_sensor
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.graph import all_stages

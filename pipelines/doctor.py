@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.resources import Settings, choose_device, read_endpoint
+from pipelines.settings import Settings, read_endpoint
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import capacity
 from vsr1_core.home.capacity import GIB, Estimate, Forecast
+from vsr1_core.home.execution import choose_device
 from vsr1_core.recipes import Configuration, EndpointRecipe
 from vsr1_core.rows.files import atomic_path, read_jsonl
 from vsr1_core.rows.ray_workers import connected
 from vsr1_core.stages.base import Execution
 
 PACKAGES = (
-    *("torch", "transformers", "trl", "accelerate", "datasets", "dagster", "polars", "duckdb", "faiss-cpu", "av"),
+    *("torch", "transformers", "trl", "accelerate", "datasets", "polars", "duckdb", "faiss-cpu", "av"),
     *("httpx2", "tenacity"),
 )
 MIN_FREE_GIB = 2.0
@@ -48,7 +49,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _package(package)
     for check in (_home, _disk):
         yield check(settings.home)
-    others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss, _ui)
+    others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss, _dagster, _ui)
     for other in others:
         yield other()
     if settings.ray:
@@ -128,6 +129,13 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _dagster() -> Finding:
+    if _is_installed("dagster"):
+        return Finding("dagster", "ok", importlib.metadata.version("dagster"))
+    advice = 'for `vsr1 build` and the graph: pip install -c constraints.txt -e ".[dagster]"'
+    return Finding("dagster", "note", "not installed", advice)
 
 
 def _ui() -> Finding:

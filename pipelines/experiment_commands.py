@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import command, fail, known_configuration
-from pipelines.resources import Settings, read_settings
+from pipelines.commands import command, fail, known_configuration, require_dagster
+from pipelines.settings import Settings, read_settings
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
 from vsr1_core.rows.versions import fingerprint
@@ -31,6 +31,7 @@ def experiment(
     seeds: Annotated[str, typer.Option(help="Numbers, comma separated; each trains everything anew.")] = "1,2,3",
 ) -> None:
     """Train and evaluate a configuration on the toy corpus with several seeds: means, intervals, claims."""
+    require_dagster("vsr1 experiment")
     from pipelines.builds import run_build
 
     settings = read_settings()

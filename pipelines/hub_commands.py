@@ -10,7 +10,7 @@ import typer
 
 from pipelines import show
 from pipelines.commands import DatasetOption, UserError, command, known_entry
-from pipelines.resources import read_settings
+from pipelines.settings import read_settings
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
 

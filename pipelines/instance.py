@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from pipelines.resources import POSTGRES_URL, uses_postgres
+from pipelines.settings import POSTGRES_URL, uses_postgres
 from vsr1_core.rows.files import atomic_path
 
 PID_TAG, HOST_TAG = "vsr1/pid", "vsr1/host"

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import show
 from pipelines.commands import DatasetOption, UserError, command, known_entry
-from pipelines.resources import read_settings
+from pipelines.settings import read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.rows.imported import forget_import
@@ -30,7 +30,7 @@ def import_prepared(
     forget: Annotated[bool, typer.Option("--forget", help="Undo the import: rows are made here again.")] = False,
 ) -> None:
     """Take the authors' prepared frames, embeddings, index and training files in, without computing them again."""
-    from vsr1_core.home.prepared.importing import import_prepared as take_in
+    from vsr1_core.home.prepared.importing import import_prepared as run_import
 
     settings = read_settings()
     known_entry(settings, dataset)
@@ -48,7 +48,7 @@ def import_prepared(
     if unknown:
         raise UserError(f"no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
     execution = Execution(workers=settings.workers, log=lambda line: typer.echo(line, err=True))
-    summary = take_in(view, folder.expanduser(), execution, split or (), copy)
+    summary = run_import(view, folder.expanduser(), execution, split or (), copy)
     rows = [[asset, given, summary.taken[asset]] for asset, given in summary.given.items()]
     show.console().print(show.table(f"Imported into {dataset}", ["asset", "given", "taken in"], rows))
     for note in summary.notes:

@@ -1,81 +1,13 @@
-"""Progress of a build: lines for logs, and on a terminal a bar that captured logs never see.
-
-What is said, and how often, is `vsr1_core.rows.progress`'s.
-"""
+"""What a build says in its log: Dagster's logger `progress`. The bars above it are `pipelines.bars`'s."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
 
 import dagster as dg
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-
-@dataclass
-class _Bars:
-    """A bar for each piece of work that has begun and not ended; lines stand above them."""
-
-    progress: Progress
-    tasks: dict[str, TaskID] = field(default_factory=dict)
-
-    def step(self, name: str, done: int, total: int) -> None:
-        if name in self.tasks and done >= total:
-            self.progress.remove_task(self.tasks.pop(name))
-        elif name in self.tasks:
-            self.progress.update(self.tasks[name], completed=done)
-        elif done < total:
-            self.tasks[name] = self.progress.add_task(name, total=total, completed=done)
-
-    def line(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-_shown: ContextVar[_Bars | None] = ContextVar("bars", default=None)
-
-
-@contextmanager
-def bars_on_terminal() -> Iterator[None]:
-    """Bars on stderr while the block runs, if that is a terminal.
-
-    They are written to a copy of stderr: Dagster puts a file in its place while a step runs, and shows that file in
-    the UI, where a bar would be thousands of lines.
-    """
-    if not sys.stderr.isatty():
-        yield
-        return
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal, bars_on(terminal):
-        yield
-
-
-@contextmanager
-def bars_on(terminal: TextIO) -> Iterator[None]:
-    """Bars on `terminal` while the block runs."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=terminal, force_terminal=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
-        token = _shown.set(_Bars(progress))
-        try:
-            yield
-        finally:
-            _shown.reset(token)
-
-
-def show_step(name: str, done: int, total: int) -> None:
-    """Move the bar of `name`, where bars are shown."""
-    if (bars := _shown.get()) is not None:
-        bars.step(name, done, total)
+from pipelines.bars import print_above
 
 
 class _PlainLines(logging.Handler):
@@ -94,9 +26,7 @@ class _PlainLines(logging.Handler):
             )
         elif record.levelno < logging.INFO or line.startswith("Dependencies for step"):
             return
-        if (bars := _shown.get()) is not None:
-            bars.line(line)
-        else:
+        if not print_above(line):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 

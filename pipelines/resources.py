@@ -1,179 +1,18 @@
-"""The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
-_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Also what
-assets get from it."""
+"""What assets get from the settings: Dagster's resource `workplace`."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import dagster as dg
 
-from pipelines.progress import show_step
+from pipelines.settings import Settings, execution_of
 from vsr1_core.datasets.registry import get_entry
-from vsr1_core.reasoning.tasks import EndpointSettings
-from vsr1_core.rows.progress import Log
 from vsr1_core.stages.base import Execution, Stage, TextWriterName, View
 from vsr1_core.stages.graph import all_stages, open_view
-
-_PROCESS_DEFAULTS = {
-    # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
-    # instead of 46 while another process used a core.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "DAGSTER_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-POSTGRES_URL = "VSR1_POSTGRES_URL"
-
-_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""NVIDIA, WSL, AMD."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `ray` is the address of a
-    cluster that does the row work, empty for `workers` processes here; `cache_gb` (2**30 bytes) is what vision features
-    may take on disk, and query vectors again, 0 for none; `processes` train together (0: see `choose_processes`);
-    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches; a training
-    keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
-
-    home: Path
-    device: str = "auto"
-    workers: int = 1
-    ray: str = ""
-    cache_gb: float = 20.0
-    processes: int = 0
-    micro_batch_size: int = 8
-    text_writer: TextWriterName = "in-process"
-    save_steps: int = 50
-    trackers: tuple[str, ...] = ()
-
-
-def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from the environment. ValueError says which variable is wrong."""
-    workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
-    home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
-    device = environ.get("VSR1_DEVICE", "auto")
-    return Settings(
-        home,
-        device,
-        workers,
-        ray=_ray_address(environ),
-        cache_gb=_cache_gb(environ),
-        processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
-        micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
-        text_writer=_text_writer(environ),
-        save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
-        trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
-    )
-
-
-def _count(environ: Mapping[str, str], name: str, default: int, at_least: int = 1) -> int:
-    text = environ.get(name, str(default))
-    if not text.isdigit() or int(text) < at_least:
-        raise ValueError(f"{name} must be a number of at least {at_least}, not {text!r}")
-    return int(text)
-
-
-def _ray_address(environ: Mapping[str, str]) -> str:
-    address = environ.get("VSR1_RAY", "").strip()
-    if address == "auto":
-        address = environ.get("RAY_ADDRESS", "").strip() or address  # which Ray itself would take
-    host, _, port = address.rpartition(":")
-    if address not in ("", "auto") and (not host or "/" in host or not port.isdigit()):
-        # A client (`ray://`) cannot stream answers.
-        raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
-    return address
-
-
-def _text_writer(environ: Mapping[str, str]) -> TextWriterName:
-    name = environ.get("VSR1_TEXT_WRITER") or "in-process"
-    if name not in get_args(TextWriterName):
-        raise ValueError(f"VSR1_TEXT_WRITER must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
-    return cast(TextWriterName, name)
-
-
-def _cache_gb(environ: Mapping[str, str]) -> float:
-    text = environ.get("VSR1_CACHE_GB", str(Settings.cache_gb))
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"VSR1_CACHE_GB must be a number of at least 0, not {text!r}")
-    return value
-
-
-def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
-    """The teacher's endpoint from VSR1_TEACHER_URL, _API_KEY, _CONCURRENCY, _TIMEOUT_S and _MAX_REQUESTS; None without
-    a URL. ValueError says which variable is wrong."""
-    url = environ.get("VSR1_TEACHER_URL", "").strip()
-    if not url:
-        return None
-    default = EndpointSettings(url)
-    return EndpointSettings(
-        url,
-        environ.get("VSR1_TEACHER_API_KEY", "").strip(),
-        int(_number(environ, "VSR1_TEACHER_CONCURRENCY", default.concurrency)),
-        _number(environ, "VSR1_TEACHER_TIMEOUT_S", default.timeout_s),
-        int(_number(environ, "VSR1_TEACHER_MAX_REQUESTS", default.max_requests)),
-    )
-
-
-def uses_postgres(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether Dagster keeps its runs in the database of VSR1_POSTGRES_URL. ValueError for a URL it cannot use.
-
-    Dagster reads the URL itself, through SQLAlchemy: from 2.1 on `postgresql://` means another driver than the one that
-    dagster-postgres brings. It holds a password, so no message shows it.
-    """
-    url = environ.get(POSTGRES_URL, "")
-    if url and not url.startswith("postgresql+psycopg2://"):
-        raise ValueError(f"{POSTGRES_URL} must be like postgresql+psycopg2://user:password@host:5432/database")
-    return bool(url)
-
-
-def _number(environ: Mapping[str, str], name: str, default: float) -> float:
-    try:
-        return float(environ.get(name) or default)
-    except ValueError:
-        raise ValueError(f"{name} must be a number, not {environ[name]!r}") from None
-
-
-def prepare_process() -> None:
-    """Set what must be in the environment before torch is imported; a value the user set stays."""
-    for name, value in _PROCESS_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():  # a progress bar is for a terminal; in captured logs it is thousands of lines
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def choose_device(device: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU. Imports torch only where the system has a GPU's device
-    file: a build that finds nothing to do is then spared that import.
-    """
-    if device != "auto":
-        return device
-    if sys.platform == "linux" and not any(Path(path).exists() for path in _GPU_FILES):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-MAX_CPU_PROCESSES = 4
-
-
-def choose_processes(processes: int, device: str) -> int:
-    """0 is one process on a GPU, and on a CPU one a core up to 4: each more has weights and gradients of its own."""
-    if processes:
-        return processes
-    return min(MAX_CPU_PROCESSES, os.cpu_count() or 1) if device == "cpu" else 1
 
 
 class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
@@ -203,22 +42,10 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
         return open_view(Path(self.home), dataset, self.stages())
 
     def execution(self, log: Callable[[str], Any]) -> Execution:
-        device = choose_device(self.device)
-        return Execution(
-            device=device,
-            workers=self.workers,
-            ray=self.ray,
-            batch_size=self.batch_size,
-            retry_failed=self.retry_failed,
-            endpoint=read_endpoint(),
-            cache_bytes=int(self.cache_gb * (1 << 30)),
-            processes=choose_processes(self.processes, device),
-            micro_batch_size=self.micro_batch_size,
-            text_writer=self.text_writer,
-            save_steps=self.save_steps,
-            trackers=tuple(self.trackers),
-            log=Log(log, show_step),
-        )
+        names = [field.name for field in dataclasses.fields(Settings)]
+        values = {name: getattr(self, name) for name in names}
+        settings = Settings(**{**values, "home": Path(self.home), "trackers": tuple(self.trackers)})
+        return dataclasses.replace(execution_of(settings, log, self.retry_failed), batch_size=self.batch_size)
 
 
 def workplace(settings: Settings) -> WorkplaceResource:

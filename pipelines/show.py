@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
@@ -12,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from assets.evaluation import metrics_grid
-from pipelines.builds import BuiltAsset
+from vsr1_core.home.building import BuiltAsset
 from vsr1_core.home.capacity import ASSUMED, GIB, Estimate
+from vsr1_core.home.metrics_grid import metrics_grid
+from vsr1_core.home.search import Hit
+from vsr1_core.home.status import causes, status_frame
 from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
@@ -81,9 +82,7 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
         if item.plan is None:
             rows.append([item.asset, *[""] * len(COUNTS), f"known after {item.waits_for} has run"])
         else:
-            why = [f"{cause} ({number:,})" for cause, number in item.plan.why().items()]
-            why += [f"taken as imported ({item.num_imported:,})"] if item.num_imported else []
-            rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), "; ".join(why)])
+            rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), causes(item)])
     return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
 
 
@@ -115,16 +114,20 @@ def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
 
 def status_table(view: View) -> Table:
     """A line an asset of one dataset: what was built, and when."""
-    rows = []
-    for name in view.stages:
-        built = view.table(name)
-        if not built.manifest_path.exists():
-            rows.append([name, "", "", "", "not built"])
-            continue
-        manifest = built.manifest()
-        when = datetime.fromtimestamp(built.manifest_path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        rows.append([name, f"{manifest['num_rows']:,}", manifest["num_failed"] or "", manifest["data_version"], when])
+    rows = [
+        [name, f"{num_rows:,}", num_failed or "", version, f"{changed_at:%Y-%m-%d %H:%M} UTC"]
+        if version is not None
+        else [name, "", "", "", "not built"]
+        for name, num_rows, num_failed, version, changed_at in status_frame(view).iter_rows()
+    ]
     return table(f"Status of {view.entry.name}", ["asset", "rows", "failed", "data version", "last change"], rows)
+
+
+def hits_table(title: str, hits: Iterable[Hit]) -> Table:
+    """What a search found, one line per video."""
+    header = ["rank", "video_id", "score", "turn", "decision", "start_s", "end_s", "reasoning", "path"]
+    names = ["video" if name == "video_id" else name for name in header]
+    return table(title, header, [[getattr(hit, name) for name in names] for hit in hits])
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:

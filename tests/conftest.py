@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.resources import prepare_process
+from pipelines.settings import prepare_process
 
 prepare_process()  # before anything imports torch
 os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer

@@ -12,7 +12,8 @@ import dagster as dg
 
 from pipelines import automation, definitions, watching
 from pipelines.instance import open_instance
-from pipelines.resources import WorkplaceResource, read_settings
+from pipelines.resources import WorkplaceResource
+from pipelines.settings import read_settings
 from tests.fakes import Numbers, fake_stages
 from vsr1_core.stages.base import Check, Stage, View
 

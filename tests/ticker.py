@@ -12,7 +12,8 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from assets._factory import asset_key
 from pipelines.definitions import build_defs
-from pipelines.resources import Settings, WorkplaceResource
+from pipelines.resources import WorkplaceResource
+from pipelines.settings import Settings
 from pipelines.watching import report_observations
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.graph import open_view

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from pipelines.resources import read_endpoint
+from pipelines.settings import read_endpoint
 from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.recipes import Configuration, EndpointRecipe, PoolRecipe

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from assets.sft import trace_extras
-from pipelines.resources import read_endpoint
+from pipelines.settings import read_endpoint
 from tests.chat_server import FAULTS, LASTING, NUM_TOKENS, ChatServer, FaultyProxy, Seen, running
 from tests.core.teacher_run import CONFIG, corpus_of
 from vsr1_core.media.encode import mp4_bytes

@@ -17,7 +17,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipelines import doctor
-from pipelines.resources import Settings
+from pipelines.settings import Settings
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, fill
 from tests.workers import misbehave, square, threads_and_process, wait_for_file
 from vsr1_core.configurations import CONFIGURATIONS

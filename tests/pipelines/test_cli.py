@@ -17,7 +17,7 @@ import pipelines.resources
 import vsr1_core.stages.graph
 from pipelines.cli import app
 from tests.fakes import fake_stages, write_numbers
-from vsr1_core.home.warehouse_views import COMMENTS
+from vsr1_core.home.warehouse_views import VIEWS
 
 
 @pytest.fixture
@@ -176,7 +176,8 @@ def test_sql_answers_in_three_formats(home: Path) -> None:
 
 def test_sql_without_a_query_lists_the_views(home: Path) -> None:
     views = json.loads(ok("sql", "--format", "json"))
-    assert {"view": "failures", "holds": COMMENTS["failures"], "columns": "dataset, asset, row_id, error"} in views
+    says = next(view.says for view in VIEWS if view.name == "failures")
+    assert {"view": "failures", "holds": says, "columns": "dataset, asset, row_id, error"} in views
 
 
 def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path) -> None:

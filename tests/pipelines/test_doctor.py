@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pipelines import doctor
 from pipelines.cli import app
-from pipelines.resources import Settings
+from pipelines.settings import Settings
 from tests.chat_server import ChatServer, running
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipelines import builds
 from pipelines.cli import app
 from pipelines.experiment_commands import parse_seeds, register, seed_entry
-from pipelines.resources import Settings
+from pipelines.settings import Settings
 from tests.small_world import build
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.datasets.registry import get_entry, save_entry

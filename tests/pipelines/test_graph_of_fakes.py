@@ -13,7 +13,8 @@ import pytest
 from assets.handle import Handle
 from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
-from pipelines.resources import Settings, WorkplaceResource
+from pipelines.resources import WorkplaceResource
+from pipelines.settings import Settings
 from tests.fakes import Squares, fake_stages, write_numbers
 from vsr1_core.stages.base import Check, Stage
 from vsr1_core.stages.graph import open_view

@@ -13,7 +13,7 @@ import yaml
 from pipelines import instance
 from pipelines.instance import dagster_home, open_instance
 from pipelines.progress import progress_logger
-from pipelines.resources import uses_postgres
+from pipelines.settings import uses_postgres
 
 URL = "postgresql+psycopg2://me:secret@127.0.0.1:5432/runs"
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.resources import choose_processes, read_settings, resource_config, workplace
+from pipelines.resources import resource_config, workplace
+from pipelines.settings import read_settings
+from vsr1_core.home.execution import choose_processes
 
 
 @pytest.mark.parametrize("text", ["-1", "much", "nan", "inf", ""])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.progress import bars_on, bars_on_terminal, show_step
+from pipelines.bars import bars_on, bars_on_terminal, show_step
 from tests.fakes import write_numbers
 
 BUILD = """
@@ -19,7 +19,7 @@ import sys, time
 from pathlib import Path
 import pytest
 from tests.fakes import Squares, fake_stages
-import pipelines.resources, pipelines.builds
+import pipelines.resources, pipelines.settings, pipelines.builds
 from pipelines.definitions import build_defs
 
 patch = pytest.MonkeyPatch()
@@ -30,7 +30,7 @@ def slow(self, view, rows, run):
         time.sleep(0.05)
         yield row
 patch.setattr(Squares, "make", slow)
-settings = pipelines.resources.Settings(Path(sys.argv[1]), "cpu")
+settings = pipelines.settings.Settings(Path(sys.argv[1]), "cpu")
 result = pipelines.builds.run_build(settings, "toy", defs=build_defs(settings, fake_stages()))
 assert result.success, result.problems
 """

@@ -2,55 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.methods import ALL, BASIC
-from vsr1_core.stages.predictions import searcher_of
+from vsr1_core.stages.base import View
+from vsr1_core.stages.methods import BASIC, Method
+
+if TYPE_CHECKING:
+    from vsr1_core.search.episodes import Episode
+    from vsr1_core.stages.opened import OpenedModels
 
 
-def best_method(view: View) -> str:
-    """The last of the report's methods whose checkpoint is built. LookupError when there is none."""
+@dataclass(frozen=True)
+class Hit:
+    """One video that a search found.
+
+    Only videos that the policy was shown have a turn, a decision and what follows from them; with an embedder alone no
+    video has.
+
+    Attributes:
+        rank: Place in the last ranking, from 1.
+        video: The video's id: its path below the folder, without the suffix.
+        score: Cosine of the query as it stood at the end and the video, in [-1, 1], rounded to 4 digits.
+        path: The video's file; None where only its frames were imported.
+        turn: The turn, from 1, in which the policy was last shown this video.
+        decision: What the policy decided: `matched`, `not_matched`, or `unknown` where its answer cannot be read.
+        start_s: Where the moment begins, in seconds from the video's start; None unless it matched with a span.
+        end_s: Where the moment ends, in seconds from the video's start; None unless it matched with a span.
+        reasoning: What the policy wrote before it decided.
+
+    Example:
+        >>> hit = Hit(rank=1, video="kitchen/morning", score=0.71, decision="matched", start_s=3.0, end_s=7.5)
+        >>> f"{hit.video}: {hit.start_s} to {hit.end_s} s"
+        'kitchen/morning: 3.0 to 7.5 s'
+    """
+
+    rank: int
+    video: str
+    score: float
+    path: str | None = None
+    turn: int | None = None
+    decision: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    reasoning: str | None = None
+
+
+def best_method(view: View) -> Method | None:
+    """The last of the report's methods whose checkpoint is built. None where there is an embedder and no policy.
+
+    Raises LookupError where there is no model at all.
+    """
     for method in reversed(BASIC.values()):
         if method.row_id in view.versions(method.model):
-            return method.name
+            return method
+    if "embedder" in view.versions("base_models"):
+        return None
     raise LookupError(
         f"dataset {view.entry.name!r} has no model to search with; run: vsr1 build --dataset {view.entry.name}"
     )
 
 
-def search_once(view: View, text: str, split: str, top_k: int, execution: Execution) -> list[dict[str, Any]]:
+def search_once(opened: OpenedModels, method: Method | None, text: str, split: str, top_k: int) -> list[Hit]:
     """The `top_k` videos of the last ranking, best first, after the policy's own refinements of the query.
 
-    Each row: rank, video_id, score, path, and, where the video was shown to the policy, turn, decision, start_s,
-    end_s and reasoning. Raises ValueError for a blank text, LookupError when something is not built.
+    With None for a method the ranking by the query's own words is the last one.
+
+    Raises:
+        ValueError: The text is blank, or `top_k` is less than 1.
+        LookupError: Something is not built.
     """
     from vsr1_core.search.episodes import EpisodeQuery
 
     if not text.strip():
         raise ValueError("the search text is blank; say what the moment shows")
-    searcher, _ = searcher_of(view, split, ALL[best_method(view)], execution)
-    episode = searcher.run([EpisodeQuery("search", text.strip())])[0]
-    assert episode.final_vector is not None
-    ids, scores = searcher.index.search(episode.final_vector[None].float().cpu().numpy(), top_k)
-    paths = dict(view.rows("videos", ["video_id", "path"]).filter(pl.col("video_id").is_in(ids[0])).iter_rows())
-    said = {turn.video_id: (number, turn) for number, turn in enumerate(episode.turns, 1)}
-    rows = []
-    for rank, (video_id, score) in enumerate(zip(ids[0], scores[0], strict=True), 1):
-        number, turn = said.get(video_id, (None, None))
-        rows.append(
-            {
-                "rank": rank,
-                "video_id": video_id,
-                "score": round(score, 4),
-                "turn": number,
-                "decision": turn.answer.decision if turn else None,
-                "start_s": turn.answer.start_s if turn else None,
-                "end_s": turn.answer.end_s if turn else None,
-                "reasoning": turn.answer.reasoning if turn else None,
-                "path": paths.get(video_id),
-            }
-        )
-    return rows
+    if top_k < 1:
+        raise ValueError(f"top_k is how many videos are found, at least 1, not {top_k}")
+    index = opened.index(split)
+    if method is None:
+        episode, vector = None, opened.plain.get([text.strip()])[0]
+    else:
+        episode = opened.searcher(split, method).run([EpisodeQuery("search", text.strip())])[0]
+        assert episode.final_vector is not None
+        vector = episode.final_vector
+    ids, scores = index.search(vector[None].float().cpu().numpy(), top_k)
+    return _hits(opened.view, ids[0], scores[0], episode)
+
+
+def _hits(view: View, ids: list[str], scores: list[float], episode: Episode | None) -> list[Hit]:
+    paths = dict(view.rows("videos", ["video_id", "path"]).filter(pl.col("video_id").is_in(ids)).iter_rows())
+    said = {turn.video_id: (number, turn) for number, turn in enumerate(episode.turns if episode else (), 1)}
+    hits = []
+    for rank, (video_id, score) in enumerate(zip(ids, scores, strict=True), 1):
+        hit = Hit(rank, video_id, round(score, 4), paths.get(video_id))
+        if video_id in said:
+            number, turn = said[video_id]
+            said_of = {name: getattr(turn.answer, name) for name in ("decision", "start_s", "end_s", "reasoning")}
+            hit = replace(hit, turn=number, **said_of)
+        hits.append(hit)
+    return hits

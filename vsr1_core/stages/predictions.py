@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -14,7 +13,8 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column
-from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of, settings_of
+from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
+from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import TURN
 
@@ -105,7 +105,7 @@ class Predictions(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        indexes = view.versions("video_index")
+        indexes, opened = view.versions("video_index"), OpenedModels(view, run)
         of_splits: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows.values():
             of_splits.setdefault(row.facts["split"], []).append(row.facts)
@@ -114,31 +114,11 @@ class Predictions(Stage):
                 error = f"no video of split {split!r} could be indexed"
                 yield from ({"query_id": moment["query_id"], "error": error} for moment in moments)
                 continue
-            searcher, digest = searcher_of(view, split, self.method, run)
+            searcher, digest = opened.searcher(split, self.method), opened.checkpoint(self.method)
             # Chunks so that a killed run keeps what it has searched; a chunk is a few batches of decoding.
             size = run.batch_size * 8
             for start in range(0, len(moments), size):
                 yield from _search(searcher, moments[start : start + size], digest)
-
-
-def searcher_of(view: View, split: str, method: Method, run: Execution) -> tuple[Searcher, str]:
-    """A searcher over one split's corpus by `method`, and its checkpoint's digest."""
-    from vsr1_core.search.episodes import Searcher
-    from vsr1_core.search.index import read_index
-    from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of, query_vectors
-
-    policy, embedder = policy_of(view, run, method.model, method.row_id), embedder_of(view, run)
-    num_tokens = policy.model.soft_query.num_soft_tokens
-    searcher = Searcher(
-        policy=policy,
-        embedder=embedder,
-        index=read_index(Path(one_row(view, "video_index", split)["path"])),
-        features=frame_store(view, policy.encoder, run),
-        durations_s=durations_of(view),
-        settings=settings_of(method, view.config.evaluation, num_tokens, run.batch_size * 2),
-        plain=query_vectors(view, embedder, run),
-    )
-    return searcher, str(one_row(view, method.model, method.row_id)["digest"])
 
 
 def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: str) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
 from vsr1_core.stages.methods import BASIC, Method, methods_of
 from vsr1_core.stages.moments import same_text_videos
+from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ class VerificationProbe(Stage):
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.models.protocols import DecodeSettings
         from vsr1_core.search.episodes import verify
-        from vsr1_core.stages.loading import durations_of, frame_store, policy_of
 
-        policy = policy_of(view, run, self.method.model, self.method.row_id)
-        features, durations_s = frame_store(view, policy.encoder, run), durations_of(view)
+        opened = OpenedModels(view, run)
+        policy = opened.policy(self.method)
+        features, durations_s = opened.features(policy), opened.durations_s
         settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
         probes, size = [row.facts for row in rows.values()], run.batch_size * 8
         for start in range(0, len(probes), size):

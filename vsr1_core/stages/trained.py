@@ -21,6 +21,7 @@ from vsr1_core.stages.columns import Column, dtypes
 from vsr1_core.stages.methods import TRAINED, Trained, is_made
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, options_of, train_videos
 from vsr1_core.stages.moments import same_text_videos
+from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, every, one
 from vsr1_core.stages.turns import TURN
 from vsr1_core.training.rewards import reward_columns
@@ -216,21 +217,21 @@ class GRPOCheckpoint(TrainedStage):
         return min(recipe.queries_per_step, view.rows(self.trained.examples).height)
 
     def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
-        from vsr1_core.search.index import read_index
-        from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, vectors_of
+        from vsr1_core.stages.loading import vectors_of
         from vsr1_core.training.grpo import train_grpo
 
         prompts = self._prompts(view)
-        index = read_index(Path(one_row(view, "video_index", "train")["path"]))
+        opened = OpenedModels(view, run)
+        index = opened.index("train")
         vectors = dict(zip(index.ids, vectors_of(view, "video_embeddings", list(index.ids)), strict=True))
         result = train_grpo(
             policy,
-            embedder_of(view, run),
+            opened.embedder,
             prompts,
             index=index,
-            features=frame_store(view, policy.encoder, run),
+            features=opened.features(policy),
             vectors=vectors,
-            durations_s=durations_of(view),
+            durations_s=opened.durations_s,
             never=same_text_videos(view),
             recipe=self.recipe(view.config),
             run=self.training_run(view, run),

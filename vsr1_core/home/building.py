@@ -1,0 +1,81 @@
+"""A build without Dagster: the stages of one dataset in their order, each finished before the next one starts.
+
+Rows, versions and checks are those of a Dagster build, because both ask the same stages. What Dagster adds is its run
+history, its pools and its sensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.checks import EVERY
+
+if TYPE_CHECKING:
+    from vsr1_core.rows.increments import Outcome
+
+
+@dataclass(frozen=True)
+class BuiltAsset:
+    """What a build did to one asset.
+
+    Attributes:
+        name: The asset, for example `frame_tensors`.
+        num_rows: Rows of its table after the build, failed ones included.
+        num_processed: Rows that were made in this build.
+        num_failed: Rows that have an error in place of values.
+        seconds: How long its rows took.
+    """
+
+    name: str
+    num_rows: int
+    num_processed: int
+    num_failed: int
+    seconds: float
+
+
+def build(view: View, execution: Execution, names: Sequence[str]) -> Iterator[BuiltAsset]:
+    """Build the named assets of one dataset, in the order in which they depend on each other.
+
+    Raises:
+        ValueError: What an asset cannot be built from, or what a blocking check found in one that was built.
+    """
+    wanted = set(names)
+    for name, stage in view.stages.items():
+        if name in wanted:
+            built = _built(name, stage.build(view, execution))
+            execution.log(f"{name}: {built.num_processed:,} rows processed, {built.num_rows:,} in all")
+            _check(view, stage, execution)
+            yield built
+
+
+def _check(view: View, stage: Stage, execution: Execution) -> None:
+    for check in (*EVERY, *stage.checks):
+        problem = check.find(view, stage.name)
+        if problem and check.blocking:
+            raise ValueError(f"{stage.name}, {check.name}: {problem}")
+        if problem:
+            execution.log(f"warning: {stage.name}, {check.name}: {problem}")
+
+
+def _built(name: str, outcome: Outcome) -> BuiltAsset:
+    manifest = outcome.manifest
+    return BuiltAsset(name, manifest["num_rows"], outcome.num_processed, manifest["num_failed"], outcome.seconds)
+
+
+def with_upstream(stages: Mapping[str, Stage], names: Sequence[str]) -> list[str]:
+    """The named assets or groups, and everything that they read. ValueError lists the names when one is unknown."""
+    groups = {stage.group for stage in stages.values()}
+    unknown = [name for name in names if name not in stages and name not in groups]
+    if unknown:
+        raise ValueError(f"no asset or group {unknown[0]!r}; there are: {', '.join(sorted({*stages, *groups}))}")
+    chosen: set[str] = set()
+    left = [name for name, stage in stages.items() if name in names or stage.group in names]
+    while left:
+        name = left.pop()
+        if name not in chosen:
+            chosen.add(name)
+            left += stages[name].upstream
+    return [name for name in stages if name in chosen]

@@ -1,0 +1,33 @@
+"""What the work runs on when a person starts it: the device, and how many processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+MAX_CPU_PROCESSES = 4
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""NVIDIA, WSL, AMD."""
+
+
+def choose_device(device: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU. Imports torch only where the system has a GPU's device
+    file: a build that finds nothing to do is then spared that import.
+    """
+    if device != "auto":
+        return device
+    if sys.platform == "linux" and not any(Path(path).exists() for path in _GPU_FILES):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_processes(processes: int, device: str) -> int:
+    """How many processes train one model together. 0 means one process on a GPU, and on a CPU one per core up to 4:
+    each further process holds weights and gradients of its own."""
+    if processes:
+        return processes
+    return min(MAX_CPU_PROCESSES, os.cpu_count() or 1) if device == "cpu" else 1

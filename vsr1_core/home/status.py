@@ -1,0 +1,60 @@
+"""What a build would do, and what the last ones did, as frames with one row per asset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.rows.table import Table
+from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import StagePlan
+
+PLAN_COLUMNS: dict[str, Any] = {
+    "asset": pl.String,
+    **dict.fromkeys(("new", "stale", "orphaned", "failed", "unchanged"), pl.Int64),
+    "waits_for": pl.String,
+    "why": pl.String,
+}
+STATUS_COLUMNS: dict[str, Any] = {
+    "asset": pl.String,
+    "rows": pl.Int64,
+    "failed": pl.Int64,
+    "data_version": pl.String,
+    "changed_at": pl.Datetime("us", "UTC"),
+}
+
+
+def plan_frame(plans: Iterable[StagePlan]) -> pl.DataFrame:
+    """Counts of rows by what would be done with them, and why. Counts that are not yet known are null."""
+    return pl.DataFrame([_plan_row(plan) for plan in plans], schema=PLAN_COLUMNS)
+
+
+def _plan_row(item: StagePlan) -> dict[str, Any]:
+    if item.plan is None:
+        return {"asset": item.asset, "waits_for": item.waits_for}
+    return {"asset": item.asset, **item.plan.counts(), "why": causes(item)}
+
+
+def causes(item: StagePlan) -> str:
+    """Each cause with its number of rows; empty where nothing is known or due."""
+    if item.plan is None:
+        return ""
+    why = [f"{cause} ({number:,})" for cause, number in item.plan.why().items()]
+    return "; ".join([*why, *([f"taken as imported ({item.num_imported:,})"] if item.num_imported else [])])
+
+
+def status_frame(view: View) -> pl.DataFrame:
+    """Rows, failures, data version and time of each asset's last commit; null where it is not built."""
+    return pl.DataFrame([_status_row(name, view.table(name)) for name in view.stages], schema=STATUS_COLUMNS)
+
+
+def _status_row(name: str, table: Table) -> dict[str, Any]:
+    if not table.manifest_path.exists():
+        return {"asset": name}
+    manifest = table.manifest()
+    changed_at = datetime.fromtimestamp(table.manifest_path.stat().st_mtime, UTC)
+    facts = {"rows": manifest["num_rows"], "failed": manifest["num_failed"], "data_version": manifest["data_version"]}
+    return {"asset": name, **facts, "changed_at": changed_at}

@@ -1,0 +1,114 @@
+"""What answering a query takes (policy, embedder, index, vision features), opened once and kept while its rows stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vsr1_core.stages import loading
+from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.methods import Method, settings_of
+
+if TYPE_CHECKING:
+    from vsr1_core.models.feature_store import FeatureStore
+    from vsr1_core.models.protocols import Embedder, PolicyModel
+    from vsr1_core.models.query_vectors import QueryVectors
+    from vsr1_core.search.episodes import Searcher
+    from vsr1_core.search.index import VideoIndex
+
+_MADE_WITH = {"embedder": ("plain",), "policy": ("features",)}
+"""A piece -> those that hold on to it."""
+
+
+@dataclass
+class OpenedModels:
+    """The models, indexes and vision features of one dataset.
+
+    Each is opened when it is first asked for, and again only when a row that it was opened from has another version by
+    then: after a build, the next question reads what the build made. One policy is held at a time.
+
+    Everything here raises LookupError, with the command that helps, for a row that was not built or that failed.
+    """
+
+    view: View
+    execution: Execution
+    _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The frozen embedder of texts and videos."""
+        version = self._version("base_models", "embedder")
+        return self._piece("embedder", version, lambda: loading.embedder_of(self.view, self.execution))
+
+    @property
+    def plain(self) -> QueryVectors:
+        """Unit vectors of plain queries by `embedder`; each text is embedded once."""
+        embedder = self.embedder
+        return self._piece("plain", embedder, lambda: loading.query_vectors(self.view, embedder, self.execution))
+
+    @property
+    def durations_s(self) -> Mapping[str, float]:
+        """Video id -> seconds, of every video with frames."""
+        return self._piece("durations", self._frames_version(), lambda: loading.durations_of(self.view))
+
+    def index(self, split: str) -> VideoIndex:
+        """The index of one split's videos."""
+        row = loading.one_row(self.view, "video_index", split)
+        return self._piece(f"index/{split}", row["row_version"], lambda: _read_index(row["path"]))
+
+    def policy(self, method: Method) -> PolicyModel:
+        """The policy that `method` searches with, to be asked. A published one starts from the embedder's size, too."""
+        asset, row_id = method.model, method.row_id
+        embedder = self.view.versions("base_models").get("embedder")
+        version = (asset, self._version(asset, row_id), embedder)
+        return self._piece("policy", version, lambda: loading.policy_of(self.view, self.execution, asset, row_id))
+
+    def features(self, policy: PolicyModel) -> FeatureStore:
+        """Vision features of the dataset's videos by `policy`'s vision tower."""
+        return self._piece(
+            "features",
+            (policy, self._frames_version()),
+            lambda: loading.frame_store(self.view, policy.encoder, self.execution),
+        )
+
+    def checkpoint(self, method: Method) -> str:
+        """The digest of the weights that `method` searches with."""
+        return str(loading.one_row(self.view, method.model, method.row_id)["digest"])
+
+    def searcher(self, split: str, method: Method) -> Searcher:
+        """A searcher over one split's videos by `method`."""
+        from vsr1_core.search.episodes import Searcher
+
+        policy = self.policy(method)
+        num_tokens = policy.model.soft_query.num_soft_tokens
+        return Searcher(
+            policy=policy,
+            embedder=self.embedder,
+            index=self.index(split),
+            features=self.features(policy),
+            durations_s=self.durations_s,
+            settings=settings_of(method, self.view.config.evaluation, num_tokens, self.execution.batch_size * 2),
+            plain=self.plain,
+        )
+
+    def _version(self, asset: str, row_id: str) -> str:
+        return str(loading.one_row(self.view, asset, row_id)["row_version"])
+
+    def _frames_version(self) -> str:
+        return str(self.view.table("frame_tensors").manifest()["data_version"])
+
+    def _piece(self, name: str, version: Any, open_it: Callable[[], Any]) -> Any:
+        """What is kept under `name`, opened (again) where it is not of `version`."""
+        if name not in self._kept or self._kept[name][0] != version:
+            for old in (name, *_MADE_WITH.get(name, ())):  # their memory is free before the next one takes as much
+                self._kept.pop(old, None)
+            self._kept[name] = (version, open_it())
+        return self._kept[name][1]
+
+
+def _read_index(path: str) -> VideoIndex:
+    from vsr1_core.search.index import read_index
+
+    return read_index(Path(path))
