@@ -19,7 +19,8 @@ class DatasetEntry:
     """kind: of a format of `datasets.formats`: toy | verified | folder. videos: folder of video files. annotations: a
     file (folder kind) or a folder of `<name>_fig_<split>.jsonl` (verified kind). config: a name in
     `vsr1_core.configurations`. models_from: the dataset whose checkpoints this one uses; empty when it trains its own.
-    seed: of its trainings, in place of the configuration's (`configurations.with_seed`)."""
+    seed: of its trainings, in place of the configuration's (`configurations.with_seed`). embedder, policy: folders or
+    hub ids, in place of the configuration's; with an embedder and no policy, videos are ranked and none is verified."""
 
     name: str
     kind: str
@@ -28,12 +29,17 @@ class DatasetEntry:
     config: str = "tiny"
     models_from: str = ""
     seed: int | None = None
+    embedder: str = ""
+    policy: str = ""
 
     @property
     def own_configuration(self) -> Configuration:
         """The one that is named here. What the dataset is built with is `configuration_of`, which knows about borrowed
         models."""
         config = CONFIGURATIONS[self.config]
+        if self.embedder:
+            models = dataclasses.replace(config.models, embedder=self.embedder, policy=self.policy)
+            config = dataclasses.replace(config, models=models)
         return config if self.seed is None else with_seed(config, self.seed)
 
 

@@ -41,10 +41,22 @@ def _save(loaded: Any, folder: Path, record: dict[str, Any]) -> str:
 def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PolicyModel:
     """Load a policy whose checkpoint has the soft query modules.
 
-        policy = load_policy("vsr1_home/lake/sft_checkpoint/files/...")
+    Args:
+        folder: The checkpoint's folder: `model.safetensors`, `config.json` with a `soft_query` section, the tokenizer.
+        device: A torch device such as `cpu` or `cuda:0`.
+        dtype: What the weights are converted to.
 
-    Raises FileNotFoundError for a folder without config.json, ValueError for a model of no family that offers policies
-    and naming every missing, unexpected or wrongly shaped tensor.
+    Returns:
+        The model, in evaluation mode on `device`, with its tokenizer and the folder.
+
+    Raises:
+        ValueError: A tensor is missing, unexpected or of a wrong shape; each is named. Or the tokenizer is another one.
+        FileNotFoundError: The folder has no `config.json`.
+
+    Example:
+        >>> import vsr1_core as vsr1
+        >>> vsr1.load_policy("checkpoints/sft").model.soft_query.num_soft_tokens   # doctest: +SKIP
+        8
     """
     return policy_family_of(folder).load_policy(Path(folder), device, dtype)
 

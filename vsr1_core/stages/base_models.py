@@ -47,11 +47,11 @@ class BaseModels(ModelStage):
         recipe = view.config.models
         made_with = known_options(asdict(recipe.options))
         if not recipe.is_tiny:
-            policy = {"model": recipe.policy, "recipe": fingerprint([recipe.embedder, recipe.options])}
-            return {
-                "embedder": Row({"model": recipe.embedder, "recipe": fingerprint("published")}),
-                "policy": Row(policy, made_with),
-            }
+            rows = {"embedder": Row({"model": recipe.embedder, "recipe": fingerprint("published")})}
+            if recipe.policy:
+                made_from = {"model": recipe.policy, "recipe": fingerprint([recipe.embedder, recipe.options])}
+                rows["policy"] = Row(made_from, made_with)
+            return rows
         inputs = self._trained_on(view)
         trained = [recipe.tiny, recipe.options.system_prompt]
         return {

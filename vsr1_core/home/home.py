@@ -1,0 +1,301 @@
+"""A home folder as an object: its datasets, their tables, builds, and searches that keep their models open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, save_entry
+from vsr1_core.home import adding, building
+from vsr1_core.home.execution import choose_device, choose_processes
+from vsr1_core.home.search import Hit, best_method, search_once
+from vsr1_core.home.status import plan_frame, status_frame
+from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages, open_view, plan_graph
+from vsr1_core.stages.opened import OpenedModels
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from vsr1_core.home.building import BuiltAsset
+    from vsr1_core.home.explain import ExplainedRow
+
+
+class Home:
+    """A folder that holds datasets, their tables (the lake), and `vsr1.duckdb`; the same that `vsr1` works in.
+
+    Nothing is written until something is built or added, and no model is loaded before the first search. A search keeps
+    its models open for the next one; after a build it opens those again whose rows changed.
+
+    Args:
+        path: The folder; it may be missing. The command line calls it VSR1_HOME.
+        device: A torch device such as `cpu` or `cuda:0`; `auto` is the first GPU where there is one, else the CPU.
+        workers: How many processes decode videos; 0 is one per core.
+        processes: How many processes train one model together; 0 is one on a GPU, and on a CPU one per core up to 4.
+        log: Called with each line about the progress of a build; by default nothing is said.
+
+    Example:
+        >>> import vsr1_core as vsr1
+        >>> home = vsr1.Home("vsr1_home", log=print)
+        >>> home.build("toy")                                   # doctest: +SKIP
+        >>> home.search("a red circle moves left")[0].video     # doctest: +SKIP
+        'toy_test_00042'
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "vsr1_home",
+        device: str = "auto",
+        workers: int = 0,
+        processes: int = 1,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.device = device
+        self.workers = workers
+        self.processes = processes
+        self.log = log or (lambda line: None)
+        self._opened: dict[str, OpenedModels] = {}
+
+    def __repr__(self) -> str:
+        return f"Home({str(self.path)!r})"
+
+    def datasets(self) -> dict[str, DatasetEntry]:
+        """All datasets of this home by name: the built-in ones and those that were added.
+
+        Returns:
+            Name -> entry, with the folders of videos and annotations and the name of the configuration.
+        """
+        return load_entries(self.path)
+
+    def add_dataset(
+        self,
+        name: str,
+        videos: str | Path | None = None,
+        annotations: str | Path | None = None,
+        *,
+        config: str | None = None,
+        models_from: str | None = None,
+        toy: bool = False,
+    ) -> DatasetEntry:
+        """Register a dataset, or register it anew. Nothing is read or built yet.
+
+        Args:
+            name: What it is called from now on: letters, digits, `-`, `_` and `.`.
+            videos: The folder of video files, searched in all subfolders. Needed unless `toy` or a public dataset.
+            annotations: A CSV with the columns video, start, end, query (start and end in seconds), or a JSONL file in
+                the FIG schema; of a public dataset the folder of its files. Without it, videos can be searched only.
+            config: The configuration: frames, models, recipes. By default that of `models_from`.
+            models_from: The dataset whose models are used; frames are sampled as these saw them. `""` lets this one
+                train its own. By default `toy`, unless `config` names published models.
+            toy: Render a corpus of moving shapes instead, as large as `config` says.
+
+        Returns:
+            The entry as it was saved.
+
+        Raises:
+            ValueError: A folder without videos, a missing annotation file, an unknown configuration, or one that names
+                other models than `models_from` has.
+            LookupError: `models_from` names no dataset of this home.
+
+        Example:
+            >>> vsr1.Home("vsr1_home").add_dataset("mine", "~/clips", "~/clips.csv")   # doctest: +SKIP
+        """
+        if config is not None and config not in CONFIGURATIONS:
+            raise ValueError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
+        if models_from:
+            self._entry(models_from)
+        folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
+        if toy:
+            entry = adding.toy_entry(self.path, name, config or "tiny")
+        elif name in BENCHMARKS:
+            entry = adding.verified_entry(self.path, name, folder, annotated, config, models_from)
+        elif folder is None:
+            raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
+        else:
+            entry = adding.folder_entry(self.path, name, folder, annotated, config, models_from)
+        for line in adding.borrowed(self.path, entry):
+            self.log(line)
+        save_entry(self.path, entry)
+        return entry
+
+    def plan(self, dataset: str = "toy") -> pl.DataFrame:
+        """What a build would do, asset by asset, and why. Writes nothing.
+
+        Args:
+            dataset: A name in `datasets()`.
+
+        Returns:
+            One row per asset: asset, new, stale, orphaned, failed, unchanged (numbers of rows), waits_for (the asset
+            that has to run before these are known), why (each cause with its number of rows).
+
+        Raises:
+            LookupError: There is no such dataset.
+        """
+        return plan_frame(plan_graph(self.view(dataset)))
+
+    def build(
+        self, dataset: str = "toy", assets: Sequence[str] | None = None, *, retry_failed: bool = False
+    ) -> list[BuiltAsset]:
+        """Make the rows that are new or stale, asset after asset, without Dagster.
+
+        Rows, versions and checks are those of `vsr1 build`; the run history and the pools belong to Dagster. A build
+        that was stopped goes on where it was.
+
+        Args:
+            dataset: A name in `datasets()`.
+            assets: Names of assets or groups, such as `["video_index"]`; all that they read is built, too. By default
+                all assets.
+            retry_failed: Make rows that failed before again.
+
+        Returns:
+            What each asset did, in the order of the build.
+
+        Raises:
+            ValueError: An unknown asset; what the first asset that cannot be built has to say; or what a blocking check
+                found.
+            LookupError: There is no such dataset.
+
+        Example:
+            >>> vsr1.Home("vsr1_home").build("toy", ["first_ranking"])   # doctest: +SKIP
+        """
+        from vsr1_core.home import warehouse
+
+        view = self.view(dataset)
+        names = list(view.stages) if assets is None else building.with_upstream(view.stages, assets)
+        built = list(building.build(view, self.execution(retry_failed), names))
+        warehouse.refresh(self.path, view.stages)
+        return built
+
+    def status(self, dataset: str = "toy") -> pl.DataFrame:
+        """What has been built of a dataset, and when.
+
+        Returns:
+            One row per asset: asset, rows, failed, data_version, changed_at (UTC). The last four are null where the
+            asset is not built.
+
+        Raises:
+            LookupError: There is no such dataset.
+        """
+        return status_frame(self.view(dataset))
+
+    def search(self, text: str, dataset: str = "toy", split: str = "test", top_k: int = 5) -> list[Hit]:
+        """Find videos for a text, and the moment in those that the policy was shown.
+
+        The first search loads the models; later ones use them as long as their rows do not change.
+
+        Args:
+            text: What happens in the moment, in words.
+            dataset: A name in `datasets()`; it has to be built.
+            split: Which videos to search. Videos of a plain folder are in `test`.
+            top_k: How many videos to return.
+
+        Returns:
+            At most `top_k` hits, best first.
+
+        Raises:
+            ValueError: The text is blank.
+            LookupError: There is no such dataset, or it is not built; the message has the command.
+
+        Example:
+            >>> for hit in vsr1.Home("vsr1_home").search("a red circle moves left"):   # doctest: +SKIP
+            ...     print(hit.video, hit.start_s, hit.end_s)
+        """
+        opened = self.opened(dataset)
+        return search_once(opened, best_method(opened.view), text, split, top_k)
+
+    def sql(self, query: str) -> pl.DataFrame:
+        """The result of one SQL statement (DuckDB) on the views of this home.
+
+        Args:
+            query: For example `from metrics`, or `describe predictions`. A view holds the rows of all datasets.
+
+        Returns:
+            The result as a polars frame.
+
+        Raises:
+            ValueError: What DuckDB says of bad SQL, in one line, and the names of the views.
+
+        Example:
+            >>> vsr1.Home("vsr1_home").sql("select method, value from metrics where metric = 'mrr'")   # doctest: +SKIP
+        """
+        from vsr1_core.home import warehouse
+
+        return warehouse.query(self.path, query)
+
+    def table(self, name: str, dataset: str = "toy") -> pl.DataFrame:
+        """The rows of one view and one dataset, such as `predictions`, `moments` or `metrics`.
+
+        Args:
+            name: A view; `home.sql("show tables")` lists them.
+            dataset: A name in `datasets()`.
+
+        Returns:
+            The rows as a polars frame, failed ones included; no rows where nothing was built.
+
+        Raises:
+            ValueError: There is no such view.
+            LookupError: There is no such dataset.
+        """
+        from vsr1_core.home import warehouse
+        from vsr1_core.home.warehouse_views import quoted_name, quoted_text
+
+        self._entry(dataset)
+        return warehouse.query(self.path, f"from {quoted_name(name)} where dataset = {quoted_text(dataset)}")
+
+    def explain(self, asset: str, row: str, dataset: str = "toy", max_rows: int = 2) -> ExplainedRow:
+        """One row back to its sources: its version, why it is due, and the rows and files it was made from.
+
+        Args:
+            asset: The asset, for example `metrics`.
+            row: The row's id, for example `sqr_sft/mrr`.
+            dataset: A name in `datasets()`.
+            max_rows: How many upstream rows of each input to follow.
+
+        Returns:
+            The row with its inputs, each with the rows it stands for; `to_json()` writes all of it.
+
+        Raises:
+            LookupError: There is no such dataset, asset or row.
+        """
+        from vsr1_core.home.explain import explain
+
+        return explain(self.view(dataset), asset, row, max_rows)
+
+    def close(self) -> None:
+        """Let go of all models. The next search loads them again."""
+        self._opened.clear()
+
+    def view(self, dataset: str) -> View:
+        """The tables of one dataset, for what this class does not offer."""
+        self._entry(dataset)
+        return open_view(self.path, dataset, all_stages())
+
+    def opened(self, dataset: str) -> OpenedModels:
+        """The models of one dataset as they are now; kept between calls while dataset and configuration stay."""
+        view, kept = self.view(dataset), self._opened.get(dataset)
+        if kept is None or (kept.view.entry, kept.view.config) != (view.entry, view.config):
+            self._opened[dataset] = OpenedModels(view, self.execution())
+        return self._opened[dataset]
+
+    def execution(self, retry_failed: bool = False) -> Execution:
+        """How the work of this home runs."""
+        device = choose_device(self.device)
+        return Execution(
+            device=device,
+            workers=self.workers or max(1, os.cpu_count() or 1),
+            processes=choose_processes(self.processes, device),
+            retry_failed=retry_failed,
+            log=self.log,
+        )
+
+    def _entry(self, dataset: str) -> DatasetEntry:
+        """LookupError with a message of its own: that of a KeyError is shown in quotes."""
+        try:
+            return get_entry(self.path, dataset)
+        except KeyError as error:
+            raise LookupError(error.args[0]) from None

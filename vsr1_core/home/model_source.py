@@ -1,0 +1,118 @@
+"""Where the models of a folder index come from: what a person may say, as an embedder and a policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets.registry import REAL_CONFIG, models_owner
+from vsr1_core.home.search import best_method
+from vsr1_core.rows.files import read_json
+from vsr1_core.stages.loading import one_row
+from vsr1_core.stages.methods import BASIC, Method
+
+if TYPE_CHECKING:
+    from vsr1_core.home.home import Home
+
+TOY_POLICY = "sft_checkpoint"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WHAT_MODELS_MAY_BE = (
+    'models may be "toy" (trained here first), a dataset of this home, "HOME/DATASET" (a built dataset of another '
+    "home), a folder that holds embedder/ and policy/, a folder or hub id of an embedder alone (videos are then ranked "
+    'and none is verified), or {"embedder": FOLDER_OR_ID, "policy": FOLDER_OR_ID}'
+)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """An embedder and a policy, each a folder or a hub id; an empty policy means that videos are only ranked.
+
+    method: how the policy searches; None without one. config: the name of the configuration whose frames the models are
+    used to.
+    """
+
+    embedder: str
+    policy: str
+    method: Method | None
+    config: str
+
+    @property
+    def stands_for(self) -> str:
+        """The training whose checkpoint the policy stands for; empty for a base policy and for none."""
+        asset = self.method.model if self.method else ""
+        return "" if asset == "base_models" else asset
+
+
+def model_source(models: str | Path | Mapping[str, str | Path], home: Home, config: str | None) -> ModelSource:
+    """What `models` names. `toy` is built in `home` where it is not there yet.
+
+    Raises:
+        ValueError: It names nothing; the message says what it may be.
+        OSError: A hub id, and the hub does not give it.
+        LookupError: A dataset that is not built.
+    """
+    if config is not None and config not in CONFIGURATIONS:
+        raise ValueError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
+    if isinstance(models, Mapping):
+        return _from_parts(models, config or REAL_CONFIG)
+    name, path = str(models), Path(models).expanduser()
+    if name == "toy":
+        home.build("toy", [TOY_POLICY])
+    if name in home.datasets():
+        return _from_dataset(home, name)
+    if path.is_dir():
+        return _from_folder(path.resolve(), config or REAL_CONFIG)
+    if (path.parent / "lake").is_dir():
+        return _from_dataset(type(home)(path.parent, home.device), path.name)
+    if HUB_ID.fullmatch(name):
+        return _from_hub(name, config or REAL_CONFIG)
+    raise ValueError(f"models={name!r} names no models: {WHAT_MODELS_MAY_BE}")
+
+
+def _from_dataset(home: Home, dataset: str) -> ModelSource:
+    """The models that a built dataset is searched with."""
+    view = home.view(dataset)
+    method = best_method(view)
+    policy = str(one_row(view, method.model, method.row_id)["path"]) if method else ""
+    embedder = str(one_row(view, "base_models", "embedder")["path"])
+    return ModelSource(embedder, policy, method, models_owner(home.path, view.entry).config)
+
+
+def _from_folder(folder: Path, config: str) -> ModelSource:
+    if (folder / "embedder").is_dir():
+        parts = {name: folder / name for name in ("embedder", "policy") if (folder / name).is_dir()}
+        return _from_parts(parts, config)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, and no folder embedder/: {WHAT_MODELS_MAY_BE}")
+    return _from_parts({"embedder": folder}, config)
+
+
+def _from_hub(model_id: str, config: str) -> ModelSource:
+    from vsr1_core.models.checkpoints import fetch_model
+
+    folder = fetch_model(model_id)
+    return _from_folder(folder, config)
+
+
+def _from_parts(parts: Mapping[str, str | Path], config: str) -> ModelSource:
+    from vsr1_core.models.checkpoints import fetch_model
+
+    if "embedder" not in parts or set(parts) - {"embedder", "policy"}:
+        raise ValueError(f"models={dict(parts)!r} has to name an embedder, and may name a policy: {WHAT_MODELS_MAY_BE}")
+    folders = {name: fetch_model(str(Path(str(part)).expanduser())) for name, part in parts.items()}
+    if _is_trained_policy(folders["embedder"]):
+        raise ValueError(
+            f"{parts['embedder']} is a policy with soft query modules, and searching takes the embedder that it was "
+            'trained with as well: models={"embedder": ..., "policy": ...}'
+        )
+    policy = folders.get("policy")
+    method = None if policy is None else BASIC["sqr_sft" if _is_trained_policy(policy) else "zero_shot"]
+    return ModelSource(str(folders["embedder"]), str(policy or ""), method, config)
+
+
+def _is_trained_policy(folder: Path) -> bool:
+    return bool(read_json(folder / "config.json").get("soft_query"))
