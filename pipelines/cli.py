@@ -266,8 +266,9 @@ def ui(
 
     settings = read_settings()
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
-    workspace = Path(__file__).resolve().with_name("workspace.yaml")
-    arguments = ["dev", "-w", str(workspace), "-h", host, "-p", str(port)]
+    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # in a checkout; a wheel has none
+    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
+    arguments = ["dev", *location, "-h", host, "-p", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
 
 

@@ -63,7 +63,7 @@ def test_a_wheel_adds_one_package_with_all_files(wheel: Path) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vsr1_core").rglob("*.py")}
     for part in ("assets", "pipelines"):
         expected |= {f"vsr1_core/_app/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / part).rglob("*.py")}
-    data = {"vsr1_core/py.typed", *(f"vsr1_core/_app/pipelines/{n}.yaml" for n in ("dagster", "workspace"))}
+    data = {"vsr1_core/py.typed", "vsr1_core/_app/pipelines/dagster.yaml"}
     assert {name for name in names if ".dist-info" not in name} >= expected | data
 
 
