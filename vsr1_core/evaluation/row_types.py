@@ -11,16 +11,21 @@ from typing import TypedDict, TypeVar, cast
 import polars as pl
 
 
-class MomentRow(TypedDict):
+class SpanRow(TypedDict):
+    """A span of a video, in seconds from its first frame."""
+
+    video_id: str
+    start_s: float
+    end_s: float
+
+
+class MomentRow(SpanRow):
     """An annotated query and its moment: a row of `moments`. Here the right video is `video_id`."""
 
     query_id: str
     split: str
     query: str
     plain_query: str
-    video_id: str
-    start_s: float
-    end_s: float
     duration_s: float
     """Length of the video in seconds."""
     clamped: bool
@@ -79,14 +84,19 @@ class PredictionRow(TypedDict):
     turns: list[TurnRow]
 
 
-class AnswerRow(TypedDict):
-    """A prediction beside its query's truth: what the report shows of one query."""
+class AskedRow(TypedDict):
+    """What was asked, and the right answer."""
 
     query_id: str
     query: str
     gt_video_id: str
     gt_start_s: float
     gt_end_s: float
+
+
+class AnswerRow(AskedRow):
+    """A prediction beside its query's truth: what the report shows of one query."""
+
     first_rank: int | None
     rank: int | None
     num_turns: int

@@ -69,7 +69,7 @@ class SqlView:
         return self.means.get(column) or (stage.meaning(column) if stage else "") or COMMON.get(column, "")
 
 
-COMMON: Mapping[str, str] = {**c.IDS, **BOOKKEEPING, "method": c.METHOD_NAME.says}
+COMMON: Mapping[str, str] = {**c.IDS, **BOOKKEEPING, "method": c.SEARCHED_BY.says}
 """What columns mean that no stage of the view says."""
 VIEWS: list[SqlView] = []
 """In the order in which they are made."""

@@ -57,13 +57,34 @@ _RESULT = {
 }
 
 
-class Metrics(Stage):
+class ScoreStage(Stage):
+    """A stage whose rows are values with bootstrap intervals over queries."""
+
+    group = "evaluation"
+
+    def recipe(self, config: Configuration) -> Any:
+        return [config.evaluation.num_resamples, config.evaluation.seed]
+
+
+def _scored_methods(view: View) -> Iterator[tuple[str, str, pl.DataFrame, dict[str, str]]]:
+    """(split, method, the split's annotated queries, what scores of the method read) of all that can be scored."""
+    for split in view.config.evaluation.splits:
+        truth = _truth(view, split)
+        for method in _methods(view, truth):
+            yield (
+                split,
+                method,
+                truth,
+                {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)},
+            )
+
+
+class Metrics(ScoreStage):
     """One row per method and metric; a method is scored as soon as it has a row, even if all of them failed."""
 
     name = "metrics"
     key = "metric_id"
     key_says = "`<method>/<metric>`."
-    group = "evaluation"
     version = 4
     says = "One row per method and metric with its 95 % interval; shares are in [0, 1], null is undefined."
     reads = {
@@ -72,22 +93,16 @@ class Metrics(Stage):
         "train_moments": every("moments", IS_TRAIN),
     }
     checks = (checks.METRICS_HELD,)
-    columns = {"method": c.METHOD_NAME, "metric": c.METRIC, **_RESULT}
-
-    def recipe(self, config: Configuration) -> Any:
-        return [config.evaluation.num_resamples, config.evaluation.seed]
+    columns = {"method": c.SEARCHED_BY, "metric": c.METRIC, **_RESULT}
 
     def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
-        for split in view.config.evaluation.splits:
-            truth = _truth(view, split)
-            for method in _methods(view, truth):
-                inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
-                of_probes = _probe_inputs(view, method, truth)
-                for name, metric in all_metrics().items():
-                    known = {"method": method, "metric": name, "split": split}
-                    reads = of_probes if metric.source == "probes" else inputs
-                    rows[_metric_id(view, method, name, split)] = Row(reads, known)
+        for split, method, truth, inputs in _scored_methods(view):
+            of_probes = _probe_inputs(view, method, truth)
+            for name, metric in all_metrics().items():
+                known = {"method": method, "metric": name, "split": split}
+                reads = of_probes if metric.source == "probes" else inputs
+                rows[_metric_id(view, method, name, split)] = Row(reads, known)
         return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
@@ -106,7 +121,7 @@ class Metrics(Stage):
         view.table(self.name).keep_state(view.lake.history(self.name) / f"dataset={view.entry.name}")
 
 
-class RefinementCurves(Stage):
+class RefinementCurves(ScoreStage):
     """One row per method and point of a curve: a metric by the number of turns, or of soft tokens, allowed.
 
     Curves of soft tokens are those of methods that refine with them.
@@ -115,30 +130,23 @@ class RefinementCurves(Stage):
     name = "refinement_curves"
     key = "point_id"
     key_says = "`<method>/<curve>/<x>/<metric>`."
-    group = "evaluation"
     says = "Metrics by the number of turns, or of soft tokens per turn, allowed; with 95 % intervals."
     reads = _SCORED
     uses = CHECKPOINTS
     columns = {
-        "method": c.METHOD_NAME,
+        "method": c.SEARCHED_BY,
         "curve": c.text("What is varied: `turns`, or `soft_tokens` per turn."),
         "x": c.integer("How many of them were allowed."),
         "metric": c.METRIC,
         **_RESULT,
     }
 
-    def recipe(self, config: Configuration) -> Any:
-        return [config.evaluation.num_resamples, config.evaluation.seed]
-
     def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
-        for split in view.config.evaluation.splits:
-            truth = _truth(view, split)
-            for method in _methods(view, truth):
-                inputs = {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)}
-                for point in _points(view, method):
-                    known = {"method": method, "split": split, **asdict(point)}
-                    rows[_metric_id(view, method, point.name, split)] = Row(inputs, known, facts=point.name)
+        for split, method, _, inputs in _scored_methods(view):
+            for point in _points(view, method):
+                known = {"method": method, "split": split, **asdict(point)}
+                rows[_metric_id(view, method, point.name, split)] = Row(inputs, known, facts=point.name)
         return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
