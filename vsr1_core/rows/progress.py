@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_OF_AN_ARRIVAL = 1.0
+"""What is noted within so long came together."""
 
 
 def _nowhere(*_: Any) -> None:
@@ -32,6 +34,10 @@ class Log:
 class Progress:
     """`total` units of work called `name`, `done_before` of them by an earlier run. `log`: a `Log`, or a function that
     takes lines.
+
+    Rates are those of whole arrivals: what arrives within a second came together, as the rows of a batch do. How many
+    belong to the arrival that has just begun is not known, so it counts for nothing before it is over: the first of 32
+    rows that take 52 s together would otherwise promise 52 s for each of the others.
     """
 
     log: Callable[[str], None]
@@ -44,24 +50,36 @@ class Progress:
     def __post_init__(self) -> None:
         self._last_line = self.started
         self._step = self.log.step if isinstance(self.log, Log) else _nowhere
+        self._newest = self._complete = self._begun = (self.done_before, self.started)
 
     def note(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """`done` units are done. `values`, as losses, stand in the line, and are worth a last line at the end."""
         self._step(self.name, done, self.total)
         now, is_end = time.monotonic(), done >= self.total
+        self._arrive(done, now)
         if (is_end and not values) or (not is_end and now - self._last_line < SECONDS_BETWEEN_LINES):
             return
         self._last_line = now
         shown = "".join(f", {name} {value:.3f}" for name, value in (values or {}).items())
         self.log(f"{self.name}: {self._text(done, now - self.started)}{shown}")
 
+    def _arrive(self, done: int, now: float) -> None:
+        """Keep (done, time) of the newest note, of the last one of the arrival before, and of this arrival's first."""
+        if now - self._begun[1] >= SECONDS_OF_AN_ARRIVAL:
+            self._complete, self._begun = self._newest, (done, now)
+        self._newest = (done, now)
+
     def _text(self, done: int, seconds: float) -> str:
-        """`120 of 400 rows, 3.1 rows/s, about 2 min left`; slow work is said in seconds a row."""
-        rate = (done - self.done_before) / max(seconds, 1e-9)
-        slow = f"{1 / max(rate, 1e-9):,.1f} s a {self.unit.removesuffix('s')}"
+        """`120 of 400 rows, 3.1 rows/s, about 2 min left`; slow work is said in seconds per row."""
+        counted = f"{done:,} of {self.total:,} {self.unit}"
+        known, at = (done, self.started + seconds) if done >= self.total else self._complete
+        if known <= self.done_before:
+            return f"{counted}, the first after {duration_text(seconds)}"
+        rate = (known - self.done_before) / max(at - self.started, 1e-9)
+        slow = f"{1 / rate:,.1f} s per {self.unit.removesuffix('s')}"
         speed = slow if rate < 0.95 else f"{rate:,.1f} {self.unit}/s"
-        left = f", about {duration_text((self.total - done) / max(rate, 1e-9))} left" if done < self.total else ""
-        return f"{done:,} of {self.total:,} {self.unit}, {speed}{left}"
+        left = f", about {duration_text((self.total - done) / rate)} left" if done < self.total else ""
+        return f"{counted}, {speed}{left}"
 
 
 def duration_text(seconds: float) -> str:
