@@ -14,10 +14,8 @@ import dagster as dg
 
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
 from assets.handle import Handle
-from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
-from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, Stage, View
 
 Extras = Callable[[View, str], Mapping[str, Any]]
@@ -59,11 +57,10 @@ def asset_key(stage_name: str) -> dg.AssetKey:
 
 
 def code_version(stage: Stage) -> str:
-    """Changes with the stage's version, and with its recipe in any configuration: Dagster keeps one for all partitions.
-    The plan knows which dataset is concerned; in the others a run finds nothing to do.
+    """The stage's version. Dagster keeps one code version for all datasets, and a recipe concerns only those that are
+    built with it: which rows another recipe makes stale is found by the plan, dataset by dataset.
     """
-    recipes = {name: stage.recipe(config) for name, config in CONFIGURATIONS.items()}
-    return str(stage.version) if not any(recipes.values()) else f"{stage.version}-{fingerprint(recipes)}"
+    return str(stage.version)
 
 
 def stage_asset(

@@ -12,8 +12,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines import dataset_commands, experiment_commands, hub_commands, prepared_commands, show
+from pipelines import (
+    config_commands,
+    dataset_commands,
+    experiment_commands,
+    hub_commands,
+    prepared_commands,
+    show,
+)
 from pipelines.commands import (
+    ConfigurationName,
     DatasetOption,
     UserError,
     command,
@@ -49,6 +57,8 @@ EXAMPLES = """
 
   vsr1 experiment                         three seeds of everything on toy: means and intervals
 
+  vsr1 config new longer --set sft.steps=500   settings of your own, for: vsr1 dataset add ... --config longer
+
   vsr1 ui                                 the graph in the browser
 
 State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work runs on;
@@ -64,6 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dataset_commands.datasets, name="dataset")
+app.add_typer(config_commands.configs, name="config")
 app.add_typer(hub_commands.hub)
 app.add_typer(experiment_commands.experiments)
 
@@ -77,7 +88,12 @@ def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")
 @app.command()
 @command
 def doctor(
-    config: Annotated[str, typer.Option(help="Also what this configuration needs (default: the dataset's).")] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            click_type=ConfigurationName(), help="Also what this configuration needs (default: the dataset's)."
+        ),
+    ] = "",
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Also what this dataset lacks, and a forecast.")] = "",
 ) -> None:
     """Check this machine: versions, disk, threads, and what to do where something is missing; forecast a build."""
@@ -86,7 +102,10 @@ def doctor(
     settings = read_settings()
     entry = known_entry(settings, dataset) if dataset else None
     name = config or (entry.config if entry else "tiny")
-    configuration = known_configuration(name) if config or not entry else configuration_of(settings.home, entry)
+    if entry is not None and not config:
+        configuration = configuration_of(settings.home, entry)
+    else:
+        configuration = known_configuration(settings, name)
     findings = list(checks.examine(settings))
     findings += checks.examine_build(settings, configuration, entry)
     estimates = checks.forecast(settings, configuration, entry) if entry else []

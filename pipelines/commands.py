@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import click
 import typer
 
-from pipelines.settings import Settings
-from vsr1_core.configurations import CONFIGURATIONS
+from pipelines.settings import Settings, read_settings
+from vsr1_core.configuration_files import configuration_names, load_configuration
 from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import NotYetKnown
@@ -76,7 +77,21 @@ def known_entry(settings: Settings, name: str) -> DatasetEntry:
         raise UserError(error.args[0]) from error
 
 
-def known_configuration(name: str) -> Configuration:
-    if name not in CONFIGURATIONS:
-        raise UserError(f"no configuration {name!r}; there are: {', '.join(CONFIGURATIONS)}")
-    return CONFIGURATIONS[name]
+def known_configuration(settings: Settings, name: str) -> Configuration:
+    try:
+        return load_configuration(settings.home, name)
+    except LookupError as error:
+        raise UserError(f"{error.args[0]}. To make your own: vsr1 config new NAME --base tiny") from error
+
+
+class ConfigurationName(click.ParamType):
+    """The help lists the home's configurations, which are not known before it is asked for."""
+
+    name = "configuration"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        try:
+            names = configuration_names(read_settings().home)
+        except ValueError:  # the environment is wrong, which every command says
+            return "NAME"
+        return f"[{'|'.join(names)}]"

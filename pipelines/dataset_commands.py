@@ -12,22 +12,23 @@ import polars as pl
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, command, known_configuration, known_entry
-from pipelines.settings import Settings, read_settings
-from vsr1_core.configurations import CONFIGURATIONS
+from pipelines.commands import UserError, command, known_entry
+from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
+from pipelines.settings import read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
-from vsr1_core.datasets.folder import find_videos
-from vsr1_core.datasets.registry import (
-    DatasetEntry,
-    configuration_of,
-    load_entries,
-    models_owner,
-    remove_entry,
-    save_entry,
+from vsr1_core.datasets.registry import DatasetEntry, configuration_of, load_entries, remove_entry, save_entry
+from vsr1_core.home.adding import (
+    Wanted,
+    base_of,
+    borrowed,
+    entry_of,
+    frames_as_in,
+    frames_of,
+    models_of,
+    next_steps,
+    what_was_found,
 )
-from vsr1_core.home.adding import borrowed, folder_entry, frames_text, models_text, toy_entry, verified_entry
-from vsr1_core.recipes import Configuration
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import open_view
@@ -45,42 +46,11 @@ def dataset_list() -> None:
     """All datasets of this home."""
     settings = read_settings()
     rows = [
-        [e.name, e.kind, e.config, e.models_from, _frames_as_in(settings, e), e.videos]
+        [e.name, e.kind, e.config, e.models_from, frames_as_in(settings.home, e), e.videos]
         for e in load_entries(settings.home).values()
     ]
     header = ["name", "kind", "config", "models from", "frames as in", "videos"]
     show.console().print(show.table(f"Datasets of {settings.home}", header, rows))
-
-
-def _built_with(settings: Settings, entry: DatasetEntry) -> Configuration | None:
-    """None where the models that it uses are nobody's; a list of datasets shows such a one all the same."""
-    try:
-        return configuration_of(settings.home, entry)
-    except (LookupError, ValueError):
-        return None
-
-
-def _frames_as_in(settings: Settings, entry: DatasetEntry) -> str:
-    """The configuration whose frames it uses: its own, or that of the models which it borrows."""
-    config = _built_with(settings, entry)
-    if config is None:
-        return "unknown"
-    is_own = config.frames == entry.own_configuration.frames
-    return entry.config if is_own else models_owner(settings.home, entry).config
-
-
-def _frames_of(settings: Settings, entry: DatasetEntry) -> str:
-    """Which frames of its videos are sampled, and whose choice that is."""
-    config = _built_with(settings, entry)
-    if config is None:
-        return f"unknown: {entry.models_from} has no models"
-    differs = config.frames != entry.own_configuration.frames
-    return frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
-
-
-def _models_of(settings: Settings, entry: DatasetEntry) -> str:
-    config = _built_with(settings, entry)
-    return "unknown" if config is None else models_text(config.models)
 
 
 @datasets.command("show")
@@ -91,7 +61,7 @@ def dataset_show(name: str) -> None:
     entry = known_entry(settings, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
     rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
-    rows += [["models", _models_of(settings, entry)], ["frames", _frames_of(settings, entry)]]
+    rows += [["models", models_of(settings.home, entry)], ["frames", frames_of(settings.home, entry)]]
     imported = current_import(Lake(settings.home / "lake"), name)
     if imported is not None:
         record = imported.record
@@ -165,7 +135,11 @@ def _print_findings(name: str, findings: Sequence[Finding]) -> None:
 
 
 @datasets.command(
-    "add", epilog="Example: [bold]vsr1 dataset add mine --videos ~/clips --annotations ~/clips.csv[/bold]"
+    "add",
+    epilog="Examples: [bold]vsr1 dataset add mine --videos ~/clips --annotations ~/clips.csv[/bold]; "
+    "[bold]vsr1 dataset add nano --toy --config nano[/bold]; "
+    "[bold]vsr1 dataset add mine --videos ~/clips --policy ~/my-policy --embedder Qwen/Qwen3-VL-Embedding-2B "
+    "--set retrieval.index=hnsw[/bold]",
 )
 @command
 def dataset_add(
@@ -179,47 +153,32 @@ def dataset_add(
         str | None,
         typer.Option(help="Dataset whose models are used, or '' (default: toy, unless --config names others)."),
     ] = None,
-    config: Annotated[
-        str | None, typer.Option(help=f"One of: {', '.join(CONFIGURATIONS)} (default: that of --models-from).")
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model that looks at videos and refines queries.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model that embeds queries and videos.")
     ] = None,
     toy: Annotated[
         bool, typer.Option("--toy", help="Rendered videos instead of your own, e.g. with --config nano.")
     ] = False,
 ) -> None:
-    """Register a dataset: your own videos, or the folders of a VERIFIED FIG one. Becomes a partition after a reload."""
+    """Register a dataset: your own videos, or the folders of a VERIFIED FIG one. Becomes a partition after a reload.
+
+    With --set, --policy or --embedder, a configuration of its own is written, called as the dataset.
+    """
     settings = read_settings()
-    if config is not None:
-        known_configuration(config)
-    if models_from:
-        known_entry(settings, models_from)
-    if toy:
-        entry = toy_entry(settings.home, name, config or "tiny")
-    elif name in BENCHMARKS:
-        entry = verified_entry(settings.home, name, videos, annotations, config, models_from)
-        typer.echo(f"{name}: VERIFIED FIG annotations from {entry.annotations}")
-    else:
-        entry = _folder_entry(settings, name, videos, annotations, config, models_from)
-    for line in borrowed(settings.home, entry):
+    changes = [*model_assignments(policy, embedder), *(assignments or [])]
+    wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy)
+    with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
+        entry = entry_of(settings.home, wanted, chosen)
+        for line in (what_was_found(entry), *borrowed(settings.home, entry, changes)):
+            typer.echo(line)
+        save_entry(settings.home, entry)
+    for line in next_steps(settings.home, entry):
         typer.echo(line)
-    save_entry(settings.home, entry)
-    typer.echo(f"Added {name}. Next: vsr1 build --dataset {name}")
-
-
-def _folder_entry(
-    settings: Settings,
-    name: str,
-    videos: Path | None,
-    annotations: Path | None,
-    config: str | None,
-    models_from: str | None,
-) -> DatasetEntry:
-    if videos is None:
-        raise UserError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
-    entry = folder_entry(settings.home, name, videos, annotations, config, models_from)
-    found, annotated = len(find_videos(Path(entry.videos))), "annotated" if annotations else "no annotations"
-    source = f"models from {entry.models_from}" if entry.models_from else "its own models"
-    typer.echo(f"{name}: {found:,} videos, {annotated}, {source}")
-    return entry
 
 
 @datasets.command("remove")

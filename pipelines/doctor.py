@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.settings import Settings, read_endpoint
+from vsr1_core.configuration_files import load_configuration, own_names
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
@@ -49,6 +50,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _package(package)
     for check in (_home, _disk):
         yield check(settings.home)
+    yield from _configurations(settings.home)
     others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss, _dagster, _ui)
     for other in others:
         yield other()
@@ -84,6 +86,19 @@ def _disk(home: Path) -> Finding:
     free = shutil.disk_usage(place).free / 2**30
     advice = "" if free >= MIN_FREE_GIB else "free some space, or set VSR1_HOME to a larger disk"
     return Finding("disk", "problem" if advice else "ok", f"{free:.1f} GiB free", advice)
+
+
+def _configurations(home: Path) -> Iterator[Finding]:
+    """The user's own, where there are any."""
+    usable = []
+    for name in own_names(home):
+        try:
+            load_configuration(home, name)
+            usable.append(name)
+        except (ValueError, LookupError) as error:
+            yield Finding("configuration", "problem", str(error.args[0]), f"correct it, then: vsr1 config show {name}")
+    if usable:
+        yield Finding("configurations", "ok", ", ".join(usable))
 
 
 def _ffmpeg() -> Finding:

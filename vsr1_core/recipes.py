@@ -9,8 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
+
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+"""How the learning rate goes on after the warmup, by the names of transformers."""
+Methods = Annotated[tuple[str, ...], Keys("vsr1_core.stages.methods", "ALL")]
 Refine = Literal["none", "soft", "text"]
 """How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
 
@@ -19,32 +24,32 @@ Refine = Literal["none", "soft", "text"]
 class ToyRecipe:
     """The rendered corpus (METHOD 7, `vsr1_core.datasets.toy`)."""
 
-    num_train: int = 1500
-    num_val: int = 150
-    num_test: int = 300
-    size: int = 64
+    num_train: Whole = 1500
+    num_val: Whole = 150
+    num_test: Whole = 300
+    size: Annotated[int, Range(16)] = 64
     """Width and height of a frame in pixels."""
-    source_fps: int = 4
-    seconds_per_event: tuple[int, int] = (3, 5)
-    num_events: tuple[int, int] = (2, 2)
-    moments_per_train_video: int = 2
-    moments_per_eval_video: int = 1
-    near_duplicate_share: float = 0.1
+    source_fps: Count = 4
+    seconds_per_event: Annotated[tuple[int, int], Ascending()] = (3, 5)
+    num_events: Annotated[tuple[int, int], Ascending()] = (2, 2)
+    moments_per_train_video: Count = 2
+    moments_per_eval_video: Count = 1
+    near_duplicate_share: Share = 0.1
     """Share of videos that are another video with one attribute of one event changed."""
-    synonym_probability: float = 0.5
-    seed: int = 42
+    synonym_probability: Share = 0.5
+    seed: Whole = 42
 
 
 @dataclass(frozen=True)
 class FrameRecipe:
     """Sampling of METHOD 7: min(max_frames, max(1, floor(duration * fps))) frames, an even count, aspect kept."""
 
-    fps: float = 1.0
-    max_frames: int = 64
-    max_pixels: int = 200_704
-    size_multiple: int = 32
+    fps: Positive = 1.0
+    max_frames: Annotated[int, Range(2)] = 64
+    max_pixels: Count = 200_704
+    size_multiple: Count = 32
     """Height and width are multiples of this: patch size times spatial merge."""
-    backend: str = "auto"
+    backend: Literal["auto", "pyav", "torchcodec", "decord", "ffmpeg"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,14 @@ class MethodOptions:
     """How the soft query modules of a policy work. A policy is made with them and carries them from then on: training,
     search and evaluation read the policy's, never a recipe's."""
 
-    num_soft_tokens: int = 8
+    num_soft_tokens: Count = 8
     accumulate: bool = True
     """Keep the latents of earlier turns in the query."""
-    seed_hidden: str = "post_norm"
+    seed_hidden: Literal["post_norm", "pre_norm"] = "post_norm"
     """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
     system_prompt: str = ""
     """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
-    seed: int = 42
+    seed: Whole = 42
     """Of the starting weights of the soft query modules."""
 
 
@@ -67,22 +72,28 @@ class MethodOptions:
 class TinyRecipe:
     """How the tiny models are trained from scratch; no part of a build with published models."""
 
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    vision_hidden_size: int = 96
-    vision_depth: int = 2
-    patch_size: int = 16
-    vocab_size: int = 1024
-    seeing_steps: int = 150
+    hidden_size: Count = 128
+    num_layers: Count = 4
+    num_heads: Count = 4
+    vision_hidden_size: Count = 96
+    vision_depth: Count = 2
+    patch_size: Count = 16
+    vocab_size: Count = 1024
+    seeing_steps: Whole = 150
     """Of the vision tower alone, which learns the captions' words before anything else."""
-    contrastive_steps: int = 400
-    contrastive_batch: int = 64
-    contrastive_lr: float = 1e-3
-    contrastive_temperature: float = 0.07
-    caption_weight: float = 1.0
+    contrastive_steps: Whole = 400
+    contrastive_batch: Annotated[int, Range(2)] = 64
+    contrastive_lr: Positive = 1e-3
+    contrastive_temperature: Positive = 0.07
+    caption_weight: Weight = 1.0
     """Weight of writing captions (from the video, and again from the text), beside matching them."""
-    seed: int = 42
+    seed: Whole = 42
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What does not fit together: a field, and what it has to be."""
+        if self.hidden_size % (2 * self.num_heads):
+            multiple = 2 * self.num_heads
+            yield "hidden_size", f"has to be a multiple of {multiple}, twice num_heads, as each head has an even width"
 
 
 @dataclass(frozen=True)
@@ -109,29 +120,29 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class RetrievalRecipe:
-    index: str = "flat"
+    index: Literal["flat", "ivf", "hnsw"] = "flat"
     """`flat` (exact), `ivf` or `hnsw`."""
-    top_k: int = 100
-    num_hard_negatives: int = 30
+    top_k: Count = 100
+    num_hard_negatives: Whole = 30
 
 
 @dataclass(frozen=True)
 class PoolRecipe:
     """The top-1 pool of METHOD 7: train queries whose first video is right, and as many whose first is wrong."""
 
-    num_matched: int = 1000
-    num_not_matched: int = 1000
+    num_matched: Whole = 1000
+    num_not_matched: Whole = 1000
     fill_matched: bool = False
     """Where too few are ranked first, show the right video of other queries. Not in the paper; for weak embedders."""
-    random_share: float = 0.0
+    random_share: Share = 0.0
     """Share of the not-matched rows that are shown any wrong video instead of the first. Not in the paper; for small
     models, which learn to read what is asked off a shown video that is nearly right."""
-    seed: int = 42
+    seed: Whole = 42
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    kind: str = "template"
+    kind: Literal["template", "endpoint"] = "template"
     """`template` writes the trace from the shown video's own annotation; `endpoint` (EndpointRecipe) asks a model."""
 
 
@@ -139,16 +150,16 @@ class TeacherRecipe:
 class EndpointRecipe(TeacherRecipe):
     """What a model is asked for a trace. A recipe of its own: a template's rows do not change with these values."""
 
-    kind: str = "endpoint"
+    kind: Literal["endpoint"] = "endpoint"
     model: str = ""
-    temperature: float = 0.4
-    prompt_version: int = 1
+    temperature: Weight = 0.4
+    prompt_version: Annotated[int, Keys("vsr1_core.reasoning.evidence", "PROMPTS")] = 1
     """Which of `vsr1_core.reasoning.evidence.PROMPTS`."""
-    max_tokens: int = 4096
+    max_tokens: Count = 4096
     """Of a whole reply, a thinking model's thoughts included."""
-    frames_as: str = "images"
+    frames_as: Literal["images", "video"] = "images"
     """`images` (one JPEG a frame) or `video` (one mp4 of the same frames at their true times)."""
-    num_frames: int = 32
+    num_frames: Count = 32
     """At most so many of the stored frames, evenly spread."""
 
 
@@ -159,35 +170,35 @@ class SFTRecipe:
     refine: Refine = "soft"
     """`none` trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens. `text` trains hard query
     refinement: the pool's pairs again, with a new query after a mismatch, and no soft tokens."""
-    steps: int = 0
+    steps: Whole = 0
     """Optimiser steps; 0 means one epoch over the rows."""
-    batch_size: int = 1
-    gradient_accumulation: int = 1
-    lr: float = 2e-5
-    refine_lr: float = 5e-5
-    schedule: str = "linear"
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    retrieval_weight: float = 0.3
-    retrieval_warmup_ratio: float = 0.0
+    batch_size: Count = 1
+    gradient_accumulation: Count = 1
+    lr: Positive = 2e-5
+    refine_lr: Weight = 5e-5
+    schedule: Schedule = "linear"
+    warmup_ratio: Share = 0.0
+    weight_decay: Weight = 0.0
+    max_grad_norm: Weight = 1.0
+    retrieval_weight: Weight = 0.3
+    retrieval_warmup_ratio: Share = 0.0
     """Over this share of the steps the weight of L_ret rises from 0. Not in the paper; for models that first have to
     learn to write, and learn neither well when both losses pull from the start."""
-    temperature: float = 0.1
-    num_negatives: int = 24
+    temperature: Positive = 0.1
+    num_negatives: Whole = 24
     in_batch_positives: bool = False
     drop_above_positive: bool = False
-    lora_rank: int = 0
+    lora_rank: Whole = 0
     """Rank of adapters on the text model's linear layers, which then learn in its place; merged at the end. 0: none."""
     train_vision: bool = False
     gradient_checkpointing: bool = False
     bf16: bool = True
-    early_stop_patience: int = 0
+    early_stop_patience: Whole = 0
     """Stop after so many validations without a lower loss, with the best weights. 0 trains on all rows, to the end."""
-    validation_steps: int = 50
-    validation_share: float = 0.1
+    validation_steps: Count = 50
+    validation_share: Share = 0.1
     """Share of the train videos whose rows validate and do not train, where early stopping is asked for."""
-    seed: int = 42
+    seed: Whole = 42
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -242,31 +253,33 @@ class RewardWeights(Mapping[str, float]):
 class GRPORecipe:
     """Stage 2 (METHOD 6)."""
 
-    steps: int = 0
+    steps: Whole = 0
     """Optimiser steps; 0 means one epoch over the prompts."""
-    queries_per_step: int = 2
-    matched_share: float = 0.0
+    queries_per_step: Count = 2
+    matched_share: Share = 0.0
     """Share of a step's queries that find their video first; 0 takes queries as they come. Not in the paper; where few
     do, a policy is rewarded for refusing whatever it is shown."""
-    group_size: int = 8
-    num_turns: int = 3
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    lr: float = 5e-7
-    refine_lr: float = 5e-5
-    warmup_steps: int = 10
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    clip: float = 0.2
-    beta: float = 0.01
-    loss_type: str = "grpo"
-    retrieval_weight: float = 0.3
-    retrieval_temperature: float = 0.1
-    num_negatives: int = 24
-    rewards: RewardWeights = field(default_factory=RewardWeights)
+    group_size: Annotated[int, Range(2)] = 8
+    num_turns: Count = 3
+    temperature: Positive = 1.0
+    max_new_tokens: Count = 256
+    lr: Positive = 5e-7
+    refine_lr: Weight = 5e-5
+    warmup_steps: Whole = 10
+    weight_decay: Weight = 0.01
+    max_grad_norm: Weight = 1.0
+    clip: Weight = 0.2
+    beta: Weight = 0.01
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
+    retrieval_weight: Weight = 0.3
+    retrieval_temperature: Positive = 0.1
+    num_negatives: Whole = 24
+    rewards: Annotated[RewardWeights, Each(Keys("vsr1_core.training.rewards", "REWARDS"), float)] = field(
+        default_factory=RewardWeights
+    )
     gradient_checkpointing: bool = False
     bf16: bool = True
-    seed: int = 42
+    seed: Whole = 42
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -289,13 +302,13 @@ def effective(recipe: TrainingRecipe) -> TrainingRecipe:
 class EvalRecipe:
     """The episode loop and what is reported (METHOD 2, 8, 9)."""
 
-    methods: tuple[str, ...] = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
+    methods: Methods = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
     """Names in `stages.methods.ALL`. Only these are searched with, and baselines trained only for these."""
-    splits: tuple[str, ...] = ("test",)
-    num_turns: int = 3
-    max_new_tokens: int = 256
-    num_resamples: int = 1000
-    seed: int = 42
+    splits: Annotated[tuple[str, ...], NotEmpty()] = ("test",)
+    num_turns: Count = 3
+    max_new_tokens: Count = 256
+    num_resamples: Count = 1000
+    seed: Whole = 42
 
 
 @dataclass(frozen=True)
@@ -318,3 +331,9 @@ class Configuration:
     hard_refine: SFTRecipe = SFTRecipe(refine="text")
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What makes a method another one than its name says: a dotted field, and what it has to be."""
+        for stage, refine in (("sft", "soft"), ("fine_tuned", "none"), ("hard_refine", "text")):
+            if getattr(self, stage).refine != refine:
+                yield f"{stage}.refine", f"has to be {refine!r}, which is what makes its method another one"

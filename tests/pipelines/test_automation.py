@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +13,8 @@ import pytest
 from pipelines.automation import Outlook, Planner
 from tests.fakes import Numbers, Squares, fake_stages, write_numbers
 from tests.ticker import Ticker
-from vsr1_core.datasets.registry import DatasetEntry, save_entry
+from vsr1_core.configuration_files import write_configuration
+from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
 from vsr1_core.stages.base import Check, View
 
 START = {"a": 1, "b": 2, "c": 3}
@@ -94,6 +96,28 @@ def test_a_new_stage_version_runs_its_stage_in_every_dataset(settled: Ticker, mo
     assert settled.tick() == {"toy": {"squares": 3}, "other": {"squares": 3}}
     assert settled.tick() == {"toy": {"total": 0}, "other": {"total": 0}}
     assert settled.tick() == {}
+
+
+def test_another_configuration_concerns_the_datasets_that_are_built_with_it(
+    settled: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code location is reloaded: files are read as they are, and no version of the code depends on them."""
+    monkeypatch.setattr(Squares, "recipe", lambda _, config: config.retrieval)
+    path = write_configuration(settled.home, "mine", "tiny", {"retrieval": {"top_k": 7}}, "--set")
+    save_entry(settled.home, replace(load_entries(settled.home)["other"], config="mine"))
+    for dataset in ("toy", "other"):
+        settled.build(dataset)
+    assert settled.tick() == {}
+    write_configuration(settled.home, "yours", "tiny", {"retrieval": {"top_k": 8}}, "--set").unlink()
+    assert settled.tick() == {}
+    path.write_text(path.read_text().replace("7", "9"))
+    assert settled.settle("other") == [{"squares": 3}, {"total": 0}]
+    assert settled.stale("toy") == settled.stale("other") == set()
+    path.write_text('base = "tiny"\nsft.steps = 3\nretrieval.top_k = 9\n')
+    assert settled.tick() == {}, "squares do not read sft"
+    path.write_text("base = tiny")
+    edit(settled, b=4)
+    assert settled.settle("toy") == [{"numbers": 1, "squares": 1}, {"total": 1, "warehouse": 0}]
 
 
 def test_a_failed_blocking_check_holds_its_dataset_and_no_other(

@@ -74,14 +74,14 @@ def _annotation_findings(entry: DatasetEntry, config: Configuration) -> Iterator
     for file in sources.annotation_files(entry, config).values():
         if file.error is not None:
             yield Finding("wrong count", file.file_id, str(file.path), file.error)
-        elif entry.name in BENCHMARKS:
+        elif entry.corpus in BENCHMARKS:
             problem = wrong_row_count(file.file_id, sum(1 for _ in read_jsonl(file.path)))
             if problem:
                 yield Finding("wrong count", file.file_id, str(file.path), problem)
 
 
 def _strange_ids(entry: DatasetEntry, video_ids: Mapping[str, object]) -> Iterator[Finding]:
-    benchmark = BENCHMARKS.get(entry.name)
+    benchmark = BENCHMARKS.get(entry.corpus)
     for video_id in sorted(video_ids) if benchmark else ():
         if benchmark is not None and not benchmark.is_video_id(video_id):
             yield Finding("strange id", video_id, "", f"ids of {entry.name} look like {benchmark.id_example}")

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsr1_core.configurations import CONFIGURATIONS, with_seed
+from vsr1_core.configuration_files import load_configuration
+from vsr1_core.configurations import with_seed
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import check_name, read_json, write_json
@@ -17,10 +18,11 @@ REAL_CONFIG = "qwen3-vl-2b"
 @dataclass(frozen=True)
 class DatasetEntry:
     """kind: of a format of `datasets.formats`: toy | verified | folder. videos: folder of video files. annotations: a
-    file (folder kind) or a folder of `<name>_fig_<split>.jsonl` (verified kind). config: a name in
-    `vsr1_core.configurations`. models_from: the dataset whose checkpoints this one uses; empty when it trains its own.
-    seed: of its trainings, in place of the configuration's (`configurations.with_seed`). embedder, policy: folders or
-    hub ids, in place of the configuration's; with an embedder and no policy, videos are ranked and none is verified."""
+    file (folder kind) or a folder of `<corpus>_fig_<split>.jsonl` (verified kind). config: the name of a built-in
+    configuration or of one of the home. models_from: the dataset whose checkpoints this one uses; empty when it trains
+    its own. seed: of its trainings, in place of the configuration's (`configurations.with_seed`). embedder, policy:
+    folders or hub ids, in place of the configuration's; with an embedder and no policy, videos are ranked and none is
+    verified. same_corpus_as: the dataset whose files and imports it reads under that one's name; empty for its own."""
 
     name: str
     kind: str
@@ -31,16 +33,12 @@ class DatasetEntry:
     seed: int | None = None
     embedder: str = ""
     policy: str = ""
+    same_corpus_as: str = ""
 
     @property
-    def own_configuration(self) -> Configuration:
-        """The one that is named here. What the dataset is built with is `configuration_of`, which knows about borrowed
-        models."""
-        config = CONFIGURATIONS[self.config]
-        if self.embedder:
-            models = dataclasses.replace(config.models, embedder=self.embedder, policy=self.policy)
-            config = dataclasses.replace(config, models=models)
-        return config if self.seed is None else with_seed(config, self.seed)
+    def corpus(self) -> str:
+        """The name that the files of the corpus bear."""
+        return self.same_corpus_as or self.name
 
 
 def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
@@ -87,13 +85,28 @@ def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:
     return entries[chain[-1]]
 
 
+def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
+    """The one that `entry` names. What it is built with is `configuration_of`, which knows about borrowed models.
+
+    LookupError or ValueError where the configuration is gone or cannot be used.
+    """
+    try:
+        config = load_configuration(home, entry.config)
+    except LookupError as error:
+        raise LookupError(f"dataset {entry.name!r} cannot be built as it was: {error.args[0]}") from error
+    if entry.embedder:
+        models = dataclasses.replace(config.models, embedder=entry.embedder, policy=entry.policy)
+        config = dataclasses.replace(config, models=models)
+    return config if entry.seed is None else with_seed(config, entry.seed)
+
+
 def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
     """What `entry` is built with: its own configuration, with the frames and models of the dataset whose models it
     uses. Models see what they were trained on, and a policy carries its options with it."""
-    own = entry.own_configuration
+    own = own_configuration(home, entry)
     if not entry.models_from:
         return own
-    owner = models_owner(home, entry).own_configuration
+    owner = own_configuration(home, models_owner(home, entry))
     return dataclasses.replace(own, frames=owner.frames, models=owner.models)
 
 

@@ -1,79 +1,139 @@
-"""Entries for datasets that a person adds: checked here, before any of it is saved. Saving is `datasets.registry`'s."""
+"""Datasets that a person adds: whose files and models, which configuration, and what there is to say about it.
+
+All is checked here, before any of it is saved. Saving is `datasets.registry`'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.configuration_files import load_configuration
+from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.folder import find_videos
-from vsr1_core.datasets.registry import DatasetEntry, get_entry, models_owner
-from vsr1_core.recipes import FrameRecipe, ModelRecipe
+from vsr1_core.datasets.registry import (
+    REAL_CONFIG,
+    DatasetEntry,
+    configuration_of,
+    get_entry,
+    models_owner,
+    own_configuration,
+)
+from vsr1_core.recipes import Configuration, FrameRecipe, ModelRecipe
+from vsr1_core.stages.graph import open_view
+
+OF_MODELS = ("frames", "models", "sft", "fine_tuned", "hard_refine", "grpo")
+"""Recipes that count where models are made, and not where they are borrowed."""
 
 
-def toy_entry(home: Path, name: str, config: str = "tiny") -> DatasetEntry:
-    """A rendered corpus of its own, as large as the configuration says."""
-    data = home / "data" / name
-    return DatasetEntry(name, "toy", str(data / "videos"), str(data), config)
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for. names_models: whether a policy or an embedder is named beside the configuration."""
+
+    name: str
+    videos: Path | None
+    annotations: Path | None
+    models_from: str | None
+    config: str | None
+    names_models: bool = False
+    toy: bool = False
 
 
-def verified_entry(
-    home: Path,
-    name: str,
-    videos: Path | None = None,
-    annotations: Path | None = None,
-    config: str | None = None,
-    models_from: str | None = None,
-) -> DatasetEntry:
-    """One of the public datasets (`datasets.benchmarks`); what is None stays as it is registered."""
-    known = get_entry(home, name)
-    if annotations is not None and not annotations.is_dir():
-        raise ValueError(f"{annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
-    source = get_entry(home, models_from) if models_from else known
+def base_of(home: Path, wanted: Wanted) -> str:
+    """The configuration to build with, or to change: the one that is named, else that of the models that are used."""
+    if wanted.names_models and wanted.models_from:
+        raise ValueError(
+            f"--policy and --embedder name models, and --models-from takes those of {wanted.models_from}: "
+            "give the one or the other"
+        )
+    if wanted.config is not None:
+        return wanted.config
+    if wanted.toy:
+        return "tiny"
+    if wanted.models_from:
+        return get_entry(home, wanted.models_from).config
+    if wanted.name in BENCHMARKS:
+        return get_entry(home, wanted.name).config
+    if wanted.names_models:
+        return REAL_CONFIG
+    return "tiny" if wanted.models_from == "" else get_entry(home, "toy").config
+
+
+def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
+    """The dataset, after a look at its files. ValueError says what is missing."""
+    if wanted.toy:
+        data = home / "data" / wanted.name
+        return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
+    return (_verified_entry if wanted.name in BENCHMARKS else _folder_entry)(home, wanted, config)
+
+
+def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
+    name, known = wanted.name, get_entry(home, wanted.name)
+    if wanted.annotations is not None and not wanted.annotations.is_dir():
+        raise ValueError(f"{wanted.annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
     return DatasetEntry(
         name,
         "verified",
-        str(videos.expanduser().resolve()) if videos else known.videos,
-        str(annotations.expanduser().resolve()) if annotations else known.annotations,
-        config or source.config,
-        models_from or "",
+        _full(wanted.videos) or known.videos,
+        _full(wanted.annotations) or known.annotations,
+        config,
+        wanted.models_from or "",
     )
 
 
-def folder_entry(
-    home: Path,
-    name: str,
-    videos: Path,
-    annotations: Path | None = None,
-    config: str | None = None,
-    models_from: str | None = None,
-) -> DatasetEntry:
-    """A folder of one's own videos. ValueError where it holds none, or where the annotation file is not there.
-
-    Where nothing is said of its models they are toy's, unless the configuration names others; the configuration is by
-    default that of the dataset whose models are used.
-    """
-    folder = videos.expanduser().resolve()
-    if not find_videos(folder):
-        raise ValueError(f"no video files in {videos}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
+def _folder_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
+    name, annotations = wanted.name, wanted.annotations
+    if wanted.videos is None:
+        raise ValueError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
+    require_videos(wanted.videos)
     if annotations is not None and not annotations.expanduser().is_file():
         raise ValueError(f"the annotation file {annotations} is not there")
-    if models_from is None:
-        models_from = "toy" if config is None or CONFIGURATIONS[config].models.is_tiny else ""
-    config = config or (get_entry(home, models_from).config if models_from else "tiny")
-    annotated = str(annotations.expanduser().resolve()) if annotations else ""
-    return DatasetEntry(name, "folder", str(folder), annotated, config, models_from)
+    source = wanted.models_from if wanted.models_from is not None else _default_source(home, wanted, config)
+    if not source and not annotations and load_configuration(home, config).models.is_tiny:
+        raise ValueError(
+            f"{config} trains tiny models from annotated videos, and {name} has no annotations: give --annotations "
+            "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
+        )
+    return DatasetEntry(name, "folder", _full(wanted.videos), _full(annotations), config, source)
 
 
-def borrowed(home: Path, entry: DatasetEntry) -> Iterator[str]:
-    """What `entry` takes from the dataset that makes its models, beside the models: one sentence each.
+def require_videos(folder: Path) -> None:
+    """ValueError for a folder without a video file, FileNotFoundError for one that is not there."""
+    if not find_videos(Path(_full(folder))):
+        raise ValueError(f"no video files in {folder}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
+
+
+def _full(path: Path | None) -> str:
+    return str(path.expanduser().resolve()) if path else ""
+
+
+def _default_source(home: Path, wanted: Wanted, config: str) -> str:
+    """Whose models a folder of videos uses where nothing is said: toy's, unless its configuration names others."""
+    return "toy" if not wanted.names_models and load_configuration(home, config).models.is_tiny else ""
+
+
+def what_was_found(entry: DatasetEntry) -> str:
+    """One sentence about the files of a dataset that is added."""
+    if entry.kind == "toy":
+        return f"{entry.name}: videos will be rendered into {entry.videos}"
+    if entry.kind == "verified":
+        return f"{entry.name}: VERIFIED FIG annotations from {entry.annotations}"
+    annotated = "annotated" if entry.annotations else "no annotations"
+    source = f"models from {entry.models_from}" if entry.models_from else "its own models"
+    return f"{entry.name}: {len(find_videos(Path(entry.videos))):,} videos, {annotated}, {source}"
+
+
+def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> Iterator[str]:
+    """What `entry` takes from the dataset that makes its models, beside the models, and which of `changes` (KEY=VALUE)
+    count for nothing there: one sentence each.
 
     Raises ValueError where its configuration names other models than that dataset has.
     """
     if not entry.models_from:
         return
     owner = models_owner(home, entry)
-    own, theirs = entry.own_configuration, owner.own_configuration
+    own, theirs = (own_configuration(home, e) for e in (entry, owner))
     if models_text(own.models) != models_text(theirs.models):
         raise ValueError(
             f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
@@ -88,11 +148,85 @@ def borrowed(home: Path, entry: DatasetEntry) -> Iterator[str]:
             f"{entry.name}: sizes and options of the models are those of {owner.config}, {why}; not those of "
             f"{entry.config}"
         )
+    idle = [change for change in changes if change.partition(".")[0] in OF_MODELS]
+    if idle:
+        yield (
+            f"{entry.name}: {', '.join(idle)} changes nothing while the models of {owner.name} are used; to train its "
+            "own, add it with --models-from ''"
+        )
+
+
+def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """What was registered, and the commands that come next with what they do."""
+    name, source = entry.name, entry.models_from
+    yield f"Added {name}, to be built with the configuration {entry.config}."
+    if entry.kind == "verified":
+        yield f"First: vsr1 dataset check {name} (says which files are missing)"
+    if source and not _is_built(home, source):
+        yield f"First: vsr1 build --dataset {source} (makes the models that {name} uses)"
+    yield f"Next: vsr1 build --dataset {name} ({', '.join(_work(home, entry))})"
+    if entry.annotations:
+        yield f"Then: vsr1 report --dataset {name} (how well its queries are answered)"
+    yield f'Then: vsr1 search "what happens in it" --dataset {name}'
+
+
+def _is_built(home: Path, dataset: str) -> bool:
+    view = open_view(home, dataset)
+    return any(view.table(asset).exists() for asset in view.stages)
+
+
+def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """What the first build does, in its order."""
+    if entry.kind == "toy":
+        yield "renders the videos"
+    yield "samples frames"
+    if entry.models_from:
+        yield f"takes the models of {entry.models_from}"
+    else:
+        is_tiny = configuration_of(home, entry).models.is_tiny
+        yield "trains tiny models" if is_tiny else "loads the published models"
+    yield "embeds and indexes the videos"
+    if entry.annotations:
+        yield "evaluates the annotated queries" if entry.models_from else "trains and evaluates the methods"
+
+
+# ---- what datasets are built with ----------------------------------------------------------------------------------
+
+
+def _built_with(home: Path, entry: DatasetEntry) -> Configuration | str:
+    """Or why that cannot be known; a list of datasets shows such a one all the same."""
+    try:
+        return configuration_of(home, entry)
+    except (LookupError, ValueError) as error:
+        return f"unknown: {error.args[0]}"
+
+
+def frames_as_in(home: Path, entry: DatasetEntry) -> str:
+    """The configuration whose frames it uses: its own, or that of the models which it borrows."""
+    config = _built_with(home, entry)
+    if isinstance(config, str):
+        return "unknown"
+    is_own = config.frames == own_configuration(home, entry).frames
+    return entry.config if is_own else models_owner(home, entry).config
+
+
+def frames_of(home: Path, entry: DatasetEntry) -> str:
+    """Which frames of its videos are sampled, and whose choice that is."""
+    config = _built_with(home, entry)
+    if isinstance(config, str):
+        return config
+    differs = config.frames != own_configuration(home, entry).frames
+    return frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
 
 
 def frames_text(recipe: FrameRecipe) -> str:
     """Which frames are sampled, in words."""
     return f"{recipe.fps:g} a second, at most {recipe.max_frames} of {recipe.max_pixels:,} pixels"
+
+
+def models_of(home: Path, entry: DatasetEntry) -> str:
+    config = _built_with(home, entry)
+    return config if isinstance(config, str) else models_text(config.models)
 
 
 def models_text(models: ModelRecipe) -> str:

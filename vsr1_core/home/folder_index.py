@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from vsr1_core.datasets.registry import save_entry
-from vsr1_core.home.adding import folder_entry
+from vsr1_core.datasets.registry import DatasetEntry, save_entry
+from vsr1_core.home.adding import require_videos
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import ModelSource, model_source
 from vsr1_core.home.search import Hit, search_once
@@ -94,12 +93,11 @@ class Index:
         place = Home(CACHE_HOME if home is None else home, device, workers, log=log)
         path = Path(folder).expanduser().resolve()
         name = _dataset_name(path)
-        entry = folder_entry(place.path, name, path, models_from="")
+        require_videos(path)
         source = model_source(models, place, config)
         policy = "" if source.stands_for else source.policy
-        save_entry(
-            place.path, dataclasses.replace(entry, config=source.config, embedder=source.embedder, policy=policy)
-        )
+        own = {"config": source.config, "embedder": source.embedder, "policy": policy}
+        save_entry(place.path, DatasetEntry(name, "folder", str(path), **own))
         index = cls(path, place, name, source)
         index.refresh()
         return index

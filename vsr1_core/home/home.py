@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.configuration_files import load_configuration
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, save_entry
 from vsr1_core.home import adding, building
@@ -105,19 +105,15 @@ class Home:
         Example:
             >>> vsr1.Home("vsr1_home").add_dataset("mine", "~/clips", "~/clips.csv")   # doctest: +SKIP
         """
-        if config is not None and config not in CONFIGURATIONS:
-            raise ValueError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
         if models_from:
             self._entry(models_from)
         folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
-        if toy:
-            entry = adding.toy_entry(self.path, name, config or "tiny")
-        elif name in BENCHMARKS:
-            entry = adding.verified_entry(self.path, name, folder, annotated, config, models_from)
-        elif folder is None:
+        if folder is None and not toy and name not in BENCHMARKS:
             raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
-        else:
-            entry = adding.folder_entry(self.path, name, folder, annotated, config, models_from)
+        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy)
+        chosen = adding.base_of(self.path, wanted)
+        load_configuration(self.path, chosen)
+        entry = adding.entry_of(self.path, wanted, chosen)
         for line in adding.borrowed(self.path, entry):
             self.log(line)
         save_entry(self.path, entry)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.configuration_files import load_configuration
 from vsr1_core.datasets.registry import REAL_CONFIG, models_owner
 from vsr1_core.home.search import best_method
 from vsr1_core.rows.files import read_json
@@ -55,8 +55,8 @@ def model_source(models: str | Path | Mapping[str, str | Path], home: Home, conf
         OSError: A hub id, and the hub does not give it.
         LookupError: A dataset that is not built.
     """
-    if config is not None and config not in CONFIGURATIONS:
-        raise ValueError(f"no configuration {config!r}; there are: {', '.join(CONFIGURATIONS)}")
+    if config is not None:
+        load_configuration(home.path, config)
     if isinstance(models, Mapping):
         return _from_parts(models, config or REAL_CONFIG)
     name, path = str(models), Path(models).expanduser()

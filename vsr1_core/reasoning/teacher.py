@@ -100,8 +100,8 @@ def _ask_a_model(recipe: TeacherRecipe, endpoint: EndpointSettings | None) -> Te
         raise ConfigurationError(
             f"the configuration asks the teacher {recipe.model or '(no model named)'} at an endpoint, and no endpoint "
             "is set up: serve that model behind an OpenAI-compatible API and set VSR1_TEACHER_URL to its base, such as "
-            "http://127.0.0.1:8000/v1 (and VSR1_TEACHER_API_KEY where it wants a key); or set "
-            "teacher=TeacherRecipe(kind='template') in vsr1_core/configurations.py to write traces from the annotations"
+            "http://127.0.0.1:8000/v1 (and VSR1_TEACHER_API_KEY where it wants a key); or write traces from "
+            "the annotations: vsr1 config new NAME --base ... --set teacher.kind=template"
         )
     return EndpointTeacher(recipe, endpoint)
 

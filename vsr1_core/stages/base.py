@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from vsr1_core.datasets.registry import DatasetEntry, models_owner
+from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configuration
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
@@ -188,7 +188,7 @@ class View:
     @cached_property
     def imported(self) -> Imported | None:
         """What was imported for this dataset; None where nothing was."""
-        return current_import(self.lake, self.entry.name)
+        return current_import(self.lake, self.entry.corpus)
 
     def imported_rows(self, asset: str) -> Mapping[str, ImportedRow]:
         """Row id -> the imported row of `asset`, whether or not it still holds."""
@@ -202,7 +202,7 @@ class View:
         if self.home is None:
             raise ValueError(f"dataset {self.entry.name!r} borrows models, so its view needs a home folder")
         entry = models_owner(self.home, self.entry)
-        return View(self.lake, entry, entry.own_configuration, self.stages, home=self.home)
+        return View(self.lake, entry, own_configuration(self.home, entry), self.stages, home=self.home)
 
 
 class Stage(ABC):

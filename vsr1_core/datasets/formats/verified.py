@@ -21,7 +21,7 @@ class VerifiedFormat(DatasetFormat):
 
     def annotation_files(self, entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
         root = Path(entry.annotations).absolute()
-        return {path.name: _file(path, split) for path, split in verified.annotation_paths(entry.name, root).items()}
+        return {path.name: _file(path, split) for path, split in verified.annotation_paths(entry.corpus, root).items()}
 
     def lines(self, entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
         for file in self.annotation_files(entry, config).values():

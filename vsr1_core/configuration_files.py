@@ -1,0 +1,208 @@
+"""The configurations of a home: the built-in ones, and the user's own in `<home>/configurations/NAME.toml`.
+
+A file names what it is based on and holds only what differs:
+
+    base = "tiny"
+
+    [sft]
+    steps = 500
+
+It is read each time that it is asked for, so an edit counts at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.recipes import Configuration
+from vsr1_core.rows.files import atomic_path, check_name
+from vsr1_core.settings import Source, changed, nested, settings_of
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class ConfigurationFile:
+    """What a file says, before any of it is checked. settings: nested, without the base."""
+
+    path: Path
+    base: str
+    settings: Mapping[str, Any]
+    source: Source
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def configuration_path(home: Path, name: str) -> Path:
+    """Where a user's configuration is, or will be. ValueError for a name that cannot be a file's."""
+    return home / "configurations" / f"{check_name(name, 'configuration')}.toml"
+
+
+def own_names(home: Path) -> list[str]:
+    """The user's configurations, usable or not."""
+    return sorted(path.stem for path in (home / "configurations").glob("[!.]*.toml"))
+
+
+def configuration_names(home: Path) -> list[str]:
+    """The built-in configurations, then the user's."""
+    return [*CONFIGURATIONS, *(name for name in own_names(home) if name not in CONFIGURATIONS)]
+
+
+def load_configuration(home: Path, name: str) -> Configuration:
+    """One configuration with everything that it is based on. LookupError lists the names; ValueError says in which file
+    and line something cannot be used, and what is allowed."""
+    return _load(home, name, ())
+
+
+def _load(home: Path, name: str, based_on_it: tuple[str, ...]) -> Configuration:
+    if name in CONFIGURATIONS and name not in own_names(home):
+        return CONFIGURATIONS[name]
+    file = read_configuration_file(home, name)
+    chain = (*based_on_it, name)
+    if file.base in chain:
+        circle = " -> ".join([*chain, file.base])
+        raise file.source.error(
+            (BASE,), f"leads back to itself: {circle}; base one of them on a built-in configuration"
+        )
+    try:
+        base = _load(home, file.base, chain)
+    except LookupError as error:
+        raise file.source.error((BASE,), f"names no configuration: {error.args[0]}") from error
+    return dataclasses.replace(changed(base, file.settings, file.source), name=name)
+
+
+def read_configuration_file(home: Path, name: str) -> ConfigurationFile:
+    """LookupError where there is no such file. ValueError where it is no TOML, or names no base."""
+    if name not in own_names(home):
+        raise LookupError(_no_configuration(home, name))
+    path = configuration_path(home, name)
+    if name in CONFIGURATIONS:
+        raise ValueError(
+            f"{path}: {name} is a built-in configuration and cannot be changed; give the file another name"
+        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    base = settings.pop(BASE, None)
+    if not isinstance(base, str):
+        raise ValueError(f'{path}: begin it with base = "NAME", the configuration that it differs from, such as "tiny"')
+    return ConfigurationFile(path, base, settings, Source(str(path), lines_of(text)))
+
+
+def _no_configuration(home: Path, name: str) -> str:
+    names = configuration_names(home)
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+    return f"no configuration {name!r}{meant}{', '.join(names)}"
+
+
+def write_configuration(home: Path, name: str, base: str, settings: Mapping[str, Any], command: str) -> Path:
+    """Put a new file there, after a check of all that it says. settings: nested. command: what is blamed in errors.
+
+    ValueError for a name that is taken, and for settings that cannot be used.
+    """
+    path = configuration_path(home, name)
+    if name in CONFIGURATIONS:
+        raise ValueError(f"{name} is a built-in configuration and cannot be changed; choose another name")
+    if path.exists():
+        raise ValueError(f"there is a configuration {name} already: edit {path}, or choose another name")
+    changed(load_configuration(home, base), settings, Source(command))
+    with atomic_path(path) as temporary:
+        temporary.write_text(toml_text(base, settings), encoding="utf-8")
+    return path
+
+
+# ---- TOML --------------------------------------------------------------------------------------------------------
+
+
+def lines_of(text: str) -> dict[tuple[str, ...], int]:
+    """Key -> the line it is on, of valid TOML: tables, and keys at the beginning of a line."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in _code_lines(text):
+        if line.startswith("["):
+            table = _keys_in(line) or table
+            lines.setdefault(table, number)
+        elif "=" in line and (keys := _keys_in(f"{line.partition('=')[0]} = 0")):
+            lines.setdefault((*table, *keys), number)
+    return lines
+
+
+def _code_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) without those inside texts of several lines."""
+    quote = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not quote:
+            yield number, line.strip()
+        for mark in ('"""', "'''"):
+            if (not quote or quote == mark) and line.count(mark) % 2:
+                quote = "" if quote else mark
+
+
+def _keys_in(line: str) -> tuple[str, ...]:
+    """The dotted key of a table's head, or of an assignment; empty where it is neither, as within a list."""
+    keys: tuple[str, ...] = ()
+    try:
+        found: Any = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return ()
+    while isinstance(found, dict) and found:
+        (key, found), *_ = found.items()
+        keys = (*keys, key)
+    return keys
+
+
+def toml_text(base: str, settings: Mapping[str, Any], remarks: Mapping[str, str] | None = None) -> str:
+    """A configuration file. settings: nested. remarks: dotted key -> a comment behind its value."""
+    return "\n".join([f"{BASE} = {_toml(base)}", *_toml_lines(settings, (), remarks or {})]) + "\n"
+
+
+def _toml_lines(settings: Mapping[str, Any], table: tuple[str, ...], remarks: Mapping[str, str]) -> Iterator[str]:
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            remark = remarks.get(".".join([*table, key]), "")
+            yield f"{key} = {_toml(value)}" + (f"  # {remark}" if remark else "")
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            inner = (*table, key)
+            if any(not isinstance(v, Mapping) for v in value.values()):
+                yield from ("", f"[{'.'.join(inner)}]")
+            yield from _toml_lines(value, inner, remarks)
+
+
+def _toml(value: Any) -> str:
+    """One value as TOML; JSON spells texts and numbers the same way, but for the one character that TOML escapes."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} cannot be a setting")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def shown(home: Path, name: str) -> str:
+    """A configuration with all its settings as a file that could be saved. What its base has otherwise is remarked."""
+    config = load_configuration(home, name)
+    if name in CONFIGURATIONS:
+        return f"# {name} is built in.\n{toml_text(name, nested(settings_of(config)))}"
+    file = read_configuration_file(home, name)
+    base = settings_of(load_configuration(home, file.base))
+    ours = settings_of(config)
+    remarks = {key: _remark(file.base, base.get(key)) for key, value in ours.items() if base.get(key) != value}
+    return f"# {file.path}, with what it takes from {file.base}.\n{toml_text(file.base, nested(ours), remarks)}"
+
+
+def _remark(base: str, value: Any) -> str:
+    return f"not in {base}" if value is None else f"{_toml(value)} in {base}"
