@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from pipelines import (
+    compare_commands,
     config_commands,
     dataset_commands,
     experiment_commands,
@@ -59,6 +60,8 @@ EXAMPLES = """
 
   vsr1 config new longer --set sft.steps=500   settings of your own, for: vsr1 dataset add ... --config longer
 
+  vsr1 compare toy longer                 two builds of the same videos: metrics, queries won and lost
+
   vsr1 ui                                 the graph in the browser
 
 State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work runs on;
@@ -77,6 +80,7 @@ app.add_typer(dataset_commands.datasets, name="dataset")
 app.add_typer(config_commands.configs, name="config")
 app.add_typer(hub_commands.hub)
 app.add_typer(experiment_commands.experiments)
+app.add_typer(compare_commands.comparisons)
 
 
 @app.callback()

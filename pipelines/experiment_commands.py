@@ -1,11 +1,12 @@
 """`vsr1 experiment`: one configuration trained and evaluated with several seeds, and the result of all of them.
 
-Each seed is a dataset of its own (`<config>-seed-<seed>`), so a stopped experiment goes on where it was, the UI shows
-its runs, and the tables hold its rows. All of them read one corpus. For the statistics: `evaluation.experiment`.
+Each seed is a dataset of its own over the files of the dataset that was named, so a stopped experiment goes on where it
+was, the UI shows its runs, and the tables hold its rows. For the statistics: `evaluation.experiment`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,40 +15,67 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import command, fail, known_configuration, require_dagster
+from pipelines.commands import (
+    ConfigurationName,
+    UserError,
+    command,
+    fail,
+    known_configuration,
+    known_entry,
+    require_dagster,
+)
 from pipelines.settings import Settings, read_settings
-from vsr1_core.configurations import CONFIGURATIONS
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
+from vsr1_core.datasets.verified import Moment
+from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.methods import ALL, methods_of
 
 experiments = typer.Typer()
 
 
-@experiments.command(epilog="Example: [bold]vsr1 experiment --config experiment --seeds 1,2,3[/bold]")
+@experiments.command(
+    epilog="Examples: [bold]vsr1 experiment[/bold] (three seeds on rendered videos, two hours); "
+    "[bold]vsr1 experiment --dataset mine --config longer --seeds 1,2,3[/bold]"
+)
 @command
 def experiment(
-    config: Annotated[str, typer.Option(help="A configuration that makes its own toy models.")] = "experiment",
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="Whose videos and annotations are used: vsr1 dataset list.")
+    ] = "toy",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            click_type=ConfigurationName(),
+            help="How each seed is built (default: experiment for toy, else the dataset's own configuration).",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Numbers, comma separated; each trains everything anew.")] = "1,2,3",
 ) -> None:
-    """Train and evaluate a configuration on the toy corpus with several seeds: means, intervals, claims."""
+    """Train and evaluate a configuration on a dataset with several seeds: means, intervals, claims."""
     require_dagster("vsr1 experiment")
     from pipelines.builds import run_build
 
     settings = read_settings()
-    known_configuration(config)
-    entries = [seed_entry(settings, config, seed) for seed in parse_seeds(seeds)]
+    source = known_entry(settings, dataset)
+    name = config or ("experiment" if dataset == "toy" else source.config)
+    entries = [seed_entry(settings, source, name, seed) for seed in parse_seeds(seeds)]
+    check_can_train(source, known_configuration(settings, name))
     started = time.monotonic()
-    for entry in entries:
+    for number, entry in enumerate(entries, 1):
         register(settings, entry)
-        typer.echo(f"{entry.name}: {entries.index(entry) + 1} of {len(entries)}", err=True)
+        typer.echo(f"{entry.name}: {number} of {len(entries)}", err=True)
         result = run_build(settings, entry.name)
         if not result.success:
             stopped = f"the build of {entry.name} stopped; the same command goes on from there"
             fail("\n".join([stopped, *result.problems]))
-    path = summarise(settings, config, entries, time.monotonic() - started)
+    path = summarise(settings, entries, time.monotonic() - started)
     show.console().print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     typer.echo(f"Written: {path.parent}")
+    if len(entries) > 1:
+        typer.echo(f"What two seeds do otherwise: vsr1 compare {entries[0].name} {entries[1].name}")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -58,10 +86,34 @@ def parse_seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def seed_entry(settings: Settings, config: str, seed: int) -> DatasetEntry:
-    """The dataset of one seed. All seeds of a configuration share the folders of its corpus."""
-    data = settings.home / "data" / f"{config}-corpus"
-    return DatasetEntry(f"{config}-seed-{seed}", "toy", str(data / "videos"), str(data), config, seed=seed)
+def experiment_name(source: DatasetEntry, config: str) -> str:
+    """What an experiment's folder and datasets are called."""
+    return config if source.name == "toy" else f"{source.name}-{config}"
+
+
+def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int) -> DatasetEntry:
+    """The dataset of one seed, with models of its own. All seeds read one corpus: that of `source`, or of the
+    configuration where videos are rendered, as it says how."""
+    name = experiment_name(source, config)
+    entry = dataclasses.replace(source, name=f"{name}-seed-{seed}", config=config, models_from="", seed=seed)
+    if source.kind != "toy":
+        return dataclasses.replace(entry, same_corpus_as=source.corpus)
+    data = settings.home / "data" / f"{name}-corpus"
+    return dataclasses.replace(entry, videos=str(data / "videos"), annotations=str(data))
+
+
+def check_can_train(source: DatasetEntry, config: Configuration) -> None:
+    """UserError where the dataset has no annotated train videos, and the configuration needs some."""
+    trains = config.models.is_tiny or any(ALL[name].model != "base_models" for name in methods_of(config))
+    if source.kind == "toy" or not trains:
+        return
+    moments = sources.moments(source, config).values()
+    if not any(moment.split == "train" for moment in moments if isinstance(moment, Moment)):
+        raise UserError(
+            f"{config.name} trains on annotated videos of the split train, and {source.name} has none: add rows with "
+            f"`train` in a column `split` to {source.annotations or 'a file of annotations'}, or evaluate published "
+            "models as they are: vsr1 config new NAME --base qwen3-vl-2b --set evaluation.methods=zero_shot"
+        )
 
 
 def register(settings: Settings, entry: DatasetEntry) -> None:
@@ -73,7 +125,7 @@ def register(settings: Settings, entry: DatasetEntry) -> None:
         save_entry(settings.home, entry)
 
 
-def summarise(settings: Settings, config: str, entries: Sequence[DatasetEntry], seconds: float) -> Path:
+def summarise(settings: Settings, entries: Sequence[DatasetEntry], seconds: float) -> Path:
     """Score all seeds together and write the result. `seconds` is how long the builds took this time."""
     from vsr1_core.evaluation.claims import claims
     from vsr1_core.evaluation.experiment import Experiment
@@ -81,13 +133,15 @@ def summarise(settings: Settings, config: str, entries: Sequence[DatasetEntry], 
     from vsr1_core.stages.method_styles import STYLES
     from vsr1_core.stages.reporting import num_soft_tokens_of, scores_of
 
-    recipe = CONFIGURATIONS[config]
+    first = entries[0]
+    name = first.name.removesuffix(f"-seed-{first.seed}")
+    recipe = dataclasses.replace(known_configuration(settings, first.config), name=name)
     split = recipe.evaluation.splits[0]
     views = {entry.seed or 0: open_view(settings.home, entry.name) for entry in entries}
     runs = {seed: scores_of(view, split) for seed, view in views.items()}
-    found = Experiment(config, runs, STYLES, recipe.evaluation.num_resamples, recipe.evaluation.seed)
+    found = Experiment(name, runs, STYLES, recipe.evaluation.num_resamples, recipe.evaluation.seed)
     facts = {"split": split, "configuration": fingerprint(recipe), "seconds": round(seconds)}
     facts["datasets"] = [entry.name for entry in entries]
-    folder = settings.home / "experiments" / config
-    num_tokens = num_soft_tokens_of(next(iter(views.values())), "videosearch_r1")
-    return write_experiment(found, claims(found, num_tokens), folder, facts)
+    soft = [method for method in recipe.evaluation.methods if ALL[method].refine == "soft"]
+    num_tokens = num_soft_tokens_of(next(iter(views.values())), soft[0]) if soft else 0
+    return write_experiment(found, claims(found, num_tokens), settings.home / "experiments" / name, facts)

@@ -105,6 +105,13 @@ def test_claims_hold_where_the_methods_are_as_the_paper_says_and_fail_where_they
     assert not any("hard refinement" in text or "stage 2" in text for text in worse)
 
 
+@pytest.mark.parametrize(("num_soft_tokens", "said"), [(0, 0), (1, 1), (8, 2)])
+def test_claims_about_soft_tokens_are_those_that_as_many_can_show(num_soft_tokens: int, said: int) -> None:
+    texts = [claim.text for claim in claims(experiment_of({"sqr_sft": STRENGTHS["sqr_sft"]}), num_soft_tokens)]
+    assert len(texts) == len(set(texts))
+    assert sum("soft tokens" in text for text in texts) == said
+
+
 def test_a_relative_gain_on_nothing_is_not_known() -> None:
     never = {"sqr_sft": Strength(0.0, 0.0), "fine_tuned": Strength(0.0, 0.0)}
     claim = claims(experiment_of(never), 8)[0]

@@ -66,7 +66,7 @@ def with_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_asset_is_one_module_of_stages(world: SmallWorld, with_word_counts: None) -> None:
     from pipelines.definitions import build_defs
-    from pipelines.resources import Settings
+    from pipelines.settings import Settings
 
     stages = {name: stage for name, stage in graph.all_stages().items() if stage.group in ("sources", "corpus")}
     assert "word_counts" in stages

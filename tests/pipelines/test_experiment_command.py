@@ -10,14 +10,19 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import builds
+from pipelines import builds, experiment_commands
 from pipelines.cli import app
-from pipelines.experiment_commands import parse_seeds, register, seed_entry
+from pipelines.commands import UserError
+from pipelines.experiment_commands import check_can_train, parse_seeds, register, seed_entry
 from pipelines.settings import Settings
-from tests.small_world import build
-from vsr1_core.configurations import CONFIGURATIONS, NANO
-from vsr1_core.datasets.registry import get_entry, save_entry
+from tests.cheap_stages import cheap_main_stages
+from tests.small_world import SmallWorld, build, fill
+from vsr1_core.configuration_files import write_configuration
+from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
+from vsr1_core.datasets import sources
+from vsr1_core.datasets.registry import DatasetEntry, get_entry, own_configuration, save_entry
 from vsr1_core.evaluation import report
+from vsr1_core.home import compare
 from vsr1_core.stages.graph import open_view
 
 
@@ -30,16 +35,77 @@ def test_seeds_are_different_numbers() -> None:
 
 def test_a_seed_is_a_dataset_of_its_own_on_the_corpus_of_all(tmp_path: Path) -> None:
     settings = Settings(tmp_path)
-    first, second = (seed_entry(settings, "nano", seed) for seed in (1, 2))
+    toy = get_entry(tmp_path, "toy")
+    first, second = (seed_entry(settings, toy, "nano", seed) for seed in (1, 2))
     assert (first.name, first.videos, first.annotations) == ("nano-seed-1", second.videos, second.annotations)
     register(settings, first)
     register(settings, first)
     found = get_entry(tmp_path, "nano-seed-1")
     assert found == first
-    assert (found.own_configuration.sft.seed, found.own_configuration.toy.seed) == (1, 42)
-    save_entry(tmp_path, seed_entry(settings, "tiny", 2).__class__("nano-seed-2", "folder"))
+    config = own_configuration(tmp_path, found)
+    assert (config.sft.seed, config.toy.seed) == (1, 42)
+    save_entry(tmp_path, DatasetEntry("nano-seed-2", "folder"))
     with pytest.raises(ValueError, match="vsr1 dataset remove nano-seed-2"):
         register(settings, second)
+
+
+def test_a_seed_of_another_dataset_reads_that_ones_files_under_its_name(tmp_path: Path) -> None:
+    world = fill(SmallWorld(tmp_path), num_train=2, num_test=1).register()
+    source = get_entry(tmp_path, "small")
+    entry = seed_entry(Settings(tmp_path), source, "nano", 3)
+    assert (entry.name, entry.seed, entry.videos) == ("small-nano-seed-3", 3, str(world.videos))
+    config = own_configuration(tmp_path, entry)
+    assert sources.moments(entry, config).keys() == sources.moments(source, config).keys() != set()
+    assert sources.video_files(entry) == sources.video_files(source)
+    again = seed_entry(Settings(tmp_path), entry, "tiny", 1)
+    assert again.corpus == "small"
+
+
+def test_a_seed_trains_its_own_models(tmp_path: Path) -> None:
+    borrower = DatasetEntry("mine", "folder", "clips", "clips.csv", models_from="toy")
+    assert seed_entry(Settings(tmp_path), borrower, "tiny", 1).models_from == ""
+
+
+def test_what_trains_needs_train_videos(tmp_path: Path) -> None:
+    annotations = tmp_path / "a.csv"
+    annotations.write_text("video,start,end,query\na,0,4,one\n")
+    entry = DatasetEntry("mine", "folder", str(tmp_path), str(annotations))
+    zero_shot = dataclasses.replace(QWEN3_VL_2B.evaluation, methods=("zero_shot",))
+    for config in (TINY, QWEN3_VL_2B, dataclasses.replace(TINY, evaluation=zero_shot)):
+        with pytest.raises(UserError, match=f"{config.name} trains on annotated videos .* mine has none"):
+            check_can_train(entry, config)
+    check_can_train(entry, dataclasses.replace(QWEN3_VL_2B, evaluation=zero_shot))
+    annotations.write_text("video,start,end,query,split\na,0,4,one,train\n")
+    check_can_train(entry, TINY)
+
+
+def test_an_experiment_on_ones_own_dataset_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path))
+    fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()
+    methods = ["zero_shot", "sqr_sft"]
+    write_configuration(tmp_path, "mine", "nano", {"evaluation": {"methods": methods}}, "--set")
+    for module in (experiment_commands, compare):
+        monkeypatch.setattr(module, "open_view", lambda home, name: open_view(home, name, cheap_main_stages()))
+    monkeypatch.setattr(builds, "run_build", build_cheaply)
+    result = CliRunner().invoke(app, ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "experiments/small-mine/results.json").read_text())
+    assert record["datasets"] == ["small-mine-seed-1", "small-mine-seed-2"]
+    assert {row["method"] for row in record["results"]} == set(methods)
+    assert not any("stage 2" in claim["text"] or "fine-tuned" in claim["text"] for claim in record["claims"])
+    assert "vsr1 compare small-mine-seed-1 small-mine-seed-2" in result.output
+    out = CliRunner().invoke(app, ["compare", "small-mine-seed-1", "small-mine-seed-2"])
+    assert out.exit_code == 0, out.output
+    assert "sft.seed" in out.output
+    assert "over 4 queries" in out.output
+    assert "won" in out.output
+    as_json = CliRunner().invoke(app, ["compare", "small-mine-seed-1", "small-mine-seed-2", "--format", "json"])
+    assert {row["method"] for row in json.loads(as_json.stdout)["metrics"]} == set(methods)
+
+
+def build_cheaply(settings: Settings, dataset: str) -> builds.BuildResult:
+    build(open_view(settings.home, dataset, cheap_main_stages()))
+    return builds.BuildResult(True, "", [], [], "")
 
 
 def build_without_dagster(settings: Settings, dataset: str) -> builds.BuildResult:

@@ -101,12 +101,14 @@ def _curve_claims(e: Experiment, num_soft_tokens: int) -> Iterator[Claim]:
     def at(curve: str, x: int, metric: str) -> Estimate:
         return e.estimate(method, Point(curve, x, metric).name)
 
-    half = num_soft_tokens // 2
-    recall = {x: at(SOFT_TOKENS, x, "recall_at_1") for x in (0, half, num_soft_tokens)}
-    found = recall[num_soft_tokens] - recall[0]
-    yield _claim(f"R@1 with {num_soft_tokens} soft tokens above R@1 with 0", found, found.value > 0)
-    found = recall[num_soft_tokens] - recall[half]
-    yield _claim(f"R@1 with {num_soft_tokens} soft tokens not below R@1 with {half}", found, found.value >= 0)
+    points = {0, num_soft_tokens // 2, num_soft_tokens} if num_soft_tokens > 0 else ()
+    recall = {x: at(SOFT_TOKENS, x, "recall_at_1") for x in points}
+    if recall:
+        found = recall[num_soft_tokens] - recall[0]
+        yield _claim(f"R@1 with {num_soft_tokens} soft tokens above R@1 with 0", found, found.value > 0)
+    if (half := num_soft_tokens // 2) > 0:
+        found = recall[num_soft_tokens] - recall[half]
+        yield _claim(f"R@1 with {num_soft_tokens} soft tokens not below R@1 with {half}", found, found.value >= 0)
     names = next(iter(e.runs.values()))[method].names
     turns = [t for t in (1, 2, 3) if Point(TURNS, t, "vcmr_0.5").name in names]
     vcmr = [at(TURNS, turn, "vcmr_0.5") for turn in turns]

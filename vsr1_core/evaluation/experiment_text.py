@@ -18,8 +18,8 @@ from vsr1_core.evaluation.row_types import ResultRow, typed_rows
 from vsr1_core.rows.files import atomic_folder, write_json
 
 
-def markdown(experiment: Experiment, found: Sequence[Claim]) -> str:
-    """The tables as a README can hold them."""
+def markdown(experiment: Experiment, found: Sequence[Claim], split: str = "test") -> str:
+    """The tables as a README can hold them. split: what the queries are of."""
     table = {(row["method"], row["metric"]): row for row in typed_rows(results(experiment), ResultRow)}
     seeds = ", ".join(str(seed) for seed in experiment.runs)
     rows = [
@@ -27,8 +27,8 @@ def markdown(experiment: Experiment, found: Sequence[Claim]) -> str:
         for metric in metrics_shown("experiment")
     ]
     lines = [
-        f"Configuration `{experiment.config}`, seeds {seeds}, {experiment.num_queries:,} test queries. Mean over the "
-        "seeds in % (tokens as they are) ± half of the 95 % interval over seeds (Student's t).",
+        f"Configuration `{experiment.config}`, seeds {seeds}, {experiment.num_queries:,} {split} queries. Mean over "
+        "the seeds in % (tokens as they are) ± half of the 95 % interval over seeds (Student's t).",
         "",
         *markdown_table(["metric", *experiment.methods], rows),
         "",
@@ -73,7 +73,7 @@ def write_experiment(experiment: Experiment, found: Sequence[Claim], folder: Pat
     with atomic_folder(folder) as temporary:
         for name, frame in tables.items():
             frame.write_parquet(temporary / f"{name}.parquet")
-        (temporary / "results.md").write_text(markdown(experiment, found), encoding="utf-8")
+        (temporary / "results.md").write_text(markdown(experiment, found, facts.get("split", "test")), encoding="utf-8")
         record = {"config": experiment.config, "seeds": list(experiment.runs), "num_queries": experiment.num_queries}
         record |= {name: json.loads(frame.write_json()) for name, frame in tables.items()}
         write_json(temporary / "results.json", {**record, "claims": [_json_claim(c) for c in found], **facts})

@@ -96,8 +96,8 @@ class Index:
         require_videos(path)
         source = model_source(models, place, config)
         policy = "" if source.stands_for else source.policy
-        own = {"config": source.config, "embedder": source.embedder, "policy": policy}
-        save_entry(place.path, DatasetEntry(name, "folder", str(path), **own))
+        own = DatasetEntry(name, "folder", str(path), config=source.config, embedder=source.embedder, policy=policy)
+        save_entry(place.path, own)
         index = cls(path, place, name, source)
         index.refresh()
         return index
