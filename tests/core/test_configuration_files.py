@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from vsr1_core.models.policy import SoftQueryConfig
+from vsr1_core.models.soft_query import SoftQueryConfig
 
 from vsr1_core import configuration_files as files
 from vsr1_core.configuration_files import configuration_path, lines_of, load_configuration, shown, write_configuration

@@ -135,7 +135,7 @@ def test_what_is_wrong_is_said(home: Home, tmp_path: Path) -> None:
         home.search(TEXT, "nano", top_k=0)
     with pytest.raises(ValueError, match=r"no asset or group 'frames'; there are: .*frame_tensors"):
         home.build("nano", ["frames"])
-    with pytest.raises(ValueError, match="no configuration 'huge'; there are: tiny"):
+    with pytest.raises(LookupError, match="no configuration 'huge'; there are: tiny"):
         home.add_dataset("mine", tmp_path, config="huge")
     with pytest.raises(ValueError, match="no video files in"):
         home.add_dataset("mine", tmp_path)

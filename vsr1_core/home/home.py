@@ -98,9 +98,9 @@ class Home:
             The entry as it was saved.
 
         Raises:
-            ValueError: A folder without videos, a missing annotation file, an unknown configuration, or one that names
-                other models than `models_from` has.
-            LookupError: `models_from` names no dataset of this home.
+            ValueError: A folder without videos, a missing annotation file, or a configuration that cannot be used or
+            names other models than `models_from` has. LookupError: `models_from` names no dataset of this home, or
+            `config` no configuration.
 
         Example:
             >>> vsr1.Home("vsr1_home").add_dataset("mine", "~/clips", "~/clips.csv")   # doctest: +SKIP
