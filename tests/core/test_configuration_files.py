@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from vsr1_core.models.soft_query import SoftQueryConfig
 
 from vsr1_core import configuration_files as files
 from vsr1_core.configuration_files import configuration_path, lines_of, load_configuration, shown, write_configuration
@@ -16,6 +15,7 @@ from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
 from vsr1_core.datasets.registry import DatasetEntry, own_configuration
 from vsr1_core.limits import checked, described
 from vsr1_core.media.decode import _BACKENDS
+from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.recipes import (
     Configuration,
     EndpointRecipe,
