@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
@@ -16,7 +17,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo experiment test check lint types ui bench clean
+.PHONY: help setup system demo experiment test check lint types ui bench docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +67,16 @@ ui: setup  ## Dagster's web UI on http://localhost:3000
 bench: setup  ## Benchmarks (numbers, not pass or fail)
 	$(BIN)/python -m tests.benchmarks.bench_latents $(BENCH_ARGS)
 	$(BIN)/python -m pytest -q -s tests/benchmarks
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+# The tests cover what mkdocs does not see: commands, variables, and the links of README.md.
+docs: setup $(DOCS_STAMP)  ## Build the site in build/site; fails on a broken link or anchor and on a stale command
+	$(BIN)/python -m pytest -q -m "not slow" tests/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Wrote build/site/index.html"
 
 clean:  ## Remove the environment and caches; the data under vsr1_home stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

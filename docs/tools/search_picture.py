@@ -1,0 +1,87 @@
+"""Draw docs/images/search.png: what a search shows its policy, and what the policy says of it.
+
+Run it beside a built home: `python docs/tools/search_picture.py "a red circle moves left"`. Each line is a video of
+the last ranking: evenly spread frames, their times, the decision of the turn that showed it, and in green the moment
+that the policy answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import vsr1_core as vsr1
+from vsr1_core.media.frame_store import read_frames
+
+CELL, GAP, COLUMNS, TEXT, MARGIN = 92, 4, 8, 300, 16
+INK, PALE, GREEN, RED, PAPER = "#1f2430", "#7a8194", "#1b9e5a", "#c23b3b", "#ffffff"
+VERDICTS = {"matched": ("match", GREEN), "not_matched": ("no match: refine the query", RED), None: ("not shown", PALE)}
+
+
+def font(size: int, bold: bool = False) -> Any:
+    """A font that comes with matplotlib, so that the picture is the same everywhere."""
+    from matplotlib import get_data_path
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf" / name), size)
+
+
+def draw_search(query: str, hits: list[vsr1.Hit], frames: dict[str, dict[str, Any]]) -> Image.Image:
+    """frames: video id -> its row of `frame_tensors`."""
+    line = CELL + 44
+    width = 2 * MARGIN + COLUMNS * (CELL + GAP) + TEXT
+    picture = Image.new("RGB", (width, 2 * MARGIN + 40 + line * len(hits)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN), f"“{query}”", fill=INK, font=font(20, bold=True))
+    for number, hit in enumerate(hits):
+        _draw_row(picture, draw, MARGIN + 46 + number * line, hit, frames[hit.video])
+    return picture
+
+
+def _draw_row(picture: Image.Image, draw: Any, top: int, hit: vsr1.Hit, frame_row: dict[str, Any]) -> None:
+    pixels, times = read_frames(frame_row["path"]), frame_row["timestamps_s"]
+    shown = np.unique(np.linspace(0, len(pixels) - 1, min(COLUMNS, len(pixels))).round().astype(int))
+    for place, number in enumerate(shown):
+        left = MARGIN + place * (CELL + GAP)
+        picture.paste(Image.fromarray(pixels[number]).resize((CELL, CELL)), (left, top))
+        inside = hit.start_s is not None and hit.start_s <= times[number] <= hit.end_s
+        draw.rectangle((left, top + CELL + 2, left + CELL, top + CELL + 7), fill=GREEN if inside else "#e4e7ee")
+        draw.text((left, top + CELL + 10), f"{times[number]:.1f} s", fill=GREEN if inside else PALE, font=font(12))
+    _draw_words(draw, MARGIN * 2 + COLUMNS * (CELL + GAP), top, hit)
+
+
+def _draw_words(draw: Any, left: int, top: int, hit: vsr1.Hit) -> None:
+    verdict, colour = VERDICTS.get(hit.decision, ("no readable answer", PALE))
+    turn = f", turn {hit.turn}" if hit.turn else ""
+    draw.text((left, top), f"{hit.rank}. {hit.video}", fill=INK, font=font(14, bold=True))
+    draw.text((left, top + 20), f"{verdict}{turn}", fill=colour, font=font(13, bold=True))
+    span = f"{hit.start_s:.1f} to {hit.end_s:.1f} s" if hit.start_s is not None else ""
+    draw.text((left, top + 38), f"similarity {hit.score:.2f}   {span}", fill=INK, font=font(12))
+    said = textwrap.wrap(hit.reasoning or "", 46)[:4]
+    for number, words in enumerate(said):
+        draw.text((left, top + 56 + 15 * number), words, fill=PALE, font=font(11))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("query")
+    parser.add_argument("--home", default="vsr1_home")
+    parser.add_argument("--dataset", default="toy")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images/search.png")
+    args = parser.parse_args()
+    home = vsr1.Home(args.home)
+    hits = home.search(args.query, args.dataset, args.split, args.top_k)
+    frames = {row["video_id"]: row for row in home.table("frame_tensors", args.dataset).iter_rows(named=True)}
+    draw_search(args.query, hits, frames).save(args.out, optimize=True)
+    print(f"wrote {args.out}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
