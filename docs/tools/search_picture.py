@@ -1,8 +1,8 @@
 """Draw docs/images/search.png: what a search shows its policy, and what the policy says of it.
 
-Run it beside a built home: `python docs/tools/search_picture.py "a red circle moves left"`. Each line is a video of
-the last ranking: evenly spread frames, their times, the decision of the turn that showed it, and in green the moment
-that the policy answered.
+Run it beside a built home: `python docs/tools/search_picture.py "a red circle moves left"`. Each line is a turn: evenly
+spread frames of the video that was shown, their times, what the policy wrote and decided, and in green the moment that
+it answered.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 import vsr1_core as vsr1
 from vsr1_core.media.frame_store import read_frames
 
-CELL, GAP, COLUMNS, TEXT, MARGIN = 92, 4, 8, 300, 16
+CELL, GAP, COLUMNS, TEXT, LINES, MARGIN = 92, 4, 8, 370, 6, 16
 INK, PALE, GREEN, RED, PAPER = "#1f2430", "#7a8194", "#1b9e5a", "#c23b3b", "#ffffff"
-VERDICTS = {"matched": ("match", GREEN), "not_matched": ("no match: refine the query", RED), None: ("not shown", PALE)}
+VERDICTS = {"matched": ("a match", GREEN), "not_matched": ("no match: refine the query, search again", RED)}
+EVERY = 1_000_000
 
 
 def font(size: int, bold: bool = False) -> Any:
@@ -56,15 +57,14 @@ def _draw_row(picture: Image.Image, draw: Any, top: int, hit: vsr1.Hit, frame_ro
 
 
 def _draw_words(draw: Any, left: int, top: int, hit: vsr1.Hit) -> None:
-    verdict, colour = VERDICTS.get(hit.decision, ("no readable answer", PALE))
-    turn = f", turn {hit.turn}" if hit.turn else ""
-    draw.text((left, top), f"{hit.rank}. {hit.video}", fill=INK, font=font(14, bold=True))
-    draw.text((left, top + 20), f"{verdict}{turn}", fill=colour, font=font(13, bold=True))
-    span = f"{hit.start_s:.1f} to {hit.end_s:.1f} s" if hit.start_s is not None else ""
-    draw.text((left, top + 38), f"similarity {hit.score:.2f}   {span}", fill=INK, font=font(12))
-    said = textwrap.wrap(hit.reasoning or "", 46)[:4]
-    for number, words in enumerate(said):
-        draw.text((left, top + 56 + 15 * number), words, fill=PALE, font=font(11))
+    verdict, colour = VERDICTS.get(hit.decision or "", ("no readable answer", PALE))
+    span = f" from {hit.start_s:.1f} to {hit.end_s:.1f} s" if hit.start_s is not None else ""
+    draw.text((left, top), f"turn {hit.turn}: {hit.video}", fill=INK, font=font(14, bold=True))
+    draw.text((left, top + 20), verdict + span, fill=colour, font=font(13, bold=True))
+    said = textwrap.wrap(hit.reasoning or "", 52)
+    for number, words in enumerate(said[:LINES]):
+        more = " ..." if number == LINES - 1 and len(said) > LINES else ""
+        draw.text((left, top + 42 + 15 * number), words + more, fill=PALE, font=font(11))
 
 
 def main() -> None:
@@ -73,13 +73,13 @@ def main() -> None:
     parser.add_argument("--home", default="vsr1_home")
     parser.add_argument("--dataset", default="toy")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--top-k", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "images/search.png")
     args = parser.parse_args()
     home = vsr1.Home(args.home)
-    hits = home.search(args.query, args.dataset, args.split, args.top_k)
+    hits = home.search(args.query, args.dataset, args.split, EVERY)
+    shown = sorted((hit for hit in hits if hit.turn), key=lambda hit: hit.turn or 0)
     frames = {row["video_id"]: row for row in home.table("frame_tensors", args.dataset).iter_rows(named=True)}
-    draw_search(args.query, hits, frames).save(args.out, optimize=True)
+    draw_search(args.query, shown, frames).save(args.out, optimize=True)
     print(f"wrote {args.out}")  # noqa: T201
 
 
