@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 import vsr1_core as vsr1
 from vsr1_core.media.frame_store import read_frames
 
-CELL, GAP, COLUMNS, TEXT, LINES, MARGIN = 92, 4, 8, 370, 6, 16
+CELL, GAP, COLUMNS, TEXT, LINES, MARGIN = 92, 4, 8, 410, 6, 16
 INK, PALE, GREEN, RED, PAPER = "#1f2430", "#7a8194", "#1b9e5a", "#c23b3b", "#ffffff"
 VERDICTS = {"matched": ("a match", GREEN), "not_matched": ("no match: refine the query, search again", RED)}
 EVERY = 1_000_000
@@ -61,7 +61,7 @@ def _draw_words(draw: Any, left: int, top: int, hit: vsr1.Hit) -> None:
     span = f" from {hit.start_s:.1f} to {hit.end_s:.1f} s" if hit.start_s is not None else ""
     draw.text((left, top), f"turn {hit.turn}: {hit.video}", fill=INK, font=font(14, bold=True))
     draw.text((left, top + 20), verdict + span, fill=colour, font=font(13, bold=True))
-    said = textwrap.wrap(hit.reasoning or "", 52)
+    said = textwrap.wrap(hit.reasoning or "", 60)
     for number, words in enumerate(said[:LINES]):
         more = " ..." if number == LINES - 1 and len(said) > LINES else ""
         draw.text((left, top + 42 + 15 * number), words + more, fill=PALE, font=font(11))

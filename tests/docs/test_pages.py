@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vsr1_core
 from tests.docs.known_commands import check, check_variable
 from tests.docs.pages import (
     LANGUAGES,
@@ -125,6 +126,11 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert written == set(navigation())
+
+
+def test_the_api_page_has_every_name_of_the_face() -> None:
+    listed = re.findall(r"^::: vsr1_core\.\S*?(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*vsr1_core.__all__} - {"__version__"} <= set(listed)
 
 
 def test_the_readme_is_short() -> None:
