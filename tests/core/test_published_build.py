@@ -37,7 +37,7 @@ from vsr1_core.stages.graph import all_stages
 from vsr1_core.stages.loading import policy_of
 from vsr1_core.stages.methods import ALL
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.predictions import searcher_of
+from vsr1_core.stages.opened import OpenedModels
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +143,7 @@ def test_what_is_trained_has_them_too(built: Built, asset: str) -> None:
 
 @pytest.mark.parametrize("method", ["sqr_sft", "videosearch_r1"])
 def test_as_many_tokens_are_decoded_as_were_trained(built: Built, method: str) -> None:
-    searcher, _ = searcher_of(built.view, "test", ALL[method], Execution())
+    searcher = OpenedModels(built.view, Execution()).searcher("test", ALL[method])
     assert searcher.settings.decode.num_soft_tokens == 4
     assert not searcher.policy.model.soft_query.accumulate
     rows = built.view.rows(f"predictions.{method}")
@@ -195,7 +195,7 @@ def test_every_field_that_bears_a_version_is_read_by_what_is_made(
 def watched_recipes(config: Configuration) -> list[tuple[Any, set[str]]]:
     """The recipes that something was made with here, each with the fields that bear no version."""
     plain = [config.frames, config.toy, config.retrieval, config.pool, config.evaluation, config.teacher]
-    models = [config.models.options, config.models.tiny, config.grpo.rewards]
+    models = [config.models.options, config.models.tiny]
     trainings = [(recipe, set(unused_of_sft(recipe))) for recipe in (config.sft, config.fine_tuned, config.hard_refine)]
     grpo = {name for name in leaves(config.grpo) if name.startswith("rewards.")}
     return [*((recipe, set[str]()) for recipe in (*plain, *models)), *trainings, (config.grpo, grpo)]

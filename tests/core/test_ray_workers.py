@@ -291,7 +291,7 @@ def test_clips_are_rendered_on_a_cluster_in_a_new_home(joined: Any, tmp_path: Pa
     config = dataclasses.replace(NANO, toy=ToyRecipe(num_train=2, num_val=1, num_test=1))
     view = View(Lake(tmp_path / "home" / "lake"), entry, config, in_order([stage() for stage in corpus.STAGES]))
     view.stages["raw_videos"].build(view, Execution(ray=joined.address))
-    assert on_ray == ["_render_clip"]
+    assert on_ray == ["_render_video"]
     paths = view.rows("raw_videos")["path"].to_list()
     assert sorted(map(Path, paths)) == sorted((tmp_path / "videos").glob("*.mp4"))
     assert len(paths) == 4

@@ -155,7 +155,7 @@ def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: d
     view, lines = open_view(tmp_path / "home", "nano"), list[str]()
     stage = view.stages["grpo_checkpoint"]
     assert isinstance(stage, TrainedStage)
-    (row,) = stage.make(view, [stage.name], Execution(processes=3, log=lines.append))
+    (row,) = stage.make(view, stage.plan(view), Execution(processes=3, log=lines.append))
     assert row["digest"] == digest_weights(Path(row["path"]))
     assert Path(row["path"]).is_relative_to(tmp_path)
     assert [p.name for p in view.files(stage.name).iterdir() if p.name.startswith(".")] == []
@@ -173,7 +173,7 @@ def test_as_many_processes_train_as_can_share_a_step(
     stage = view.stages["sft_checkpoint"]
     assert isinstance(stage, TrainedStage)
     for processes in (2, 3, 4, 5):
-        assert list(stage.make(view, [stage.name], Execution(processes=processes, log=lines.append))) == []
+        assert list(stage.make(view, stage.plan(view), Execution(processes=processes, log=lines.append))) == []
     assert started == [("sft_checkpoint", 2), ("sft_checkpoint", 2), ("sft_checkpoint", 4), ("sft_checkpoint", 4)]
     assert lines == [
         "sft_checkpoint: a step of 4 can be shared evenly by 2 processes, not by more",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import polars as pl
 
 from vsr1_core.datasets import folder, sources, toy_files
 from vsr1_core.datasets.format import AnnotationFile, MadeVideo
+from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
 from vsr1_core.rows.known_digests import KnownDigests
@@ -134,13 +134,14 @@ class RawVideos(Stage):
 
     @staticmethod
     def _rendered(view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        render = partial(_render, sources.format_of(view.entry).render)
-        for result in run.map_rows(render, [(video_id, row.facts) for video_id, row in rows.items()], view):
-            yield {"video_id": result.item[0], **(result.value or {"error": result.error})}
+        tasks = [(view.entry.kind, video_id, row.facts) for video_id, row in rows.items()]
+        for result in run.map_rows(_render_video, tasks, view):
+            yield {"video_id": result.item[1], **(result.value or {"error": result.error})}
 
 
-def _render(render: Callable[[Any], dict[str, Any]], task: tuple[str, Any]) -> dict[str, Any]:
-    return render(task[1])
+def _render_video(task: tuple[str, str, Any]) -> dict[str, Any]:
+    kind, _, made_of = task
+    return get_format(kind).render(made_of)
 
 
 def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict[str, dict[str, Any]]:
