@@ -161,6 +161,10 @@ def dataset_add(
     embedder: Annotated[
         str | None, typer.Option(help="Folder or hub id of the model that embeds queries and videos.")
     ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(help="Format of the annotations, where it is not CSV or JSONL: see docs/contributing.md."),
+    ] = "",
     toy: Annotated[
         bool, typer.Option("--toy", help="Rendered videos instead of your own, e.g. with --config nano.")
     ] = False,
@@ -171,7 +175,7 @@ def dataset_add(
     """
     settings = read_settings()
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
-    wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy)
+    wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy, kind)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
         entry = entry_of(settings.home, wanted, chosen)
         for line in (what_was_found(entry), *borrowed(settings.home, entry, changes)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from vsr1_core.configuration_files import load_configuration
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.folder import find_videos
+from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.registry import (
     REAL_CONFIG,
     DatasetEntry,
@@ -38,6 +39,8 @@ class Wanted:
     config: str | None
     names_models: bool = False
     toy: bool = False
+    kind: str = ""
+    """A kind of dataset of `datasets.formats`; empty chooses by name and files."""
 
 
 def base_of(home: Path, wanted: Wanted) -> str:
@@ -65,7 +68,9 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     if wanted.toy:
         data = home / "data" / wanted.name
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
-    return (_verified_entry if wanted.name in BENCHMARKS else _folder_entry)(home, wanted, config)
+    if wanted.name in BENCHMARKS:
+        return _verified_entry(home, wanted, config)
+    return _folder_entry(home, wanted, config, get_format(wanted.kind or "folder").kind)
 
 
 def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
@@ -82,12 +87,13 @@ def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     )
 
 
-def _folder_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
+def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> DatasetEntry:
     name, annotations = wanted.name, wanted.annotations
     if wanted.videos is None:
         raise ValueError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
     require_videos(wanted.videos)
-    if annotations is not None and not annotations.expanduser().is_file():
+    place = annotations.expanduser() if annotations else None
+    if place is not None and not (place.is_file() if kind == "folder" else place.exists()):
         raise ValueError(f"the annotation file {annotations} is not there")
     source = wanted.models_from if wanted.models_from is not None else _default_source(home, wanted, config)
     if not source and not annotations and load_configuration(home, config).models.is_tiny:
@@ -95,7 +101,7 @@ def _folder_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
             f"{config} trains tiny models from annotated videos, and {name} has no annotations: give --annotations "
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
-    return DatasetEntry(name, "folder", _full(wanted.videos), _full(annotations), config, source)
+    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source)
 
 
 def require_videos(folder: Path) -> None:

@@ -169,6 +169,11 @@ def _write_vectors(view: View, document: str, entries: Sequence[Entry], own: pl.
     given = None
     if view.imported is not None and any(entry.position is not None for entry in entries):
         given = np.load(view.imported.array(document), mmap_mode="r", allow_pickle=False)
+    if given is None and own.is_empty():
+        raise ValueError(
+            f"there is no vector to write into {path.name}: no row of the split is embedded; see: "
+            f"vsr1 status --dataset {view.entry.name}"
+        )
     row_of = {row_id: row for row, row_id in enumerate(own.to_series(0))}
     size = len(own["vector"][0]) if given is None else given.shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
