@@ -158,7 +158,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:
-    """A PNG with one line a video: evenly spaced frames of uint8 [T,H,W,3] files."""
+    """A PNG with one line per video: evenly spaced frames of uint8 [T,H,W,3] files."""
     import numpy as np
     from PIL import Image, ImageOps
 

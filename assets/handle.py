@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Handle:
-    """`asset`'s rows for `dataset`: `num_rows` of them, at `data_version`."""
+    """A claim: the table of `asset` for `dataset` has `num_rows` rows at version `data_version`."""
 
     asset: str
     dataset: str

@@ -2,8 +2,8 @@
 
 Dagster's data versions say that something changed, for a whole partition; the row plan says which assets have rows to
 make, before any of them runs. Together: all assets that a change concerns run in one run, upstream first, and once. By
-data versions alone a change takes a tick a layer, and an asset that reads several layers runs once for each, training
-among them.
+data versions alone a change takes one tick per layer, and an asset that reads several layers runs once for each,
+training among them.
 """
 
 from __future__ import annotations

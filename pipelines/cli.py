@@ -130,7 +130,7 @@ def build(
         str, typer.Option(help="Names, groups or a Dagster selection, comma separated; default: all.")
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
-    executor: Annotated[str, typer.Option(help="in-process, or multiprocess (a process a step).")] = "in-process",
+    executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
     """Build a dataset: rows that are new or stale run, all others do not."""
     if executor not in ("in-process", "multiprocess"):

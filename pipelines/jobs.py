@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def executor() -> dg.ExecutorDefinition:
-    """A process a step: one that dies takes no other with it, and its memory comes back. It is forked from one that
+    """One process per step: one that dies takes no other with it, and its memory comes back. It is forked from one that
     has imported this code location and done nothing else, since most steps of a small change take less time than that
     import. Where nothing can be forked (Windows), each step imports.
     """

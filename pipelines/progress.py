@@ -1,4 +1,4 @@
-"""What a build says in its log: Dagster's logger `progress`. The bars above it are `pipelines.bars`'s."""
+"""What a build says in its log: Dagster's logger `progress`. `pipelines.bars` draws the bars above it."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def plan_json(plans: Iterable[StagePlan]) -> str:
 
 
 def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
-    """A line an asset: counts, and why rows are due."""
+    """One line per asset: counts, and why rows are due."""
     rows = []
     for item in plans:
         if item.plan is None:
@@ -107,13 +107,13 @@ def _amount(value: float) -> str:
 
 
 def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
-    """A line an asset: what ran."""
+    """One line per asset: what ran."""
     rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in assets]
     return table(f"Built {dataset}", ["asset", "rows", "processed", "failed", "seconds"], rows)
 
 
 def status_table(view: View) -> Table:
-    """A line an asset of one dataset: what was built, and when."""
+    """One line per asset of one dataset: what was built, and when."""
     rows = [
         [name, f"{num_rows:,}", num_failed or "", version, f"{changed_at:%Y-%m-%d %H:%M} UTC"]
         if version is not None
@@ -131,7 +131,7 @@ def hits_table(title: str, hits: Iterable[Hit]) -> Table:
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
-    """A line a metric, a column a method, values with their intervals."""
+    """One line per metric, one column per method, values with their intervals."""
     return table(f"Metrics of {dataset}, with 95 % intervals", *metrics_grid(frame))
 
 

@@ -1,6 +1,6 @@
 """Changed files, seen: what each source reads on disk is versioned by content and reported to Dagster as observed.
 
-What happens then is `pipelines.automation`'s. A sensor tick costs a listing of the files; they are read when their
+`pipelines.automation` decides what happens then. A sensor tick costs a listing of the files; they are read when their
 sizes or times changed.
 """
 

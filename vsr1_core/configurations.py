@@ -128,7 +128,7 @@ QWEN3_VL_2B = Configuration(
     grpo=GRPORecipe(gradient_checkpointing=True),
     evaluation=EvalRecipe(methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected")),
 )
-"""METHOD's settings: the authors' for both stages, and every method of METHOD 9."""
+"""The authors' settings for both stages, and every method of the paper's comparison."""
 
 QWEN3_VL_4B, QWEN3_VL_8B = (
     dataclasses.replace(

@@ -22,7 +22,7 @@ Refine = Literal["none", "soft", "text"]
 
 @dataclass(frozen=True)
 class ToyRecipe:
-    """The rendered corpus (METHOD 7, `vsr1_core.datasets.toy`)."""
+    """The rendered corpus (drawn by `vsr1_core.datasets.toy`)."""
 
     num_train: Whole = 1500
     num_val: Whole = 150
@@ -42,7 +42,7 @@ class ToyRecipe:
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Sampling of METHOD 7: min(max_frames, max(1, floor(duration * fps))) frames, an even count, aspect kept."""
+    """Frame sampling (docs/method.md, Data): min(max_frames, max(1, floor(duration * fps))) frames, an even count, aspect kept."""
 
     fps: Positive = 1.0
     max_frames: Annotated[int, Range(2)] = 64
@@ -128,7 +128,7 @@ class RetrievalRecipe:
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """The top-1 pool of METHOD 7: train queries whose first video is right, and as many whose first is wrong."""
+    """The top-1 pool (docs/method.md, Data): train queries whose first video is right, and as many whose first is wrong."""
 
     num_matched: Whole = 1000
     num_not_matched: Whole = 1000
@@ -165,7 +165,7 @@ class EndpointRecipe(TeacherRecipe):
 
 @dataclass(frozen=True)
 class SFTRecipe:
-    """Stage 1 (METHOD 5)."""
+    """Stage 1: supervised fine-tuning (docs/method.md)."""
 
     refine: Refine = "soft"
     """`none` trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens. `text` trains hard query
@@ -251,7 +251,7 @@ class RewardWeights(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class GRPORecipe:
-    """Stage 2 (METHOD 6)."""
+    """Stage 2: GRPO over search episodes (docs/method.md)."""
 
     steps: Whole = 0
     """Optimiser steps; 0 means one epoch over the prompts."""
@@ -300,7 +300,7 @@ def effective(recipe: TrainingRecipe) -> TrainingRecipe:
 
 @dataclass(frozen=True)
 class EvalRecipe:
-    """The episode loop and what is reported (METHOD 2, 8, 9)."""
+    """The search loop and what is reported of it."""
 
     methods: Methods = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
     """Names in `stages.methods.ALL`. Only these are searched with, and baselines trained only for these."""

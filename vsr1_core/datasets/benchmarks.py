@@ -1,6 +1,6 @@
 """The three public datasets: which files they have, how many rows, what their ids look like, and where to get them.
 
-Facts only; reading the files is `verified`'s, comparing them with a disk is `file_check`'s.
+Facts only; `verified` reads the files, and `file_check` compares them with the disk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder of videos: which files there are, and annotations in a CSV. The FIG schema itself is `verified`'s."""
+"""A folder of videos: which files there are, and annotations in a CSV. `verified` reads the FIG schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toy corpus as files: h264 clips and FIG annotations. What they show and say is `toy`'s."""
+"""The toy corpus as files: h264 clips and FIG annotations. `toy` decides what they show and say."""
 
 from __future__ import annotations
 

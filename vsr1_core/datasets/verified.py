@@ -1,4 +1,4 @@
-"""Moments of the VERIFIED FIG annotations: one JSON object on each line. Own files in CSV are `folder`'s."""
+"""Moments of the VERIFIED FIG annotations: one JSON object on each line. `folder` reads CSV files."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def claims(experiment: Experiment, num_soft_tokens: int) -> list[Claim]:
 
     Args:
         experiment: The runs; a claim about a method that they lack is left out.
-        num_soft_tokens: How many soft tokens a turn brings.
+        num_soft_tokens: Number of soft tokens that each turn brings.
     """
     return [
         *_retrieval_claims(experiment),

@@ -66,7 +66,7 @@ def score_soft_tokens(episodes: Episodes, predictions: pl.DataFrame, num_soft_to
     Args:
         episodes: One method's episodes over Q queries.
         predictions: query_id and prefix_ranks of the rows that `episodes` was loaded from.
-        num_soft_tokens: How many soft tokens a turn brings (N).
+        num_soft_tokens: Number of soft tokens that each turn brings (N).
 
     Returns:
         What each query adds to each point; a metric's name is that of its `Point`.

@@ -1,6 +1,6 @@
 """Datasets that a person adds: whose files and models, which configuration, and what there is to say about it.
 
-All is checked here, before any of it is saved. Saving is `datasets.registry`'s.
+Everything is checked here before any of it is saved; `datasets.registry` saves it.
 """
 
 from __future__ import annotations

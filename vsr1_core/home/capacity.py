@@ -28,7 +28,7 @@ class Constant:
 
 
 ASSUMED: Mapping[str, Constant] = {
-    "decode_s": Constant(0.05, "processor seconds a second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
+    "decode_s": Constant(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
     "utilisation": Constant(0.35, "share of a GPU's peak that reading and training reach; assumed, not measured"),
     "step_s": Constant(0.03, "seconds a decoding step of one batch; assumed, not measured"),
     "teacher_tokens_per_s": Constant(1000, "of the teacher's server over all requests; assumed, not measured"),
@@ -41,7 +41,7 @@ ASSUMED: Mapping[str, Constant] = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak bf16 operations a second without sparsity; from the makers' data sheets."""
+    """Peak bf16 operations per second without sparsity; from the makers' data sheets."""
 
     flops: float
 
@@ -176,13 +176,13 @@ def _frames(base: Forecast) -> Estimate:
     seconds = sum(sum(each) for each in corpus.durations_s.values())
     hours = seconds * ASSUMED["decode_s"].value / base.execution.workers / 3600
     pixels = 3 * recipe.max_pixels
-    how = f"{len(corpus.all_frames):,} videos, at most {pixels:,} bytes a frame; {base.execution.workers} workers"
+    how = f"{len(corpus.all_frames):,} videos, at most {pixels:,} bytes per frame; {base.execution.workers} workers"
     return Estimate("frame_tensors", sum(corpus.all_frames) * pixels, hours=hours, how=how)
 
 
 def _models(base: Forecast) -> Estimate:
     policy, embedder = (2 * (m.text + m.vision) for m in (base.policy, base.embedder))
-    return Estimate("base_models", policy + embedder, how="downloaded weights, 2 bytes a parameter")
+    return Estimate("base_models", policy + embedder, how="downloaded weights, 2 bytes per parameter")
 
 
 def _embeddings(base: Forecast) -> Estimate:
@@ -219,7 +219,7 @@ def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
     memory += base.activation_bytes(recipe.batch_size, recipe.gradient_checkpointing)
     passes = 8 if recipe.gradient_checkpointing else 6
     hours = base.hours(rows * base.mean_tokens("train") * passes * base.policy.text)
-    how = f"{rows:,} rows, {passes} operations a parameter and token"
+    how = f"{rows:,} rows, {passes} operations per parameter and token"
     return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
 
 

@@ -1,6 +1,6 @@
 """Which upstream rows a row was made from, and why it is due: one row followed back to its source files.
 
-Which rows an input's version stands for is declared by the stages (`Stage.reads`); the plan is `stages.graph`'s.
+Which rows an input's version stands for is declared by the stages (`Stage.reads`); `stages.graph` makes the plan.
 Nothing is written here.
 """
 
@@ -128,8 +128,8 @@ class _Explainer:
         )
 
     def _input(self, stage: Stage, name: str, row_id: str, wanted: Row | None, facts: ExplainedInput) -> ExplainedInput:
-        if name == BORROWED and self._lender is not None:
-            return dataclasses.replace(facts, num_rows=1, rows=(self._lender.row(stage.name, row_id),))
+        if name == BORROWED and self._models_explainer is not None:
+            return dataclasses.replace(facts, num_rows=1, rows=(self._models_explainer.row(stage.name, row_id),))
         read = stage.reads.get(name)
         if wanted is None or read is None:
             return facts
@@ -144,7 +144,7 @@ class _Explainer:
         return dataclasses.replace(facts, num_rows=len(there), num_due=len(due), rows=rows)
 
     @cached_property
-    def _lender(self) -> _Explainer | None:
+    def _models_explainer(self) -> _Explainer | None:
         models = self.view.models_view()
         return None if models is None else _Explainer(models, self.max_rows)
 

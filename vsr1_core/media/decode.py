@@ -1,4 +1,4 @@
-"""One function that samples a video's frames, with several decoders behind it. Writing them is `frame_store`'s.
+"""One function that samples a video's frames, with several decoders behind it. `frame_store` writes them.
 
 Rule, whatever the decoder: for each wanted time the last frame that begins at or before it, upright, with its true
 time. Times count from the video's first frame.

@@ -86,7 +86,7 @@ class EndpointTeacher:
         )
 
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
-        """One reply a task. The event loop runs only while the caller waits for the next reply.
+        """One reply per task. The event loop runs only while the caller waits for the next reply.
 
         Raises ConnectionError when the server cannot be reached, ConfigurationError when it refuses all of it, both
         after the replies that were still to come.

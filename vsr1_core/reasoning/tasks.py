@@ -100,5 +100,5 @@ class EndpointSettings:
 
 class Teacher(Protocol):
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
-        """One reply a task, in any order."""
+        """One reply per task, in any order."""
         ...

@@ -1,8 +1,8 @@
-"""What an import leaves in the lake: rows as they were given, the documents they came in, and where they are from.
+"""What an import leaves in the lake: the imported rows, the documents that they came in, and their source.
 
-One folder an import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes a given
-row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. Reading the authors'
-folder is `layout`'s, filling this one `taking_in`'s.
+One folder per import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes an
+imported row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. Reading the
+authors' folder is read by `home.prepared.layout`; `home.prepared.importing` fills this one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FORM = 2
 
 @dataclass(frozen=True)
 class ImportedRow:
-    """digest: of what was given. basis: the inputs it stands on (name -> version); it holds while they are these.
+    """digest: of the imported content. basis: the inputs that the row stands on (name -> version); the row holds as
+    long as these are unchanged.
 
     known: its columns that hold a single value.
     """
@@ -53,42 +54,42 @@ class Imported:
         return self.folder / "rows" / f"{asset}.parquet"
 
     def rows(self, asset: str, key: str) -> dict[str, ImportedRow]:
-        """Row id -> given row; empty where the import has none of this asset."""
+        """Row id -> imported row; empty where the import has none of this asset."""
         if not self._path(asset).exists():
             return {}
         schema = pl.read_parquet_schema(self._path(asset))
         single = [name for name, dtype in schema.items() if not dtype.is_nested()]
-        given = {}
+        found = {}
         for row in pl.read_parquet(self._path(asset), columns=single).iter_rows(named=True):
             row_id, digest, basis = row.pop(key), row.pop("digest"), row.pop("basis")
-            given[row_id] = ImportedRow(digest, json.loads(basis), self._placed(row))
-        return given
+            found[row_id] = ImportedRow(digest, json.loads(basis), self._placed(row))
+        return found
 
     def values(self, asset: str, key: str, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The rows `ids` with the columns that were given, and nothing else of the import."""
+        """The rows `ids` with the columns that were imported, and no bookkeeping."""
         wanted = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids)))
         frame = wanted.drop(*IMPORTED_COLUMNS).collect()
         for some in frame.iter_slices(ROWS_AT_ONCE):
             yield from map(self._placed, some.iter_rows(named=True))
 
     def _placed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A given path is relative to the import's folder."""
+        """An imported path is relative to the folder of the import."""
         return row | {"path": str(self.folder.absolute() / row["path"])} if "path" in row else row
 
     def document(self, name: str) -> pl.DataFrame:
-        """The lines of one given document in their order: row_id, is_held (a row of the lake stands for it), record."""
+        """The lines of one imported document in order: row_id, is_held (a row of the lake stands for it), record."""
         path = self.folder / "documents.parquet"
         return pl.read_parquet(path).filter(pl.col("document") == name).drop("document")
 
     def array(self, name: str) -> Path:
-        """A given array, byte for byte."""
+        """The file of an imported array, kept byte for byte."""
         return self.folder / "arrays" / f"{name}.npy"
 
 
 def write_rows(
     imported: Imported, asset: str, rows: pl.DataFrame, digests: Sequence[str], bases: Sequence[Mapping[str, str]]
 ) -> None:
-    """Keep given rows of one asset. `rows` has the key and the columns that are given."""
+    """Keep imported rows of one asset. `rows` has the key and the imported columns."""
     texts = [json.dumps(dict(basis), sort_keys=True) for basis in bases]
     marks = [pl.Series("digest", digests, pl.String), pl.Series("basis", texts, pl.String)]
     with atomic_path(imported.folder / "rows" / f"{asset}.parquet") as temporary:

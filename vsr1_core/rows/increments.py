@@ -39,7 +39,7 @@ def without_gc() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Row ids by what is to be done with them; `causes` maps a due row to why: one line a cause, often several."""
+    """Row ids by what is to be done with them; `causes` maps a due row to why: one line per cause, often several."""
 
     new: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
@@ -123,9 +123,9 @@ def run_plan(
 ) -> Outcome:
     """Process the due rows and commit. A killed run loses at most the shard in flight.
 
-    `process` gets the due ids and yields one dict a row, in any order; a dict with `error` set becomes a failed
+    `process` gets the due ids and yields one dict per row, in any order; a dict with `error` set becomes a failed
     row. `unversioned` are columns that unchanged rows take over without a new version. Raises RuntimeError when
-    `process` yields an id nobody asked for, the same id twice, or forgets one.
+    `process` yields an id that was not asked for, the same id twice, or forgets one.
     """
     started = time.monotonic()
     due = plan.due(retry_failed)

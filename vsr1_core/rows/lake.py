@@ -1,4 +1,4 @@
-"""Where everything of a home's lake lies. What a table's folder holds is `rows.table`'s."""
+"""Paths of everything in the lake of a home. `rows.table` says what the folder of a table holds."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SECONDS_OF_AN_ARRIVAL = 1.0
 
 
 def _nowhere(*_: Any) -> None:
-    """Where nobody listens."""
+    """No-op: where no one asked for progress."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ SLACK_S = 60.0
 """A node keeps a row's deadline itself. One that says nothing for so much longer is cut off."""
 
 QUIET_S = 60.0
-"""For so long nobody is told that all wait for a CPU."""
+"""Seconds for which all tasks may wait for a CPU before a log line says so."""
 
 COUNT_S = 5.0
 """How often the cluster is asked for its CPUs."""

@@ -1,9 +1,9 @@
 """One asset's rows of one dataset as Parquet: the committed state, the shards of a run in progress, the manifest.
 
-One folder a table: `tables/<asset>/dataset=<name>/` with `rows_<number>.parquet` (the newest is the truth;
+One folder per table: `tables/<asset>/dataset=<name>/` with `rows_<number>.parquet` (the newest is the truth;
 `rows.parquet`, which earlier versions wrote, is older than any), `manifest.json` (a summary, written last) and
 `pending/` (shards of a run that has not finished). A file of rows never changes once it has its name, and stays for a
-while after a newer one took its place: DuckDB opens a file three times a query, and of 1,000 queries 15 to 19 failed
+while after a newer one took its place: DuckDB opens a file three times per query, and of 1,000 queries 15 to 19 failed
 when a commit replaced the file in between. Which rows are due is decided in `rows.increments`, not here.
 """
 

@@ -41,7 +41,7 @@ class Execution:
     endpoint: EndpointSettings | None = None
     """Where the teacher's model is; None where none is set up."""
     processes: int = 1
-    """How many train one model together, a GPU each."""
+    """Number of processes that train one model together, each on its own GPU."""
     micro_batch_size: int = 8
     """Episodes a backward pass of stage 2 takes: fewer need less memory."""
     text_writer: TextWriterName = "in-process"

@@ -75,7 +75,7 @@ def unknown_queries(view: View, asset: str) -> str:
 
 def unpublished_row_counts(view: View, asset: str) -> str:
     """Every file of a public dataset has as many rows as it was published with."""
-    rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.name in BENCHMARKS else ()
+    rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.corpus in BENCHMARKS else ()
     return "; ".join(problem for file_id, num_rows in rows if (problem := wrong_row_count(file_id, num_rows)))
 
 

@@ -1,4 +1,4 @@
-"""Unit vectors of queries and videos by the frozen embedder. Searching them is `stages.retrieval`'s."""
+"""Unit vectors of queries and videos by the frozen embedder. `stages.retrieval` searches them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampled frames of each video, on disk and as a row. How they are decoded is `media.decode`'s."""
+"""The sampled frames of each video, on disk and as a row. `media.decode` decodes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions: every evaluated query searched, a stage for each method. Scores are `stages.reporting`'s."""
+"""Predictions: every evaluated query searched, with one stage per method. `stages.reporting` scores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reasoning traces: what the teacher writes about each pair of the pool. How it writes is `reasoning.teacher`'s."""
+"""The reasoning traces: what the teacher writes about each pair of the pool. `reasoning.teacher` does the writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoints that are trained: a stage for each entry of `methods.TRAINED`. How a model learns is `training`'s."""
+"""The checkpoints that are trained: one stage per entry of `methods.TRAINED`. `training` does the learning."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ NUM_TOLD = 32
 
 
 def base_batch(recipe: TinyRecipe, num_videos: int) -> int:
-    """How many videos a step takes."""
+    """Number of videos that each step takes."""
     return min(recipe.contrastive_batch, num_videos)
 
 

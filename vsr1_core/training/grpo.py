@@ -89,7 +89,7 @@ def train_grpo(
     `vectors`: video id -> unit vector of each video that may be a negative; `never`: query id -> videos that are no
     negatives of it; `durations_s`: of every video in the index; `micro_batch_size`: episodes a backward pass (memory;
     only `bnpo` gives another result).
-    With fewer prompts than queries a step, a step takes all of them.
+    With fewer prompts than queries per step, each step takes all of them.
 
     Raises ValueError when there are no prompts, or a prompt's right video has no vector.
     """

@@ -1,4 +1,4 @@
-"""The rendered corpus: its annotations and clips are made here, from a recipe. What they show is `datasets.toy`'s."""
+"""The rendered corpus: annotations and clips are made here from a recipe. `datasets.toy` decides what they show."""
 
 from __future__ import annotations
 

@@ -59,9 +59,12 @@ def _published(view: View, asset: str, publish: Callable[[Mapping[str, Any]], di
 
 
 TABLES: Mapping[str, tuple[str, Callable[[View], Splits]]] = {
-    "moments": ("One row an annotated query: its text, its video, and its span in seconds.", _moments),
-    "predictions": ("One row a query and method: the answer, and each turn with what the policy wrote.", _predictions),
-    "metrics": ("One row a method and metric, with 95 % bootstrap intervals over queries.", _metrics),
+    "moments": ("One row per annotated query: its text, its video, and its span in seconds.", _moments),
+    "predictions": (
+        "One row per query and method: the answer, and each turn with what the policy wrote.",
+        _predictions,
+    ),
+    "metrics": ("One row per method and metric, with 95 % bootstrap intervals over queries.", _metrics),
     "sft_examples": ("Rows of stage 1 as chat messages; `videos` names the shown video's frames.", _sft_examples),
     "grpo_prompts": ("Queries of stage 2 with their first ranking and hard negatives.", _grpo_prompts),
 }

@@ -1,7 +1,7 @@
 """One prepared folder, read and checked as a whole: every file is there, whole, and fits the others.
 
 Everything that is wrong is collected and named in one error; nothing is written here. Training files (hard negatives,
-SFT, GRPO) are `training_files`'; what becomes of it all is `importing`'s.
+SFT, GRPO) are read by `training_files`; `importing` turns it all into rows.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def _with_meta(path: Path, shape: tuple[int, ...], digest: str, meta: Mapping[st
         seconds(meta.get("raw_fps"), "raw_fps"),
     )
     if duration_s <= 0 or fps <= 0:
-        raise ValueError(f"meta.jsonl says {duration_s:g} s at {fps:g} frames a second; both must be above 0")
+        raise ValueError(f"meta.jsonl says {duration_s:g} s at {fps:g} frames per second; both must be above 0")
     total = meta.get("source_total_frames")
     return GivenFrames(
         path.stem, path, shape, digest, times_s, duration_s, fps, total if isinstance(total, int) else None

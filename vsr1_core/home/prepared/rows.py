@@ -45,7 +45,8 @@ def imported_tables(view: View, prepared: Prepared) -> list[ImportedTable]:
 
 @dataclass(frozen=True)
 class ImportedTable:
-    """Given rows of one asset: `rows` has the key first, then columns of its table; a digest and a basis each.
+    """Imported rows of one asset: `rows` has the key first, then columns of its table. Each row has a digest and a
+    basis.
 
     A path in `rows` is relative to the import's folder.
     """

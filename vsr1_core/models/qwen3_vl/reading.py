@@ -1,5 +1,5 @@
 """How the policy reads: prompts at once or one input a row on a cache (`PromptReading`), or whole rows with gradients
-(`teacher_forced`). What is fed, and what is made of the hidden states, is `models.decoding`'s."""
+(`teacher_forced`). `models.decoding` decides what is fed, and uses the hidden states."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
     "<REFINE>",
 )
-# One turn a message, as Qwen's own template; a video becomes one placeholder that `inputs` expands.
+# One turn per message, as Qwen's own template; a video becomes one placeholder that `inputs` expands.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.content is string %}{{ message.content }}{%- else %}{%- for part in message.content %}"
