@@ -42,7 +42,8 @@ class ToyRecipe:
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Frame sampling (docs/method.md, Data): min(max_frames, max(1, floor(duration * fps))) frames, an even count, aspect kept."""
+    """Frame sampling (docs/method.md, Data): min(max_frames, max(1, floor(duration * fps))) frames, an even count,
+    aspect kept."""
 
     fps: Positive = 1.0
     max_frames: Annotated[int, Range(2)] = 64
@@ -128,7 +129,8 @@ class RetrievalRecipe:
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """The top-1 pool (docs/method.md, Data): train queries whose first video is right, and as many whose first is wrong."""
+    """The top-1 pool (docs/method.md, Data): train queries whose first video is right, and as many whose first is
+    wrong."""
 
     num_matched: Whole = 1000
     num_not_matched: Whole = 1000
