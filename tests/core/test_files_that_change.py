@@ -88,6 +88,30 @@ def test_a_video_that_is_replaced_while_it_is_read_is_a_failed_row_of_its_old_ve
     assert mended["row_version"] != rows["test_0"]["row_version"]
 
 
+def test_a_video_that_is_only_touched_while_it_is_read_is_made_when_failed_rows_are_asked_for(
+    world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version stays, so a plain build leaves the failed row as it is, and the error has to say what helps."""
+    real = probe.probe
+
+    def touched(path: Path) -> Any:
+        found = real(path)
+        world.touch(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "probe", touched)
+        build(view(world), Execution(workers=1))
+    build(view(world))
+    failed = view(world).table("videos").rows()
+    assert set(failed["status"]) == {"failed"}
+    assert all(error.endswith("build again with --retry-failed") for error in failed["error"])
+    build(view(world), Execution(workers=1, retry_failed=True))
+    mended = view(world).table("videos").rows()
+    assert set(mended["status"]) == {"ok"}
+    assert mended["row_version"].to_list() == failed["row_version"].to_list()
+
+
 def test_the_digest_of_a_file_that_changes_while_it_is_read_is_that_of_its_stamp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

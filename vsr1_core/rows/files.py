@@ -106,7 +106,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-CHANGED = "changed while the build was reading it; build again when it is written completely"
+CHANGED = "changed while the build was reading it; when it is written completely, build again with --retry-failed"
 
 
 @dataclass(frozen=True)
