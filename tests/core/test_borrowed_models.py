@@ -9,6 +9,7 @@ import pytest
 
 from tests.cheap_stages import cheap_stages
 from tests.small_world import SmallWorld, build, fill
+from vsr1_core.configuration_files import configuration_path, write_configuration
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, configuration_of, get_entry, models_owner, save_entry
 from vsr1_core.stages.graph import open_view, stamp
@@ -77,3 +78,12 @@ def test_a_chain_of_borrowing_is_built_with_the_models_at_its_end(tmp_path: Path
     assert stamp(open_view(tmp_path, "last", cheap_stages())) == before
     save_entry(tmp_path, replace(world.entry, seed=3))
     assert stamp(open_view(tmp_path, "last", cheap_stages())) != before
+
+
+def test_which_checkpoints_are_borrowed_is_looked_at_again_when_their_owner_makes_others(tmp_path: Path) -> None:
+    write_configuration(tmp_path, "few", "nano", {"evaluation": {"methods": ["sqr_sft"]}}, "test")
+    add(tmp_path, "owner", "few")
+    add(tmp_path, "mine", "nano", "owner")
+    before = stamp(open_view(tmp_path, "mine", cheap_stages()))
+    configuration_path(tmp_path, "few").write_text('base = "nano"\nevaluation.methods = ["hard_refine"]\n')
+    assert stamp(open_view(tmp_path, "mine", cheap_stages())) != before

@@ -67,7 +67,8 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
 
 def stamp(view: View) -> str:
     """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
-    tables, what was imported for it, and the tables of the dataset whose models it borrows. No video is opened.
+    tables, what was imported for it, and the tables and configuration of the dataset whose models it borrows. No video
+    is opened.
     """
     models = view.models_view()
     read = [v.table(name).manifest_path for v in (view, models) if v for name in view.stages]
@@ -76,7 +77,8 @@ def stamp(view: View) -> str:
     files = sources.file_facts(view.entry)
     versions = {name: stage.version for name, stage in view.stages.items()}
     written = [_written(path) for path in read]
-    return fingerprint([versions, view.entry, view.config, files, written, str(imported)])
+    configs = [view.config, models.config if models else None]  # which checkpoints there are is the owner's choice
+    return fingerprint([versions, view.entry, configs, files, written, str(imported)])
 
 
 def _written(path: Path) -> list[int]:
