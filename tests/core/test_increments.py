@@ -172,3 +172,17 @@ def test_a_column_declared_later_is_null_in_old_rows_and_redoes_none(table: Tabl
     build(table, wanted(a="1", b="1", c="1"), worker)
     assert set(pl.read_parquet_schema(table.rows_path)) == set(table.schema), "a column that is gone is dropped"
     assert worker.done == ["c"]
+
+
+def test_unchanged_rows_take_over_the_columns_that_each_of_them_has(table: Table) -> None:
+    rows = wanted(a="1", b="1", c="1")
+    wider = dataclasses.replace(table, columns={**table.columns, "colour": pl.String, "size": pl.Int64})
+    build(wider, rows, Worker())
+    found = {"a": {"size": 3}, "b": {"colour": "red", "size": 4}}
+    build(wider, rows, Worker(), unversioned=found)
+    assert wider.rows(["thing_id", "value", "colour", "size"]).rows() == [
+        ("a", 1, None, 3), ("b", 1, "red", 4), ("c", 1, None, None)
+    ]  # fmt: skip
+    committed = wider.rows_path
+    build(wider, rows, Worker(), unversioned=found)
+    assert wider.rows_path == committed, "what is the same is not written again"

@@ -146,13 +146,20 @@ def run_plan(
 
 def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
     """Key and unversioned columns of the unchanged rows whose committed values differ; None where none does."""
-    kept = [{table.key: row_id, **unversioned[row_id]} for row_id in plan.unchanged if row_id in unversioned]
-    if not kept:
-        return None
-    schema = {name: table.schema[name] for name in kept[0]}
-    frame = pl.DataFrame(kept, schema=schema)
-    changed = frame.join(table.rows(schema), on=list(schema), how="anti", nulls_equal=True)
-    return changed if changed.height else None
+    kept: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row_id in plan.unchanged:
+        if columns := unversioned.get(row_id):
+            kept.setdefault(tuple(columns), []).append({table.key: row_id, **columns})
+    changed = [frame for rows in kept.values() if (frame := _changed(table, rows)).height]
+    # What some rows have and others have not is null in those, and `update` leaves it as it is.
+    return pl.concat(changed, how="diagonal") if changed else None
+
+
+def _changed(table: Table, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Of rows with the same columns, those whose committed values differ."""
+    schema = {name: table.schema[name] for name in rows[0]}
+    committed = table.rows(schema)
+    return pl.DataFrame(rows, schema=schema).join(committed, on=list(schema), how="anti", nulls_equal=True)
 
 
 def _collect(

@@ -354,10 +354,16 @@ class Stage(ABC):
             yield from self.make(view, own, run)
 
     def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
-        """Known values that unchanged rows take over: of `unversioned_columns`, and of columns that the table was
-        written without, by an earlier version of this project."""
-        names = [*self.unversioned_columns, *table.new_columns()]
-        found = {i: {name: row.known[name] for name in names if name in row.known} for i, row in rows.items() if names}
+        """Known values that unchanged rows take over: of `unversioned_columns`, of columns that the table was written
+        without, by an earlier version of this project, and where the file of an imported row lies: an import that
+        brings the same file puts it into a folder of its own, and the folder of the import before is removed."""
+        own = tuple(dict.fromkeys([*self.unversioned_columns, *table.new_columns()]))
+        names = {False: own, True: own if "path" in own or "path" not in self.columns else (*own, "path")}
+        found = {
+            i: {name: row.known[name] for name in names[row.is_imported] if name in row.known}
+            for i, row in rows.items()
+            if names[row.is_imported]
+        }
         return {i: columns for i, columns in found.items() if columns}
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files

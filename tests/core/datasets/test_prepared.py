@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.datasets.prepared_folder import SYSTEM, VIDEOS, content, read_lines, write_prepared
+from tests.core.datasets.prepared_folder import SYSTEM, VIDEOS, content, read_lines, write_lines, write_prepared
 from tests.core.datasets.prepared_home import DATA, Home
 from tests.core.tiny_models import small_config
 from tests.videos import write_video
 from vsr1_core.home.explain import explain
+from vsr1_core.home.prepared import importing
 from vsr1_core.home.prepared.writing import export_prepared
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.models.qwen3_vl.inputs import video_patches
+from vsr1_core.rows import imported
 from vsr1_core.rows.imported import current_import, forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import embeddings
@@ -203,6 +205,47 @@ def test_importing_again_changes_nothing_and_other_data_replace_the_rows(
     assert content(tmp_path / "out") == content(other)
 
 
+def test_importing_other_documents_leaves_no_row_with_a_file_of_the_import_before(folder: Path, home: Home) -> None:
+    """Frames and indexes are the same, so no row is due, and the folder that their files were in is removed."""
+    before = {name: home.view().table(name).manifest()["data_version"] for name in WITH_FILES}
+    prompts = folder / "grpo_data/train.minimal_top1.jsonl"
+    write_lines(prompts, read_lines(prompts)[:-1])
+    home.take(folder)
+    assert home.due() == {}
+    assert {name: home.view().table(name).manifest()["data_version"] for name in WITH_FILES} == before
+    assert _missing_files(home) == []
+
+
+WITH_FILES = ("frame_tensors", "video_index")
+
+
+def _missing_files(home: Home) -> list[str]:
+    """Rows whose file or folder is not there, and rows of a plan that would say so."""
+    plan_graph(planned := home.view())
+    frames = [table[name] for name in WITH_FILES for table in ({name: home.view().rows(name)}, planned.planned)]
+    return [path for frame in frames for path in frame["path"] if not Path(path).exists()]
+
+
+def test_an_import_of_an_earlier_form_is_refused_and_can_be_repeated_or_forgotten(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows name the right video otherwise: taken as they are, they would lack it."""
+    home = Home(tmp_path / "home")
+    with monkeypatch.context() as patch:
+        patch.setattr(imported, "FORM", 1)
+        patch.setattr(importing, "FORM", 1)
+        home.take(folder)
+    with pytest.raises(ValueError, match=f"import it again: vsr1 import-prepared {folder} --dataset charades"):
+        plan_graph(home.view())
+    home.take(folder)
+    assert home.due() == {}
+    assert _missing_files(home) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(imported, "FORM", 3)
+        assert forget_import(Lake(home.root / "lake"), "charades")
+        assert home.view().imported is None
+
+
 def test_frames_outlive_the_folder_they_came_from(folder: Path, home: Home) -> None:
     row = home.rows("frame_tensors")["TRN00"]
     before = read_frames(row["path"]).copy()
@@ -213,15 +256,13 @@ def test_frames_outlive_the_folder_they_came_from(folder: Path, home: Home) -> N
 def test_an_import_that_was_killed_before_it_was_in_force_left_nothing(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vsr1_core.home.prepared import importing as taking_in
-
     home = Home(tmp_path / "home")
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(taking_in, "put_in_force", die)
+        patch.setattr(importing, "put_in_force", die)
         with pytest.raises(KeyboardInterrupt):
             home.take(folder)
     assert home.view().imported is None
