@@ -13,6 +13,7 @@ from vsr1_core.configuration_files import configuration_path, write_configuratio
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, configuration_of, get_entry, models_owner, save_entry
 from vsr1_core.stages.graph import open_view, stamp
+from vsr1_core.stages.loading import one_row
 
 REAL, TINY = CONFIGURATIONS["qwen3-vl-2b"], CONFIGURATIONS["tiny"]
 
@@ -78,6 +79,19 @@ def test_a_chain_of_borrowing_is_built_with_the_models_at_its_end(tmp_path: Path
     assert stamp(open_view(tmp_path, "last", cheap_stages())) == before
     save_entry(tmp_path, replace(world.entry, seed=3))
     assert stamp(open_view(tmp_path, "last", cheap_stages())) != before
+
+
+def test_a_checkpoint_that_the_owner_does_not_make_is_no_matter_of_building_the_borrower(tmp_path: Path) -> None:
+    world = fill(SmallWorld(tmp_path), num_train=3, num_test=2)
+    write_configuration(tmp_path, "few", "nano", {"evaluation": {"methods": ["sqr_sft"]}}, "test")
+    save_entry(tmp_path, replace(world.entry, config="few"))
+    build(open_view(tmp_path, "small", cheap_stages()))
+    save_entry(tmp_path, replace(world.entry, name="mine", models_from="small"))
+    view = open_view(tmp_path, "mine", cheap_stages())
+    with pytest.raises(LookupError, match=r"uses the models of small, which makes none.* of few and build small"):
+        one_row(view, "fine_tuned_checkpoint", "fine_tuned_checkpoint")
+    with pytest.raises(LookupError, match="run: vsr1 build --dataset mine --assets sft_checkpoint"):
+        one_row(view, "sft_checkpoint", "sft_checkpoint")
 
 
 def test_which_checkpoints_are_borrowed_is_looked_at_again_when_their_owner_makes_others(tmp_path: Path) -> None:

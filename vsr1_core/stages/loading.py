@@ -24,11 +24,23 @@ def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
     table = view.table(asset)
     rows = table.rows().filter(pl.col(table.key) == row_id).to_dicts()
     if not rows:
-        command = f"vsr1 build --dataset {view.entry.name} --assets {asset}"
-        raise LookupError(f"{asset} has no row {row_id!r}; run: {command}")
+        raise LookupError(f"{asset} has no row {row_id!r}; {_remedy(view, asset)}")
     if rows[0]["status"] != "ok":
         raise LookupError(f"{asset}/{row_id} failed: {rows[0]['error']}")
     return rows[0]
+
+
+def _remedy(view: View, asset: str) -> str:
+    """What brings a row that is missing. A dataset that borrows models has only those that their owner makes."""
+    models = view.models_view()
+    command = f"run: vsr1 build --dataset {view.entry.name} --assets {asset}"
+    if models is None or view.stages[asset].group != "checkpoints" or models.versions(asset):
+        return command
+    return (
+        f"{view.entry.name} uses the models of {models.entry.name}, which makes none: let a method that searches with "
+        f"it stand in evaluation.methods of {models.config.name} and build {models.entry.name}, or take such methods "
+        f"out of {view.config.name}"
+    )
 
 
 def precision(execution: Execution) -> torch.dtype:
