@@ -116,6 +116,10 @@ def test_a_dataset_format_is_one_module_of_formats(tmp_path: Path, monkeypatch: 
     assert entry == DatasetEntry("mine", "tabbed", str(tmp_path), str(tmp_path / "lines.txt"), "nano")
     with pytest.raises(ValueError, match="dataset kind 'other' is not one of folder, tabbed, toy, verified"):
         entry_of(tmp_path, dataclasses.replace(wanted, kind="other"), "nano")
+    with pytest.raises(ValueError, match="charades has a kind of its own; leave --kind out"):
+        entry_of(tmp_path, dataclasses.replace(wanted, name="charades"), "nano")
+    with pytest.raises(ValueError, match="none of yours are read: give --toy in place of --kind"):
+        entry_of(tmp_path, dataclasses.replace(wanted, kind="toy"), "nano")
     stages = {
         name: stage for name, stage in graph.all_stages().items() if stage.group in ("sources", "corpus", "media")
     }

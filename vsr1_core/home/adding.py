@@ -65,6 +65,10 @@ def base_of(home: Path, wanted: Wanted) -> str:
 
 def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     """The dataset, after a look at its files. ValueError says what is missing."""
+    if wanted.kind and (wanted.toy or wanted.name in BENCHMARKS):
+        raise ValueError(f"--kind {wanted.kind}: {wanted.name} has a kind of its own; leave --kind out")
+    if wanted.kind == "toy":
+        raise ValueError("videos of the kind toy are made, and none of yours are read: give --toy in place of --kind")
     if wanted.toy:
         data = home / "data" / wanted.name
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
