@@ -1,6 +1,6 @@
-"""METHOD 3 in its slowest and plainest form: what the fast code is compared with. Used by tests and benchmarks only.
+"""The decoding loop in its slowest and plainest form: what the fast code is compared with, by tests and benchmarks.
 
-Written from METHOD.md with plain transformers calls and `torch.nn.functional`; nothing of `vsr1_core` is imported.
+Written from the paper with plain transformers calls and `torch.nn.functional`; nothing of `vsr1_core` is imported.
 Latents: N full multimodal passes, vision tower included, one row at a time. `weights` are a checkpoint's tensors.
 """
 

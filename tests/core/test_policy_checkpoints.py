@@ -40,7 +40,7 @@ PROMPT = "Is it shown? End with <REFINE>."
 
 
 def released_tensors(body: nn.Module, embedder_size: int) -> dict[str, Tensor]:
-    """The tensors of METHOD 3's table by name, from plain modules, beside the usual Qwen3-VL ones."""
+    """The tensors of the soft query modules by name, from plain modules, beside the usual Qwen3-VL ones."""
     modules = {
         "refine_projector": nn.Sequential(nn.Linear(H, D), nn.LayerNorm(D), nn.GELU(), nn.Linear(D, D)),
         "refine_latent_input_projector": nn.Sequential(nn.LayerNorm(D), nn.Linear(D, H)),

@@ -20,9 +20,6 @@ from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.graph import StagePlan, plan_graph
 from vsr1_core.stages.model_folders import BORROWED
 
-NO_ROWS = ("stage", "recipe")
-"""Inputs that come from the code and the configuration, not from rows."""
-
 
 @dataclass(frozen=True)
 class ExplainedInput:

@@ -1,8 +1,8 @@
 """What an import leaves in the lake: the imported rows, the documents that they came in, and their source.
 
 One folder per import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes an
-imported row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. Reading the
-authors' folder is read by `home.prepared.layout`; `home.prepared.importing` fills this one.
+imported row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. The
+authors' folder is read by `home.prepared.layout`, and `home.prepared.importing` fills this one.
 """
 
 from __future__ import annotations

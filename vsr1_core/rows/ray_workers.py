@@ -1,4 +1,4 @@
-"""Row work on a Ray cluster that is already there: the contract of `engine.map_rows`, on all of its nodes.
+"""Row work on a Ray cluster that is already there: the contract of `rows.workers.map_rows`, on all of its nodes.
 
 A task takes a few rows to one CPU of a node and works there as `engine` does on one machine: in a process of its own,
 so that a decoder's crash or hang costs one row. Files go to storage that all nodes share; what travels back is a row.

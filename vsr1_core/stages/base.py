@@ -58,7 +58,7 @@ class Execution:
     def map_rows(
         self, function: Callable[[Item], Value], items: Iterable[Item], view: View, deadline_s: float = 900.0
     ) -> Iterator[Result[Item, Value]]:
-        """`engine.map_rows` where this work runs: in processes of this machine, or on a Ray cluster, whose nodes all
+        """`workers.map_rows` where this work runs: in processes of this machine, or on a Ray cluster, whose nodes all
         have to see the lake and the videos."""
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)

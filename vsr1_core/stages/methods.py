@@ -115,11 +115,6 @@ class Method:
         return "policy" if self.model == "base_models" else self.model
 
     @property
-    def is_ablation(self) -> bool:
-        """Whether it differs in one thing from the method whose name its own begins with."""
-        return "+" in self.name
-
-    @property
     def exclude_rejected(self) -> bool:
         return "exclude_rejected" in self.options
 
