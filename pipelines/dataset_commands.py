@@ -174,6 +174,8 @@ def dataset_add(
     With --set, --policy or --embedder, a configuration of its own is written, called as the dataset.
     """
     settings = read_settings()
+    if models_from:
+        known_entry(settings, models_from)
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
     wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy, kind)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:

@@ -88,6 +88,12 @@ def test_borrowed_frames_and_options_are_said_aloud(home: Path, clips: Path, mon
     assert "were trained with them" not in add_again(clips)
 
 
+def test_models_of_a_dataset_that_is_not_there_are_refused(home: Path, clips: Path) -> None:
+    result = run("dataset", "add", "other", "--videos", str(clips), "--models-from", "nobody")
+    assert result.exit_code == 1
+    assert "error: no dataset 'nobody'; known: activitynet" in " ".join(result.output.split())
+
+
 def test_models_that_go_round_in_a_circle_are_refused_and_listed(home: Path, clips: Path) -> None:
     add_again(clips, "--models-from", "mine")
     entry = get_entry(home, "mine")
