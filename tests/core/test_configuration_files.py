@@ -13,6 +13,7 @@ from vsr1_core import configuration_files as files
 from vsr1_core.configuration_files import configuration_path, lines_of, load_configuration, shown, write_configuration
 from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
 from vsr1_core.datasets.registry import DatasetEntry, own_configuration
+from vsr1_core.home.model_source import configuration_here
 from vsr1_core.limits import checked, described
 from vsr1_core.media.decode import _BACKENDS
 from vsr1_core.models.soft_query import SoftQueryConfig
@@ -269,3 +270,18 @@ def test_assignments_are_read_as_the_setting_wants_them() -> None:
 def test_what_is_no_assignment_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match="write KEY=VALUE"):
         parsed([word], TINY)
+
+
+def test_a_configuration_of_another_home_is_copied_where_its_models_are_used(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    changes = {"frames": {"max_frames": 6}, "teacher": {"kind": "endpoint"}, "grpo": {"rewards": {"format": 0.25}}}
+    write_configuration(there, "coarse", "nano", changes, "test")
+    write_configuration(there, "mine", "coarse", {"sft": {"steps": 3}}, "test")
+    write_configuration(here, "mine", "tiny", {}, "test")
+    copy = configuration_here(here, there, "mine")
+    assert load_configuration(here, copy) == dataclasses.replace(load_configuration(there, "mine"), name=copy)
+    assert configuration_here(here, there, "mine") == copy
+    configuration_path(there, "coarse").write_text('base = "nano"\nframes.max_frames = 8\n')
+    other = configuration_here(here, there, "mine")
+    assert [load_configuration(here, name).frames.max_frames for name in (copy, other)] == [6, 8]
+    assert configuration_here(here, there, "nano") == "nano"

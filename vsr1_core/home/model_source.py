@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr1_core.configuration_files import load_configuration
+from vsr1_core.configuration_files import (
+    load_configuration,
+    own_names,
+    read_configuration_file,
+    write_configuration,
+)
 from vsr1_core.datasets.registry import REAL_CONFIG, models_owner
 from vsr1_core.home.search import best_method
 from vsr1_core.rows.files import read_json
+from vsr1_core.rows.versions import fingerprint
+from vsr1_core.settings import differences, nested
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.methods import BASIC, Method
 
@@ -67,7 +74,8 @@ def model_source(models: str | Path | Mapping[str, str | Path], home: Home, conf
     if path.is_dir():
         return _from_folder(path.resolve(), config or REAL_CONFIG)
     if (path.parent / "lake").is_dir():
-        return _from_dataset(type(home)(path.parent, home.device), path.name)
+        found = _from_dataset(type(home)(path.parent, home.device), path.name)
+        return replace(found, config=configuration_here(home.path, path.parent, found.config))
     if HUB_ID.fullmatch(name):
         return _from_hub(name, config or REAL_CONFIG)
     raise ValueError(f"models={name!r} names no models: {WHAT_MODELS_MAY_BE}")
@@ -80,6 +88,22 @@ def _from_dataset(home: Home, dataset: str) -> ModelSource:
     policy = str(one_row(view, method.model, method.row_id)["path"]) if method else ""
     embedder = str(one_row(view, "base_models", "embedder")["path"])
     return ModelSource(embedder, policy, method, models_owner(home.path, view.entry).config)
+
+
+def configuration_here(here: Path, there: Path, name: str) -> str:
+    """The name that home `here` has for a configuration of home `there`. One that the user wrote is copied, under a
+    name of its own: `here` may have another one of that name, and frames have to be those that the models saw."""
+    if name not in own_names(there):
+        return name
+    config, root = load_configuration(there, name), name
+    while root in own_names(there):
+        root = read_configuration_file(there, root).base
+    differing = differences(load_configuration(there, root), config)
+    settings = {key: value for key, (_, value) in differing.items() if value is not None}
+    copy = f"{name[:40]}-{fingerprint([root, settings])[:8]}"
+    if copy not in own_names(here):
+        write_configuration(here, copy, root, nested(settings), f"the configuration {name} of {there}")
+    return copy
 
 
 def _from_folder(folder: Path, config: str) -> ModelSource:
