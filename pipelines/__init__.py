@@ -1,1 +1,1 @@
-"""Puts assets, resources, checks, automation and jobs together, and starts them from the command line."""
+"""The Dagster code location (assets, resources, checks, automation, jobs) and the command line that starts it."""

@@ -1,9 +1,9 @@
-"""When an asset runs by itself. Off until the sensor is turned on in the UI: a run may train a model.
+"""Decides when an asset runs by itself. This is off until the sensor is turned on in the UI: a run may train a model.
 
-Dagster's data versions say that something changed, for a whole partition; the row plan says which assets have rows to
-make, before any of them runs. Together: all assets that a change concerns run in one run, upstream first, and once. By
-data versions alone a change takes one tick per layer, and an asset that reads several layers runs once for each,
-training among them.
+Dagster's data versions say that something changed in a whole partition; the row plan says which assets have rows to
+make, before any of them runs. With both, all assets that a change concerns run in one run, upstream first, once each.
+With data versions alone, a change would need one sensor tick per layer of the graph, and an asset that reads several
+layers would run once for each of them; trainings are among these assets.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from vsr1_core.stages.graph import open_view, plan_graph, stamp
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a build of one dataset would do. due: stages with rows to make or to drop. unknown: those that cannot be
-    planned before others ran. held: those that train, where the configuration wants that to be started by hand.
+    """What a build of one dataset would do.
+
+    due: Stages with rows to make or to drop.
+    unknown: Stages that cannot be planned before other stages have run.
+    held: Stages that train, where the configuration says that trainings are started by hand.
     """
 
     due: frozenset[str] = frozenset()
@@ -36,14 +39,15 @@ class Outlook:
 
 
 class Planner:
-    """The outlook of each dataset, made anew when its files or tables changed."""
+    """Keeps the outlook of each dataset, and plans a dataset again when its files or tables have changed."""
 
     def __init__(self, home: Path, stages: Mapping[str, Stage]) -> None:
         self.home, self.stages = home, dict(stages)
         self._known: dict[str, tuple[str, Outlook]] = {}
 
     def outlook(self, dataset: str, log: logging.Logger) -> Outlook:
-        """Where a dataset cannot be planned at all (its files are gone), nothing is known, so nothing of it runs."""
+        """The outlook of `dataset`. If it cannot be planned at all (its files are gone), every stage is unknown, so
+        none of them runs."""
         try:
             view = open_view(self.home, dataset, self.stages)
             now = stamp(view)
@@ -65,7 +69,7 @@ class Planner:
 
 
 class Holds(dg.AutomationCondition):  # type: ignore[misc]
-    """A condition that is asked dataset by dataset. Has to be evaluated by the code location."""
+    """A condition that is evaluated for each dataset by itself. The code location has to evaluate it."""
 
     def __init__(self, name: str, holds: Callable[[dg.AutomationContext, str], bool]) -> None:
         self._name, self._holds = name, holds
@@ -81,14 +85,16 @@ class Holds(dg.AutomationCondition):  # type: ignore[misc]
 
 
 def when_inputs_changed(planner: Planner) -> dg.AutomationCondition:
-    """Run what was built once and is behind its inputs; once more after a failure; never past a failed blocking check.
+    """Run an asset that was built before and is now behind its inputs. Run it once more after a failure. Never run it
+    after a failed blocking check of an asset that it reads.
 
-    Behind: rows are due by the plan, or Dagster finds the code version or a dependency's data version changed since.
-    A run that finds no row to make then moves no data version, so nothing behind it runs.
+    An asset is behind when the plan says that rows are due, or when Dagster finds that the code version or the data
+    version of a dependency has changed since. A run that finds no row to make changes no data version, so nothing
+    downstream of it runs.
 
-    Not `eager()`: that one runs again on an unchanged data version, ignores the code version, and runs past failed
-    blocking checks. `will_be_requested()` counts only where the plan says that the dependency's version will move: by
-    itself it would let everything downstream run.
+    Dagster's `eager()` does not fit: it runs again on an unchanged data version, ignores the code version, and runs
+    after failed blocking checks. `will_be_requested()` counts only where the plan says that the dependency's version
+    will change: by itself it would let everything downstream run.
     """
     condition = dg.AutomationCondition
     questions = _Questions(planner)
@@ -117,12 +123,12 @@ def when_inputs_changed(planner: Planner) -> dg.AutomationCondition:
 
 
 def _observed(stages: Mapping[str, Stage]) -> dg.AssetSelection:
-    """Files need not have been observed: the plan looks at them itself."""
+    """The assets of watched files. They need not have been observed, because the plan looks at the files itself."""
     return dg.AssetSelection.assets(*(stage.watches for stage in stages.values() if stage.watches))
 
 
 class _Tick:
-    """What was found out in one evaluation, which asks the same of many assets."""
+    """What was found in one evaluation, which asks the same questions about many assets."""
 
     def __init__(self, context: dg.AutomationContext) -> None:
         view = context.asset_graph_view
@@ -132,7 +138,8 @@ class _Tick:
 
 
 class _Unread(LoadingContext):
-    """For a question about Dagster's records as they are now, not as they were when the evaluation began."""
+    """A loading context without cached records: for questions about Dagster's records as they are now, not as they
+    were when the evaluation began."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self._instance, self._loaders = instance, dict[type, Any]()
@@ -147,7 +154,8 @@ class _Unread(LoadingContext):
 
 
 class _Questions:
-    """What the plan, and Dagster's versions, answer about an asset and a dataset. What is no stage has no rows."""
+    """Answers questions about an asset and a dataset from the plan and from Dagster's versions. An asset that is not a
+    stage has no rows."""
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
@@ -166,15 +174,15 @@ class _Questions:
         return outlooks[dataset]
 
     def is_stale(self, context: dg.AutomationContext, dataset: str) -> bool:
-        """What the UI shows as out of date: Dagster compares versions with those that the last run has read."""
+        """Whether the UI shows it as out of date: Dagster compares versions with those that the last run read."""
         return bool(self._now(context).staleness.get_status(context.key, dataset) == StaleStatus.STALE)
 
     def rows_are_due(self, context: dg.AutomationContext, dataset: str) -> bool:
         return self._stage_of.get(context.key, "") in self._outlook(context, dataset).due
 
     def is_still_behind(self, context: dg.AutomationContext, dataset: str) -> bool:
-        """Asked last, when it is known that nothing makes it: a run that ended while all else was found out has made
-        the rows, and another one would find none.
+        """Plan the dataset once more. This is asked last, when it is known that no run makes the asset: a run that
+        ended while the other questions were answered has made the rows, and another run would find none to make.
         """
         self._now(context).outlooks[dataset] = self._planner.outlook(dataset, context.log)
         if self.rows_are_due(context, dataset):
@@ -184,8 +192,8 @@ class _Questions:
         return bool(staleness.get_status(context.key, dataset) == StaleStatus.STALE)
 
     def is_ready(self, context: dg.AutomationContext, dataset: str) -> bool:
-        """Whether each stage above it is up to date, or runs before it in this very run. Held ones are not waited for:
-        what is below goes on with the models there are.
+        """Whether each stage upstream is up to date, or runs before this asset in the same run. Stages that are held
+        are not waited for: what is downstream goes on with the models that exist.
         """
         outlook = self._outlook(context, dataset)
         if self._stage_of.get(context.key, "") in outlook.unknown:
@@ -205,11 +213,12 @@ def _is_requested(context: dg.AutomationContext, key: dg.AssetKey, dataset: str)
 
 
 def automation_sensor() -> dg.AutomationConditionSensorDefinition:
-    """The sensor that evaluates the condition above, once it is turned on. A run a dataset, never a backfill."""
+    """The sensor that evaluates the condition above, once it is turned on. It starts one run per dataset, and never a
+    backfill."""
     return dg.AutomationConditionSensorDefinition(
         "run_what_changed",
         target=dg.AssetSelection.all(),
-        description="Rebuilds what is behind its inputs. Datasets are built by hand the first time.",
+        description="Rebuilds assets that are behind their inputs. The first build of a dataset is started by hand.",
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
         run_tags={"vsr1/started_by": "run_what_changed"},

@@ -1,6 +1,6 @@
-"""Bars on a terminal while a build runs, which captured logs never see. No Dagster here.
+"""Progress bars on a terminal while a build runs; captured logs never contain them. No Dagster is imported here.
 
-What is said, and how often, is `vsr1_core.rows.progress`'s.
+`vsr1_core.rows.progress` decides what is reported, and how often.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Bars:
-    """A bar for each piece of work that has begun and not ended; lines stand above them."""
+    """One bar for each piece of work that has begun and not ended; log lines are printed above the bars."""
 
     progress: Progress
     tasks: dict[str, TaskID] = field(default_factory=dict)
@@ -41,10 +41,10 @@ _shown: ContextVar[_Bars | None] = ContextVar("bars", default=None)
 
 @contextmanager
 def bars_on_terminal() -> Iterator[None]:
-    """Bars on stderr while the block runs, if that is a terminal.
+    """Show bars on stderr while the block runs, if stderr is a terminal.
 
-    They are written to a copy of stderr: Dagster puts a file in its place while a step runs, and shows that file in
-    the UI, where a bar would be thousands of lines.
+    The bars are written to a copy of stderr: while a step runs, Dagster replaces stderr by a file and shows that file
+    in the UI, where a bar would be thousands of lines.
     """
     if not sys.stderr.isatty():
         yield
@@ -55,7 +55,7 @@ def bars_on_terminal() -> Iterator[None]:
 
 @contextmanager
 def bars_on(terminal: TextIO) -> Iterator[None]:
-    """Bars on `terminal` while the block runs."""
+    """Show bars on `terminal` while the block runs."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -70,13 +70,13 @@ def bars_on(terminal: TextIO) -> Iterator[None]:
 
 
 def print_above(text: str) -> bool:
-    """Print a line above the bars. False where no bars are shown."""
+    """Print a line above the bars. Returns False, and prints nothing, if no bars are shown."""
     if (bars := _shown.get()) is not None:
         bars.line(text)
     return bars is not None
 
 
 def show_step(name: str, done: int, total: int) -> None:
-    """Move the bar of `name`, where bars are shown."""
+    """Move the bar of `name` to `done` of `total`, if bars are shown."""
     if (bars := _shown.get()) is not None:
         bars.step(name, done, total)

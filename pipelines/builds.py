@@ -1,4 +1,4 @@
-"""A build from the command line: one Dagster run of the whole graph, or a part of it, for one dataset."""
+"""Builds from the command line. A build is one Dagster run of the whole graph, or of a part of it, for one dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ExecutorName = Literal["in-process", "multiprocess"]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """`problems` names each asset that stopped and why; `trace` is for --debug."""
+    """What a build did. `problems` names each asset that stopped and says why; `trace` is shown with --debug."""
 
     success: bool
     run_id: str
@@ -41,7 +41,19 @@ def run_build(
     executor: ExecutorName = "in-process",
     defs: dg.Definitions | None = None,
 ) -> BuildResult:
-    """Build `assets` (names, groups or a Dagster selection, comma separated; empty: all) and all they need."""
+    """Build `assets` and everything that they need.
+
+    Args:
+        settings: Where the home is, and what the work runs on.
+        dataset: Name of a registered dataset.
+        assets: Names, groups or Dagster selections, separated by commas; empty for all assets.
+        retry_failed: Whether failed rows run again.
+        executor: `in-process`, or `multiprocess` for one process per step.
+        defs: Definitions to use in place of those of `settings` (tests).
+
+    Raises:
+        ValueError: An asset or group is unknown; the message lists the known ones.
+    """
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets)
     config = _run_config(settings, retry_failed)
@@ -68,7 +80,7 @@ def run_build(
 def _run_multiprocess(
     instance: dg.DagsterInstance, dataset: str, keys: Sequence[dg.AssetKey], config: Mapping[str, Any]
 ) -> Any:
-    """Each step in a process of its own; pays about 3 s of imports a step."""
+    """Run each step in a process of its own, which costs about 3 s of imports per step."""
     with dg.execute_job(
         dg.reconstructable(whole_graph),
         instance=instance,
@@ -80,12 +92,13 @@ def _run_multiprocess(
 
 
 def whole_graph() -> dg.JobDefinition:
-    """The job, as a child process finds it again."""
+    """The job of the whole graph; a child process imports this function to find it."""
     return build_defs().resolve_job_def(WHOLE_GRAPH)
 
 
 def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
-    """The named assets and everything upstream of them. ValueError lists the names when one is unknown."""
+    """The named assets and everything upstream of them. Raises ValueError, which lists the known names, if a name is
+    unknown."""
     graph = defs.resolve_asset_graph()
     built = graph.materializable_asset_keys
     by_name = {".".join(key.path): key for key in built}
@@ -108,19 +121,19 @@ def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
     if not any(mark in part for mark in ':*"+('):
-        raise ValueError(f"no asset or group {part!r}; there are: {', '.join(sorted(set(known)))}")
+        raise ValueError(f"there is no asset or group {part!r}; there are: {', '.join(sorted(set(known)))}")
     return dg.AssetSelection.from_string(part)
 
 
 def _run_config(settings: Settings, retry_failed: bool) -> dict[str, Any]:
     config: dict[str, Any] = {"loggers": {"progress": {}}}
-    if retry_failed:  # a resource given in run config is given whole
+    if retry_failed:  # run config replaces the whole resource, so all of its fields are needed
         config["resources"] = {"workplace": {"config": {**resource_config(settings), "retry_failed": True}}}
     return config
 
 
 def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildResult:
-    """Read the run back from the instance: the same for both executors."""
+    """Read the result of the run from the instance, which works in the same way for both executors."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     built = [asset for record in records if (asset := _built(record.asset_materialization)) is not None]
     failures = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
@@ -135,7 +148,7 @@ def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildR
 
 
 def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """What each failed check that stops a build found."""
+    """What each failed blocking check found."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
     found = []
     for record in records:
@@ -160,7 +173,7 @@ def _built(event: dg.AssetMaterialization | None) -> BuiltAsset | None:
 
 
 def _root_message(error: Any) -> str:
-    """The message of what was raised first, without Dagster's wrapping."""
+    """The message of the first exception, without the ones in which Dagster wraps it."""
     while error is not None and error.cause is not None:
         error = error.cause
     return error.message.strip() if error is not None else "failed without a message"

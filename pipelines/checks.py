@@ -1,6 +1,6 @@
-"""The checks of each stage as Dagster asset checks. What is checked, stages declare (`vsr1_core.stages.checks`).
+"""The checks of each stage as Dagster asset checks. Stages declare what is checked (`vsr1_core.stages.checks`).
 
-All are partitioned: an unpartitioned blocking check would let one bad dataset block all others.
+All checks are partitioned: with an unpartitioned blocking check, one bad dataset would block all others.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
@@ -15,12 +15,12 @@ from vsr1_core.stages.checks import EVERY
 
 
 def build_checks(stages: Iterable[Stage], partitions_def: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """The checks of every stage."""
+    """One definition per stage, with all checks of that stage."""
     return [_checks_of(stage, partitions_def) for stage in stages]
 
 
 def _checks_of(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
-    """All checks of one asset in one step: a step each would double the time of a build that has nothing to do."""
+    """All checks of one asset as one step: one step per check would double the time of a build with nothing to do."""
     checks, asset = (*EVERY, *stage.checks), stage.name
     key = asset_key(asset)
     specs = [

@@ -1,6 +1,7 @@
-"""`vsr1`: the command line. Commands parse, call, and print; what they call lives elsewhere.
+"""`vsr1`: the command line. A command parses its arguments, calls a function of another module, and prints the result.
 
-Errors a user can cause say what, where, and what to do, and exit with 1; `vsr1 --debug ...` shows the traceback.
+An error that a user can cause says what is wrong, where, and what to do, and exits with code 1; `vsr1 --debug ...`
+shows the traceback too.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  vsr1 build --dataset toy                raw videos to report, on rendered ones
+  vsr1 build --dataset toy                run everything on rendered videos, from videos to report
 
-  vsr1 report --dataset toy               the metrics table
+  vsr1 report --dataset toy               show the metrics
 
-  vsr1 plan --dataset toy                 what a build would do, and why
+  vsr1 plan --dataset toy                 show what a build would do, and why
 
-  vsr1 explain metrics sqr_sft/mrr        one row, followed back to its source files
+  vsr1 explain metrics sqr_sft/mrr        follow one row back to its source files
 
   vsr1 dataset add mine --videos ~/clips  register your own videos
 
-  vsr1 build --dataset mine               decode, embed, index them
+  vsr1 build --dataset mine               decode, embed and index them
 
   vsr1 search "a dog jumps" -d mine       search them
 
-  vsr1 sql "select * from failures"       ask the tables
+  vsr1 sql "select * from failures"       query the tables
 
-  vsr1 experiment                         three seeds of everything on toy: means and intervals
+  vsr1 experiment                         train on toy with three seeds: means and intervals
 
-  vsr1 config new longer --set sft.steps=500   settings of your own, for: vsr1 dataset add ... --config longer
+  vsr1 config new longer --set sft.steps=500   write your own settings, for: vsr1 dataset add ... --config longer
 
-  vsr1 compare toy longer                 two builds of the same videos: metrics, queries won and lost
+  vsr1 compare toy longer                 compare two builds of the same videos: metrics, queries won and lost
 
-  vsr1 ui                                 the graph in the browser
+  vsr1 ui                                 show the graph in the browser
 
-State lives under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work runs on;
-VSR1_CACHE_GB (default 20) what vision features may take on disk.
+All files are kept under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work
+runs on; VSR1_CACHE_GB (default 20) is how many GiB of disk the cache of vision features may use.
 """
 
 app = typer.Typer(
@@ -95,12 +96,15 @@ def doctor(
     config: Annotated[
         str,
         typer.Option(
-            click_type=ConfigurationName(), help="Also what this configuration needs (default: the dataset's)."
+            click_type=ConfigurationName(),
+            help="Also check what this configuration needs (default: the configuration of the dataset).",
         ),
     ] = "",
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Also what this dataset lacks, and a forecast.")] = "",
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="Also check what this dataset lacks, and forecast its build.")
+    ] = "",
 ) -> None:
-    """Check this machine: versions, disk, threads, and what to do where something is missing; forecast a build."""
+    """Check this machine (versions, disk, threads), say what to do if something is missing, and forecast a build."""
     from pipelines import doctor as checks
 
     settings = read_settings()
@@ -119,22 +123,23 @@ def doctor(
     if estimates:
         show.print_forecast(f"{dataset} with {name} on one {checks.gpu_name()}", estimates)
     if any(f.level == "problem" for f in findings):
-        fail("some checks found a problem; the last column says what to do")
+        fail("some checks found a problem; the last column of the table says what to do")
 
 
-@app.command(epilog="Example: [bold]vsr1 build --dataset toy --assets first_ranking[/bold] (and all it needs)")
+@app.command(epilog="Example: [bold]vsr1 build --dataset toy --assets first_ranking[/bold] (and everything it needs)")
 @command
 def build(
     dataset: DatasetOption = "toy",
     assets: Annotated[
-        str, typer.Option(help="Names, groups or a Dagster selection, comma separated; default: all.")
+        str,
+        typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
     executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
-    """Build a dataset: rows that are new or stale run, all others do not."""
+    """Build a dataset. Only rows that are new or stale are computed."""
     if executor not in ("in-process", "multiprocess"):
-        raise UserError(f"no executor {executor!r}; use in-process or multiprocess")
+        raise UserError(f"there is no executor {executor!r}; use in-process or multiprocess")
     settings = read_settings()
     entry = known_entry(settings, dataset)
     require_dagster("vsr1 build")
@@ -145,19 +150,21 @@ def build(
     if not result.success:
         if debugging["on"]:
             typer.echo(result.trace, err=True)
-        fail("\n".join([f"the build of {dataset} stopped", *result.problems, "more: vsr1 --debug build, or vsr1 ui"]))
+        more = f"for tracebacks run: vsr1 --debug build --dataset {dataset}, or look at the run in: vsr1 ui"
+        fail("\n".join([f"the build of {dataset} stopped", *result.problems, more]))
     num_failed = sum(asset.num_failed for asset in result.assets)
     if num_failed:
-        typer.echo(f"{num_failed:,} rows failed; why: vsr1 sql \"select * from failures where dataset='{dataset}'\"")
+        reasons = f"vsr1 sql \"select * from failures where dataset='{dataset}'\""
+        typer.echo(f"{num_failed:,} rows failed; to see why: {reasons}")
 
 
 @app.command()
 @command
 def plan(
     dataset: DatasetOption = "toy",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """What a build would do, asset by asset, and why. Writes nothing."""
+    """Show what a build would do, asset by asset, and why. Nothing is written."""
     settings = read_settings()
     known_entry(settings, dataset)
     plans = plan_graph(open_view(settings.home, dataset))
@@ -171,17 +178,19 @@ def plan(
 @command
 def explain(
     asset: str,
-    row: Annotated[str, typer.Argument(help="The row's id, as in the table's first column.")],
+    row: Annotated[str, typer.Argument(help="Id of the row, as in the first column of the table.")],
     dataset: DatasetOption = "toy",
     output: Annotated[str, typer.Option("--format", "-f", help="tree or json.")] = "tree",
-    max_rows: Annotated[int, typer.Option("--rows", min=1, help="How many upstream rows of an input to follow.")] = 2,
+    max_rows: Annotated[
+        int, typer.Option("--rows", min=1, help="How many upstream rows of each input are followed.")
+    ] = 2,
 ) -> None:
-    """One row back to its sources: its version, why it is due, and the rows and files it is made from."""
+    """Follow one row back to its sources: its version, why a build would compute it, its input rows and files."""
     from pipelines.explain import tree
     from vsr1_core.home.explain import explain as explain_row
 
     if output not in ("tree", "json"):
-        raise UserError(f"no format {output!r}; use tree or json")
+        raise UserError(f"there is no format {output!r}; use tree or json")
     settings = read_settings()
     known_entry(settings, dataset)
     explained = explain_row(open_view(settings.home, dataset), asset, row, max_rows)
@@ -194,7 +203,7 @@ def explain(
 @app.command()
 @command
 def status(dataset: DatasetOption = "toy") -> None:
-    """What has been built of a dataset, and when."""
+    """Show what has been built of a dataset, and when."""
     settings = read_settings()
     known_entry(settings, dataset)
     show.console().print(show.status_table(open_view(settings.home, dataset)))
@@ -203,35 +212,39 @@ def status(dataset: DatasetOption = "toy") -> None:
 @app.command(epilog="Example: [bold]vsr1 prune --days 30 --delete[/bold]")
 @command
 def prune(
-    days: Annotated[float, typer.Option(min=1, help="Only what was written so many days ago, or earlier.")] = 1.0,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
+    days: Annotated[float, typer.Option(min=1, help="Only files that were written at least this many days ago.")] = 1.0,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the files; without this option they are only listed.")
+    ] = False,
 ) -> None:
-    """Files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
+    """List or delete files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
     from vsr1_core.home.unused import DAY_S, unused_files
 
     found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * DAY_S))
     if not found:
-        typer.echo(f"no files that were written {days:g} days ago, or earlier, are unused")
+        typer.echo(f"There are no unused files that were written at least {days:g} days ago.")
         return
     show.console().print(show.unused_table(found))
     if not delete:
-        typer.echo("nothing was deleted; with --delete they are")
+        typer.echo("Nothing was deleted. To delete these files, add --delete.")
         return
     num_deleted = sum(file.delete() for file in found)
-    typer.echo(f"deleted: {num_deleted:,} of {len(found):,}")
+    typer.echo(f"Deleted {num_deleted:,} of {len(found):,}.")
 
 
 @app.command(epilog="Example: [bold]vsr1 sql \"select method, value from metrics where metric = 'mrr'\"[/bold]")
 @command
 def sql(
-    query: Annotated[str, typer.Argument(help="Without one, the views and what they hold.")] = "",
+    query: Annotated[
+        str, typer.Argument(help="SQL of DuckDB. Without a query, the views are listed with what they contain.")
+    ] = "",
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
 ) -> None:
-    """Ask the tables (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
+    """Query the tables with SQL (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
     from vsr1_core.home import warehouse
 
     if output not in ("table", "csv", "json"):
-        raise UserError(f"no format {output!r}; use table, csv or json")
+        raise UserError(f"there is no format {output!r}; use table, csv or json")
     home = read_settings().home
     frame = warehouse.query(home, query) if query.strip() else warehouse.views(home)
     if output == "table":
@@ -243,15 +256,15 @@ def sql(
 @app.command()
 @command
 def report(dataset: DatasetOption = "toy") -> None:
-    """The metrics table, and where the report is."""
+    """Show the metrics of a dataset, and where its report is."""
     settings = read_settings()
     known_entry(settings, dataset)
     view = open_view(settings.home, dataset)
-    view.table("metrics").manifest()  # says how to build it where it is missing
+    view.table("metrics").manifest()  # raises an error that says how to build the table if it is missing
     metrics = view.rows("metrics")
     if metrics.is_empty():
         raise UserError(
-            f"{dataset} has no metrics: none of its queries was evaluated. See: vsr1 status --dataset {dataset}"
+            f"{dataset} has no metrics, because none of its queries was evaluated; see: vsr1 status --dataset {dataset}"
         )
     show.console().print(show.metrics_table(dataset, metrics))
     for path in view.rows("report")["path"].to_list():
@@ -261,12 +274,12 @@ def report(dataset: DatasetOption = "toy") -> None:
 @app.command(epilog='Example: [bold]vsr1 search "a red circle moves left" --dataset toy[/bold]')
 @command
 def search(
-    text: str,
+    text: Annotated[str, typer.Argument(help="What the moment shows, in words.")],
     dataset: DatasetOption = "toy",
-    split: Annotated[str, typer.Option(help="Which videos to search.")] = "test",
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos.")] = 5,
+    split: Annotated[str, typer.Option(help="The split whose videos are searched.")] = "test",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos are listed.")] = 5,
 ) -> None:
-    """Find videos for a text, and the moment in the best one."""
+    """Find the videos that a text describes, and the moment in the best one."""
     from vsr1_core.home.search import best_method, search_once
     from vsr1_core.stages.opened import OpenedModels
 
@@ -283,13 +296,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port of the web UI.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Dagster's web UI with this home's runs. Stops with Ctrl-C."""
+    """Start the web UI of Dagster with the runs of this home. Ctrl-C stops it."""
     require_dagster("vsr1 ui", "ui")
     from pipelines.instance import dagster_home
 
     settings = read_settings()
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
-    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # in a checkout; a wheel has none
+    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # exists in a checkout, not in a wheel
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
     arguments = ["dev", *location, "-h", host, "-p", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)

@@ -1,4 +1,5 @@
-"""What all command modules share: known errors without a traceback, exits, and a dataset by its name."""
+"""What all command modules share: known errors are printed without a traceback, and names of datasets and
+configurations are looked up."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ debugging = {"on": False}
 
 
 class UserError(Exception):
-    """Something the user can put right; the message says what, where, and how."""
+    """An error that the user can put right; the message says what is wrong, where, and what to do."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose known errors are printed without a traceback."""
+    """Wrap a command so that its known errors are printed without a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -40,32 +41,32 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             fail(str(error))
         except KeyboardInterrupt:
-            fail("stopped; finished shards are kept, the same command goes on from there")
+            fail("stopped; finished shards are kept, and the same command continues from there")
 
     return wrapped
 
 
 def _known_errors() -> tuple[type[Exception], ...]:
-    """What has a message for a person; DuckDB's errors only where DuckDB is loaded at all."""
+    """Exceptions whose message is written for a person. Those of DuckDB are included only if DuckDB is loaded."""
     known = (UserError, NotYetKnown, OSError, ValueError, LookupError, ImportError)
     duckdb = sys.modules.get("duckdb")
     return known if duckdb is None else (*known, duckdb.Error)
 
 
 def fail(message: str) -> None:
-    """Print to stderr and exit with 1."""
+    """Print `error: message` to stderr and exit with code 1."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
 
 
 def require_dagster(command_name: str, extra: str = "dagster") -> None:
-    """UserError where Dagster is not installed, which only the graph and its UI need."""
+    """Raise UserError if Dagster is not installed. Only the graph and its UI need Dagster."""
     try:
         import dagster  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"`{command_name}` needs Dagster, which is not installed; run: pip install 'videosearch-r1[{extra}]' "
-            "(from a checkout: pip install -c constraints.txt -e '.[" + extra + "]'). A build without it: "
+            "(from a checkout: pip install -c constraints.txt -e '.[" + extra + "]'). To build without Dagster: "
             "python -c \"import vsr1_core; vsr1_core.Home('vsr1_home').build('toy')\""
         ) from error
 
@@ -85,13 +86,13 @@ def known_configuration(settings: Settings, name: str) -> Configuration:
 
 
 class ConfigurationName(click.ParamType):
-    """The help lists the home's configurations, which are not known before it is asked for."""
+    """Name of a configuration. Its help lists the configurations of the home, which are read when help is asked for."""
 
     name = "configuration"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         try:
             names = configuration_names(read_settings().home)
-        except ValueError:  # the environment is wrong, which every command says
+        except ValueError:  # an environment variable is wrong; every command reports that by itself
             return "NAME"
         return f"[{'|'.join(names)}]"

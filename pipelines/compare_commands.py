@@ -1,4 +1,4 @@
-"""`vsr1 compare`: two builds of the same videos and queries side by side, as `vsr1_core.home.compare` finds them."""
+"""`vsr1 compare`: prints what `vsr1_core.home.compare` finds about two builds of the same videos and queries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.home.compare import CHANGES, Comparison, compare
 
 MAX_LISTED = 10
-"""Queries of one method and kind of change that the table lists; JSON has all."""
+"""How many queries the table lists for each method and kind of change; JSON has all of them."""
 comparisons = typer.Typer()
 
 
@@ -27,7 +27,9 @@ comparisons = typer.Typer()
 @command
 def compare_command(
     a: Annotated[str, typer.Argument(help="A dataset, or a configuration that vsr1 experiment has trained.")],
-    b: Annotated[str, typer.Argument(help="The other one. Differences are this one minus the first.")],
+    b: Annotated[
+        str, typer.Argument(help="The dataset or configuration to compare with A. Differences are B minus A.")
+    ],
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Only this method; may be given several times.")
     ] = None,
@@ -38,7 +40,7 @@ def compare_command(
 ) -> None:
     """Compare two builds of the same videos: settings, metrics with paired intervals, queries won and lost."""
     if output not in ("table", "json"):
-        raise UserError(f"no format {output!r}; use table or json")
+        raise UserError(f"there is no format {output!r}; use table or json")
     found = compare(read_settings().home, a, b, methods or [], metrics or [])
     if output == "json":
         typer.echo(json.dumps(found.record(), ensure_ascii=False, indent=2))
@@ -47,7 +49,7 @@ def compare_command(
 
 
 def _print(found: Comparison, is_short: bool) -> None:
-    """is_short: only the metrics that the tables of an experiment have."""
+    """Print the comparison as tables. is_short: print only the metrics that the tables of an experiment have."""
     out, a, b = show.console(), found.a, found.b
     if found.recipes:
         out.print(show.table("Settings that differ", ["setting", a, b], difference_rows(found.recipes)))
@@ -59,13 +61,13 @@ def _print(found: Comparison, is_short: bool) -> None:
     header = ["method", "metric", a, b, "difference", "interval", ""]
     out.print(show.table(title, header, [_metric_row(row) for row in rows]))
     counts = [[method, *number.values()] for method, number in found.counts().items()]
-    says = f"Queries that {b} found and {a} did not (won), the other way round (lost), or ranks otherwise"
+    says = f"Queries that only {b} found (won), that only {a} found (lost), or that the two rank differently"
     out.print(show.table(says, ["method", *CHANGES], counts))
     _print_queries(found)
 
 
 def _metric_row(row: dict[str, Any]) -> list[Any]:
-    """Whether 0 is outside the interval is said in words: it is what one looks for."""
+    """The cells of one metric; the last one says in words whether 0 is outside the interval."""
     low, high = row["low"], row["high"]
     if low is None or high is None:
         return [row["method"], row["metric"], row["a"], row["b"], row["difference"], "", ""]
@@ -75,7 +77,7 @@ def _metric_row(row: dict[str, Any]) -> list[Any]:
 
 
 def _print_queries(found: Comparison) -> None:
-    """The first of those that were won and lost."""
+    """Print the first queries that were won and lost."""
     kinds = [(method, change) for method in found.counts() for change in CHANGES[:2]]
     groups = [[q for q in found.queries if (q.method, q.change) == kind] for kind in kinds]
     rows = [
@@ -87,4 +89,4 @@ def _print_queries(found: Comparison) -> None:
     show.console().print(show.table("Queries won and lost", header, rows))
     num_left = sum(len(group) for group in groups) - len(rows)
     if num_left:
-        typer.echo(f"{num_left:,} more: vsr1 compare {found.a} {found.b} --format json")
+        typer.echo(f"{num_left:,} more queries are listed by: vsr1 compare {found.a} {found.b} --format json")

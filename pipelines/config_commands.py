@@ -1,4 +1,4 @@
-"""`vsr1 config ...`: the configurations of this home, what they say, and how to make one of your own."""
+"""`vsr1 config ...`: lists and shows the configurations of this home, and writes new ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from vsr1_core.datasets.registry import load_entries
 from vsr1_core.settings import differences, parsed
 
 configs = typer.Typer(
-    help="Configurations, which say how a dataset is built: list, show, diff, new.", no_args_is_help=True
+    help="Manage configurations, which say how a dataset is built: list, show, diff, new.", no_args_is_help=True
 )
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", click_type=ConfigurationName(), help="How it is built: vsr1 config list.")
+    str | None,
+    typer.Option("--config", click_type=ConfigurationName(), help="How it is built; a name from vsr1 config list."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="KEY=VALUE in place of what the configuration says; may be given several times."),
+    typer.Option("--set", help="KEY=VALUE replaces a setting of the configuration; may be given several times."),
 ]
 ConfigArgument = Annotated[str, typer.Argument(click_type=ConfigurationName(), help="A name from vsr1 config list.")]
 
@@ -39,7 +40,7 @@ ConfigArgument = Annotated[str, typer.Argument(click_type=ConfigurationName(), h
 @configs.command("list")
 @command
 def config_list() -> None:
-    """All configurations: the built-in ones and your own, and which datasets are built with them."""
+    """List all configurations, built-in and your own, and which datasets are built with them."""
     settings = read_settings()
     rows = [[name, *_origin(settings, name), _users(settings, name)] for name in configuration_names(settings.home)]
     header = ["name", "based on", "where", "settings that differ", "datasets"]
@@ -47,7 +48,8 @@ def config_list() -> None:
 
 
 def _origin(settings: Settings, name: str) -> list[str]:
-    """Base, place, and how many settings differ from the base. One that cannot be used says why and hides no other."""
+    """Base, place, and how many settings differ from the base. For a configuration that cannot be used, the reason; the
+    others are still listed."""
     if name not in own_names(settings.home):
         return ["", "built in", ""]
     try:
@@ -67,7 +69,7 @@ def _users(settings: Settings, name: str) -> str:
 )
 @command
 def config_show(name: ConfigArgument) -> None:
-    """All settings of a configuration, as a file that can be saved under another name and edited."""
+    """Print all settings of a configuration as a file that can be saved under another name and edited."""
     settings = read_settings()
     known_configuration(settings, name)
     typer.echo(shown(settings.home, name), nl=False)
@@ -76,17 +78,17 @@ def config_show(name: ConfigArgument) -> None:
 @configs.command("diff", epilog="Example: [bold]vsr1 config diff tiny experiment[/bold]")
 @command
 def config_diff(a: ConfigArgument, b: ConfigArgument) -> None:
-    """The settings in which two configurations differ, with both values."""
+    """Show the settings in which two configurations differ, with both values."""
     settings = read_settings()
     found = differences(known_configuration(settings, a), known_configuration(settings, b))
     if not found:
-        typer.echo(f"{a} and {b} have the same settings")
+        typer.echo(f"{a} and {b} have the same settings.")
         return
     show.console().print(show.table("", ["setting", a, b], difference_rows(found)))
 
 
 def difference_rows(found: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
-    """A setting and both values; a setting that one side lacks has a dash there."""
+    """Rows of a setting and both of its values, with a dash where one side lacks the setting."""
     return [[key, *(_spelled(value) for value in pair)] for key, pair in found.items()]
 
 
@@ -105,15 +107,15 @@ def _spelled(value: Any) -> str:
 def config_new(
     name: str,
     base: Annotated[
-        str, typer.Option(click_type=ConfigurationName(), help="The configuration that it differs from.")
+        str, typer.Option(click_type=ConfigurationName(), help="The configuration that it is based on.")
     ] = "tiny",
     assignments: SetOption = None,
 ) -> None:
-    """Write a configuration of your own: a file with its base and what differs. Edit the file for more."""
+    """Write a configuration of your own: a file with its base and the settings that differ. The file can be edited."""
     settings = read_settings()
     path = _write(settings, name, base, assignments or [], "vsr1 config new")
-    typer.echo(f"Written: {path}")
-    typer.echo(f"What it says: vsr1 config show {name}. To build with it: vsr1 dataset add ... --config {name}")
+    typer.echo(f"Wrote {path}")
+    typer.echo(f"To see its settings: vsr1 config show {name}. To build with it: vsr1 dataset add ... --config {name}")
 
 
 def _write(settings: Settings, name: str, base: str, assignments: Sequence[str], place: str) -> Path:
@@ -123,8 +125,8 @@ def _write(settings: Settings, name: str, base: str, assignments: Sequence[str],
 
 @contextlib.contextmanager
 def chosen_configuration(settings: Settings, dataset: str, base: str, assignments: Sequence[str]) -> Iterator[str]:
-    """The name of the configuration that `dataset` is built with: `base`, or with assignments a new one that is called
-    as the dataset and taken back where the block fails."""
+    """Yield the name of the configuration that `dataset` is built with: `base`, or, if there are assignments, a new
+    configuration with the name of the dataset. If the block fails, the new configuration is deleted again."""
     known_configuration(settings, base)
     if not assignments:
         yield base
@@ -135,11 +137,11 @@ def chosen_configuration(settings: Settings, dataset: str, base: str, assignment
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    typer.echo(f"Made the configuration {dataset}, which is {base} with {', '.join(assignments)}: {path}")
+    typer.echo(f"Wrote the configuration {dataset}, which is {base} with {', '.join(assignments)}: {path}")
 
 
 def model_assignments(policy: str | None, embedder: str | None) -> list[str]:
-    """--policy and --embedder as settings. A folder is kept by its full path, as builds run elsewhere."""
+    """--policy and --embedder as settings. A folder is stored as an absolute path, because builds may run elsewhere."""
     named = {"models.policy": policy, "models.embedder": embedder}
     return [f"{key}={_place(value)}" for key, value in named.items() if value]
 

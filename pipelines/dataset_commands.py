@@ -1,4 +1,4 @@
-"""`vsr1 dataset ...`: which datasets there are, and whether their files are what the annotations say."""
+"""`vsr1 dataset ...`: lists, registers and removes datasets, and compares their files with the annotations."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import open_view
 
 MAX_LISTED = 20
-"""Findings of one kind that the table lists; CSV and JSON list all."""
+"""How many findings of one kind the table lists; CSV and JSON list all of them."""
 FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
 
-datasets = typer.Typer(help="Datasets: list, add, show, check, remove.", no_args_is_help=True)
+datasets = typer.Typer(help="Manage datasets: list, add, show, check, remove.", no_args_is_help=True)
 
 
 @datasets.command("list")
 @command
 def dataset_list() -> None:
-    """All datasets of this home."""
+    """List all datasets of this home."""
     settings = read_settings()
     rows = [
         [e.name, e.kind, e.config, e.models_from, frames_as_in(settings.home, e), e.videos]
@@ -56,7 +56,7 @@ def dataset_list() -> None:
 @datasets.command("show")
 @command
 def dataset_show(name: str) -> None:
-    """One dataset: where its files are and come from, and what has been built."""
+    """Show one dataset: where its files are, where to get them, and what has been built."""
     settings = read_settings()
     entry = known_entry(settings, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
@@ -74,7 +74,7 @@ def dataset_show(name: str) -> None:
 
 
 def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
-    """Which files a public dataset has, where to get them, and what to type once they are there."""
+    """Print which files a public dataset has, where to get them, and which commands to run once they are there."""
     folder = Path(entry.annotations)
     files = [
         [f.name, f.split, f"{f.num_rows:,}", "yes" if (folder / f.name).is_file() else "no"] for f in benchmark.files
@@ -89,22 +89,22 @@ def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
     ]
     show.console().print(show.table("Where to get it", ["", ""], facts))
     name = benchmark.name
-    typer.echo(f"With files elsewhere: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER")
-    typer.echo(f"Then: vsr1 dataset check {name}, and: vsr1 build --dataset {name}")
+    typer.echo(f"If the files are in other folders: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER")
+    typer.echo(f"Then run: vsr1 dataset check {name}, and: vsr1 build --dataset {name}")
 
 
-@datasets.command("check", epilog="Exit code 0: nothing was found; 1: something was.")
+@datasets.command("check", epilog="The exit code is 0 if nothing was found, and 1 otherwise.")
 @command
 def dataset_check(
     name: str,
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
     allow_extra: Annotated[
-        bool, typer.Option("--allow-extra", help="Videos that no annotation names are no finding.")
+        bool, typer.Option("--allow-extra", help="Do not report videos that no annotation names.")
     ] = False,
 ) -> None:
     """Compare annotations with the files on disk: missing, extra, too short, undecodable videos; wrong row counts."""
     if output not in ("table", "csv", "json"):
-        raise UserError(f"no format {output!r}; use table, csv or json")
+        raise UserError(f"there is no format {output!r}; use table, csv or json")
     settings = read_settings()
     entry = known_entry(settings, name)
     config = configuration_of(settings.home, entry)
@@ -119,9 +119,9 @@ def dataset_check(
 
 
 def _print_findings(name: str, findings: Sequence[Finding]) -> None:
-    """How many there are of each kind, then the first of each."""
+    """Print how many findings there are of each kind, then the first ones of each kind."""
     if not findings:
-        typer.echo(f"{name}: the files on disk are what the annotations say.")
+        typer.echo(f"{name}: the files on disk agree with the annotations.")
         return
     counts = Counter(f.kind for f in findings)
     found = {kind: meaning for kind, meaning in KINDS.items() if kind in counts}
@@ -131,7 +131,7 @@ def _print_findings(name: str, findings: Sequence[Finding]) -> None:
     rows = [[f.kind, f.row_id, f.detail] for f in listed]
     show.console().print(show.table("", ["finding", "id", "detail"], rows))
     if len(listed) < len(findings):
-        typer.echo(f"{len(findings) - len(listed):,} more: vsr1 dataset check {name} --format csv")
+        typer.echo(f"{len(findings) - len(listed):,} more are listed by: vsr1 dataset check {name} --format csv")
 
 
 @datasets.command(
@@ -144,14 +144,20 @@ def _print_findings(name: str, findings: Sequence[Finding]) -> None:
 @command
 def dataset_add(
     name: str,
-    videos: Annotated[Path | None, typer.Option(help="Folder of video files, searched in all subfolders.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder with the video files; subfolders are included.")] = None,
     annotations: Annotated[
         Path | None,
-        typer.Option(help="JSONL in the FIG schema, or CSV with video, start, end, query; a folder for VERIFIED FIG."),
+        typer.Option(
+            help="A CSV file with the columns video, start, end, query; a JSONL file in the FIG schema; or, for a "
+            "VERIFIED FIG dataset, the folder of its files."
+        ),
     ] = None,
     models_from: Annotated[
         str | None,
-        typer.Option(help="Dataset whose models are used, or '' (default: toy, unless --config names others)."),
+        typer.Option(
+            help="Dataset whose models are borrowed, or '' for models of its own (default: toy, unless --config names "
+            "other models)."
+        ),
     ] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -163,15 +169,16 @@ def dataset_add(
     ] = None,
     kind: Annotated[
         str,
-        typer.Option(help="Format of the annotations, where it is not CSV or JSONL: see docs/contributing.md."),
+        typer.Option(help="Format of the annotations, if it is neither CSV nor JSONL: see docs/contributing.md."),
     ] = "",
     toy: Annotated[
-        bool, typer.Option("--toy", help="Rendered videos instead of your own, e.g. with --config nano.")
+        bool, typer.Option("--toy", help="Render videos instead of reading your own, e.g. with --config nano.")
     ] = False,
 ) -> None:
-    """Register a dataset: your own videos, or the folders of a VERIFIED FIG one. Becomes a partition after a reload.
+    """Register a dataset: your own videos, or the folders of a VERIFIED FIG dataset.
 
-    With --set, --policy or --embedder, a configuration of its own is written, called as the dataset.
+    With --set, --policy or --embedder, a configuration with the name of the dataset is written for it. A running web
+    UI shows the dataset as a partition after the code location is reloaded.
     """
     settings = read_settings()
     if models_from:
@@ -190,8 +197,8 @@ def dataset_add(
 @datasets.command("remove")
 @command
 def dataset_remove(name: str) -> None:
-    """Forget a registered dataset. Its videos and tables stay on disk."""
+    """Remove a dataset from the list. Its videos and tables stay on disk."""
     settings = read_settings()
     if not remove_entry(settings.home, name):
-        raise UserError(f"{name!r} was not registered; see: vsr1 dataset list")
-    typer.echo(f"Forgot {name}. Its tables stay under {settings.home / 'lake'}.")
+        raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
+    typer.echo(f"Removed {name} from the list. Its tables stay under {settings.home / 'lake'}.")

@@ -1,4 +1,5 @@
-"""The code location: `defs`, made of everything in this folder. Importing it takes about a second: no torch here."""
+"""The Dagster code location: `defs` combines everything in this folder. Importing it takes about a second, because
+torch is not imported."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ def build_defs(
     stages: Mapping[str, Stage] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> dg.Definitions:
-    """Fresh definitions. `overrides` replaces resources by key; `stages` replaces the graph (tests)."""
+    """Build new definitions. `overrides` replaces resources by key; `stages` replaces the graph (tests)."""
     with warnings.catch_warnings():
-        # In Dagster 1.13 observed sources and the condition sensor are beta, partitioned checks a preview.
+        # In Dagster 1.13 observed sources and the condition sensor are beta, and partitioned checks are a preview.
         for category in (dg.BetaWarning, dg.PreviewWarning):
             warnings.simplefilter("ignore", category)
         return _build_defs(settings or read_settings(), all_stages() if stages is None else stages, overrides or {})

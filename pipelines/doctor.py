@@ -1,6 +1,7 @@
-"""`vsr1 doctor`: is this machine ready, and if not, what to do. Each check is one function.
+"""`vsr1 doctor`: says whether this machine is ready and, if it is not, what to do. Each check is one function.
 
-With a dataset or a configuration also: what its build still lacks, beside what `vsr1_core.home.capacity` forecasts.
+For a dataset or a configuration it also says what its build still lacks, and shows the forecast of
+`vsr1_core.home.capacity`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MIN_FREE_GIB = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """level: ok | note | problem. `advice` says what to do; empty when nothing is to be done."""
+    """Result of one check. `level` is ok, note or problem; `advice` says what to do, and is empty if nothing has to be
+    done."""
 
     name: str
     level: str
@@ -44,7 +46,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """All checks, one at a time, cheap ones first."""
+    """Run all checks of the machine, one at a time, the cheap ones first."""
     yield _python()
     for package in PACKAGES:
         yield _package(package)
@@ -89,7 +91,7 @@ def _disk(home: Path) -> Finding:
 
 
 def _configurations(home: Path) -> Iterator[Finding]:
-    """The user's own, where there are any."""
+    """Whether the user's own configurations can be read; no finding if there are none."""
     usable = []
     for name in own_names(home):
         try:
@@ -104,14 +106,13 @@ def _configurations(home: Path) -> Iterator[Finding]:
 def _ffmpeg() -> Finding:
     if shutil.which("ffprobe"):
         return Finding("ffprobe", "ok", str(shutil.which("ffprobe")))
-    return Finding("ffprobe", "note", "not installed", "only tests need it: apt-get install ffmpeg")
+    return Finding("ffprobe", "note", "not installed", "only the tests need it; run: apt-get install ffmpeg")
 
 
 def _wait_policy() -> Finding:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    advice = (
-        "" if policy.upper() == "PASSIVE" else "unset OMP_WAIT_POLICY, or set it to PASSIVE: threads spin otherwise"
-    )
+    is_passive = policy.upper() == "PASSIVE"
+    advice = "" if is_passive else "unset OMP_WAIT_POLICY, or set it to PASSIVE: otherwise waiting threads use cores"
     return Finding("OpenMP", "note" if advice else "ok", f"OMP_WAIT_POLICY={policy}", advice)
 
 
@@ -129,12 +130,12 @@ def _faiss() -> Finding:
     try:
         import faiss
     except ImportError as error:
-        return Finding("faiss runs", "problem", str(error), "pip install --force-reinstall --no-deps faiss-cpu")
+        return Finding("faiss runs", "problem", str(error), "run: pip install --force-reinstall --no-deps faiss-cpu")
     has_gpu_build = "GPU" in faiss.get_compile_options()
     wants_gpu = _is_installed("faiss-gpu")
     if wants_gpu and not has_gpu_build:
-        advice = "faiss-cpu overwrote faiss-gpu: pip install --force-reinstall --no-deps faiss-gpu"
-        return Finding("faiss runs", "problem", "the CPU build, though faiss-gpu is installed", advice)
+        advice = "faiss-cpu has overwritten faiss-gpu; run: pip install --force-reinstall --no-deps faiss-gpu"
+        return Finding("faiss runs", "problem", "the CPU build, although faiss-gpu is installed", advice)
     return Finding("faiss runs", "ok", "GPU build" if has_gpu_build else "CPU build")
 
 
@@ -149,14 +150,16 @@ def _is_installed(name: str) -> bool:
 def _dagster() -> Finding:
     if _is_installed("dagster"):
         return Finding("dagster", "ok", importlib.metadata.version("dagster"))
-    advice = 'for `vsr1 build` and the graph: pip install -c constraints.txt -e ".[dagster]"'
+    advice = '`vsr1 build` and the graph need it; run: pip install -c constraints.txt -e ".[dagster]"'
     return Finding("dagster", "note", "not installed", advice)
 
 
 def _ui() -> Finding:
     if _is_installed("dagster-webserver"):
         return Finding("web UI", "ok", importlib.metadata.version("dagster-webserver"))
-    return Finding("web UI", "note", "not installed", 'for `vsr1 ui`: pip install -c constraints.txt -e ".[ui]"')
+    return Finding(
+        "web UI", "note", "not installed", '`vsr1 ui` needs it; run: pip install -c constraints.txt -e ".[ui]"'
+    )
 
 
 def _ray(address: str) -> Finding:
@@ -164,13 +167,13 @@ def _ray(address: str) -> Finding:
         with connected(address) as ray:
             num_nodes, num_cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
     except ValueError as error:
-        return Finding("Ray", "problem", str(error), "or unset VSR1_RAY: row work then runs here")
-    advice = "" if num_cpus else "builds wait until a node with CPUs joins"
+        return Finding("Ray", "problem", str(error), "or unset VSR1_RAY, so that row work runs on this machine")
+    advice = "" if num_cpus else "start a node with CPUs; builds wait until one joins"
     return Finding("Ray", "note" if advice else "ok", f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs", advice)
 
 
 def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:
-    """What building `entry` (None: any dataset) with `config` still lacks."""
+    """Check what a build of `entry` (None: of any dataset) with `config` still lacks."""
     if config.models.policy != "tiny":
         for role, name in (("policy", config.models.policy), ("embedder", config.models.embedder)):
             yield _model(role, name)
@@ -183,8 +186,8 @@ def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry
 
 
 def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> list[Estimate]:
-    """The forecast for `entry` on this machine's GPU, or the default one; empty for tiny models, and where the
-    annotations are not there yet. ValueError for a model of unknown size."""
+    """Forecast the build of `entry` on the GPU of this machine, or on the default GPU if there is none. Empty for tiny
+    models, and if the annotations do not exist yet. Raises ValueError if the size of a model is unknown."""
     if config.models.policy == "tiny":
         return []
     from vsr1_core.models.registry import model_size
@@ -196,7 +199,8 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
     sizes = {name: model_size(name) for name in (config.models.policy, config.models.embedder)}
     policy, embedder = sizes[config.models.policy], sizes[config.models.embedder]
     if policy is None or embedder is None:
-        raise ValueError(f"nothing is known of the size of {', '.join(n for n, size in sizes.items() if size is None)}")
+        unknown = ", ".join(name for name, size in sizes.items() if size is None)
+        raise ValueError(f"there is no forecast, because the size of these models is not known: {unknown}")
     execution = Execution(
         workers=settings.workers,
         cache_bytes=int(settings.cache_gb * GIB),
@@ -207,7 +211,7 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
 
 
 def gpu_name() -> str:
-    """The name in `capacity.GPUS` of the GPU here, or of the one that is assumed."""
+    """The name in `capacity.GPUS` of the GPU of this machine, or of the GPU that is assumed if there is none."""
     import torch
 
     here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
@@ -215,19 +219,19 @@ def gpu_name() -> str:
 
 
 def room(settings: Settings, estimates: Sequence[Estimate]) -> Iterator[Finding]:
-    """Whether the disk and the GPU hold what is forecast."""
+    """Check whether the disk and the GPU have room for what is forecast."""
     import torch
 
     place = next(p for p in (settings.home, *settings.home.parents) if p.exists())
     free, needed = shutil.disk_usage(place).free, sum(e.disk for e in estimates)
     found = f"{needed / GIB:,.0f} GiB forecast, {free / GIB:,.0f} GiB free"
-    advice = "set VSR1_HOME to a larger disk, or VSR1_CACHE_GB lower" if free < needed else ""
+    advice = "set VSR1_HOME to a larger disk, or lower VSR1_CACHE_GB" if free < needed else ""
     yield Finding("disk for the build", "problem" if advice else "ok", found, advice)
     if torch.cuda.is_available():
         has = torch.cuda.get_device_properties(0).total_memory
         largest = max(estimates, key=lambda e: e.gpu)
-        found = f"{largest.gpu / GIB:,.0f} GiB forecast for {largest.stage}, {has / GIB:,.0f} GiB there"
-        advice = "set VSR1_MICRO_BATCH lower, or take a smaller model" if has < largest.gpu else ""
+        found = f"{largest.gpu / GIB:,.0f} GiB forecast for {largest.stage}, the GPU has {has / GIB:,.0f} GiB"
+        advice = "lower VSR1_MICRO_BATCH, or use a smaller model" if has < largest.gpu else ""
         yield Finding("GPU memory", "problem" if advice else "ok", found, advice)
 
 
@@ -237,7 +241,7 @@ def _model(role: str, name: str) -> Finding:
     folder = cached_folder(name)
     if folder is not None and any(folder.glob("*.safetensors")):
         return Finding(role, "ok", f"{name} in {folder}")
-    advice = f"the first build downloads it; before that: hf download {name}"
+    advice = f"the first build downloads it; to download it now: hf download {name}"
     return Finding(role, "note", f"{name} is not on this machine", advice)
 
 
@@ -248,15 +252,17 @@ def _gpu(settings: Settings, config: Configuration) -> Finding:
     if choose_device(settings.device) == "cpu":
         return Finding("GPU", "problem", "none", f"{config.name} needs a GPU; on a CPU use the configuration tiny")
     if settings.processes > number:
-        return Finding("GPU", "problem", f"{number}", f"VSR1_PROCESSES={settings.processes} needs as many GPUs")
-    return Finding("GPU", "ok", f"{number} x {torch.cuda.get_device_name(0)}, {max(1, settings.processes)} to train on")
+        advice = f"VSR1_PROCESSES={settings.processes} needs {settings.processes} GPUs; lower it to at most {number}"
+        return Finding("GPU", "problem", f"{number}", advice)
+    found = f"{number} x {torch.cuda.get_device_name(0)}; trainings use {max(1, settings.processes)}"
+    return Finding("GPU", "ok", found)
 
 
 def _teacher(recipe: EndpointRecipe) -> Finding:
     endpoint = read_endpoint()
     if endpoint is None:
         advice = f"serve {recipe.model} behind an OpenAI-compatible API and set VSR1_TEACHER_URL"
-        return Finding("teacher", "problem", "no endpoint", f"{advice}; not needed with imported SFT rows")
+        return Finding("teacher", "problem", "no endpoint", f"{advice}; imported SFT rows need no teacher")
     import httpx2
 
     headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
@@ -266,12 +272,12 @@ def _teacher(recipe: EndpointRecipe) -> Finding:
         said = str(error) or type(error).__name__
         return Finding("teacher", "problem", f"{endpoint.url}: {said}", "start the server, or correct VSR1_TEACHER_URL")
     if answer.status_code in (401, 403):
-        return Finding("teacher", "problem", f"{endpoint.url} wants another key", "set VSR1_TEACHER_API_KEY")
+        return Finding("teacher", "problem", f"{endpoint.url} refuses the key", "set VSR1_TEACHER_API_KEY")
     return Finding("teacher", "ok", f"{endpoint.url} answers")
 
 
 def _annotations(entry: DatasetEntry, config: Configuration) -> Iterator[Finding]:
-    advice = f"vsr1 dataset show {entry.name} says where to get them; a forecast needs them, too"
+    advice = f"vsr1 dataset show {entry.name} says where to get them; the forecast needs them too"
     try:
         files = sources.annotation_files(entry, config)
     except FileNotFoundError as error:
@@ -290,12 +296,12 @@ def _videos(entry: DatasetEntry, config: Configuration) -> Finding:
     try:
         files = sources.video_files(entry)
     except FileNotFoundError as error:
-        return Finding("videos", "problem", str(error), f"vsr1 dataset add {entry.name} --videos DIR")
+        return Finding("videos", "problem", str(error), f"run: vsr1 dataset add {entry.name} --videos DIR")
     try:
         annotated = sources.corpus_splits(entry, config)
     except FileNotFoundError:
-        found = f"{len(files):,} files in {entry.videos}; without annotations nothing says which are missing"
-        return Finding("videos", "note" if files else "problem", found, f"vsr1 dataset show {entry.name}")
+        found = f"{len(files):,} files in {entry.videos}; without annotations it is not known which are missing"
+        return Finding("videos", "note" if files else "problem", found, f"see: vsr1 dataset show {entry.name}")
     missing = [video_id for video_id in annotated if video_id not in files]
     found = f"{len(files):,} files in {entry.videos}, {len(missing):,} of {len(annotated):,} annotated videos missing"
     if not files or missing:

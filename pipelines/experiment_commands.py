@@ -1,7 +1,7 @@
-"""`vsr1 experiment`: one configuration trained and evaluated with several seeds, and the result of all of them.
+"""`vsr1 experiment`: trains and evaluates one configuration with several seeds, and summarises all of them.
 
-Each seed is a dataset of its own over the files of the dataset that was named, so a stopped experiment goes on where it
-was, the UI shows its runs, and the tables hold its rows. For the statistics: `evaluation.experiment`.
+Each seed is registered as a dataset over the files of the dataset that was named. So a stopped experiment continues
+where it stopped, the UI shows its runs, and the tables hold its rows. The statistics are in `evaluation.experiment`.
 """
 
 from __future__ import annotations
@@ -43,18 +43,23 @@ experiments = typer.Typer()
 @command
 def experiment(
     dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="Whose videos and annotations are used: vsr1 dataset list.")
+        str,
+        typer.Option(
+            "--dataset", "-d", help="The dataset whose videos and annotations are used; a name from vsr1 dataset list."
+        ),
     ] = "toy",
     config: Annotated[
         str | None,
         typer.Option(
             click_type=ConfigurationName(),
-            help="How each seed is built (default: experiment for toy, else the dataset's own configuration).",
+            help="How each seed is built (default: experiment for toy, otherwise the configuration of the dataset).",
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Numbers, comma separated; each trains everything anew.")] = "1,2,3",
+    seeds: Annotated[
+        str, typer.Option(help="Numbers, separated by commas. All models are trained once per seed.")
+    ] = "1,2,3",
 ) -> None:
-    """Train and evaluate a configuration on a dataset with several seeds: means, intervals, claims."""
+    """Train and evaluate a configuration with several seeds; print means, intervals, and which claims hold."""
     require_dagster("vsr1 experiment")
     from pipelines.builds import run_build
 
@@ -69,31 +74,31 @@ def experiment(
         typer.echo(f"{entry.name}: {number} of {len(entries)}", err=True)
         result = run_build(settings, entry.name)
         if not result.success:
-            stopped = f"the build of {entry.name} stopped; the same command goes on from there"
+            stopped = f"the build of {entry.name} stopped; the same command continues from there"
             fail("\n".join([stopped, *result.problems]))
     path = summarise(settings, entries, time.monotonic() - started)
     show.console().print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    typer.echo(f"Written: {path.parent}")
+    typer.echo(f"Wrote {path.parent}")
     if len(entries) > 1:
-        typer.echo(f"What two seeds do otherwise: vsr1 compare {entries[0].name} {entries[1].name}")
+        typer.echo(f"To compare two seeds: vsr1 compare {entries[0].name} {entries[1].name}")
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ValueError for what is no list of different numbers."""
+    """The seeds in `text`. Raises ValueError if it is not a list of different numbers."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise ValueError(f"--seeds has to be different numbers, comma separated, such as 1,2,3; not {text!r}")
+        raise ValueError(f"--seeds must be different numbers separated by commas, such as 1,2,3, not {text!r}")
     return [int(part) for part in parts]
 
 
 def experiment_name(source: DatasetEntry, config: str) -> str:
-    """What an experiment's folder and datasets are called."""
+    """The name from which the folder and the datasets of an experiment get theirs."""
     return config if source.name == "toy" else f"{source.name}-{config}"
 
 
 def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int) -> DatasetEntry:
-    """The dataset of one seed, with models of its own. All seeds read one corpus: that of `source`, or of the
-    configuration where videos are rendered, as it says how."""
+    """The dataset of one seed, with models of its own. All seeds read the same corpus: that of `source`, or, for
+    rendered videos, one corpus per configuration, because the configuration says how videos are rendered."""
     name = experiment_name(source, config)
     entry = dataclasses.replace(source, name=f"{name}-seed-{seed}", config=config, models_from="", seed=seed)
     if source.kind != "toy":
@@ -103,30 +108,33 @@ def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int)
 
 
 def check_can_train(source: DatasetEntry, config: Configuration) -> None:
-    """UserError where the dataset has no annotated train videos, and the configuration needs some."""
+    """Raise UserError if the configuration trains on annotated train videos and the dataset has none."""
     trains = config.models.is_tiny or any(ALL[name].model != "base_models" for name in methods_of(config))
     if source.kind == "toy" or not trains:
         return
     moments = sources.moments(source, config).values()
     if not any(moment.split == "train" for moment in moments if isinstance(moment, Moment)):
         raise UserError(
-            f"{config.name} trains on annotated videos of the split train, and {source.name} has none: add rows with "
+            f"{config.name} trains on annotated videos of the split train, and {source.name} has none; add rows with "
             f"`train` in a column `split` to {source.annotations or 'a file of annotations'}, or evaluate published "
-            "models as they are: vsr1 config new NAME --base qwen3-vl-2b --set evaluation.methods=zero_shot"
+            "models without training: vsr1 config new NAME --base qwen3-vl-2b --set evaluation.methods=zero_shot"
         )
 
 
 def register(settings: Settings, entry: DatasetEntry) -> None:
-    """ValueError where the name belongs to another dataset."""
+    """Register `entry`. Raises ValueError if the name belongs to another dataset."""
     known = load_entries(settings.home).get(entry.name)
     if known is not None and known != entry:
-        raise ValueError(f"there is another dataset {entry.name!r}; remove it with: vsr1 dataset remove {entry.name}")
+        raise ValueError(
+            f"there is another dataset {entry.name!r} already; to remove it: vsr1 dataset remove {entry.name}"
+        )
     if known is None:
         save_entry(settings.home, entry)
 
 
 def summarise(settings: Settings, entries: Sequence[DatasetEntry], seconds: float) -> Path:
-    """Score all seeds together and write the result. `seconds` is how long the builds took this time."""
+    """Score all seeds together, write the result, and return the path of its Markdown file. `seconds` is how long the
+    builds took this time."""
     from vsr1_core.evaluation.claims import claims
     from vsr1_core.evaluation.experiment import Experiment
     from vsr1_core.evaluation.experiment_text import write_experiment

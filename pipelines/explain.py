@@ -1,4 +1,4 @@
-"""`vsr1 explain` as a tree for people. What it says is found out in `vsr1_core.home.explain`."""
+"""Draws what `vsr1_core.home.explain` found about a row as a tree, for `vsr1 explain`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DUE_STYLE = "yellow"
 
 
 def tree(row: ExplainedRow) -> Tree:
-    """A row, below it its inputs, below each the rows it stands for."""
+    """A tree of the row, its inputs, and below each input the upstream rows that it stands for."""
     root = Tree(_row_label(row), guide_style="dim")
     _add_inputs(root, row)
     return root
@@ -48,7 +48,7 @@ def _row_label(row: ExplainedRow) -> str:
 
 
 def _input_label(item: ExplainedInput) -> str:
-    """`name version`, and the version before where it changed."""
+    """`name version`, and the earlier version if it has changed."""
     text = f"{item.name} [dim]{escape(item.version or 'none')}[/dim]"
     if item.is_changed:
         text = f"[{_DUE_STYLE}]{text}, was {escape(item.was or 'none')}[/{_DUE_STYLE}]"

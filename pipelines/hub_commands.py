@@ -1,4 +1,4 @@
-"""`vsr1 push`, `vsr1 pull`, `vsr1 export`: checkpoints and tables to others and back."""
+"""`vsr1 push`, `vsr1 pull`, `vsr1 export`: share checkpoints and tables with others, and use theirs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vsr1_core.stages.graph import open_view
 
 hub = typer.Typer()
 
-ToOption = Annotated[str, typer.Option("--to", help="ORG/NAME on the hub.")]
-PublicOption = Annotated[bool, typer.Option("--public", help="Make a new repository public.")]
+ToOption = Annotated[str, typer.Option("--to", help="Name of the repository on the hub: ORG/NAME.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="If the repository is new, make it public.")]
 
 
 def _view(dataset: str) -> View:
@@ -32,19 +32,21 @@ def push(
     checkpoint: Annotated[str, typer.Argument(help="sft_checkpoint, grpo_checkpoint, embedder, ...")],
     to: ToOption,
     dataset: DatasetOption = "toy",
-    dry_run: Annotated[Path | None, typer.Option(help="Write the folder here and push nothing.")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option(help="Write what would be pushed to this folder, and push nothing.")
+    ] = None,
     public: PublicOption = False,
 ) -> None:
-    """Push a checkpoint to the model hub, with a card: metrics, recipe, what it was made from."""
+    """Push a checkpoint to the model hub, with a card: its metrics, its recipe, and what it was made from."""
     from vsr1_core.home.hub import remote
     from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 
     found = find_checkpoint(_view(dataset), checkpoint)
     if dry_run is not None:
         if dry_run.exists():
-            raise UserError(f"{dry_run} is there already; give a new folder")
+            raise UserError(f"{dry_run} exists already; give the name of a new folder")
         write_checkpoint_folder(found, dry_run, to)
-        typer.echo(f"Wrote {dry_run}. Without --dry-run it goes to {to}.")
+        typer.echo(f"Wrote {dry_run}. Without --dry-run it would be pushed to {to}.")
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
@@ -56,15 +58,21 @@ def push(
 @command
 def pull(
     name: Annotated[str, typer.Argument(help="ORG/NAME on the hub, an alias such as charades-sft, or a folder.")],
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Use it in this dataset.")] = "",
-    as_asset: Annotated[str, typer.Option("--as", help="In place of this training, e.g. sft_checkpoint.")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="The dataset that uses the checkpoint.")] = "",
+    as_asset: Annotated[
+        str, typer.Option("--as", help="The asset that the checkpoint replaces, e.g. sft_checkpoint.")
+    ] = "",
     training_file: Annotated[
-        Path | None, typer.Option(help="The train_oneturn.json of a checkpoint in the authors' form.")
+        Path | None,
+        typer.Option(help="The file train_oneturn.json that belongs to a checkpoint in the authors' format."),
     ] = None,
 ) -> None:
-    """Get a checkpoint from the hub, and let a dataset use it instead of training its own."""
+    """Download a checkpoint from the hub; optionally let a dataset use it instead of training its own."""
     if bool(dataset) != bool(as_asset):
-        raise UserError("give both or neither: --dataset says where it is used, --as in place of what")
+        raise UserError(
+            "give both --dataset and --as, or neither: --dataset names the dataset that uses the checkpoint, --as the "
+            "asset that it replaces"
+        )
     view = _view(dataset) if dataset else None
     from vsr1_core.home.hub.adoption import adopt
     from vsr1_core.home.hub.remote import pull as fetch
@@ -73,19 +81,21 @@ def pull(
     typer.echo(f"{source} is in {folder}")
     if view is not None:
         record = adopt(view, as_asset, source, folder, training_file)
-        typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train one again, delete {record}")
+        typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train it here again, delete {record}")
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")
 @command
 def export(
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder, to which the tables are written.")],
     dataset: DatasetOption = "toy",
-    tables: Annotated[str, typer.Option(help="Names, comma separated; default: all that have rows.")] = "",
-    to: Annotated[str, typer.Option("--to", help="Also push it there: ORG/NAME on the hub.")] = "",
+    tables: Annotated[
+        str, typer.Option(help="Names of tables, separated by commas (default: all tables that have rows).")
+    ] = "",
+    to: Annotated[str, typer.Option("--to", help="Also push the folder to this repository on the hub: ORG/NAME.")] = "",
     public: PublicOption = False,
 ) -> None:
-    """Write tables as a folder that `datasets.load_dataset` opens: Parquet files and a card."""
+    """Write tables to a folder that `datasets.load_dataset` opens: Parquet files and a card."""
     from vsr1_core.home.hub import remote
     from vsr1_core.home.hub.tables import export_tables
 

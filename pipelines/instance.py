@@ -1,5 +1,5 @@
-"""Dagster's own state, in `<home>/dagster` or in PostgreSQL: made on first use, and cleaned of runs whose process is
-gone.
+"""Dagster's own state, in `<home>/dagster` or in PostgreSQL. It is made on first use; runs whose process is gone are
+closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vsr1_core.rows.files import atomic_path
 
 PID_TAG, HOST_TAG = "vsr1/pid", "vsr1/host"
 MAX_FIRST_EVENTS = 5
-"""Of a run that the UI or the daemon launched: one of these names its process."""
+"""One of the first events of a run that the UI or the daemon launched names its process."""
 POSTGRES_STORAGE = f"""
 # The URL itself, with its password, stays in the environment.
 storage:
@@ -29,15 +29,18 @@ storage:
 
 
 def dagster_home(home: Path) -> Path:
-    """The folder of Dagster's state, with our settings in it. With a database it holds these and captured logs only,
-    and is another folder: neither history is shown as the other's.
+    """The folder of Dagster's state, with our settings in it.
 
-    Raises ImportError where a database is asked for and the package for it is not installed.
+    With a database, another folder is used, which holds only the settings and captured logs: so neither history is
+    taken for the other.
+
+    Raises:
+        ImportError: A database is asked for, and the package for it is not installed.
     """
     with_database = uses_postgres()
     folder = home / ("dagster_postgres" if with_database else "dagster")
     if with_database and find_spec("dagster_postgres") is None:
-        raise ImportError(f"{POSTGRES_URL} is set, but dagster-postgres is missing: pip install -e '.[postgres]'")
+        raise ImportError(f"{POSTGRES_URL} is set, but dagster-postgres is missing; run: pip install -e '.[postgres]'")
     if not (folder / "dagster.yaml").exists():
         text = Path(__file__).with_name("dagster.yaml").read_text(encoding="utf-8")
         with atomic_path(folder / "dagster.yaml") as temporary:
@@ -46,18 +49,23 @@ def dagster_home(home: Path) -> Path:
 
 
 def open_instance(home: Path) -> dg.DagsterInstance:
-    """The instance that the UI shows too."""
+    """Open the Dagster instance of this home, which is also the one that the UI shows."""
     return dg.DagsterInstance.from_config(str(dagster_home(home)))
 
 
 def process_tags() -> dict[str, str]:
-    """Who runs this: with these a later build can tell that the process is gone."""
+    """Tags that say which process runs this. With them a later build can tell that the process is gone."""
     return {PID_TAG: str(os.getpid()), HOST_TAG: socket.gethostname()}
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> int:
-    """Mark runs on this host whose process is gone as failed and free their places in the pools: those of killed
-    builds, and of a UI that was killed with its runs. A place that is kept blocks all later runs for ever.
+    """Mark runs on this host whose process is gone as failed, and free their places in the pools.
+
+    These are runs of killed builds, and of a UI that was killed together with its runs. A place in a pool that is not
+    freed blocks all later runs for ever.
+
+    Returns:
+        How many runs were closed.
     """
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     runs = instance.get_runs(dg.RunsFilter(statuses=statuses))
@@ -69,7 +77,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> int:
 
 
 def _pid_on_this_host(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | None:
-    """The process of a run; None where it is on another host, or not known to be on this one."""
+    """The process id of a run; None if the run is on another host, or not known to be on this one."""
     if run.tags.get(HOST_TAG) == socket.gethostname():
         return int(run.tags[PID_TAG])
     if uses_postgres() or json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host") != "localhost":

@@ -1,6 +1,6 @@
-"""The IO manager: a handle is written as a small JSON record, and on load the disk must hold what it claims.
+"""The IO manager: a handle is written as a small JSON record, and on load the tables on disk must agree with it.
 
-Tensors, frames and tables never pass through it; stages read them through `View`.
+Tensors, frames and tables never pass through the IO manager; stages read them through `View`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_NAMED = 3
 
 
 class HandleIOManager(dg.IOManager):
-    """Records under `<home>/lake/handles/<asset>/<dataset>.json`."""
+    """Keeps handles as records under `<home>/lake/handles/<asset>/<dataset>.json`."""
 
     def __init__(self, home: Path, stages: Mapping[str, Stage]) -> None:
         self.lake = Lake(home / "lake")
@@ -47,14 +47,15 @@ class HandleIOManager(dg.IOManager):
         return self.lake.root / "handles" / ".".join(key.path) / f"{dataset}.json"
 
     def _problem(self, handle: Handle) -> str:
-        """What is on disk and not as the record says; empty when all is."""
+        """How the table on disk differs from the record; empty if they agree."""
         stage = self.stages[handle.asset]
         table = self.lake.table(handle.asset, handle.dataset, stage.key, stage.dtypes)
         return claim_problem(handle, table)
 
 
 def claim_problem(handle: Handle, table: Table) -> str:
-    """Compare a handle with the table it names: rows, version, and the files of its ok rows. Empty when they agree."""
+    """Compare a handle with the table that it names: rows, version, and the files of its ok rows. Empty if they
+    agree."""
     if not table.exists():
         return f"the record of {handle.asset} says {handle.num_rows:,} rows, but {table.rows_path} is gone"
     num_rows = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).select(pl.len()).collect().item()
@@ -71,7 +72,7 @@ def claim_problem(handle: Handle, table: Table) -> str:
 
 
 def missing_files(table: Table) -> list[str]:
-    """Paths that ok rows name and the disk does not have."""
+    """Paths that ok rows name and that do not exist on disk."""
     if "path" not in table.columns:
         return []
     paths = table.ok_rows(["path"])["path"].drop_nulls()
@@ -80,4 +81,4 @@ def missing_files(table: Table) -> list[str]:
 
 def _hint(problem: str, context: dg.InputContext, asset: str) -> str:
     command = f"vsr1 build --dataset {context.partition_key} --assets {asset}"
-    return f"{problem}. To make it again: {command} (after removing its folder under lake/tables if files are gone)"
+    return f"{problem}. If files are gone, first delete its folder under lake/tables. To build it again: {command}"

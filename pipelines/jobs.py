@@ -1,4 +1,4 @@
-"""The jobs: the whole graph, and the parts one runs by hand. All are partitioned by dataset."""
+"""The jobs: the whole graph, and parts of it that can be run by hand. All are partitioned by dataset."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ import dagster as dg
 WHOLE_GRAPH = "whole_graph"
 
 MAX_CONCURRENT_STEPS = 2
-"""Steps of a run at once, each a process. Dagster's default is one a core; with torch in each, 2 fill a laptop."""
+"""How many steps of a run go on at once, each in a process. Dagster's default is one per core; as each process imports
+torch, 2 fill a laptop."""
 
 _BASE_MODELS = dg.AssetSelection.key_substring("base_models")
 
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "corpus": ("1. Sources to frames: what there is to search.", ("sources", "corpus", "media")),
-    "search": ("2. Base models, embeddings, index, first ranking. Needs the corpus.", ("embeddings", "retrieval")),
-    "training": ("3. Training data and checkpoints. Needs the search.", ("checkpoints", "sft", "grpo")),
+    "corpus": (
+        "1. Reads annotations and videos, and samples frames: everything that is searched.",
+        ("sources", "corpus", "media"),
+    ),
+    "search": (
+        "2. Makes base models, embeddings, the index and the first ranking. Needs the job corpus.",
+        ("embeddings", "retrieval"),
+    ),
+    "training": (
+        "3. Makes training data and trains checkpoints. Needs the job search.",
+        ("checkpoints", "sft", "grpo"),
+    ),
     "evaluation": (
-        "4. Predictions, metrics, report and warehouse. Needs the training.",
+        "4. Makes predictions, metrics, the report and the warehouse. Needs the job training.",
         ("evaluation", "warehouse"),
     ),
 }
-"""Job name -> what it does, and its groups. Run in this order, each finds what it reads."""
+"""Job name -> what the job does, and the groups it builds. In this order, each job finds what it reads."""
 
 
 def executor() -> dg.ExecutorDefinition:
-    """One process per step: one that dies takes no other with it, and its memory comes back. It is forked from one that
-    has imported this code location and done nothing else, since most steps of a small change take less time than that
-    import. Where nothing can be forked (Windows), each step imports.
+    """An executor with one process per step: a step that dies stops no other, and its memory is freed.
+
+    Each process is forked from one that has imported this code location and done nothing else, because most steps of a
+    small change take less time than that import. Where processes cannot be forked (Windows), each step imports it.
     """
     config: dict[str, Any] = {"max_concurrent": MAX_CONCURRENT_STEPS}
     if "forkserver" in multiprocessing.get_all_start_methods():
@@ -39,12 +50,12 @@ def executor() -> dg.ExecutorDefinition:
 
 
 def build_jobs(partitions_def: dg.PartitionsDefinition, groups: Iterable[str]) -> list[Any]:
-    """The whole graph, and the parts of which something is there."""
+    """The job of the whole graph, and one job for each part that has at least one of `groups`."""
     present = set(groups)
     whole = dg.define_asset_job(
         WHOLE_GRAPH,
         dg.AssetSelection.all(),
-        description="Raw videos to report, all in one run.",
+        description="Builds everything in one run, from raw videos to the report.",
         partitions_def=partitions_def,
     )
     parts = [
@@ -56,7 +67,8 @@ def build_jobs(partitions_def: dg.PartitionsDefinition, groups: Iterable[str]) -
 
 
 def _selection(name: str, present: set[str]) -> dg.AssetSelection:
-    """The job's groups; `base_models` is a checkpoint, but embedding needs it long before any training."""
+    """The assets of a job's groups. `base_models` is in the group of checkpoints but belongs to the job search, because
+    embedding needs it before any training."""
     selection = dg.AssetSelection.groups(*(group for group in PARTS[name][1] if group in present))
     if name == "search":
         return selection | _BASE_MODELS

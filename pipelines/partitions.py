@@ -1,4 +1,5 @@
-"""One partition a dataset. Not one a video: an unchanged partition costs seconds, an unchanged row microseconds."""
+"""One partition per dataset. There is not one per video, because an unchanged partition costs seconds and an unchanged
+row costs microseconds."""
 
 from __future__ import annotations
 
@@ -10,5 +11,6 @@ from vsr1_core.datasets.registry import load_entries
 
 
 def dataset_partitions(home: Path) -> dg.StaticPartitionsDefinition:
-    """The built-in and registered datasets, as they are now; an added one appears after a reload."""
+    """The built-in and registered datasets as they are now. A dataset that is added later appears after the code
+    location is reloaded."""
     return dg.StaticPartitionsDefinition(sorted(load_entries(home)))

@@ -1,4 +1,4 @@
-"""`vsr1 import-prepared` and `vsr1 export-prepared`: the authors' prepared data in, and the same layout out."""
+"""`vsr1 import-prepared` and `vsr1 export-prepared`: import the authors' prepared data, and write the same layout."""
 
 from __future__ import annotations
 
@@ -17,43 +17,50 @@ from vsr1_core.stages.base import Execution
 from vsr1_core.stages.graph import open_view
 
 CopyOption = Annotated[
-    bool, typer.Option("--copy", help="Copy frames; by default they are hard links where the file system is the same.")
+    bool,
+    typer.Option("--copy", help="Copy frames. By default they are hard-linked if they are on the same file system."),
 ]
 
 
 @command
 def import_prepared(
-    folder: Annotated[Path | None, typer.Argument(help="One dataset's folder, with raw_annotation/ in it.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder of one dataset, which contains raw_annotation/.")
+    ] = None,
     dataset: DatasetOption = "charades",
-    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given twice.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Import only this split; may be given twice.")] = None,
     copy: CopyOption = False,
-    forget: Annotated[bool, typer.Option("--forget", help="Undo the import: rows are made here again.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Undo the import: the next build computes these rows itself.")
+    ] = False,
 ) -> None:
-    """Take the authors' prepared frames, embeddings, index and training files in, without computing them again."""
+    """Import the frames, embeddings, index and training files that the authors prepared, instead of computing them."""
     from vsr1_core.home.prepared.importing import import_prepared as run_import
 
     settings = read_settings()
     known_entry(settings, dataset)
     if dataset not in BENCHMARKS:
-        raise UserError(f"prepared data are published for {', '.join(BENCHMARKS)}, not for {dataset}")
+        raise UserError(f"prepared data are published only for {', '.join(BENCHMARKS)}, not for {dataset}")
     view = open_view(settings.home, dataset)
     if forget:
         if not forget_import(view.lake, dataset):
             raise UserError(f"nothing was imported for {dataset}")
-        typer.echo(f"Forgot what was imported for {dataset}. What that makes due: vsr1 plan --dataset {dataset}")
+        typer.echo(
+            f"The import of {dataset} is undone. To see what a build computes now: vsr1 plan --dataset {dataset}"
+        )
         return
     if folder is None or not folder.is_dir():
-        raise UserError(f"give the prepared folder: vsr1 import-prepared DIR --dataset {dataset}")
+        raise UserError(f"give the folder of the prepared data: vsr1 import-prepared DIR --dataset {dataset}")
     unknown = sorted(set(split or ()) - set(SPLITS))
     if unknown:
-        raise UserError(f"no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
+        raise UserError(f"there is no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
     execution = Execution(workers=settings.workers, log=lambda line: typer.echo(line, err=True))
     summary = run_import(view, folder.expanduser(), execution, split or (), copy)
     rows = [[asset, given, summary.taken[asset]] for asset, given in summary.given.items()]
-    show.console().print(show.table(f"Imported into {dataset}", ["asset", "given", "taken in"], rows))
+    show.console().print(show.table(f"Imported into {dataset}", ["asset", "rows found", "rows imported"], rows))
     for note in summary.notes:
         typer.echo(note)
-    typer.echo(f"What is left to do: vsr1 plan --dataset {dataset}")
+    typer.echo(f"To see what is left to build: vsr1 plan --dataset {dataset}")
 
 
 @command
@@ -62,7 +69,7 @@ def export_prepared(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     copy: CopyOption = False,
 ) -> None:
-    """Write a dataset in the authors' prepared layout."""
+    """Write a dataset in the layout of the authors' prepared data."""
     from vsr1_core.home.prepared.writing import export_prepared as write_out
 
     settings = read_settings()
@@ -70,7 +77,7 @@ def export_prepared(
     left_out = write_out(open_view(settings.home, dataset), folder.expanduser().absolute(), copy)
     typer.echo(f"Wrote {dataset} to {folder}.")
     for name in left_out:
-        typer.echo(f"Not built, so not written: {name}")
+        typer.echo(f"Left out, because it has not been built: {name}")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""What a build says in its log: Dagster's logger `progress`. `pipelines.bars` draws the bars above it."""
+"""Dagster's logger `progress`, which writes the log lines of a build. The bars are drawn by `pipelines.bars`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipelines.bars import print_above
 
 
 class _PlainLines(logging.Handler):
-    """Writes what asset bodies log, and that a step waits for another run; other events of the framework are dropped
-    (the UI shows those)."""
+    """Writes what asset bodies log, and that a step waits for another run. Other events of Dagster are left out,
+    because the UI shows them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         meta = getattr(record, "dagster_meta", {})
@@ -22,7 +22,8 @@ class _PlainLines(logging.Handler):
                 return
             pool = event.engine_event_data.metadata["pool"].value
             line = (
-                f"{event.step_key} waits: another run has the place in pool {pool} (in the UI: Deployment, Concurrency)"
+                f"{event.step_key} waits, because another run holds the place in pool {pool} "
+                "(in the UI: Deployment, Concurrency)"
             )
         elif record.levelno < logging.INFO or line.startswith("Dependencies for step"):
             return
@@ -31,7 +32,7 @@ class _PlainLines(logging.Handler):
             sys.stderr.flush()
 
 
-@dg.logger(config_schema={}, description="Lines logged by asset bodies, plain.")
+@dg.logger(config_schema={}, description="Writes what asset bodies log, as plain lines.")
 def progress_logger(_: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("vsr1", level=logging.DEBUG)
     logger.addHandler(_PlainLines())

@@ -1,4 +1,4 @@
-"""What assets get from the settings: Dagster's resource `workplace`."""
+"""Dagster's resource `workplace`, through which assets get the settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vsr1_core.stages.graph import all_stages, open_view
 
 
 class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
-    """What asset bodies work with: a dataset's tables, and how the work runs. Nothing here changes a result.
+    """Gives asset bodies the tables of a dataset and the settings with which work runs. None of them changes a result.
 
-    The teacher's endpoint is read from the environment when it is needed: Dagster stores what a resource is
-    configured with, and an API key must not be stored.
+    The teacher's endpoint is read from the environment when it is needed: Dagster stores the configuration of a
+    resource, and an API key must not be stored.
     """
 
     home: str
@@ -55,6 +55,6 @@ def workplace(settings: Settings) -> WorkplaceResource:
 
 
 def resource_config(settings: Settings) -> dict[str, Any]:
-    """The resource's fields, as run config gives them, too."""
+    """The fields of the resource, in the form that run config needs too."""
     fields = dataclasses.asdict(settings)
     return {**fields, "home": str(settings.home), "trackers": list(settings.trackers)}

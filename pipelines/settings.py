@@ -1,6 +1,6 @@
-"""The environment is read here and nowhere else: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
-_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. No Dagster
-here: most commands need none."""
+"""Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
+_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is
+not imported here, because most commands do not need it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vsr1_core.rows.progress import Log
 from vsr1_core.stages.base import Execution, TextWriterName
 
 _PROCESS_DEFAULTS = {
-    # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
-    # instead of 46 while another process used a core.
+    # Unless this is set before torch is imported, threads of libgomp spin at barriers: one training step took
+    # 3,780 ms instead of 46 while another process used a core.
     "OMP_WAIT_POLICY": "PASSIVE",
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,26 +30,31 @@ POSTGRES_URL = "VSR1_POSTGRES_URL"
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the state lives, and what the work runs on. `device` is a torch name, or `auto`; `ray` is the address of a
-    cluster that does the row work, empty for `workers` processes here; `cache_gb` (2**30 bytes) is what vision features
-    may take on disk, and query vectors again, 0 for none; `processes` train together (0: see `choose_processes`);
-    `micro_batch_size` episodes of stage 2 go through one backward pass; `text_writer` writes in searches; a training
-    keeps its state every `save_steps` steps, and tells `trackers` what it logs."""
+    """Where files are kept, and what the work runs on."""
 
     home: Path
     device: str = "auto"
+    """A device name of torch, or `auto`."""
     workers: int = 1
+    """How many processes of this machine do row work."""
     ray: str = ""
+    """Address of a Ray cluster that does the row work; empty for `workers` processes of this machine."""
     cache_gb: float = 20.0
+    """GiB (2**30 bytes) of disk for the cache of vision features, and as much again for query vectors; 0 for none."""
     processes: int = 0
+    """How many processes train together; 0: see `choose_processes`."""
     micro_batch_size: int = 8
+    """How many episodes of stage 2 go through one backward pass."""
     text_writer: TextWriterName = "in-process"
+    """What writes the text in searches."""
     save_steps: int = 50
+    """A training saves its state every so many steps."""
     trackers: tuple[str, ...] = ()
+    """Names of the trackers to which a training reports what it logs."""
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from the environment. ValueError says which variable is wrong."""
+    """Read the settings from the environment. Raises ValueError, which says which variable is wrong."""
     workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
     device = environ.get("VSR1_DEVICE", "auto")
@@ -77,10 +82,10 @@ def _count(environ: Mapping[str, str], name: str, default: int, at_least: int = 
 def _ray_address(environ: Mapping[str, str]) -> str:
     address = environ.get("VSR1_RAY", "").strip()
     if address == "auto":
-        address = environ.get("RAY_ADDRESS", "").strip() or address  # which Ray itself would take
+        address = environ.get("RAY_ADDRESS", "").strip() or address  # which Ray itself would use
     host, _, port = address.rpartition(":")
     if address not in ("", "auto") and (not host or "/" in host or not port.isdigit()):
-        # A client (`ray://`) cannot stream answers.
+        # A Ray client (`ray://`) cannot stream answers.
         raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
     return address
 
@@ -104,8 +109,8 @@ def _cache_gb(environ: Mapping[str, str]) -> float:
 
 
 def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
-    """The teacher's endpoint from VSR1_TEACHER_URL, _API_KEY, _CONCURRENCY, _TIMEOUT_S and _MAX_REQUESTS; None without
-    a URL. ValueError says which variable is wrong."""
+    """The teacher's endpoint from VSR1_TEACHER_URL, _API_KEY, _CONCURRENCY, _TIMEOUT_S and _MAX_REQUESTS; None if no
+    URL is set. Raises ValueError, which says which variable is wrong."""
     url = environ.get("VSR1_TEACHER_URL", "").strip()
     if not url:
         return None
@@ -120,10 +125,10 @@ def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings |
 
 
 def uses_postgres(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether Dagster keeps its runs in the database of VSR1_POSTGRES_URL. ValueError for a URL it cannot use.
+    """Whether Dagster keeps its runs in the database of VSR1_POSTGRES_URL. Raises ValueError if the URL cannot be used.
 
-    Dagster reads the URL itself, through SQLAlchemy: from 2.1 on `postgresql://` means another driver than the one that
-    dagster-postgres brings. It holds a password, so no message shows it.
+    Dagster reads the URL itself, through SQLAlchemy, where from 2.1 on `postgresql://` means another driver than the
+    one that dagster-postgres installs. The URL contains a password, so no message shows it.
     """
     url = environ.get(POSTGRES_URL, "")
     if url and not url.startswith("postgresql+psycopg2://"):
@@ -139,15 +144,15 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
 
 
 def prepare_process() -> None:
-    """Set what must be in the environment before torch is imported; a value the user set stays."""
+    """Set the variables that must be in the environment before torch is imported. A value that the user set is kept."""
     for name, value in _PROCESS_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():  # a progress bar is for a terminal; in captured logs it is thousands of lines
+    if not sys.stderr.isatty():  # in captured logs a progress bar would be thousands of lines
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bool = False) -> Execution:
-    """How work runs under these settings. The teacher's endpoint is read when it is needed, from the environment."""
+    """How work runs under these settings. The teacher's endpoint is read from the environment."""
     device = choose_device(settings.device)
     return Execution(
         device=device,

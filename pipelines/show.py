@@ -1,4 +1,4 @@
-"""What the CLI prints: rich tables on a terminal, plain JSON and CSV for programs. Nothing is computed here."""
+"""Formats what the CLI prints: rich tables for a terminal, JSON and CSV for programs. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on the current stdout; wide enough to keep tables whole when it is not a terminal."""
+    """A console on the current stdout (or stderr); if that is not a terminal, it is wide enough for whole tables."""
     probe = Console(stderr=stderr)
     return probe if probe.is_terminal else Console(stderr=stderr, width=160)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table with numbers to the right. Cells are text, never markup."""
+    """A table in which numbers are aligned to the right. Cells are shown as text; markup in them has no effect."""
     listed = [list(row) for row in rows]
     shown = Table(title=title, title_justify="left", header_style="bold")
     for index, name in enumerate(header):
@@ -42,14 +42,14 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> T
 
 
 def _is_number(value: Any) -> bool:
-    """Numbers, also written with thousands separated, and the blanks between them."""
+    """Whether a cell counts as a number: a number, its text with thousands separated, or an empty cell."""
     return (
         isinstance(value, int | float) or (isinstance(value, str) and value.replace(",", "").isdigit()) or value == ""
     )
 
 
 def text(value: Any) -> str:
-    """One cell: floats to 4 digits, thousands separated, nested values as JSON."""
+    """The text of one cell: floats have 4 digits, integers separate thousands, nested values are JSON."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -65,8 +65,9 @@ def text(value: Any) -> str:
 
 
 def plan_json(plans: Iterable[StagePlan]) -> str:
-    """`{"assets": {name: {new, stale, orphaned, failed, unchanged}}, "why": {name: {cause: rows}}}`;
-    `{"waits_for": name}` for counts that are not yet known; `"imported": {name: rows}` where rows were imported.
+    """The plan as JSON: `{"assets": {name: {new, stale, orphaned, failed, unchanged}}, "why": {name: {cause: rows}}}`.
+
+    Counts that are not yet known are `{"waits_for": name}`. `"imported": {name: rows}` is added if rows were imported.
     """
     listed = list(plans)
     assets = {p.asset: p.plan.counts() if p.plan else {"waits_for": p.waits_for} for p in listed}
@@ -76,7 +77,7 @@ def plan_json(plans: Iterable[StagePlan]) -> str:
 
 
 def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
-    """One line per asset: counts, and why rows are due."""
+    """One line per asset: its counts, and why rows are due."""
     rows = []
     for item in plans:
         if item.plan is None:
@@ -87,17 +88,19 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
 
 
 def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
-    """Disk, GPU memory and hours of each stage, their sums, and what the numbers stand on."""
-    header = ["stage", "disk GiB", "GPU GiB", "hours", "from"]
+    """Print disk, GPU memory and hours of each stage, their totals, and the assumptions behind the numbers."""
+    header = ["stage", "disk GiB", "GPU GiB", "hours", "based on"]
     rows = [[e.stage, *(_amount(v) for v in (e.disk / GIB, e.gpu / GIB, e.hours)), e.how] for e in estimates]
     disk, hours = sum(e.disk for e in estimates), sum(e.hours for e in estimates)
     rows.append(["all", _amount(disk / GIB), _amount(max(e.gpu for e in estimates) / GIB), _amount(hours), ""])
     out = console()
     out.print(table(f"Forecast: {title}", header, rows))
-    out.print("Sizes are worked out from shapes, for the longest video; hours are estimates from:")
+    out.print("Sizes are computed from shapes, for the longest video; hours are estimates from:")
     for name, constant in ASSUMED.items():
         out.print(f"  {name} = {constant.value:g}: {constant.source}", markup=False, highlight=False)
-    out.print("  and the makers' peak bf16 operations of the GPU", markup=False, highlight=False)
+    out.print(
+        "  and the peak bf16 operations per second that the maker of the GPU states", markup=False, highlight=False
+    )
 
 
 def _amount(value: float) -> str:
@@ -107,7 +110,7 @@ def _amount(value: float) -> str:
 
 
 def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
-    """One line per asset: what ran."""
+    """One line per asset: how many rows ran and failed, and how long it took."""
     rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in assets]
     return table(f"Built {dataset}", ["asset", "rows", "processed", "failed", "seconds"], rows)
 
@@ -131,24 +134,24 @@ def hits_table(title: str, hits: Iterable[Hit]) -> Table:
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
-    """One line per metric, one column per method, values with their intervals."""
+    """One line per metric and one column per method; values with their intervals."""
     return table(f"Metrics of {dataset}, with 95 % intervals", *metrics_grid(frame))
 
 
 def frame_csv(frame: pl.DataFrame) -> str:
-    """CSV; lists and structs as JSON, because CSV has no nested values."""
+    """The frame as CSV. Lists and structs are written as JSON, because CSV has no nested values."""
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
     flat = [pl.Series(name, [json.dumps(v, ensure_ascii=False) for v in frame[name].to_list()]) for name in nested]
     return frame.with_columns(flat).write_csv()
 
 
 def frame_json(frame: pl.DataFrame) -> str:
-    """A JSON list with an object a row."""
+    """The frame as a JSON list with one object per row."""
     return json.dumps(frame.to_dicts(), ensure_ascii=False, indent=2, default=str)
 
 
 def unused_table(files: Sequence[UnusedFile]) -> Table:
-    """Models by name; of other files, of which there are many, how many there are."""
+    """One line per model; other files are counted by suffix, because there are many of them."""
     groups: dict[tuple[str, str, str], list[UnusedFile]] = {}
     for file in files:
         name = file.path.name if file.path.is_dir() else f"*{file.path.suffix}"
@@ -157,7 +160,7 @@ def unused_table(files: Sequence[UnusedFile]) -> Table:
         (*group, len(same), f"{_mib(same):,.1f}", f"{min(file.age_s for file in same) / DAY_S:.1f}")
         for group, same in sorted(groups.items())
     ]
-    header = ("dataset", "asset", "name", "number", "MiB", "written days ago")
+    header = ("dataset", "asset", "name", "number", "MiB", "age in days")
     return table(f"Files that no row points to: {len(files):,}, {_mib(files):,.1f} MiB", header, rows)
 
 

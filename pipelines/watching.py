@@ -1,7 +1,7 @@
-"""Changed files, seen: what each source reads on disk is versioned by content and reported to Dagster as observed.
+"""Reports changed files to Dagster: what each source reads on disk is versioned by content, as an observation.
 
-`pipelines.automation` decides what happens then. A sensor tick costs a listing of the files; they are read when their
-sizes or times changed.
+`pipelines.automation` decides what happens then. A sensor tick costs a listing of the files; a file is read only if
+its size or time has changed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from vsr1_core.stages.graph import open_view, stamp
 
 SECONDS_BETWEEN_TICKS = 30
 UNUSABLE = (OSError, ValueError, LookupError)
-"""Errors about a dataset's files or entry; one dataset's must not hold the others."""
+"""Errors about the files or the entry of a dataset. Those of one dataset must not stop the others."""
 
 
 def is_built(view: View) -> bool:
-    """Whether the dataset was ever built. One that was not is left to `vsr1 build`: it may be hours of training."""
+    """Whether the dataset was ever built. A first build is left to `vsr1 build`, because it may train for hours."""
     return any(view.table(name).exists() for name, stage in view.stages.items() if stage.watches)
 
 
 def observations(view: View) -> Iterator[dg.AssetObservation]:
-    """The present version of everything the dataset reads on disk."""
+    """The current version of everything that the dataset reads on disk."""
     for stage in view.stages.values():
         if stage.watches:
             yield dg.AssetObservation(
@@ -38,13 +38,13 @@ def observations(view: View) -> Iterator[dg.AssetObservation]:
 
 
 def report_observations(instance: dg.DagsterInstance, view: View) -> None:
-    """Let Dagster know what a build reads, so that the build's tables are not taken for out of date afterwards."""
+    """Tell Dagster what a build reads, so that the tables of the build do not count as out of date afterwards."""
     for observation in new_observations(instance, view):
         instance.report_runless_asset_event(observation)
 
 
 def new_observations(instance: dg.DagsterInstance, view: View) -> list[dg.AssetObservation]:
-    """Those that differ from the last ones reported."""
+    """The observations that differ from the last ones that were reported."""
     return [o for o in observations(view) if o.tags["dagster/data_version"] != _last_observed(instance, o)]
 
 
@@ -56,11 +56,12 @@ def _last_observed(instance: dg.DagsterInstance, observation: dg.AssetObservatio
 
 
 def watching_sensor(home: Path, stages: Mapping[str, Stage]) -> dg.SensorDefinition:
-    """Observes the files of every dataset that was built once. Off until it is turned on in the UI."""
+    """A sensor that observes the files of every dataset that was built before. It is off until it is turned on in the
+    UI."""
 
     @dg.sensor(
         name="watch_files",
-        description="Reports changed annotation files and videos, dataset by dataset.",
+        description="Reports changed annotation files and videos of each dataset.",
         minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )

@@ -127,5 +127,5 @@ def test_the_command_lists_and_deletes_only_when_told(
     assert f"{ASSET}-present" not in listed
     assert "nothing was deleted" in listed
     assert sorted(checkpoints.iterdir()) == before
-    assert "deleted: 1 of 1" in prune("--days", "30", "--delete")
+    assert "Deleted 1 of 1" in prune("--days", "30", "--delete")
     assert sorted(checkpoints.iterdir()) == [path for path in before if path.name != f"{ASSET}-earlier"]

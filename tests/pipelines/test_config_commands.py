@@ -48,7 +48,7 @@ def test_a_configuration_of_ones_own_is_made_listed_shown_and_compared(home: Pat
     out = run(
         "config", "new", "longer", "--base", "nano", "--set", "sft.steps=500", "--set", "evaluation.splits=val,test"
     )
-    assert f"Written: {home / 'configurations/longer.toml'}" in out
+    assert f"Wrote {home / 'configurations/longer.toml'}" in out
     listed = run("config", "list")
     assert "tiny built in" in listed
     assert "longer nano" in listed
@@ -56,11 +56,11 @@ def test_a_configuration_of_ones_own_is_made_listed_shown_and_compared(home: Pat
     diff = run("config", "diff", "nano", "longer")
     assert "sft.steps 2 500" in diff
     assert "evaluation.splits test val, test" in diff
-    assert run("config", "diff", "tiny", "tiny") == "tiny and tiny have the same settings"
+    assert run("config", "diff", "tiny", "tiny") == "tiny and tiny have the same settings."
     shown = CliRunner().invoke(app, ["config", "show", "longer"]).stdout
     assert "steps = 500  # 2 in nano" in shown
     (home / "configurations/copy.toml").write_text(shown)
-    assert run("config", "diff", "longer", "copy") == "longer and copy have the same settings"
+    assert run("config", "diff", "longer", "copy") == "longer and copy have the same settings."
 
 
 def test_what_lists_configurations_lists_the_homes_own(home: Path, clips: list[str]) -> None:
@@ -92,7 +92,7 @@ def test_a_configuration_that_cannot_be_used_is_not_written(home: Path, argument
 
 def test_settings_on_a_dataset_make_a_configuration_of_its_name(home: Path, clips: list[str]) -> None:
     out = run("dataset", "add", "mine", *clips, "--set", "retrieval.index=hnsw")
-    assert "Made the configuration mine, which is tiny with retrieval.index=hnsw" in out
+    assert "Wrote the configuration mine, which is tiny with retrieval.index=hnsw" in out
     assert "First: vsr1 build --dataset toy (makes the models that mine uses)" in out
     assert "Next: vsr1 build --dataset mine (samples frames, takes the models of toy, embeds and indexes" in out
     assert "Then: vsr1 report --dataset mine" in out
