@@ -1,6 +1,6 @@
-"""How a stage of `vsr1_core` becomes a Dagster asset: key, group, inputs, versions, and the metadata all share.
+"""Makes a Dagster asset from a stage of `vsr1_core`: key, group, inputs, versions, and the metadata that all share.
 
-What a single stage shows beyond that is declared in the group modules. No stage is named here.
+The group modules declare what a single stage shows beyond that. No stage is named here.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
@@ -19,22 +19,24 @@ from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Execution, Stage, View
 
 Extras = Callable[[View, str], Mapping[str, Any]]
-"""(the dataset's tables, asset name) -> metadata of one kind of asset only. Imports what it draws with itself."""
+"""(the dataset's tables, asset name) -> metadata that only one kind of asset has. The function imports the drawing
+library itself, so that importing this package stays cheap."""
 
 
 GPU, DECODE = "gpu", "decode"
-"""The pools: what runs a model, and what decodes video. How many of a pool run at once is set in dagster.yaml."""
+"""The pools: assets that run a model, and assets that decode video. dagster.yaml says how many assets of a pool run at
+once."""
 OWNERS = {
     **dict.fromkeys(("sources", "corpus", "media"), "team:data"),
     **dict.fromkeys(("embeddings", "retrieval"), "team:search"),
     **dict.fromkeys(("checkpoints", "sft", "grpo"), "team:training"),
     **dict.fromkeys(("evaluation", "warehouse"), "team:evaluation"),
 }
-"""Group -> who is asked about its assets."""
+"""Group -> the team that answers questions about its assets."""
 
 
 class Workplace(Protocol):
-    """What an asset body needs from the outside; `pipelines.resources` has the real one."""
+    """What the body of an asset needs from outside; `pipelines.resources` implements it."""
 
     def view(self, dataset: str) -> View: ...
 
@@ -43,7 +45,7 @@ class Workplace(Protocol):
 
 @dataclass(frozen=True)
 class AssetInfo:
-    """What only Dagster needs of a stage: the technologies, extra metadata, and the pool it queues in."""
+    """What only Dagster needs to know about a stage: technologies, extra metadata, and the pool in which it queues."""
 
     stage: str
     kinds: frozenset[str] = frozenset({"parquet"})
@@ -57,8 +59,9 @@ def asset_key(stage_name: str) -> dg.AssetKey:
 
 
 def code_version(stage: Stage) -> str:
-    """The stage's version. Dagster keeps one code version for all datasets, and a recipe concerns only those that are
-    built with it: which rows another recipe makes stale is found by the plan, dataset by dataset.
+    """The version of the stage, without the recipe. Dagster keeps one code version for all datasets, but a recipe
+    concerns only the datasets that are built with it: the plan of each dataset finds the rows that a changed recipe
+    makes stale.
     """
     return str(stage.version)
 
@@ -69,7 +72,7 @@ def stage_asset(
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> dg.AssetsDefinition:
-    """The asset of one stage: reads its upstream handles, runs the row loop, returns its own handle."""
+    """The asset of one stage. Its body reads the upstream handles, runs the row loop, and returns its own handle."""
     ins = {name.replace(".", "__").replace("+", "_"): dg.AssetIn(key=asset_key(name)) for name in stage.upstream}
 
     @dg.asset(
@@ -99,8 +102,8 @@ def stage_asset(
 
 
 def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.SourceAsset:
-    """What a source stage reads on disk, as an asset that is looked at and never made: Dagster then knows that the
-    stage is out of date before it runs. Datasets whose files cannot be listed have no version.
+    """The files that a source stage reads, as an asset that Dagster observes and never makes. So Dagster knows that the
+    stage is out of date before it runs. A dataset whose files cannot be listed has no version.
     """
 
     @dg.observable_source_asset(
@@ -127,7 +130,7 @@ def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.
 def materialization(
     view: View, stage: Stage, outcome: Outcome, extras: Extras | None = None
 ) -> dg.MaterializeResult[Handle]:
-    """The handle, the data version, and what is worth looking at."""
+    """The result of an asset for Dagster: its handle, its data version, and its metadata."""
     manifest = outcome.manifest
     metadata = outcome_metadata(view.table(stage.name), view.files(stage.name), outcome)
     if extras is not None and manifest["num_ok"]:
@@ -140,7 +143,8 @@ def materialization(
 
 
 def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, Any]:
-    """Counts under `rows/`, then sizes, samples and failures. Counts agree with what `vsr1 plan` said before."""
+    """Metadata of every asset: counts under `rows/`, which agree with what `vsr1 plan` showed before the run, then
+    sizes, samples and failures."""
     counts = outcome.plan.counts()
     failures = failure_table(table)
     metadata: dict[str, Any] = {
@@ -166,7 +170,7 @@ def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, A
 
 
 def summary_line(name: str, outcome: Outcome) -> str:
-    """One line for the log: what ran, what failed, how long it took."""
+    """One line for the log: how many rows ran and failed, and how long it took."""
     parts = [f"{outcome.num_processed:,} rows processed", f"{outcome.manifest['num_rows']:,} in all"]
     if outcome.manifest["num_failed"]:
         parts.append(f"{outcome.manifest['num_failed']:,} failed")
@@ -181,7 +185,8 @@ def build_stage_assets(
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> list[dg.AssetsDefinition | dg.SourceAsset]:
-    """One asset per stage, and one for what each source watches. infos: by the stage's name before its first dot."""
+    """One asset per stage, and one more for the files that each source watches. The keys of `infos` are names of stages
+    up to their first dot."""
     listed = list(stages)
     info_of = {stage.name: infos.get(stage.name.split(".")[0], AssetInfo(stage.name)) for stage in listed}
     made = [stage_asset(stage, info_of[stage.name], partitions_def, automation_condition) for stage in listed]

@@ -1,4 +1,4 @@
-"""Tables and pictures for the UI, as Markdown and PNG data URIs. Values are only shown here, never computed."""
+"""Makes tables and pictures for the UI, as Markdown and PNG data URIs. It only shows values, and computes none."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Stage
 
 PICTURE_VERSION = 1
-"""Bumped when a picture of the same values is to look otherwise."""
+"""Increase it when a picture of the same values shall look different."""
 _MAX_CELL = 60
 _GAP = 2
 """Pixels between the frames of a contact sheet."""
 _MAX_WIDTH = 1000
-"""Pixels. A wider picture is cut off in the UI's dialog on a laptop's screen."""
+"""Pixels. On the screen of a laptop, the dialog of the UI cuts off a wider picture."""
 _MAX_COLUMNS = 4
 _MAX_TURNED = 2
-"""Rows that stand beside each other in a turned table."""
+"""How many rows stand side by side in a transposed table."""
 _MAX_TURNED_CELL = 40
 _MAX_REASON = 400
-"""The reason of a failed row says what to do at its end, so it is hardly ever cut."""
+"""Characters. The reason of a failed row ends with what to do, so it is hardly ever cut."""
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], max_cell: int = _MAX_CELL) -> str:
-    """A Markdown table; cells are shortened and cannot break out of it."""
+    """A Markdown table. Cells are shortened to `max_cell` characters, and their text cannot break the table."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(cell(value, max_cell) for value in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def cell(value: Any, max_cell: int = _MAX_CELL) -> str:
-    """`value` for one table cell: floats to 4 digits, long lists and texts cut; of a path the end is kept."""
+    """The text of `value` in a table cell: floats have 4 digits; long lists and texts are cut, paths at their start."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
@@ -56,9 +56,9 @@ def cell(value: Any, max_cell: int = _MAX_CELL) -> str:
 
 
 def sample_table(table: Table, num_rows: int = 5) -> str:
-    """The first ok rows, without bookkeeping, without columns that are empty in all of them, and without nested
-    tables (turns, curves), which would make a row as tall as a page. A wide table is turned: the UI cuts off what
-    does not fit beside each other.
+    """The first ok rows as Markdown, without bookkeeping columns, without columns that are empty in all of these rows,
+    and without nested tables (turns, curves), which would make a row as tall as a page. A wide table is transposed,
+    because the UI cuts off columns that do not fit.
     """
     names = [name for name, dtype in table.schema.items() if name not in BASE_COLUMNS and not _is_table(dtype)]
     frame = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).filter(pl.col("status") == "ok")
@@ -83,7 +83,7 @@ def without_empty_columns(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def failure_table(table: Table, num_rows: int = 20) -> str:
-    """The first failed rows and their reasons; empty where none failed."""
+    """The first failed rows and their reasons as Markdown; empty if no row failed."""
     frame = table.rows([table.key, "status", "error"]).filter(pl.col("status") != "ok")
     if frame.is_empty():
         return ""
@@ -92,7 +92,7 @@ def failure_table(table: Table, num_rows: int = 20) -> str:
 
 
 def reason_table(why: Mapping[str, int]) -> str:
-    """Why rows ran, most frequent reason first."""
+    """Why rows ran, as a Markdown table with the most frequent reason first."""
     return markdown_table(["rows", "why"], [(number, reason) for reason, number in why.items()])
 
 
@@ -105,7 +105,7 @@ def column_schema(stage: Stage) -> dg.TableSchema:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below `folder`; 0 where it does not exist."""
+    """Bytes of all files below `folder`; 0 if the folder does not exist."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -115,13 +115,13 @@ def folder_bytes(folder: Path) -> int:
 
 
 def picture(png: bytes, alt: str) -> dg.MetadataValue:
-    """A PNG inside Markdown: the UI shows it without a file server."""
+    """A PNG inside Markdown, so that the UI shows it without a file server."""
     return dg.MetadataValue.md(f"![{alt}]({_data_uri(png)})")
 
 
 def drawn(lake: Lake, what: Any, draw: Callable[[], bytes]) -> bytes:
-    """The PNG that `draw` makes of `what`, kept: drawing takes most of a build that finds nothing to do. `what` has a
-    fingerprint, and is all that the picture shows."""
+    """The PNG that `draw` makes, from the cache if it was drawn before: drawing takes most of the time of a build that
+    has nothing to do. `what` is everything that the picture shows; its fingerprint is the key in the cache."""
     path = lake.cache("pictures") / f"{fingerprint([PICTURE_VERSION, what])}.png"
     if not path.exists():
         png = draw()
@@ -145,7 +145,7 @@ def _fitting_file(path: Path) -> bytes:
 
 
 def fitting(png: bytes) -> bytes:
-    """The PNG, made smaller where it is too wide for the UI. The event log keeps a copy of it a materialisation."""
+    """The PNG, made smaller if it is too wide for the UI. The event log keeps a copy of it for each materialisation."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(png)).convert("RGB")
@@ -158,7 +158,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:
-    """A PNG with one line per video: evenly spaced frames of uint8 [T,H,W,3] files."""
+    """A PNG with one line per video: evenly spaced frames of the `.npy` files `paths`, each uint8 [T, H, W, 3]."""
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -1,4 +1,4 @@
-"""Models: the base ones, and those trained from them."""
+"""The models: base models, and the checkpoints that are trained from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoint_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def grpo_extras(view: View, asset: str) -> dict[str, Any]:
-    """Also the last sampled group: what its episodes wrote, and what that earned."""
+    """As `checkpoint_extras`, and the last sampled group: what its episodes wrote, and their rewards."""
     extras = checkpoint_extras(view, asset)
     episodes = [e for (found,) in view.rows(asset, ["episodes"]).iter_rows() for e in found or ()]
     if episodes:
@@ -42,7 +42,8 @@ def _episode_text(episode: dict[str, Any]) -> str:
     lines = [f"**{cell(episode['query'], 200)}** (step {episode['step']}, sample {episode['sample']}): {rewards}"]
     for turn in episode["turns"]:
         shown = "the right video" if turn["video_id"] == episode["gt_video_id"] else turn["video_id"]
-        lines.append(f"{turn['turn']}. {shown}, right one at rank {turn['rank']}: {cell(turn['text'], 500)}")
+        rank = turn["rank"] or "-"
+        lines.append(f"{turn['turn']}. Shown {shown} (right video at rank {rank}): {cell(turn['text'], 500)}")
     return "\n".join(lines)
 
 

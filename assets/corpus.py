@@ -1,4 +1,4 @@
-"""What there is to search and to ask: videos and annotated moments. No pixels; those are in `assets.media`."""
+"""Videos and annotated moments, without pixels; sampled frames are in `assets.media`."""
 
 from __future__ import annotations
 

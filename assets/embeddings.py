@@ -1,4 +1,4 @@
-"""Unit vectors of queries and videos."""
+"""The embeddings: unit vectors of queries and videos."""
 
 from __future__ import annotations
 

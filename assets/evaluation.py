@@ -1,4 +1,4 @@
-"""What each method answered, the scores, and the report."""
+"""The evaluation: what each method answered, the scores, and the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vsr1_core.stages.method_styles import STYLES
 
 
 def prediction_extras(view: View, asset: str) -> dict[str, Any]:
-    """How often the right video was answered, and how many turns it took."""
+    """How often the answer is the right video, and how many turns a query took."""
     frame = view.rows(asset, ["split", "video_id", "gt_video_id", "num_turns"])
     right = (pl.col("video_id") == pl.col("gt_video_id")).fill_null(value=False).mean().alias("right video")
     table = frame.group_by("split").agg(pl.len().alias("queries"), right, pl.col("num_turns").mean()).sort("split")
@@ -34,7 +34,8 @@ def probe_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def metrics_extras(view: View, asset: str) -> dict[str, Any]:
-    """One row per metric, one column per method; what each metric says; and numbers that the UI plots over builds."""
+    """A table with one row per metric and one column per method, the meaning of each metric, and numbers that the UI
+    plots over builds."""
     frame = view.rows(asset)
     shown = [metric.name for metric in metrics_shown("history")]
     plotted = frame.filter(pl.col("metric").is_in(shown) & pl.col("method").is_in(STYLES.basic))
@@ -46,13 +47,13 @@ def metrics_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def metrics_table(frame: pl.DataFrame) -> str:
-    """`metrics` rows as a Markdown table of value [low, high]."""
+    """Rows of `metrics` as a Markdown table whose cells are `value [low, high]`."""
     header, rows = metrics_grid(frame)
     return markdown_table(header, rows)
 
 
 def report_extras(view: View, asset: str) -> dict[str, Any]:
-    """The report of each split, its plots inside."""
+    """The report of each split, with its plots."""
     listed = view.rows(asset, ["split", "path"]).sort("split").iter_rows()
     return {
         f"report/{split}": with_pictures(view.lake, Path(path).read_text(encoding="utf-8"), Path(path).parent)

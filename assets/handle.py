@@ -1,4 +1,4 @@
-"""What travels between assets: a claim about a table on disk, small enough to be read by a person."""
+"""What one asset passes to the next: a claim about a table on disk, small enough for a person to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Handle:
-    """A claim: the table of `asset` for `dataset` has `num_rows` rows at version `data_version`."""
+    """Says that the table of `asset` for `dataset` has `num_rows` rows at the version `data_version`."""
 
     asset: str
     dataset: str

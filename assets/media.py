@@ -1,4 +1,4 @@
-"""Sampled frames on disk, with their true times."""
+"""Sampled frames on disk, with their true times in the video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index and the first ranking: what the policy starts from."""
+"""The index and the first ranking, from which the policy starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vsr1_core.stages.base import View
 
 
 def ranking_extras(view: View, asset: str) -> dict[str, Any]:
-    """Recall of the first ranking, by split. A right video that is not in the index is a miss."""
+    """Recall of the first ranking for each split. A right video that is not in the index counts as a miss."""
     hits = [(pl.col("rank") <= k).fill_null(value=False).mean().alias(f"R@{k}") for k in (1, 5, 10, 100)]
     table = view.rows(asset, ["split", "rank"]).group_by("split").agg(pl.len().alias("queries"), *hits).sort("split")
     return {"recall": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}

@@ -19,7 +19,8 @@ def label_extras(view: View, asset: str) -> dict[str, Any]:
 
 
 def trace_extras(view: View, asset: str) -> dict[str, Any]:
-    """Labels; how many traces contradicted theirs and were dropped; what a model's replies cost, failed ones too."""
+    """How many rows each label has, how many traces contradicted their label and were dropped, and what the replies of
+    a teacher model cost, including failed ones."""
     rows = view.table(asset).rows()
     contradictions = rows.filter((pl.col("finish_reason") == "stop") & (pl.col("verdict") != pl.col("label")))
     extras = label_extras(view, asset) | {"teacher/contradictions": contradictions.height}

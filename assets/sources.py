@@ -1,4 +1,4 @@
-"""Files as they come: annotations and videos, versioned by content. Reading their rows is `assets.corpus`."""
+"""The source files: annotations and videos, versioned by content. The assets of `assets.corpus` read their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DuckDB file with a view over every table of every dataset. The views are made in `vsr1_core.home.warehouse`."""
+"""The DuckDB file with a view over every table of all datasets. `vsr1_core.home.warehouse` makes the views."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
@@ -17,7 +17,8 @@ def warehouse_asset(
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> dg.AssetsDefinition:
-    """Rewrites the views after the tables of one dataset changed. Views hold no rows, so this takes milliseconds."""
+    """An asset that rewrites the views after the tables of a dataset have changed. Views hold no rows, so this takes
+    milliseconds."""
 
     @dg.asset(
         name="warehouse",
@@ -27,7 +28,7 @@ def warehouse_asset(
         deps=[asset_key(name) for name in last_stages(stages)],
         partitions_def=partitions_def,
         automation_condition=automation_condition,
-        description="vsr1.duckdb: one view an asset over all datasets, and predictions, turns, failures.",
+        description="vsr1.duckdb: one view per asset over all datasets, and the views predictions, turns and failures.",
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from vsr1_core.home.warehouse import refresh
@@ -40,8 +41,8 @@ def warehouse_asset(
 
 
 def last_stages(stages: Mapping[str, Stage]) -> list[str]:
-    """The stages that no other reads. Waiting for these is waiting for all, and the graph is drawn without an edge
-    from every asset.
+    """The stages that no other stage reads. To wait for these is to wait for all stages, and the picture of the graph
+    then has no edge from every asset to the warehouse.
     """
     read = {name for stage in stages.values() for name in stage.upstream}
     return [name for name in stages if name not in read]

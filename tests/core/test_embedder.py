@@ -121,7 +121,7 @@ def test_a_template_without_the_query_is_refused() -> None:
 def test_a_template_that_merges_with_the_query_is_refused() -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.chat_template = "{{ messages[1].content[0].text }}s"
-    with pytest.raises(ValueError, match="no place for latents"):
+    with pytest.raises(ValueError, match="latents cannot be inserted"):
         Qwen3VLEmbedder(tiny_embedder().model, tokenizer).split_query("it move")
 
 

@@ -77,7 +77,7 @@ def test_an_added_metric_has_rows_curves_and_its_place_in_the_report(view: View)
     assert "| method | patience, 2 turns | patience, 3 turns |" in of["Further metrics"]
     assert "Share of queries whose search took at least 3 turns." in of["Further metrics"]
     assert "patience, 3 turns |" in of["Differences between methods"]
-    assert "patience, 2 turns, 1 turn |" in of["By number of turns allowed"]
+    assert "patience, 2 turns, 1 turn |" in of["By the number of turns allowed"]
     assert "| `patience_3` | higher |" in of["How to read the numbers"]
 
 
@@ -116,7 +116,7 @@ def test_every_metric_says_what_it_is_and_stands_in_one_table_of_the_report() ->
     [
         ({"name": "mrr"}, "there is a metric 'mrr' already"),
         ({"places": ("front page",)}, "no place 'front page'; there are: overview, "),
-        ({"places": ("warning",), "unit": "tokens"}, "only a share can warn"),
+        ({"places": ("warning",), "unit": "tokens"}, "only a share can have the place 'warning'"),
     ],
 )
 def test_a_metric_that_cannot_be_shown_is_refused(changes: dict[str, object], problem: str) -> None:

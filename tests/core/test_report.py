@@ -83,7 +83,7 @@ def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path)
 def test_curves_have_a_column_a_turn_and_a_soft_token(toy_report: Path) -> None:
     text = toy_report.read_text()
     assert "| R@1, 1 turn | R@1, 2 turns | R@1, 3 turns | VCMR 0.5, 1 turn |" in text
-    assert "| method | R@1, 0 | R@1, 1 |" in text.split("## By number of soft tokens")[1]
+    assert "| method | R@1, 0 | R@1, 1 |" in text.split("## By the number of soft tokens")[1]
 
 
 def test_an_option_is_compared_with_the_same_method_without_it() -> None:
@@ -96,7 +96,7 @@ def test_an_option_is_compared_with_the_same_method_without_it() -> None:
 
 
 def test_failed_and_missing_predictions_are_counted(toy_report: Path) -> None:
-    assert "`sqr_sft`: 1 failed, 3 without a prediction" in toy_report.read_text()
+    assert "`sqr_sft`: failed: 1, without a prediction: 3" in toy_report.read_text()
 
 
 def test_the_toy_report_shows_published_numbers_as_not_comparable(toy_report: Path) -> None:

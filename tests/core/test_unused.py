@@ -121,7 +121,7 @@ def test_the_command_lists_and_deletes_only_when_told(
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "no files that were written 60 days ago, or earlier, are unused" in prune("--days", "60", "--delete")
+    assert "no unused files that were written at least 60 days ago" in prune("--days", "60", "--delete")
     listed = prune("--days", "30")
     assert f"{ASSET}-earlier" in listed
     assert f"{ASSET}-present" not in listed

@@ -90,7 +90,7 @@ def test_a_tokenizer_that_closes_no_text_is_refused(embedder: XCLIPEmbedder) -> 
     other = XCLIPEmbedder(embedder.model, embedder.tokenizer)
     other.tokenizer = lambda texts: {"input_ids": [[5, 6] for _ in texts]}  # type: ignore[assignment]
     other.tokenizer.eos_token_id, other.tokenizer.eos_token = 9, "<end>"
-    with pytest.raises(ValueError, match="no place for latents after the query 'a bar'"):
+    with pytest.raises(ValueError, match="latents cannot be inserted after the query 'a bar'"):
         other.embed_queries(["a bar"])
 
 

@@ -138,7 +138,7 @@ def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None
         (["dataset", "add", "mine", "--videos", "/nowhere"], "is not there"),
         (["dataset", "add", "../x", "--toy"], "cannot be the name of a dataset"),
         (["dataset", "add", "mine", "--toy", "--config", "huge"], "no configuration 'huge'; there are: tiny"),
-        (["dataset", "remove", "mine"], "was not registered"),
+        (["dataset", "remove", "mine"], "there is no registered dataset"),
         (["sql", "select", "--format", "xml"], "use table, csv or json"),
         (["explain", "numbers", "nope"], "no row 'nope'; it has 3, e.g. a, b, c"),
         (["explain", "nope", "a"], "no asset 'nope'; there are: numbers"),

@@ -46,7 +46,7 @@ def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tm
 
 def test_mistakes_are_explained_and_an_import_can_be_undone(folder: Path, tmp_path: Path) -> None:
     assert "give the folder of the prepared data" in refused("import-prepared", tmp_path / "nowhere", "-d", "charades")
-    assert "prepared data are published for charades" in refused("import-prepared", folder, "-d", "toy")
+    assert "prepared data are published only for charades" in refused("import-prepared", folder, "-d", "toy")
     assert "no split 'tests'" in refused("import-prepared", folder, "-d", "charades", "--split", "tests")
     assert "nothing was imported" in refused("import-prepared", "-d", "charades", "--forget")
     assert "has not been built" in refused("export-prepared", "charades", tmp_path / "out")

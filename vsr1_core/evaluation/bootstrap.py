@@ -1,4 +1,4 @@
-"""Bootstrap intervals over queries, and paired differences between methods. In plain numpy."""
+"""Bootstrap intervals over queries, and paired differences between methods, in plain numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK_CELLS = 2_000_000
 
 
 def bootstrap(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> dict[str, FloatArray]:
-    """Every metric on resamples of the queries, drawn with replacement.
+    """Compute every metric on resamples of the queries, which are drawn with replacement.
 
     Args:
         scores: What each query adds to each metric.
@@ -62,7 +62,8 @@ def _weighted_medians(ordered: FloatArray, counts: FloatArray) -> FloatArray:
 
 
 def interval(samples: FloatArray) -> tuple[float, float]:
-    """95 % percentile interval over the resamples that define the metric; never interpolates, for inf is a rank."""
+    """The 95 % percentile interval over the resamples in which the metric is defined. It does not interpolate, because
+    a rank may be infinite."""
     defined = np.sort(samples[~np.isnan(samples)])
     if not defined.size:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Whether the paper's claims hold in an experiment. Each claim names the methods and the metric that it is about."""
+"""Decides whether the claims of the paper hold in an experiment. Each claim names its methods and its metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsr1_core.evaluation.experiment import Estimate, Experiment
 
 @dataclass(frozen=True)
 class Claim:
-    """What should hold, what was found, and whether it does."""
+    """One claim: what should hold, what was found, and whether it holds."""
 
     text: str
     value: float
@@ -28,7 +28,7 @@ class Claim:
 
 
 def claims(experiment: Experiment, num_soft_tokens: int) -> list[Claim]:
-    """The paper's claims, as far as the reported methods can show them, by the means over the seeds.
+    """Check the claims of the paper on the means over the seeds, as far as the reported methods allow it.
 
     Args:
         experiment: The runs; a claim about a method that they lack is left out.

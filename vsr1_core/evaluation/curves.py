@@ -1,8 +1,8 @@
-"""Refinement curves: metrics by the number of turns and of soft tokens allowed.
+"""Refinement curves: metrics against the number of turns, and against the number of soft tokens, that are allowed.
 
-Both are read off episodes that were searched once: a search of t turns is the first t turns of a longer one, and what
-fewer soft tokens would have found was ranked when the query was. Which metrics have a curve, their `places` say.
-No tables are read here, no plots are drawn.
+Both curves are computed from episodes that were searched once: a search of t turns is the first t turns of a longer
+search, and the ranks that fewer soft tokens would have given were stored during the search. The `places` of a metric
+say whether it has a curve. This module reads no tables and draws no plots.
 """
 
 from __future__ import annotations

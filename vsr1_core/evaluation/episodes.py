@@ -1,7 +1,7 @@
-"""One method's predictions beside the annotated queries, as arrays: what the metrics read.
+"""The predictions of one method, aligned with the annotated queries as arrays. Metrics read these arrays.
 
-Every annotated query has a place in the arrays. One without a usable prediction (its video is missing, its row failed)
-has no rank and no answer. No tables are read or written here.
+Every annotated query has a place in the arrays. A query without a usable prediction (its video is missing, or its row
+failed) has no rank and no answer. This module reads and writes no tables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTCOMES = {
     "never_shown": "never matched, and the right video was never shown",
     "no_prediction": "failed or without a prediction",
 }
-"""Where a query ends: each query has exactly one of these."""
+"""How a query can end -> its meaning. Each query ends in exactly one of these ways."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,18 @@ def _verifications(frame: pl.DataFrame) -> Verifications:
 
 
 def cut_after(episodes: Episodes, num_turns: int) -> Episodes:
-    """The same episodes, had the search been stopped after `num_turns` shown videos.
+    """The same episodes as if the search had stopped after `num_turns` shown videos.
 
-    An episode ends with its first match, so its answer is that of its last turn. What the best answer would have been
-    is not known: its IoU is NaN.
+    An episode ends with its first match, so its answer is the answer of its last turn. What the best answer would have
+    been is not known, so `best_iou` is NaN.
     """
     v = episodes.verifications
     allowed = np.flatnonzero(v.turn <= num_turns)
     query = v.query[allowed]
 
     def last(values: BoolArray | FloatArray, missing: float) -> FloatArray:
-        """Of each query's last allowed turn: verdicts are in the order of turns, so the last assignment wins."""
+        """The value of each query's last allowed turn. Verdicts are in the order of turns, so the last assignment is
+        kept."""
         found = np.full(len(episodes.query_ids), missing)
         found[query] = values[allowed]
         return found
@@ -183,7 +184,7 @@ def cut_after(episodes: Episodes, num_turns: int) -> Episodes:
 
 
 def outcomes(episodes: Episodes) -> pl.DataFrame:
-    """Where each query ended.
+    """Say how each query ended.
 
     Returns:
         A frame (query_id, outcome), one row per query in the order of `episodes`; outcome is a key of `OUTCOMES`.

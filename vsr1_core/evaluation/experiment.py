@@ -1,9 +1,10 @@
-"""Several trainings of one configuration, which differ in their seed, as one result: means, intervals, and differences.
+"""Combines several trainings of one configuration, which differ in their seed: means, intervals, and differences.
 
-In plain numpy; no tables are read here and nothing is built. Whether the paper's claims hold is in `claims`.
+This module uses plain numpy; it reads no tables and builds nothing. `claims` decides whether the paper's claims hold.
 
-Two sources of chance are kept apart. Another training: 95 % intervals of the mean over seeds, by Student's t. Other
-queries: paired bootstrap over queries, every seed and method on the same draws, of what is averaged over the seeds.
+Two sources of chance are kept apart. Trainings with other seeds: 95 % intervals of the mean over seeds, by Student's t.
+Other queries: a paired bootstrap over queries of the mean over the seeds, with the same draws for all seeds and
+methods.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vsr1_core.evaluation.scores import Scores, values
 from vsr1_core.evaluation.spans import FloatArray
 
 T_POINTS = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; further ones are taken as 1.960."""
+"""Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; beyond these, 1.960 is used."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Estimate:
         return Estimate(self.value + other.value, self.samples + other.samples)
 
     def over(self, other: Estimate) -> Estimate:
-        """The gain on `other`, relative."""
+        """The relative gain on `other`: self / other - 1."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return Estimate(_ratio(self.value, other.value) - 1, self.samples / other.samples - 1)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, over queries."""
+        """The 95 % interval (low, high) over queries."""
         return interval(self.samples)
 
 
@@ -56,7 +57,7 @@ def _ratio(a: float, b: float) -> float:
 
 @dataclass
 class Experiment:
-    """Several trainings of one configuration. Only methods that every run has are compared.
+    """Several trainings of one configuration. Only methods that all runs have are compared.
 
     Raises:
         ValueError: Where the runs have different queries, or no method in common.
@@ -148,11 +149,12 @@ def results(experiment: Experiment) -> pl.DataFrame:
 
 
 def differences(experiment: Experiment) -> pl.DataFrame:
-    """Each method against the one before it, and each with an option against the same without.
+    """Compare each method with the method before it, and each method that has an option with the same method without.
 
     Returns:
-        (before, after, metric, difference, low, high, seeds_low, seeds_high), one row per pair and compared metric:
-        low and high bound the interval over queries (paired bootstrap), seeds_low and seeds_high that over seeds.
+        (before, after, metric, difference, low, high, seeds_low, seeds_high), one row per pair and compared metric.
+        low and high bound the interval over queries (paired bootstrap), seeds_low and seeds_high the interval over
+        seeds.
     """
     pairs = experiment.styles.successive(experiment.methods) + experiment.styles.ablations(experiment.methods)
     rows = []

@@ -1,4 +1,4 @@
-"""The result of an experiment as files: Markdown for people, JSON and Parquet for programs."""
+"""Writes the result of an experiment to files: Markdown for people, JSON and Parquet for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vsr1_core.rows.files import atomic_folder, write_json
 
 
 def markdown(experiment: Experiment, found: Sequence[Claim], split: str = "test") -> str:
-    """The tables as a README can hold them. split: what the queries are of."""
+    """The tables of results and claims as Markdown. split: the split whose queries were evaluated."""
     table = {(row["method"], row["metric"]): row for row in typed_rows(results(experiment), ResultRow)}
     seeds = ", ".join(str(seed) for seed in experiment.runs)
     rows = [

@@ -1,4 +1,4 @@
-"""Tables, cells and numbers of Markdown texts: the report, the table over several seeds, and the cards of models."""
+"""Formats tables, cells and numbers of Markdown texts: the report, the table over several seeds, and model cards."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table; no lines where there are no rows.
+    """The lines of a table; no lines if there are no rows.
 
-    The first column is aligned to the left, the others to the right where all of their cells are short. Cells are
-    written as they are: text that may hold markup goes through `text_cell` first.
+    The first column is aligned to the left, and each other column to the right if all of its cells are short. Cells are
+    written as they are: text that may contain markup has to go through `text_cell` first.
     """
     if not rows:
         return []
@@ -19,7 +19,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def text_cell(text: str | None, limit: int) -> str:
-    """Any text as one line of at most `limit` characters that cannot break a table or carry markup."""
+    """Any text as one line that cannot break a table or carry markup; cut to `limit` characters before escaping."""
     line = " ".join((text or "").split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     for character, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
@@ -28,7 +28,7 @@ def text_cell(text: str | None, limit: int) -> str:
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, scale: float) -> str:
-    """`value [low, high]`, each times `scale`; a dash for no value, and no brackets where there is no interval."""
+    """`value [low, high]`, each times `scale`; a dash if there is no value, and no brackets if there is no interval."""
     if value is None:
         return "-"
     if low is None:
@@ -38,7 +38,7 @@ def with_interval(value: float | None, low: float | None, high: float | None, sc
 
 
 def signed_with_interval(value: float | None, low: float | None, high: float | None, scale: float) -> str:
-    """A difference with its interval, in bold where the interval leaves out zero; a dash where it is not known."""
+    """A difference with its interval, in bold if the interval does not contain zero; a dash if it is not known."""
     if value is None or low is None or high is None:
         return "-"
     text = f"{scale * value:+.1f} [{scale * low:+.1f}, {scale * high:+.1f}]"
@@ -46,9 +46,10 @@ def signed_with_interval(value: float | None, low: float | None, high: float | N
 
 
 def three_digits(value: float | None) -> str:
+    """`value` with three significant digits; a dash if there is no value."""
     return "-" if value is None else f"{value:.3g}"
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """`count` with the noun that fits it."""
+    """`count` with the noun in the singular `one` or the plural `many`."""
     return f"{count:,} {one if count == 1 else many}"

@@ -1,4 +1,4 @@
-"""How a method is shown: its name, its words, its place and its colour. Which methods there are is the stages'."""
+"""How a method is shown: its name, its description, its place and its colour. The stages say which methods exist."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from vsr1_core.recipes import Refine
 
 SPARE_COLOURS = ("#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8f6bb3")
-"""For methods and curves without a colour of their own. With the colours of the methods that are compared, they are
-told apart by colour-blind readers too (Okabe and Ito, the first two darkened)."""
+"""Colours for methods and curves that have none of their own. Colour-blind readers can tell them, and the colours of
+the methods that are compared, apart (Okabe and Ito, the first two darkened)."""
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,20 @@ class MethodInfo:
     """How one method is shown wherever methods are listed."""
 
     name: str
-    """As in the tables; behind a `+` stands the option in which it differs from the method before it."""
+    """The name in the tables. In `method+option`, the option is what differs from `method`."""
     label: str
-    """As people call it, in plots."""
+    """The name that plots show."""
     says: str
     """What it does, in one sentence."""
     order: int
     """Its place in lists: the weakest design first."""
     colour: str = ""
-    """`#rrggbb`; one that is to spare where this is empty."""
+    """`#rrggbb`; if it is empty, one of the spare colours is used."""
     refine: Refine = "none"
     published: str = ""
-    """The row of the published table that does the same; empty where there is none."""
+    """Name of the corresponding row of the published table; empty if there is none."""
     checkpoint: str = ""
-    """The model that searches: the name under which its training curves are logged."""
+    """The model that searches, by the name under which its training curves are logged."""
 
     @property
     def base(self) -> str:
@@ -48,7 +48,7 @@ class MethodInfo:
 class MethodStyles:
     """The methods of a project, and how lists of their names are ordered, coloured and labelled.
 
-    A name that is not among them is shown as it is: after the others, in a colour that is to spare.
+    An unknown name is shown as it is: after the others, in a spare colour.
     """
 
     infos: tuple[MethodInfo, ...] = ()
@@ -64,12 +64,13 @@ class MethodStyles:
         return list(dict.fromkeys(info.option for info in self.infos if info.option))
 
     def get(self, name: str) -> MethodInfo:
-        """The method `name`; one that says nothing but its name where it is not known."""
+        """The method `name`; for an unknown name, a method without description or colour."""
         known = {info.name: info for info in self.infos}
         return known.get(name) or MethodInfo(name, name, "", len(known))
 
     def ordered(self, names: Collection[str]) -> list[str]:
-        """The names once each: the weakest design first, an option behind its method, unknown names last."""
+        """The names without repetition: the weakest design first, a method with an option after the same method
+        without, unknown names last."""
         return sorted(set(names), key=lambda name: (self._place(name), name))
 
     def _place(self, name: str) -> int:
@@ -77,20 +78,20 @@ class MethodStyles:
         return known.get(name, known.get(name.partition("+")[0], len(known)))
 
     def successive(self, names: Collection[str]) -> list[tuple[str, str]]:
-        """Of the methods without an option: each with the one before it, as (before, after)."""
+        """Pairs (before, after) of each method without an option and the one before it."""
         return list(itertools.pairwise(name for name in self.ordered(names) if not self.get(name).option))
 
     def ablations(self, names: Collection[str]) -> list[tuple[str, str]]:
-        """Each method with an option and the same without, as (without, with), where both are among the names."""
+        """Pairs (without, with) of a method without and with an option, if both are among the names."""
         infos = [info for name in self.ordered(names) if (info := self.get(name)).option]
         return [(info.base, info.name) for info in infos if info.base in names]
 
     def colours(self, names: Collection[str]) -> dict[str, str]:
-        """Each name's colour; a method keeps its own from plot to plot."""
+        """Name -> colour. A method that has a colour of its own keeps it in all plots."""
         return self._with_spare({name: self.get(name).colour for name in self.ordered(names)})
 
     def colours_of_checkpoints(self, checkpoints: Sequence[str]) -> dict[str, str]:
-        """Each checkpoint's colour: that of the basic method that searches with it, where there is one."""
+        """Checkpoint -> colour: the colour of the basic method that searches with it, or a spare one."""
         own = {info.checkpoint: info.colour for info in self.infos if info.checkpoint and not info.option}
         return self._with_spare({name: own.get(name, "") for name in checkpoints})
 
@@ -99,5 +100,5 @@ class MethodStyles:
         return {name: colour or next(spare) for name, colour in own.items()}
 
     def counterpart(self, published: str) -> str:
-        """The method that does the same as a row of the published table; empty where there is none."""
+        """The method that corresponds to a row of the published table; empty if there is none."""
         return next((info.name for info in self.infos if published and info.published == published), "")

@@ -1,6 +1,6 @@
-"""How a function becomes a metric: what is said about it, where it is shown, and the decorators that register it.
+"""Registers functions as metrics: the decorators, what they say about a metric, and where it is shown.
 
-The metrics themselves are in `metrics`, which is what other modules read them from.
+The metrics themselves are in `metrics`; other modules read them from there.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ Place = Literal[
 ]
 """Where a metric is shown beside its own table."""
 Places = tuple[Place, ...] | Mapping[Place, Sequence[float]]
-"""Places, or of a family of metrics: in which place which of its parameters are shown."""
+"""Places; or, for a family of metrics, place -> the parameters that are shown there."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: what people read about it, where it is shown, and how it is measured."""
+    """One metric: its texts, where it is shown, and how it is measured."""
 
     name: str
-    """As in the table `metrics`."""
+    """The name in the table `metrics`."""
     label: str
-    """As people call it; stands by itself."""
+    """The name that people read; it is clear without context."""
     short: str
-    """The head of a column, where there is little room."""
+    """The head of a column, if there is little room."""
     says: str
     """What it means, in one sentence."""
     better: Literal["higher", "lower"]
@@ -56,11 +56,11 @@ class Metric:
     section: Section
     places: frozenset[Place]
     measure: Callable[[Episodes, Probes | None], Parts]
-    """What each query adds, of shape (Q,). A metric of probes judges nothing where there are none."""
+    """What each query adds, of shape (Q,). Without probes, a metric of probes judges nothing."""
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by where it is shown."""
+        """The factor by which a value is multiplied when it is shown."""
         return 100.0 if self.unit == "share" else 1.0
 
 
@@ -86,10 +86,10 @@ def episode_metric(
         name: The metric's name. In a family it names the parameter, as in `recall_at_{k}`.
         label: What people call it; may name the parameter too.
         says: What it means, in one sentence; may name the parameter too.
-        short: The head of a column; the label where this is empty.
-        better: Whether more or less of it is better.
-        unit: What its numbers are.
-        section: The table of the report that it is a column of.
+        short: The head of a column; if it is empty, the label is used.
+        better: Whether a higher or a lower value is better.
+        unit: The unit of its values.
+        section: The table of the report that has it as a column.
         places: Where else it is shown. In a family this may be a mapping from a place to the parameters shown there.
         **family: The parameter of a family and its values, as in `k=(1, 5, 10)`. The function takes it by this name.
 
@@ -98,7 +98,8 @@ def episode_metric(
         `Ratio` or a `Median` of arrays of shape (Q,).
 
     Raises:
-        ValueError: Where a metric of this name exists, a place does not, or what warns is no share.
+        ValueError: A metric of this name exists already, a place does not exist, or a metric that is not a share has
+            the place `warning`.
     """
 
     def register(function: Callable[..., Parts]) -> Callable[..., Parts]:
@@ -122,7 +123,7 @@ def probe_metric(
     places: Places = (),
     **family: Sequence[float],
 ) -> Callable[[Callable[..., Parts]], Callable[..., Parts]]:
-    """Register a function of `Probes` as a metric that is a share. All else is as in `episode_metric`."""
+    """Register a function of `Probes` as a metric whose unit is a share. Everything else is as in `episode_metric`."""
 
     def register(function: Callable[..., Parts]) -> Callable[..., Parts]:
         def measured(**parameter: float) -> Callable[[Episodes, Probes | None], Parts]:
@@ -139,7 +140,7 @@ def probe_metric(
 
 
 def _add(measured: Callable[..., Any], source: Any, name: str, *facts: Any) -> None:
-    """Put a metric, or each one of a family, into `REGISTERED`. facts: in the order of the decorators' arguments."""
+    """Put a metric, or each metric of a family, into `REGISTERED`. facts: the arguments of the decorator, in order."""
     label, says, short, better, unit, section, places, family = facts
     parameters = [dict(zip(family, each, strict=True)) for each in itertools.product(*family.values())]
     for parameter in parameters:
@@ -149,9 +150,14 @@ def _add(measured: Callable[..., Any], source: Any, name: str, *facts: Any) -> N
         if texts["name"] in REGISTERED:
             raise ValueError(f"there is a metric {texts['name']!r} already; give the new one another name")
         if unknown := sorted(shown - set(get_args(Place))):
-            raise ValueError(f"metric {name!r}: no place {unknown[0]!r}; there are: {', '.join(get_args(Place))}")
+            raise ValueError(
+                f"metric {name!r}: there is no place {unknown[0]!r}; there are: {', '.join(get_args(Place))}"
+            )
         if "warning" in shown and unit != "share":
-            raise ValueError(f"metric {name!r}: only a share can warn, for a fall is judged in points; leave it out")
+            raise ValueError(
+                f"metric {name!r}: only a share can have the place 'warning', because a fall is judged in percentage "
+                "points; leave it out"
+            )
         REGISTERED[texts["name"]] = Metric(
             **texts,
             better=better,

@@ -1,13 +1,14 @@
-"""The metrics. Each is one decorated function of a method's episodes or probes, and all lists of metrics follow.
+"""The metrics. Each is one decorated function of a method's episodes or probes; all lists of metrics follow from these.
 
-To add a metric, write one more function with `@episode_metric` or `@probe_metric` at the end of this file: it gets rows
-in the table `metrics` with their intervals, a column in the report, and stands wherever its `places` say.
+To add a metric, write one more function with `@episode_metric` or `@probe_metric` at the end of this file. It then has
+rows with intervals in the table `metrics`, a column in the report, and is shown wherever its `places` say.
 
-What is scored: every annotated query. One without a usable prediction (its video is missing, its row failed) has no
+Every annotated query is scored. A query without a usable prediction (its video is missing, or its row failed) has no
 rank and no answer: it scores 0 in recall, MRR, VCMR and mIoU, counts as one wrong verification, and its rank is
 infinite in the median. Three kinds of metrics are conditional and leave such queries out, because there is nothing to
-judge: grounding, `matched_*`, and those of probes. Token counts are means over the queries that ran, so that failing
-never looks cheap. Shares are in [0, 1]. `docs/method.md` says which of these the paper reports.
+judge: grounding, `matched_*`, and the metrics of probes. Token counts are means over the queries that ran, so that
+failed queries do not make a method look cheap. Shares are in [0, 1]. `docs/method.md` says which metrics the paper
+reports.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def score(episodes: Episodes, probes: Probes | None = None) -> Scores:
 
     Args:
         episodes: One method's episodes over Q queries.
-        probes: Its probes over the same queries; None where it has none, and then their metrics judge nothing.
+        probes: Its probes over the same queries. If there are none (None), the metrics of probes judge nothing.
 
     Returns:
         What each query adds to each metric, in the order of the tables.
 
     Raises:
-        ValueError: Where a metric gives other than one number per query.
+        ValueError: A metric does not give one number per query.
     """
     return Scores(episodes.query_ids, {name: metric.measure(episodes, probes) for name, metric in REGISTERED.items()})
 
@@ -67,7 +68,7 @@ def score(episodes: Episodes, probes: Probes | None = None) -> Scores:
 
 
 def over_all(per_query: FloatArray | BoolArray) -> Ratio:
-    """The mean over all queries of numbers, or of hits, of shape (Q,)."""
+    """The mean over all queries of `per_query`, which has shape (Q,) and holds numbers or hits."""
     return Ratio(per_query.astype(np.float64), np.ones(len(per_query)))
 
 
@@ -167,12 +168,12 @@ def vcmr_of_best_answers(episodes: Episodes, iou: float) -> Parts:
 
 
 def over_verdicts(episodes: Episodes, hits: BoolArray, judged: BoolArray) -> Ratio:
-    """The share of the judged verdicts that are hits; both of shape (V,)."""
+    """The share of hits among the judged verdicts; `hits` and `judged` have shape (V,)."""
     return Ratio(episodes.per_query(hits & judged), episodes.per_query(judged))
 
 
 def counting_failures(ratio: Ratio) -> Ratio:
-    """The same, but a query with nothing to judge counts as one miss."""
+    """The same ratio, except that a query with nothing to judge counts as one miss."""
     return Ratio(ratio.numerators, np.maximum(ratio.denominators, 1.0))
 
 
@@ -180,7 +181,7 @@ def counting_failures(ratio: Ratio) -> Ratio:
     "verification_accuracy",
     label="verification accuracy",
     short="verification",
-    says="Share of right decisions about the videos that were shown; any but matched or not_matched is wrong.",
+    says="Share of right decisions about the shown videos; any decision but matched or not_matched is wrong.",
     section="verification",
     places=("overview", "differences", "experiment", "card", "warning"),
 )
@@ -297,7 +298,7 @@ _tokens = partial(episode_metric, better="lower", unit="tokens", section="tokens
 
 
 def over_those_that_ran(episodes: Episodes, per_query: FloatArray) -> Ratio:
-    """The mean over the queries that have a prediction, of numbers of shape (Q,)."""
+    """The mean of `per_query`, of shape (Q,), over the queries that have a prediction."""
     ran = episodes.has_prediction.astype(np.float64)
     return Ratio(per_query * ran, ran)
 
@@ -306,7 +307,7 @@ def over_those_that_ran(episodes: Episodes, per_query: FloatArray) -> Ratio:
     "num_text_tokens",
     label="text tokens per query",
     short="text tokens",
-    says="Text tokens that the policy wrote, mean over the queries that ran.",
+    says="Mean number of text tokens that the policy wrote per query, over the queries that ran.",
     places=("differences", "experiment", "turns"),
 )
 def num_text_tokens(episodes: Episodes) -> Parts:
@@ -317,7 +318,7 @@ def num_text_tokens(episodes: Episodes) -> Parts:
     "num_latent_tokens",
     label="latent tokens per query",
     short="latent tokens",
-    says="Soft query tokens that the policy made, mean over the queries that ran.",
+    says="Mean number of soft query tokens that the policy made per query, over the queries that ran.",
     places=("experiment", "turns"),
 )
 def num_latent_tokens(episodes: Episodes) -> Parts:
@@ -327,7 +328,7 @@ def num_latent_tokens(episodes: Episodes) -> Parts:
 @_tokens(
     "num_query_tokens",
     label="of the text tokens, in new queries",
-    says="Of the text tokens, those of queries that the policy wrote anew, mean over the queries that ran.",
+    says="Mean number of text tokens that belong to queries that the policy rewrote, over the queries that ran.",
     places=("experiment",),
 )
 def num_query_tokens(episodes: Episodes) -> Parts:

@@ -1,4 +1,4 @@
-"""What the plots are put together from: figures, rows of axes with a line per method, marks, and a common look."""
+"""The parts of the plots: figures, rows of axes with one line per method, marks, and a common look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INK, FAINT = "#2b2f36", "#d9dde3"
 def new_figure(
     width: float, height: float, title: str, layout: Literal["constrained"] | None = "constrained"
 ) -> Figure:
-    """An empty figure of this size in inches, its title at the top on the left."""
+    """An empty figure of `width` x `height` inches with its title at the top left."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout=layout)
@@ -30,7 +30,7 @@ def new_figure(
 
 
 def method_label(styles: MethodStyles, method: str) -> str:
-    """The method as people call it, what its option adds to the label on a line of its own."""
+    """The label of a method; the part that its option adds is on a line of its own."""
     info = styles.get(method)
     base = styles.get(info.base).label
     return info.label if info.label == base else info.label.replace(base, f"{base}\n", 1).replace("\n, ", "\n")
@@ -55,13 +55,13 @@ Interval = tuple[float | None, float | None, float | None]
 
 
 def interval_of(metrics: pl.DataFrame, method: str, metric: str) -> Interval:
-    """(value, low, high) as in the table; all None where the row or the value is missing."""
+    """(value, low, high) of a row of the table; all None if the row is missing."""
     rows = metrics.filter((pl.col("method") == method) & (pl.col("metric") == metric))
     return rows.select(INTERVAL).row(0) if rows.height else (None, None, None)
 
 
 def dumbbell(axis: Axes, row: int, hollow: Interval, filled: Interval, colour: str) -> None:
-    """Two shares on one line, in percent; the whiskers are the filled one's."""
+    """Draw two shares on one line, in percent; the whiskers show the interval of the filled one."""
     if filled[0] is None:
         axis.text(50, row, "not defined", ha="center", va="center", fontsize=8, color=INK)
         return
@@ -83,7 +83,7 @@ def dumbbell(axis: Axes, row: int, hollow: Interval, filled: Interval, colour: s
 
 
 def smoothed_curve(axis: Axes, steps: Any, values: Any, colour: str) -> None:
-    """The raw values faintly, their running mean on top."""
+    """Draw the raw values faintly, and their running mean on top."""
     window = max(1, len(values) // 25)
     if window == 1:
         axis.plot(steps, values, color=colour, linewidth=1.4, marker="o" if len(values) < 3 else None, markersize=3)

@@ -1,4 +1,4 @@
-"""Plots of the report and the notebooks: each takes frames and gives a matplotlib Figure.
+"""Plots of the report and the notebooks: each function takes frames and returns a matplotlib Figure.
 
 Nothing is computed here beyond what is drawn, and nothing is read from disk. Figures are made without pyplot, so there
 is no global state and no window.
@@ -69,7 +69,7 @@ def recall_before_after(metrics: pl.DataFrame, styles: MethodStyles, title: str 
             )
             dumbbell(axis, row, before, after, colours[method])
         axis.set_title(f"R@{k}", fontsize=11, color=INK)
-    legend_note(figure, "hollow: initial query    filled: last ranking    whiskers: 95 % interval")
+    legend_note(figure, "hollow: first ranking    filled: last ranking    whiskers: 95 % interval")
     return figure
 
 
@@ -81,7 +81,7 @@ def vcmr_by_method(
     Args:
         metrics: Rows of the table `metrics`.
         styles: How the methods are ordered, coloured and labelled.
-        published: Rows of the published table; those that one of the methods corresponds to are drawn as diamonds.
+        published: Rows of the published table; a row that corresponds to one of the methods is drawn as a diamond.
         title: The figure's title; a question that it answers where this is empty.
     """
     methods = styles.ordered(metrics["method"].to_list())
@@ -97,13 +97,13 @@ def vcmr_by_method(
             if paper is not None:
                 axis.plot(paper, row, "D", color=INK, markersize=5, markerfacecolor="none", zorder=5)
         axis.set_title(f"IoU ≥ {threshold}", fontsize=11, color=INK)
-    note = "filled: strict    hollow: best candidate when none was accepted    whiskers: 95 % interval"
+    note = "filled: strict answers    hollow: best answers    whiskers: 95 % interval"
     legend_note(figure, note + ("    diamond: published" if reference else ""))
     return figure
 
 
 def turns(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure:
-    """Metrics against the number of turns allowed, with 95 % bands. Which metrics are drawn, their `places` say.
+    """Metrics against the number of turns allowed, with 95 % bands, for the metrics with the place `turns plot`.
 
     Args:
         curves: Rows of the table `refinement_curves`.
@@ -115,7 +115,7 @@ def turns(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure
 
 
 def soft_tokens(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure:
-    """Metrics of the last ranking against the number of soft tokens per turn; at 0 they are the plain query's.
+    """Metrics of the last ranking against the number of soft tokens per turn; 0 is the ranking of the plain query.
 
     Args:
         curves: Rows of the table `refinement_curves`.
@@ -124,7 +124,7 @@ def soft_tokens(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> 
     """
     drawn = metrics_shown("soft tokens plot")
     title = title or "What do more soft tokens bring?"
-    return _curve_panels(curves, styles, "soft_tokens", drawn, "soft tokens of each turn that are used", title)
+    return _curve_panels(curves, styles, "soft_tokens", drawn, "soft tokens used per turn", title)
 
 
 def _curve_panels(
@@ -156,7 +156,7 @@ def _curve_panels(
 
 
 def tokens_per_query(metrics: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure:
-    """Mean generated tokens per query: text to be read against latent tokens of the refined queries.
+    """Mean number of generated tokens per query: text tokens, and latent tokens of the refined queries.
 
     Args:
         metrics: Rows of the table `metrics`.
@@ -184,7 +184,7 @@ def tokens_per_query(metrics: pl.DataFrame, styles: MethodStyles, title: str = "
 
 
 def iou_histogram(spans: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure:
-    """How well accepted right videos are grounded.
+    """Histograms of the span IoU in accepted right videos, one panel per method.
 
     Args:
         spans: (method, iou), one row per accepted right video.
@@ -209,7 +209,7 @@ def iou_histogram(spans: pl.DataFrame, styles: MethodStyles, title: str = "") ->
 
 
 def outcome_bars(outcomes: pl.DataFrame, styles: MethodStyles, labels: Mapping[str, str], title: str = "") -> Figure:
-    """Where queries end, by method.
+    """How queries end, as one bar per method.
 
     Args:
         outcomes: (method, outcome, share), one row per method and outcome.
@@ -251,7 +251,7 @@ def loss_curves(curves: Mapping[str, pl.DataFrame], styles: MethodStyles, title:
     columns = min(3, max(1, len(names)))
     lines = -(-max(1, len(names)) // columns)
     width, height = 3.3 * columns + 0.6, 2.3 * lines + 0.9 + 0.2 * (len(curves) // 3)
-    # Not fitted to each other: of 33 panels that took a sixth of the time of a whole report.
+    # No automatic layout: for 33 panels it took a sixth of the time of a whole report.
     figure = new_figure(width, height, title or "Training curves", layout=None)
     axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
     bottom = 0.6 + 0.2 * (len(curves) // 3)
@@ -279,7 +279,7 @@ def loss_curves(curves: Mapping[str, pl.DataFrame], styles: MethodStyles, title:
 
 
 def rank_changes(predictions: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure:
-    """Rank of the right video, first against last ranking, one dot per query (log scales).
+    """Rank of the right video in the last ranking against the first one, one dot per query, on log scales.
 
     Args:
         predictions: (method, first_rank, rank), one row per method and query.
@@ -307,12 +307,12 @@ def rank_changes(predictions: pl.DataFrame, styles: MethodStyles, title: str = "
         axis.set_title(method_label(styles, method), fontsize=9, color=INK)
         axis.set_xlabel("first rank")
         tidy(axis, grid="both")
-    axes[0].set_ylabel("last rank (below the line: lifted)")
+    axes[0].set_ylabel("last rank (below the line: better)")
     return figure
 
 
 def moment_spans(moments: pl.DataFrame, title: str = "") -> Figure:
-    """What the annotated moments look like.
+    """Histograms of the annotated moments: video length, and length and centre of the spans.
 
     Args:
         moments: start_s, end_s, and duration_s of the video, all in seconds.

@@ -1,4 +1,4 @@
-"""Verdicts on one right and one wrong video per query, without search, as arrays: what the metrics of probes read."""
+"""Verdicts on one right and one wrong video per query, made without search, as arrays for the metrics of probes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Probes:
     accepts_right: BoolArray
     rejects_wrong: BoolArray
     iou: FloatArray
-    """IoU of the span in the right video; 0 unless that was matched."""
+    """IoU of the span in the right video; 0 unless the policy matched that video."""
     constant_iou: FloatArray
-    """IoU of the span that was fitted on the train moments; NaN where there are none."""
+    """IoU of the constant span that was fitted on the train moments; NaN if there are no train moments."""
 
 
 def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.DataFrame) -> Probes:
@@ -41,7 +41,8 @@ def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.D
     Args:
         moments: The scored queries, with the columns query_id, start_s, end_s and duration_s (in seconds).
         probes: Rows of `verification_probe.<method>` (`row_types.ProbeRow`); rows that are not ok are left out.
-        train_moments: start_s, end_s and duration_s of the train split, which alone decides the constant span.
+        train_moments: start_s, end_s and duration_s (in seconds) of the train split, on which the constant span is
+            fitted.
 
     Returns:
         The queries of `moments`, sorted by query_id.

@@ -1,4 +1,4 @@
-"""The published results of the paper as data, in percent, as printed. Nothing here was measured by this project.
+"""The results that the paper publishes, in percent, as printed. Nothing here was measured by this project.
 
 Source: "VideoSearch-R1" (ECCV 2026, arXiv 2607.00446), its main table. A dash in the table is None here.
 """
@@ -12,10 +12,10 @@ SOURCE = "VideoSearch-R1, ECCV 2026, arXiv 2607.00446"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of the table, in percent. Which of our methods does the same is in that method's `MethodInfo`."""
+    """One row of the table, in percent. `MethodInfo.published` says which of our methods corresponds to it."""
 
     method: str
-    """As printed."""
+    """The name, as printed."""
     vcmr: tuple[float | None, float | None, float | None]
     """R@1 at IoU 0.3, 0.5, 0.7."""
     verification_accuracy: float | None
@@ -55,4 +55,5 @@ PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
         ((33.8, 22.3, 12.3), 83.3, (61.1, 81.7, 88.5, 98.4)),
     ),
 }
-"""Dataset name -> rows. The retrieval of the row FT is printed as "same" as that of ZS: it never refines a query."""
+"""Dataset name -> rows. The paper prints "same" for the retrieval of FT, which equals that of ZS, because FT never
+refines a query."""

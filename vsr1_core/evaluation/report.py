@@ -1,7 +1,7 @@
-"""The written report of one split: Markdown with tables, plots and examples, from frames that were read elsewhere.
+"""Writes the report of one split: Markdown with tables, plots and examples, from frames that were read elsewhere.
 
-It says what was measured, on how many queries, with which uncertainty, and what is missing. Published numbers are
-shown as published and marked as such. Nothing is scored here that `vsr1_core.evaluation.metrics` does not score.
+The report says what was measured, on how many queries, with which uncertainty, and what is missing. Published numbers
+are shown as published and marked as such. All scores come from `vsr1_core.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ SCORED: tuple[Section, ...] = (
     queries.missing,
     queries.reading,
 )
-"""The sections behind the opening, in order."""
+"""The sections after the opening, in order."""
 UNSCORED: tuple[Section, ...] = (queries.failures, queries.training, queries.missing)
-"""Those of a report that has nothing to score."""
+"""The sections of a report that has nothing to score."""
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> Path:
@@ -92,14 +92,14 @@ def _opening(inputs: ReportInputs) -> str:
     corpus = f"{inputs.num_videos:,} videos" if inputs.num_videos else "a corpus whose index is not built"
     lines.append(
         f"{num_queries:,} queries about {inputs.moments['video_id'].n_unique():,} videos, searched in {corpus}. "
-        f"Configuration `{inputs.config}`, one training run (one seed). Shares are in percent; brackets are 95 % "
+        f"The configuration is `{inputs.config}`, trained once (one seed). Shares are in percent; brackets are 95 % "
         f"bootstrap intervals over queries ({inputs.num_resamples:,} resamples, seed {inputs.seed}): they say how much "
         "the choice of queries matters, not how much another training run would differ."
     )
     if num_queries < FEW_QUERIES:
-        step = f"one query more or less moves a share by {100 / num_queries:.1f} points"
+        step = f"one query more or less moves a share by {100 / num_queries:.1f} percentage points"
         few = f"**Only {counted(num_queries, 'query', 'queries')}:** {step}."
-        lines += ["", f"{few} Read these numbers as a check that the graph runs."]
+        lines += ["", f"{few} These numbers only show that the graph runs."]
     if not inputs.methods:
         lines += ["", "No method has predictions for these queries, so there are no scores. See the failures below."]
     return "\n".join(lines)

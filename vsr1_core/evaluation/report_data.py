@@ -1,4 +1,4 @@
-"""What the report is written from: frames that were read elsewhere, and what is worked out of them once."""
+"""The inputs of the report: frames that were read elsewhere, and what is computed from them once."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class ReportInputs:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is worked out once for tables, plots and examples."""
+    """What is computed once and used by tables, plots and examples."""
 
     episodes: Mapping[str, Episodes]
     """Method -> its episodes; empty where there are no annotated queries."""
     outcomes: Mapping[str, dict[str, str]]
-    """Method -> query id -> where it ended, a key of `OUTCOMES`."""
+    """Method -> query id -> how the query ended, a key of `OUTCOMES`."""
     drawn: tuple[str, ...] = ()
-    """Names of the plots that lie beside the text."""
+    """Names of the plots that were written beside the text."""
 
     @staticmethod
     def of(inputs: ReportInputs) -> Analysis:
@@ -78,7 +78,7 @@ class Analysis:
 
 
 Section = Callable[[ReportInputs, Analysis], list[str]]
-"""Gives a section's lines; none where there is nothing to say."""
+"""Returns the lines of a section; none if there is nothing to say."""
 
 
 def outcome_shares(analysis: Analysis) -> pl.DataFrame:
@@ -92,21 +92,21 @@ def outcome_shares(analysis: Analysis) -> pl.DataFrame:
 
 
 def answers_of(inputs: ReportInputs, method: str) -> pl.DataFrame:
-    """The ok predictions of a method, beside text and truth from the annotations: columns of `AnswerRow`."""
+    """The ok predictions of a method with text and truth from the annotations; its columns are those of `AnswerRow`."""
     truth = inputs.moments.select("query_id", "query", gt_video_id="video_id", gt_start_s="start_s", gt_end_s="end_s")
     frame = ok_rows(inputs.predictions[method]).select("query_id", "first_rank", "rank", "num_turns", "turns")
     return truth.join(frame, on="query_id").select(list(AnswerRow.__annotations__))
 
 
 def metric_table(inputs: ReportInputs, metrics: Sequence[Metric], methods: Sequence[str] | None = None) -> list[str]:
-    """One row per method, one column per metric. methods: all of the report's where this is None."""
+    """A table with one row per method and one column per metric. methods: None means all methods of the report."""
     return markdown_table(["method", *(metric.short for metric in metrics)], metric_rows(inputs, metrics, methods))
 
 
 def metric_rows(
     inputs: ReportInputs, metrics: Sequence[Metric], methods: Sequence[str] | None = None
 ) -> list[list[str]]:
-    """The rows of such a table: a method, and a cell for each metric."""
+    """The rows of `metric_table`: a method, and one cell per metric."""
     cells = {(row["method"], row["metric"]): row for row in typed_rows(inputs.metrics, MetricRow)}
     return [
         [method, *(metric_cell(cells.get((method, metric.name)), metric) for metric in metrics)]
@@ -115,7 +115,7 @@ def metric_rows(
 
 
 def metric_cell(row: MetricRow | None, metric: Metric) -> str:
-    """value [low, high] as the metric's unit is shown; a dash where there is no value."""
+    """`value [low, high]` in the unit of the metric; a dash if there is no value."""
     return "-" if row is None else with_interval(row["value"], row["low"], row["high"], metric.scale)
 
 
@@ -127,19 +127,20 @@ def has_values(inputs: ReportInputs, metrics: Sequence[Metric]) -> list[str]:
 
 
 CAPTIONS = {
-    "recall": "Queries whose right video is among the first k: by the query's own text, and in the last ranking.",
+    "recall": "Share of queries whose right video is among the first k, in the first ranking (by the query's own text) "
+    "and in the last ranking.",
     "vcmr": "Share of queries answered with the right video and a span of at least this IoU.",
     "turns": "The same episodes, cut after the given number of shown videos. Bands are 95 % intervals.",
-    "soft_tokens": "The last ranking, had every turn brought only its first soft tokens. Bands are 95 % intervals.",
-    "tokens": "Tokens the policy generated, mean over the queries that ran.",
+    "soft_tokens": "The last ranking if every turn had used only its first soft tokens. Bands are 95 % intervals.",
+    "tokens": "Number of tokens that the policy generated per query, mean over the queries that ran.",
     "outcomes": "How each query ended.",
     "ranks": "Rank of the right video before and after refinement, one dot per query (jittered by up to 7 %).",
-    "iou": "Span IoU of right videos that were accepted.",
-    "curves": "Logged training values by step; bold is the running mean over 4 % of the points.",
+    "iou": "Span IoU in right videos that were accepted.",
+    "curves": "Logged training values by step; the bold line is the running mean over 4 % of the points.",
 }
-"""Plot -> what it shows."""
+"""Plot -> its caption."""
 
 
 def plot_lines(analysis: Analysis, name: str) -> list[str]:
-    """A plot with its caption; nothing where it was not drawn."""
+    """The lines of a plot with its caption; none if the plot was not drawn."""
     return ["", f"![{CAPTIONS[name]}]({name}.png)", "", f"*{CAPTIONS[name]}*"] if name in analysis.drawn else []

@@ -1,5 +1,5 @@
-"""The report's sections about single queries and rows: where queries end, what failed, which went worst, what is
-missing."""
+"""The sections of the report about single queries and rows: how queries ended, what failed, the worst queries, and what
+is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def endings(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         counts = dict(shares.filter(pl.col("method") == method).select("outcome", "num_queries").iter_rows())
         rows.append([method, *(str(counts[name]) for name in OUTCOMES)])
     table = markdown_table(["queries", *OUTCOMES.values()], rows)
-    return ["## Where queries end", "", *table, *plot_lines(analysis, "outcomes")]
+    return ["## How queries ended", "", *table, *plot_lines(analysis, "outcomes")]
 
 
 def failures(inputs: ReportInputs, analysis: Analysis) -> list[str]:
@@ -31,7 +31,9 @@ def failures(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         failed = frame.filter(pl.col("status") == "failed").height if "status" in frame.columns else 0
         ran = int(analysis.episodes[method].has_prediction.sum()) if method in analysis.episodes else 0
         absent = max(0, inputs.moments.height - ran - failed)
-        lines.append(f"* `{method}`: {failed} failed, {absent} without a prediction; they score 0 and are counted.")
+        lines.append(
+            f"* `{method}`: failed: {failed}, without a prediction: {absent}. These queries are counted, and score 0."
+        )
     if inputs.failures.is_empty():
         return [*lines, "* No asset has a failed row."]
     rows = []
@@ -52,12 +54,12 @@ def training(inputs: ReportInputs, analysis: Analysis) -> list[str]:
             first = points["value"][0]
             rows.append([checkpoint, name, str(points["step"].max()), three_digits(first), three_digits(tail)])
     header = ["checkpoint", "logged value", "last step", "first", "mean of the last tenth"]
-    where = [f"The models are those of `{inputs.models_from}`.", ""] if inputs.models_from else []
+    where = [f"The models are borrowed from `{inputs.models_from}`.", ""] if inputs.models_from else []
     return ["## Training", "", *where, *markdown_table(header, rows), *plot_lines(analysis, "curves")]
 
 
 def worst_queries(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """The queries that end furthest from an answer under the last method."""
+    """The unanswered queries of the last method whose right video has the worst rank."""
     method = inputs.methods[-1]
     ends = analysis.outcomes[method]
     unanswered = [query_id for query_id, end in ends.items() if end != "found"]
@@ -76,21 +78,21 @@ def worst_queries(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         for row in typed_rows(frame, AnswerRow)
     ]
     header = ["query", "text", "right video", "rank, first → last", "how it ended"]
-    note = f"Of `{method}`: unanswered queries whose right video ends furthest down, {len(rows)} of them."
+    note = f"The {len(rows)} unanswered queries of `{method}` whose right video has the worst rank in the last ranking."
     return ["## Worst queries", "", note, "", *markdown_table(header, rows)]
 
 
 def _rank(rank: int | None) -> str:
-    """A dash where the right video is in no ranking: it failed, or was rejected and left out."""
+    """The rank as text; a dash if the right video is in no ranking, because it failed or was rejected and excluded."""
     return "-" if rank is None else f"{rank:,}"
 
 
 def example_episodes(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """One episode for each way to end, of the last method, the longest of its kind."""
+    """For each way in which queries of the last method ended, the longest of these episodes."""
     method = inputs.methods[-1]
     ends = analysis.outcomes[method]
     answers = answers_of(inputs, method).sort("num_turns", "query_id", descending=[True, False])
-    lines = ["## Episodes", "", f"One of `{method}` for each ending, the longest first."]
+    lines = ["## Episodes", "", f"For each way in which queries of `{method}` ended, the longest episode."]
     for outcome, words in OUTCOMES.items():
         ids = [query_id for query_id, end in ends.items() if end == outcome]
         for row in typed_rows(answers.filter(pl.col("query_id").is_in(ids)).head(1), AnswerRow):
@@ -104,7 +106,7 @@ def _episode(row: AnswerRow, ending: str) -> list[str]:
     for turn in row["turns"] or []:
         shown = "the right video" if turn["video_id"] == row["gt_video_id"] else f"`{turn['video_id']}`"
         ranked = f"right video at rank {turn['rank'] or '-'}"
-        lines.append(f"{turn['turn']}. Shown {shown} ({ranked}): {_decision(turn)}.")
+        lines.append(f"{turn['turn']}. Shown: {shown} ({ranked}). Decision: {_decision(turn)}.")
         if turn["reasoning"]:
             lines.append(f"   > {text_cell(turn['reasoning'], 600)}")
     return lines
@@ -119,10 +121,10 @@ def _decision(turn: TurnRow) -> str:
 
 
 def missing(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """What a reader might expect and will not find."""
+    """What a reader might expect in the report and will not find."""
     items = []
     if inputs.moments.is_empty():
-        items.append("Scores: they need annotated queries.")
+        items.append("Scores, because they need annotated queries.")
     else:
         absent = [name for name in inputs.styles.basic if name not in inputs.methods]
         reported = {inputs.styles.get(name).option for name in inputs.methods}
@@ -130,7 +132,7 @@ def missing(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         items += _listed("Methods without predictions", absent) + _listed("Variants without predictions", options)
     if not inputs.curves:
         borrowed = f"the models were trained on `{inputs.models_from}`"
-        items.append(f"Training curves: {borrowed if inputs.models_from else 'nothing was trained yet'}.")
+        items.append(f"Training curves, because {borrowed if inputs.models_from else 'nothing has been trained yet'}.")
     return ["## What is missing here", "", *(f"* {item}" for item in items)] if items else []
 
 
@@ -143,11 +145,12 @@ def reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     return [
         "## How to read the numbers",
         "",
-        "* Every annotated query counts. One that failed has no rank and no answer: it scores 0, and counts as one "
+        "* Every annotated query counts. A query that failed has no rank and no answer: it scores 0, and counts as one "
         "wrong verification.",
-        "* Verification: each decision is judged against the video that was actually shown; any other than matched or "
-        "not_matched is wrong. Grounding: over accepted right videos only.",
-        "* A dash stands where nothing is judged, or where more than half of the queries have no rank.",
+        "* Verification: each decision is judged against the video that was actually shown; any decision other than "
+        "matched or not_matched is wrong. Grounding is measured on accepted right videos only.",
+        "* A dash means that there is nothing to judge or, for the median rank, that more than half of the queries "
+        "have no rank.",
         "",
         *markdown_table(["metric", "better", "what it says"], meanings),
     ]

@@ -1,4 +1,4 @@
-"""The report's sections of scores: each gives the lines of one, from the metrics that stand in it."""
+"""The sections of the report that show scores. Each function returns the lines of one section."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def overview(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 
 def retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    last = "In the last ranking made (that of the matched turn, or the one after the last refinement):"
+    last = "In the last ranking (the ranking of the matched turn, or the one after the last refinement):"
     lines = ["## Video retrieval", "", last, "", *metric_table(inputs, metrics_in("last ranking"))]
     lines += ["", "By the query's own text, before any refinement:", ""]
     lines += metric_table(inputs, metrics_in("first ranking"))
@@ -50,8 +50,11 @@ def retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 
 def moment_retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    strict = "Strict, the headline: a query that was never matched is a miss."
-    best = "Best: such a query answers with the shown video of the highest match probability, made to ground it."
+    strict = "Strict answers, the main numbers: a query for which no video was matched counts as a miss."
+    best = (
+        "Best answers: if no video was matched, the query is answered with the shown video of the highest match "
+        "probability, in which the policy is made to ground a span."
+    )
     lines = ["## Moment retrieval (VCMR, R@1)", "", strict, "", *metric_table(inputs, metrics_in("moments"))]
     lines += ["", best, "", *metric_table(inputs, metrics_in("best answers"))]
     return [*lines, *plot_lines(analysis, "vcmr")]
@@ -63,28 +66,29 @@ def verification(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         start, end, share = best_constant_span(inputs.moments)
         lines += [
             "",
-            f"For comparison: answering {100 * start:.0f} % to {100 * end:.0f} % of every right video, the best "
-            f"constant span chosen with hindsight on these queries, reaches IoU ≥ 0.5 on {100 * share:.1f} % of them.",
+            f"For comparison: the best constant span, chosen with hindsight on these queries, is {100 * start:.0f} % "
+            f"to {100 * end:.0f} % of the right video; it reaches IoU ≥ 0.5 on {100 * share:.1f} % of the queries.",
         ]
     return [*lines, *plot_lines(analysis, "iou")]
 
 
 def balanced_set(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """As many right as wrong videos, without search; nothing where no method was probed."""
+    """Verification of as many right as wrong videos, without search; no lines if no method was probed."""
     metrics = metrics_in("balanced set")
     methods = has_values(inputs, metrics)
     if not methods:
         return []
     note = (
-        "Each query was shown its right video once, and once the wrong one that ranks first, without any search: "
-        "guessing reaches an accuracy of 50 %. Grounding: share of the right videos that were matched with such a "
-        "span. Constant span: what the span of best fit on the train split reaches on the same videos without looking."
+        "For each query the policy was shown the right video once, and once the wrong video that ranks first, without "
+        "any search; guessing reaches an accuracy of 50 %. Grounding is the share of the right videos that were "
+        "matched with a span of this IoU. Constant span is what the best constant span of the train split reaches on "
+        "the same videos, without looking at them."
     )
     return ["## Verification on a balanced set", "", note, "", *metric_table(inputs, metrics, methods)]
 
 
 def further_metrics(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """Metrics that belong to no other table; nothing where there are none."""
+    """Metrics that belong to no other table; no lines if there are none."""
     metrics = metrics_in("further")
     meanings = [f"* {metric.label}: {metric.says}" for metric in metrics]
     return ["## Further metrics", "", *metric_table(inputs, metrics), "", *meanings] if metrics else []
@@ -92,26 +96,26 @@ def further_metrics(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 def by_turns(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     table = _curve_table(inputs, TURNS, metrics_shown("turns plot"), lambda x: counted(x, "turn", "turns"))
-    return ["## By number of turns allowed", "", *table, *plot_lines(analysis, "turns")] if table else []
+    return ["## By the number of turns allowed", "", *table, *plot_lines(analysis, "turns")] if table else []
 
 
 def by_soft_tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """The first of the plotted metrics: a table of all would be too wide to read."""
+    """A table of the first plotted metric only: a table of all of them would be too wide to read."""
     shown = metrics_shown("soft tokens plot")[:1]
     table = _curve_table(inputs, SOFT_TOKENS, shown, str)
     note = (
-        f"{', '.join(metric.short for metric in shown)} of the last ranking, had every turn brought only its first "
-        "soft tokens; at 0 it is that of the plain query. The videos shown are those of the search with all tokens."
+        f"{', '.join(metric.short for metric in shown)} of the last ranking if every turn had used only its first "
+        "soft tokens; 0 is the plain query. The videos that were shown are those of the search with all tokens."
     )
     if not table:
         return []
-    return ["## By number of soft tokens", "", note, "", *table, *plot_lines(analysis, "soft_tokens")]
+    return ["## By the number of soft tokens", "", note, "", *table, *plot_lines(analysis, "soft_tokens")]
 
 
 def _curve_table(
     inputs: ReportInputs, curve: str, metrics: Sequence[Metric], name_of: Callable[[int], str]
 ) -> list[str]:
-    """One row per method, one column per metric and x; nothing where no method has this curve."""
+    """A table with one row per method and one column per metric and x; no lines if no method has this curve."""
     points = inputs.refinement.filter(pl.col("curve") == curve, pl.col("metric").is_in([m.name for m in metrics]))
     cells = {(row["method"], row["metric"], row["x"]): row for row in typed_rows(points, CurveRow)}
     columns = [(metric, x) for metric in metrics for x in points["x"].unique().sort()]
@@ -125,13 +129,13 @@ def _curve_table(
 
 
 def differences(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """Each method against the one before it."""
+    """Each method compared with the method before it."""
     table = _paired_table(inputs, analysis, inputs.styles.successive(inputs.methods))
     return ["## Differences between methods", "", *table] if table else []
 
 
 def ablations(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """Each method with an option against the same without."""
+    """Each method with an option compared with the same method without."""
     table = _paired_table(inputs, analysis, inputs.styles.ablations(inputs.methods))
     return ["## Ablations", "", *table] if table else []
 
@@ -147,7 +151,7 @@ def _paired_table(inputs: ReportInputs, analysis: Analysis, pairs: Sequence[tupl
         rows.append([f"{after} − {before}", *(_difference_cell(found[metric.name], metric) for metric in metrics)])
     if not rows:
         return []
-    note = "Paired 95 % intervals over the same queries; in bold where the interval leaves out zero."
+    note = "Differences with paired 95 % intervals over the same queries; bold if the interval does not contain zero."
     return [note, "", *markdown_table(["", *(metric.short for metric in metrics)], rows)]
 
 
@@ -163,20 +167,20 @@ def tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         row.append(f"{len(episodes.verifications.turn) / max(1, int(episodes.has_prediction.sum())):.2f}")
     header = ["method", *(metric.short for metric in metrics), "turns"]
     note = (
-        "Means per query, over the queries that ran. The paper counts 8 latent tokens per refinement, and 26.8 where "
-        "the refinement is text."
+        "Means per query, over the queries that ran. The paper counts 8 latent tokens per refinement, and 26.8 tokens "
+        "if the refinement is text."
     )
     return ["## Tokens", "", *markdown_table(header, rows), "", note, *plot_lines(analysis, "tokens")]
 
 
 def published(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    """Ours and the paper's side by side; for the toy corpus the paper's alone, for orientation."""
+    """Our numbers and the paper's side by side; for the toy corpus, only those of the paper, for orientation."""
     header = ["", *(f"VCMR {iou}" for iou in IOU_THRESHOLDS), "VER", *(f"R@{k}" for k in RECALL_KS)]
     if inputs.dataset in PUBLISHED:
         rows = [_published_cells(row, "published") for row in PUBLISHED[inputs.dataset]]
         rows += [[f"{method} (ours)", *_our_cells(inputs, method)] for method in inputs.methods]
-        note = f"Published numbers: {SOURCE}. Ours were made with configuration `{inputs.config}`"
-        return ["## Beside the published results", "", f"{note}.", "", *markdown_table(header, rows)]
+        note = f"Published numbers are from {SOURCE}. Our numbers are from the configuration `{inputs.config}`."
+        return ["## Compared with the published results", "", note, "", *markdown_table(header, rows)]
     if inputs.kind != "toy":
         return []
     comparable = {info.published for info in inputs.styles.infos}
@@ -187,8 +191,8 @@ def published(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         if row.method in comparable
     ]
     note = (
-        f"For orientation only ({SOURCE}): other data, other models, another corpus size. "
-        "Nothing in this report is comparable with them."
+        f"These numbers ({SOURCE}) are for orientation only: they are from other data, other models and another corpus "
+        "size. Nothing in this report is comparable with them."
     )
     return ["## Published results on the real datasets", "", note, "", *markdown_table(header, rows)]
 

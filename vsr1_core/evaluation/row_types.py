@@ -1,6 +1,6 @@
-"""The columns of the tables that are scored and shown, as types: a type checker reports a column that was renamed.
+"""Types for the columns of the tables that are scored and shown, so that a type checker reports a renamed column.
 
-The tables themselves are the stages'. A row that was read from one is `typed_rows(frame, MomentRow)`.
+The stages write the tables. `typed_rows(frame, MomentRow)` reads rows of a frame with their type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SpanRow(TypedDict):
 
 
 class MomentRow(SpanRow):
-    """An annotated query and its moment: a row of `moments`. Here the right video is `video_id`."""
+    """An annotated query and its moment: a row of `moments`. In this table, `video_id` is the right video."""
 
     query_id: str
     split: str
@@ -39,7 +39,7 @@ class TurnRow(TypedDict):
     video_id: str
     score: float
     rank: int | None
-    """Of the right video in this turn's ranking; None where it is in none."""
+    """Rank of the right video in the ranking of this turn; None if it is not in the ranking."""
     decision: str
     matched_probability: float | None
     reasoning: str | None
@@ -95,7 +95,7 @@ class AskedRow(TypedDict):
 
 
 class AnswerRow(AskedRow):
-    """A prediction beside its query's truth: what the report shows of one query."""
+    """A prediction and the truth of its query: what the report shows about one query."""
 
     first_rank: int | None
     rank: int | None
@@ -121,7 +121,7 @@ class ProbeRow(TypedDict):
 
 
 class MetricRow(TypedDict):
-    """One metric of one method, with its 95 % interval: what a row of `metrics` says."""
+    """One metric of one method, with its 95 % interval: a row of `metrics`."""
 
     method: str
     metric: str
@@ -131,14 +131,14 @@ class MetricRow(TypedDict):
 
 
 class CurveRow(MetricRow):
-    """One point of a refinement curve: what a row of `refinement_curves` says."""
+    """One point of a refinement curve: a row of `refinement_curves`."""
 
     curve: str
     x: int
 
 
 class DifferenceRow(TypedDict):
-    """One metric of a method minus that of another one, with its paired 95 % interval."""
+    """Difference of one metric between two methods, with its paired 95 % interval."""
 
     metric: str
     difference: float | None
@@ -160,7 +160,7 @@ RowType = TypeVar("RowType")
 
 
 def typed_rows(frame: pl.DataFrame, row_type: type[RowType]) -> Iterator[RowType]:
-    """The rows of a frame as `row_type`, which is one of the types above; other columns are left out.
+    """Iterate over the rows of a frame as `row_type`, which is one of the types above; other columns are left out.
 
     Raises:
         polars.exceptions.ColumnNotFoundError: Where the frame lacks a column of the type.

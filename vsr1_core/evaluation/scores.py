@@ -1,6 +1,6 @@
-"""Scores: every metric of a method as what each query adds to it, so that a metric can be taken over resampled queries.
+"""Scores: what each query adds to every metric of a method, so that metrics can be computed on resampled queries.
 
-A metric is a ratio of sums over queries, or a median over queries. Which metrics there are is in `metrics`.
+A metric is a ratio of sums over queries, or a median over queries. The metrics themselves are in `metrics`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Scores:
         return np.stack(columns, axis=1) if columns else np.empty((len(self.query_ids), 0))
 
     def num_judged(self, name: str) -> int:
-        """How many queries the metric `name` is over."""
+        """How many queries the metric `name` judges."""
         part = self.parts[name]
         return int((part.denominators > 0).sum()) if isinstance(part, Ratio) else len(self.query_ids)
 

@@ -1,4 +1,5 @@
-"""Spans in seconds and ranks as numpy arrays, and the columns of a frame that hold them. No score is defined here."""
+"""Spans in seconds and ranks as numpy arrays, and how they are read from the columns of a frame. No score is defined
+here."""
 
 from __future__ import annotations
 
@@ -55,9 +56,9 @@ def best_constant_span(moments: pl.DataFrame, threshold: float = 0.5, steps: int
         steps: The bounds that are tried are multiples of 1 / steps.
 
     Returns:
-        (start, end, share): the span, and the share of the moments that it hits. The share is with hindsight, on the
-        very moments that the span is chosen on: the best that grounding reaches without looking at a video. It is
-        (0, 1, 0) where there are no moments.
+        (start, end, share): the span, and the share of the moments that it hits; (0, 1, 0) if there are no moments. The
+        share is measured with hindsight, on the moments on which the span is chosen: it is the best that grounding
+        reaches without looking at a video.
     """
     start, end, duration = (floats(moments[name]) for name in ("start_s", "end_s", "duration_s"))
     best = (0.0, 1.0, 0.0)

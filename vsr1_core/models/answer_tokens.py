@@ -1,6 +1,6 @@
-"""How a policy's text is spelled in tokens: where it decides, what of it is text, and what is fed before the latents.
+"""The tokens of a policy's text: where the decision is made, which tokens are text, and what is fed before the latents.
 
-For any tokenizer of transformers; which tokens end a text is the family's to say (`PolicyModel.end_tokens`).
+This works for any tokenizer of transformers. The model family says which tokens end a text (`PolicyModel.end_tokens`).
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, REFINE_TOKEN
 
 @dataclass(frozen=True)
 class DecisionTokens:
-    """Where the tokenizer's spellings of the two answers part: after one of `prefixes` comes `matched` or
-    `not_matched`. Several, because `<answer>` is spelled differently after a space, a line break and nothing."""
+    """The tokens at which the two answers differ: after one of `prefixes`, the next token is `matched` or
+    `not_matched`. There are several prefixes, because the tokenizer spells `<answer>` differently after a space, after
+    a line break, and after neither."""
 
     prefixes: tuple[tuple[int, ...], ...]
     matched: int
     not_matched: int
     match_to_span: tuple[int, ...]
-    """What a match goes on with behind a prefix, up to where its first number stands."""
+    """The tokens of a match that follow a prefix, up to the place of the first number."""
 
     def is_decision_next(self, token_ids: Sequence[int]) -> bool:
-        """Whether the token after `token_ids` is the one that says `matched` or `not_matched`."""
+        """Whether the token after `token_ids` decides between `matched` and `not_matched`."""
         return any(tuple(token_ids[-len(prefix) :]) == prefix for prefix in self.prefixes)
 
     def as_match(self, token_ids: Sequence[int]) -> list[int] | None:
-        """`token_ids` up to their first decision, then a match up to its span; None where nothing was decided."""
+        """`token_ids` up to their first decision, followed by a match up to its span; None if there is no decision."""
         decided = (n for n in range(len(token_ids) + 1) if self.is_decision_next(token_ids[:n]))
         place = next(decided, None)
         return None if place is None else [*token_ids[:place], *self.match_to_span]
@@ -41,8 +42,9 @@ _BEFORE_ANSWER = (" ", "\n", "")
 def decision_tokens(tokenizer: PreTrainedTokenizerBase) -> DecisionTokens:
     """The tokens by which `tokenizer` tells the two answers apart.
 
-    They are found by tokenizing both answers behind all that may stand before them (a space is what is written).
-    Raises ValueError when one spelling begins with the other, or both part before `<answer>` is complete.
+    They are found by tokenizing both answers after everything that may come before them (the policy writes a
+    space). Raises ValueError if the tokens of one answer begin with those of the other, or if the answers already
+    differ before `<answer>` is complete.
     """
     forms = [_parting(tokenizer, before) for before in _BEFORE_ANSWER]
     written, matched, not_matched = forms[0]
@@ -52,7 +54,7 @@ def decision_tokens(tokenizer: PreTrainedTokenizerBase) -> DecisionTokens:
 
 
 def _parting(tokenizer: PreTrainedTokenizerBase, before: str) -> tuple[tuple[int, ...], int, int]:
-    """The tokens of `<answer>` behind `before`, and the first token of either answer."""
+    """The tokens of `<answer>` after the text `before`, and for each answer the first token that tells it apart."""
     yes, no = (
         tokenizer(f"{before}<answer>{word}</answer>", add_special_tokens=False)["input_ids"]
         for word in ("matched", "not_matched")
@@ -60,17 +62,19 @@ def _parting(tokenizer: PreTrainedTokenizerBase, before: str) -> tuple[tuple[int
     for place, (a, b) in enumerate(zip(yes, no, strict=False)):
         if a != b and place:
             return tuple(yes[:place]), a, b
-    raise ValueError("the tokenizer spells the two answers so that no token tells them apart")
+    raise ValueError(
+        "the tokenizer spells `matched` and `not_matched` so that no token tells them apart; use another tokenizer"
+    )
 
 
 def written_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], ends: Collection[int]) -> str:
-    """What `token_ids` say: without the stop tokens among `ends`, but with a <REFINE> that was written."""
+    """The text of `token_ids` without the stop tokens among `ends`, but with a <REFINE> that the policy wrote."""
     stops = {*ends} - {tokenizer.convert_tokens_to_ids(REFINE_TOKEN)}
     return tokenizer.decode([t for t in token_ids if t not in stops], skip_special_tokens=False)
 
 
 def before_latents(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], ends: Collection[int]) -> list[int]:
-    """What is read behind the prompt before the first latent: the text, and <REFINE> in the place of the token of
-    `ends` that ended it."""
+    """The tokens that the policy reads after the prompt and before the first latent: the text, then <REFINE> in place
+    of the token of `ends` that ended the text."""
     kept = token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
     return [*kept, tokenizer.convert_tokens_to_ids(REFINE_TOKEN)]

@@ -1,8 +1,8 @@
-"""Reading and writing policies and embedders of any family: safetensors, a record, and no silent re-initialisation.
+"""Reads and writes policies and embedders of any family. No weight is ever initialised anew without an error.
 
 A checkpoint is a folder: `model.safetensors` with the soft query modules beside the family's own tensors,
 `config.json` whose `soft_query` section holds the method's options, the tokenizer, and `record.json` (recipe, parents,
-metrics). Which family opens it is the registry's to say.
+metrics). The registry finds the family that opens it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype = to
         The model, in evaluation mode on `device`, with its tokenizer and the folder.
 
     Raises:
-        ValueError: A tensor is missing, unexpected or of a wrong shape; each is named. Or the tokenizer is another one.
+        ValueError: A tensor is missing, unexpected or of a wrong shape (the message names them), or the tokenizer does
+            not belong to the policy.
         FileNotFoundError: The folder has no `config.json`.
 
     Example:
@@ -68,16 +69,30 @@ def open_policy(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PolicyModel:
-    """A policy checkpoint, which has its options in its own folder, or a published model, which gets fresh soft query
-    modules for `embedder`'s vectors, made with `options`: those that its row says.
+    """Open a policy checkpoint, or make a policy from a published model.
 
-    Raises ValueError for a published model without options.
+    A checkpoint has its options in its folder. A published model gets new soft query modules for the vectors of
+    `embedder`, made with `options`.
+
+    Args:
+        folder: Folder or hub id of the checkpoint or of the published model.
+        embedder: Folder or hub id of the embedder that the policy searches with.
+        options: The method options for a published model, as recorded in its row of `base_models`; a checkpoint does
+            not use them.
+        device: A torch device such as `cpu` or `cuda:0`.
+        dtype: What the weights are converted to.
+
+    Raises:
+        ValueError: A published model without options.
     """
     path = fetch_model(str(folder))
     if own_soft_query(path):
         return load_policy(path, device, dtype)
     if options is None:
-        raise ValueError(f"nothing says with which options {folder} becomes a policy: build base_models again")
+        raise ValueError(
+            f"{folder} is a published model, and the method options with which it becomes a policy are not recorded; "
+            "build base_models again"
+        )
     searched_with = fetch_model(str(embedder))
     sizes = family_of(searched_with).embedder_sizes(searched_with)
     soft_query = soft_query_of(options, *sizes, str(embedder))
@@ -85,18 +100,27 @@ def open_policy(
 
 
 def load_embedder(model_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Embedder:
-    """The frozen search engine: a hub id or a folder, of whichever family its config names.
+    """Load an embedder, the frozen search engine, of the family that its config names.
 
-    Raises ValueError for a model of no family, and naming every missing, unexpected or wrongly shaped tensor.
+    Args:
+        model_id: A hub id or a folder.
+        device: A torch device such as `cpu` or `cuda:0`.
+        dtype: What the weights are converted to.
+
+    Raises:
+        ValueError: No family opens the model, or a tensor is missing, unexpected or of a wrong shape; the message names
+            them.
+        OSError: The hub cannot be reached, and the model is not cached.
     """
     folder = fetch_model(str(model_id))
     return family_of(folder).load_embedder(folder, device, dtype)
 
 
 def fetch_model(model_id: str) -> Path:
-    """The local folder of a model: `model_id` itself when it is one, else the hub's snapshot (weights as safetensors).
+    """The local folder of a model: `model_id` itself if it is a folder, otherwise the snapshot that is downloaded from
+    the hub (weights as safetensors).
 
-    Raises OSError when the hub cannot be reached and nothing is cached.
+    Raises OSError if the hub cannot be reached and the model is not cached.
     """
     if Path(model_id).is_dir():
         _require_folder(Path(model_id))
@@ -106,10 +130,10 @@ def fetch_model(model_id: str) -> Path:
     patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(model_id, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean the same to a user
+    except Exception as error:  # the hub client raises errors of its own, of httpx and of the OS, with one meaning here
         raise OSError(
-            f"the model hub did not give {model_id!r} ({type(error).__name__}); check the network and HF_TOKEN, or "
-            "set the recipe's model to a local folder"
+            f"{model_id!r} could not be downloaded from the model hub ({type(error).__name__}); check the network and "
+            "HF_TOKEN, or set the model in the configuration to a local folder"
         ) from error
 
 

@@ -1,9 +1,9 @@
-"""The one decoding loop: text, then soft query tokens, on one key-value cache, all rows of a batch together.
+"""The decoding loop: text, then soft query tokens, on one key-value cache, for all rows of a batch together.
 
-A row's next input is either a sampled token's embedding or R(z_{k-1}). A row that has what it needs leaves the batch
-at once. How a policy reads prompts and takes a step is its family's (`protocols.Reading`); so is the differentiable
-form of the same thing (`PolicyModel.teacher_forced`). Text may also come from elsewhere (`TextWriter`): then the loop
-reads prompt and text in one pass and goes on with the latents.
+The next input of a row is either the embedding of a sampled token or R(z_{k-1}). A row that is complete leaves the
+batch at once. The model family implements how prompts are read and how a step is taken (`protocols.Reading`), and the
+differentiable form of both (`PolicyModel.teacher_forced`). Text may also come from a `TextWriter`: then the loop reads
+prompt and text in one pass and continues with the latents.
 """
 
 from __future__ import annotations
@@ -30,20 +30,28 @@ def decode(
     wants_refine: Callable[[str], bool],
     generator: torch.Generator | None = None,
 ) -> list[Decoded]:
-    """Decode every row: its text, and where it is to refine, N latents. Results are in the order of `prompts`.
+    """Decode every row: its text and, if it refines, N latents.
 
-    features[b]: those of the video that prompts[b] holds, None for a prompt without one. wants_refine(text): asked once
-    a row's text has ended (stop token, <REFINE>, or the limit); where it says yes, <REFINE> is fed, written by the
-    model or not, and N latents follow. generator: what tokens are drawn with at a temperature above 0.
+    Args:
+        policy: The model that writes. If it has a `writer`, the writer makes the texts, and the latents come from a
+            pass over prompt and text.
+        prompts: One prompt per row.
+        features: features[b] are the features of the video in prompts[b]; None for a prompt without a video.
+        settings: Limit of the text, temperature, and N.
+        wants_refine: Called with the text of a row when it has ended (stop token, <REFINE>, or the limit). If it
+            returns True, <REFINE> is fed, whether the model wrote it or not, and N latents follow.
+        generator: Draws tokens at a temperature above 0.
 
-    The text excludes the stop token and includes a <REFINE> that the model wrote. Where the policy has a `writer`, the
-    text is its own, and the latents are those of a pass over prompt and text.
+    Returns:
+        One result per row, in the order of `prompts`. The text excludes the stop token and includes a <REFINE> that the
+        model wrote.
 
+    Example:
         rows = decode(policy, prompts, features, DecodeSettings(256), wants_refine=lambda text: "not_" in text)
     """
     if policy.writer is None:
         rows = _Rows(policy, settings, len(prompts), wants_refine, generator)
-        # The limit is rarely reached: room for half of it at first, and the cache grows where that is too little.
+        # The limit is rarely reached: the cache has room for half of it at first, and grows if that is too little.
         return rows.run(prompts, features, room=min(settings.max_new_tokens, 32 + settings.max_new_tokens // 2))
     written = policy.writer.write(prompts, features, settings, generator)
     refining = [i for i, row in enumerate(written) if settings.num_soft_tokens and wants_refine(row.text)]
@@ -59,7 +67,8 @@ def decode(
 def latents_after(
     policy: PolicyModel, prompts: Sequence[Prompt], features: Sequence[Any], num_soft_tokens: int
 ) -> list[Tensor]:
-    """z_1..z_N [N, D] of rows that end with <REFINE>: one pass over all they have written, then N - 1 single steps."""
+    """The latents z_1..z_N, [N, D] for each row, of rows that end with <REFINE>: one pass over prompt and text, then
+    N - 1 single steps."""
     if not prompts or not num_soft_tokens:
         return []
     settings = DecodeSettings(num_soft_tokens=num_soft_tokens)
@@ -69,7 +78,7 @@ def latents_after(
 
 
 class _Rows:
-    """What each row has written and thought so far, and what it is fed next. A row writes text, then latents."""
+    """The state of each row: the tokens and latents so far, and the next input. A row writes text, then latents."""
 
     def __init__(
         self,
@@ -89,7 +98,7 @@ class _Rows:
         self.embedding = policy.model.get_input_embeddings()
 
     def run(self, prompts: Sequence[Prompt], features: Sequence[Any], room: int = 0) -> list[Decoded]:
-        """Read the prompts, then one input a row until no row is left. `room`: how long texts are expected to be."""
+        """Read the prompts, then one input per row and step until no row is left. `room`: expected tokens of a text."""
         with self.policy.reading(prompts, features, room + self.settings.num_soft_tokens + 1) as reading:
             while reading.rows:
                 embeds, kept = self.next_inputs(reading)
@@ -101,7 +110,7 @@ class _Rows:
         return self.decoded
 
     def next_inputs(self, reading: Reading) -> tuple[Tensor, list[int]]:
-        """Inputs [B, H] that follow the rows of `reading`, and which of them go on (ascending)."""
+        """The next inputs [B, H] of the rows of `reading`, and the places of the rows that continue (ascending)."""
         thinking = [i for i, row in enumerate(reading.rows) if row in self.latents]
         writing = [i for i, row in enumerate(reading.rows) if row not in self.latents]
         embeds = torch.empty_like(reading.hidden)
@@ -113,7 +122,7 @@ class _Rows:
         return embeds, sorted(kept)
 
     def _think(self, reading: Reading, places: list[int], embeds: Tensor) -> list[int]:
-        """Each row's next soft token and the input that continues from it."""
+        """Append each row's next soft token and set the input that follows it. Returns the places that continue."""
         rows = [reading.rows[i] for i in places]
         is_first = torch.tensor([not self.latents[row] for row in rows], device=embeds.device)
         z = self.policy.model.latent(torch.where(is_first[:, None], reading.seed[places], reading.hidden[places]))
@@ -124,7 +133,8 @@ class _Rows:
         return [i for i, row in zip(places, rows, strict=True) if len(self.latents[row]) < wanted]
 
     def _write(self, reading: Reading, places: list[int], embeds: Tensor) -> list[int]:
-        """Each row's next token; rows whose text ends go on with <REFINE> or not at all."""
+        """Sample each row's next token; a row whose text ends continues with <REFINE> or leaves. Returns the places
+        that continue."""
         tokens = self._sample(reading, places)
         embeds[places] = self.embedding(tokens)
         kept = []
@@ -142,7 +152,7 @@ class _Rows:
         return kept
 
     def _sample(self, reading: Reading, places: list[int]) -> Tensor:
-        """The next token of each row, with its log-probability and the odds of the decision noted."""
+        """Draw the next token of each row, and record its log-probability and the probability of a match."""
         log_probs = self.policy.model.lm_head(reading.hidden[places]).float().log_softmax(-1)
         if self.settings.temperature > 0:
             weights = (log_probs / self.settings.temperature).softmax(-1)
@@ -160,9 +170,9 @@ class _Rows:
         return tokens
 
     def _goes_on(self, row: int, token: int) -> bool:
-        """Note the token; False when the row's text is complete. Stop tokens are counted but are not text.
+        """Record the token. Returns False if the row's text is complete. Stop tokens are counted but are not text.
 
-        A token beyond the limit is not kept: all that is kept has been fed, so <REFINE> follows it exactly.
+        A token beyond the limit is not kept: every kept token has been fed to the model, so <REFINE> follows directly.
         """
         result = self.decoded[row]
         if len(result.token_ids) >= self.settings.max_new_tokens:

@@ -1,8 +1,9 @@
-"""Vision features: computed once a video, shared over queries, turns and group samples.
+"""Vision features, which are computed once per video and shared by queries, turns and samples of a group.
 
-In memory the key is the video id, because a store belongs to one model and one set of frames; it is bounded by bytes
-and forgets the least recently used video. On disk the key names all that a feature depends on (`feature_key`): new
-vision weights, another precision or new frames make a new key, nothing else does. A tower that learns is never kept.
+In memory the key is the video id, because a store belongs to one model and one set of frames; memory is bounded in
+bytes, and the least recently used video is dropped first. On disk the key names everything that a feature depends on
+(`feature_key`): only new vision weights, another precision or new frames make a new key. Features of a tower that is
+being trained are never kept.
 """
 
 from __future__ import annotations
@@ -19,47 +20,53 @@ from vsr1_core.models.tensor_folder import TensorFolder
 
 
 def feature_key(weights: str, video_id: str, frames_version: str) -> str:
-    """The key on disk: `weights` is an encoder's digest, `frames_version` the row version of the video's frames."""
+    """The key of a feature on disk. `weights` is the digest of the encoder, and `frames_version` the row version of the
+    video's frames."""
     return f"{video_id}/{frames_version}/{weights}"
 
 
 @dataclass
 class FeatureStore:
-    """Features by video id for one vision tower, at most `max_bytes` of them in memory.
+    """Features by video id for one vision tower.
 
-    load: video id -> the encoder's input. key_of: video id -> `feature_key`; with it, features outlive the process in
-    `disk`. One pass of the tower takes at most `batch_size` videos and `max_patches` patches (at least one video).
-    is_learning: the tower is being trained, so every `get` encodes anew, with gradients where they are on; nothing is
-    kept. What is kept is in the tower's own precision, whatever autocast is on where it is asked for.
+    Kept features have the precision of the tower, whether or not autocast is on where they are asked for.
 
+    Example:
         store = FeatureStore(policy.encoder, lambda video_id: policy.encoder.prepare(frames[video_id]))
         features = store.get(["v1", "v2", "v1"])  # two videos are encoded
     """
 
     encoder: VideoEncoder
     load: Callable[[str], Any]
+    """Video id -> the input of the encoder."""
     max_bytes: int = 2 << 30
+    """Bytes of features in memory; at least one video is kept."""
     batch_size: int = 32
+    """Videos in one pass of the tower, at most."""
     max_patches: int = 131_072
+    """Patches in one pass of the tower, at most, unless a single video has more."""
     disk: TensorFolder | None = None
+    """Keeps features beyond the life of the process; needs `key_of`."""
     key_of: Callable[[str], str] | None = None
+    """Video id -> its `feature_key`."""
     is_learning: bool = False
+    """The tower is being trained: every `get` encodes again, with gradients if they are on, and keeps nothing."""
     _kept: OrderedDict[str, VideoFeatures] = field(default_factory=OrderedDict, repr=False)
     num_bytes: int = 0
 
     def __post_init__(self) -> None:
         if (self.disk is None) != (self.key_of is None):
-            raise ValueError("features on disk need both the folder and the keys")
+            raise ValueError("features on disk need both `disk` and `key_of`, or neither")
         if self.is_learning and self.disk is not None:
-            raise ValueError("features of a tower that learns are not kept on disk")
+            raise ValueError("features of a tower that is being trained cannot be kept on disk; leave out `disk`")
 
     @property
     def num_videos(self) -> int:
-        """How many are kept in memory."""
+        """How many videos have their features in memory."""
         return len(self._kept)
 
     def get(self, video_ids: Sequence[str]) -> list[VideoFeatures]:
-        """Features in the order of `video_ids`; what is not kept is read from disk, or encoded in batches."""
+        """Features in the order of `video_ids`; those not in memory are read from disk, or encoded in batches."""
         found: dict[str, VideoFeatures] = {}
         missing = []
         for video_id in dict.fromkeys(video_ids):
@@ -81,7 +88,7 @@ class FeatureStore:
             features = self.encoder.encode(list(videos.values()))
         made = {}
         for video_id, feature in zip(videos, features, strict=True):
-            own = feature.copied()  # or it would hold the whole batch's memory
+            own = feature.copied()  # a view would keep the memory of the whole batch
             if self.disk is not None and self.key_of is not None:
                 self.disk.put(self.key_of(video_id), *self.encoder.stored(own))
             made[video_id] = self._keep(video_id, own)
@@ -97,7 +104,7 @@ class FeatureStore:
         return None if entry is None else self._keep(video_id, self.encoder.restored(*entry))
 
     def _batches(self, video_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The videos' inputs in groups that one pass may take."""
+        """The inputs of the videos, in groups that fit in one pass."""
         group: dict[str, Any] = {}
         size = 0
         for video_id in video_ids:

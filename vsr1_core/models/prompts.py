@@ -1,4 +1,4 @@
-"""A prompt as a policy reads it: token ids, rotary positions and where its video stands. No model and no tokenizer."""
+"""A prompt as a policy reads it: token ids, rotary positions, and the place of its video. No model, no tokenizer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row for a policy, on the CPU.
-
-    token_ids: int64 [L]. positions: int64 [A, L], a row for each rotary axis of the family (Qwen3-VL has A = 3: time,
-    height, width). video_mask: bool [L], True where a token is a placeholder of the video.
-    """
+    """One row of L tokens for a policy, on the CPU."""
 
     token_ids: Tensor
+    """int64 [L]."""
     positions: Tensor
+    """int64 [A, L]: one row for each rotary axis of the family (Qwen3-VL has A = 3: time, height, width)."""
     video_mask: Tensor
+    """bool [L]: True where a token is a placeholder of the video."""
 
     @property
     def next_position(self) -> int:
-        """The position, on all axes, of the token that comes next."""
+        """The position of the next token, which is the same on all axes."""
         return int(self.positions.max()) + 1
 
 
 def extended(prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
-    """`prompt` followed by the text tokens `token_ids` [n], positioned as generation positions them: each one on from
-    the token before it, on all axes. Returns a prompt of L + n tokens.
+    """`prompt` followed by the text tokens `token_ids` [n]: a prompt of L + n tokens. The positions are those of
+    generation: on all axes, each token is one position after the token before it.
     """
     added = torch.tensor(list(token_ids), dtype=torch.long)
     positions = (torch.arange(len(added)) + prompt.next_position).expand(len(prompt.positions), -1)

@@ -1,9 +1,9 @@
-"""What the method asks of a model family: an `Embedder` to search with, and a `PolicyModel` that verifies and refines.
+"""What the method needs from a model family: an `Embedder` to search with, a `PolicyModel` to verify and to refine.
 
-Search, training and stages know models by these protocols alone. A family is a folder beside this file with a module
+Search, training and stages use models only through these protocols. A family is a folder beside this file with a module
 `family` (see `registry`); it may offer embedders only. Sizes: E is the width of an embedder's input space, where soft
-tokens are inserted; D the size of its vectors; H the hidden size of a policy's language model; N the number of soft
-tokens; B rows of a batch; L tokens of the longest row.
+tokens are inserted; D is the size of its vectors; H is the hidden size of a policy's language model; N is the number of
+soft tokens; B is the number of rows in a batch; L is the number of tokens in the longest row.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class VideoFrames:
 
 
 class Embedder(Protocol):
-    """The search engine's model: text, or text and soft tokens, or a video -> a unit vector of size D.
+    """The model of the search engine. It maps a text, a text with soft tokens, or a video to a unit vector of size D.
 
     Soft tokens are vectors of size E. They enter the text tower beside the token embeddings, right after the query's
-    text and before whatever closes it, and gradients flow through the tower to them.
+    text and before the tokens that close it, and gradients flow through the tower to them.
 
         embedder = load_embedder("models/embedder")
         vectors = embedder.embed_queries(["a person opens a fridge"])          # [1, D]
@@ -55,37 +55,38 @@ class Embedder(Protocol):
 
     @property
     def head(self) -> nn.Module | None:
-        """What queries go through last, where the corpus' vectors have another size; see `with_head`."""
+        """The last layer for queries, if the vectors of the corpus have another size; see `with_head`."""
 
     @property
     def hidden_size(self) -> int:
-        """E, the width of the input space that soft tokens are written into."""
+        """E, the width of the input space in which soft tokens are inserted."""
 
     @property
     def embedding_size(self) -> int:
-        """The size of the vectors that the model itself makes of queries and videos."""
+        """The size of the vectors that the model itself makes from queries and videos, without a head."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and the vectors that come out."""
+        """The device of the weights and of the vectors that the model returns."""
 
     @property
     def text_digest(self) -> str:
-        """Digest, 16 hex digits, of all but the weights that decides a query's vector: template and tokenizer."""
+        """Digest (16 hex digits) of everything but the weights that decides a query's vector: template, tokenizer."""
 
     def with_head(self, head: nn.Module | None) -> Embedder:
-        """The same search engine for queries that go through `head` (None: as they are); videos never do."""
+        """The same search engine, with queries going through `head` (None: without a head). Videos never go through
+        it."""
 
     def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
         """Unit vectors float32 [B, D] of `queries`, in order. `latents[b]`: soft tokens [n_b, E], or None.
 
-        Differentiable where gradients are on. Raises ValueError for a query after which soft tokens have no place.
+        Differentiable if gradients are on. Raises ValueError if soft tokens cannot be inserted after a query.
         """
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
         """Unit vectors float32 [B, D] of `videos`, in order.
 
-        A family that wants another number or size of frames chooses and resizes them itself. Raises ValueError for
+        A family that needs another number or size of frames selects and resizes them itself. Raises ValueError for
         frames that it cannot use.
         """
 
@@ -93,96 +94,95 @@ class Embedder(Protocol):
 class VideoFeatures(Protocol):
     """A video as a policy reads it, computed once.
 
-    tokens: [n, H] in time order, the same number for each mark of `layout`. layout: what a prompt needs to know of the
-    video, made by the same encoder; its `marks_s` are the seconds that the prompt names.
+    tokens: [n, H] in time order, with the same number of tokens for each time mark of `layout`. layout: what a prompt
+    needs to know about the video, made by the same encoder; its `marks_s` are the seconds that the prompt names.
     """
 
     @property
     def tokens(self) -> Tensor:
-        """[n, H], n a multiple of the number of time marks."""
+        """[n, H]; n is a multiple of the number of time marks."""
 
     @property
     def layout(self) -> Any:
-        """Its `marks_s` are seconds, [marks]; all else is the family's own."""
+        """A value of the family's own type, with the time marks `marks_s` in seconds, one per group of frames."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory that all of its tensors take."""
+        """Bytes of all its tensors."""
 
     def copied(self) -> VideoFeatures:
-        """The same values in memory of their own: what an encoder gives may be views of a whole batch."""
+        """A copy in memory of its own: the features that an encoder returns may be views of a whole batch."""
 
 
 class VideoEncoder(Protocol):
-    """The vision side of a policy: frames -> the family's input -> features. The input is the family's own type."""
+    """The vision side of a policy. It maps frames to an input of the family's own type, and this input to features."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and the features that come out."""
+        """The device of the weights and of the features that the encoder returns."""
 
     def prepare(self, frames: VideoFrames) -> Any:
-        """The model's input. ValueError for frames of a size that it cannot take."""
+        """The input of the model. Raises ValueError for frames of a size that the model cannot read."""
 
     def layout(self, height: int, width: int, timestamps_s: Sequence[float]) -> Any:
         """The layout of frames of height x width pixels at `timestamps_s` [T] seconds, without reading any frame."""
 
     def num_patches(self, video: Any) -> int:
-        """How large the input of `prepare` is; passes are bounded by the sum."""
+        """The number of patches in an input that `prepare` made; the sum over the videos of one pass is bounded."""
 
     def encode(self, videos: Sequence[Any]) -> list[Any]:
-        """The features of several inputs in one pass, in order. Differentiable where gradients are on."""
+        """The features of several inputs, in order, in one pass. Differentiable if gradients are on."""
 
     def digest(self) -> str:
-        """16 hex digits for all that features depend on beside the frames: weights, precision, configuration."""
+        """Digest (16 hex digits) of what decides features beside the frames: weights, precision, configuration."""
 
     def stored(self, feature: Any) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """A feature as named tensors and a note in JSON types, for a file."""
+        """A feature as named tensors and a note of JSON types, to be written to a file."""
 
     def restored(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> Any:
-        """What `stored` was given, on the encoder's device."""
+        """The feature that `stored` wrote as `tensors` and `note`, on the device of the encoder."""
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How text and latents are decoded.
-
-    max_new_tokens: the limit of a text. temperature: 0 is greedy. num_soft_tokens: N; 0 makes no latents, and a row
-    ends with its text.
-    """
+    """How text and latents are decoded."""
 
     max_new_tokens: int = 256
+    """The largest number of text tokens in a row."""
     temperature: float = 0.0
+    """Temperature of sampling; 0 is greedy decoding."""
     num_soft_tokens: int = 8
+    """N, the number of latents of a row that refines; with 0, every row ends with its text."""
 
 
 @dataclass
 class Decoded:
-    """One row's outcome.
-
-    token_ids: the sampled tokens, a stop token and a <REFINE> of the policy's own included. log_probs: of each of them,
-    at temperature 1. text: what they say. latents: [N, D], or None where the row did not refine.
-    """
+    """What was decoded for one row."""
 
     token_ids: list[int] = field(default_factory=list)
+    """The sampled tokens, including a stop token and a <REFINE> that the policy wrote itself."""
     log_probs: list[float] = field(default_factory=list)
+    """The log-probability of each sampled token at temperature 1."""
     text: str = ""
+    """The text of the tokens, without the stop token."""
     latents: Tensor | None = None
+    """[N, D], or None if the row did not refine."""
     matched_probability: float | None = None
-    """P(matched) / (P(matched) + P(not_matched)) where the answer's first differing token is chosen."""
+    """P(matched) / (P(matched) + P(not_matched)) at the token where the two answers differ; None without a decision."""
 
     @property
     def num_text_tokens(self) -> int:
-        """Sampled tokens, a stop token and a <REFINE> of the policy's own among them."""
+        """The number of sampled tokens, including a stop token and a <REFINE> that the policy wrote itself."""
         return len(self.token_ids)
 
     @property
     def num_latent_tokens(self) -> int:
-        """N, or 0 where the row did not refine."""
+        """N, or 0 if the row did not refine."""
         return 0 if self.latents is None else len(self.latents)
 
 
 class TextWriter(Protocol):
-    """Who writes the rows' text. Latents are not its business."""
+    """An engine that writes the text of rows in place of the decoding loop. It makes no latents."""
 
     def write(
         self,
@@ -191,21 +191,22 @@ class TextWriter(Protocol):
         settings: DecodeSettings,
         generator: torch.Generator | None = None,
     ) -> list[Decoded]:
-        """Each row's tokens (stop token included), their log-probabilities, text and decision, in order; no latents."""
+        """One result per row, in order: its tokens (stop token included), their log-probabilities, the text and the
+        probability of a match, without latents."""
 
 
 class Reading(Protocol):
-    """Prompts that a policy has read, to be continued by one input at a time. Rows that are done leave the batch."""
+    """Prompts that a policy has read and that are continued by one input at a time. Finished rows leave the batch."""
 
     rows: list[int]
-    """The rows still in the batch, in its order, by their numbers in the order of the prompts."""
+    """The rows that are still in the batch, in its order; a row is the index of its prompt."""
     hidden: Tensor
-    """[B, H] after the final norm, at the last position of each row."""
+    """[B, H]: the state after the final norm at the last position of each row."""
     seed: Tensor
-    """[B, H] what h_1 is read from: `hidden`, or (compat) the states before the final norm."""
+    """[B, H]: the state from which h_1 is read, which is `hidden` or (compat) the state before the final norm."""
 
     def keep(self, kept: Sequence[int]) -> list[int]:
-        """Let all rows but those at the places `kept` (ascending) go. Returns the old places in the new order."""
+        """Drop all rows but those at the places `kept` (ascending). Returns the old places in the new order."""
 
     def step(self, embeds: Tensor) -> None:
         """One decoding step: one input embedding per row, embeds [B, H]; append to the key-value cache, advance every
@@ -225,7 +226,7 @@ class SoftQueryModel(Protocol):
 
     @property
     def query_head(self) -> nn.Module | None:
-        """Where the embedder's vectors have another size than the corpus': the layer between them."""
+        """The layer from the embedder's vectors to those of the corpus, if the two have different sizes."""
 
     @property
     def refine_parameters(self) -> list[nn.Parameter]:
@@ -241,17 +242,18 @@ class SoftQueryModel(Protocol):
         """A: soft tokens [..., D] -> the embedder's input embeddings [..., E]."""
 
     def __getattr__(self, name: str) -> Any:
-        """All else that an nn.Module has: parameters, train, eval, to, ..."""
+        """Everything else that an nn.Module has: parameters, train, eval, to, ..."""
 
 
 class PolicyModel(Protocol):
-    """A policy with its tokenizer: it verifies a video for a query, grounds the moment, and writes soft tokens.
+    """A policy with its tokenizer. It verifies a video for a query, grounds the moment, and writes soft tokens.
 
-    policy = load_policy("models/policy")
-    [feature] = policy.encoder.encode([policy.encoder.prepare(VideoFrames(pixels, times))])
-    prompts = policy.prompts([build_messages("a person opens a fridge")], [feature.layout])
-    [row] = decode(policy, prompts, [feature], DecodeSettings(), wants_refine=lambda text: True)
-    row.text, row.latents  # what it wrote, and [N, D] soft tokens
+    Example:
+        policy = load_policy("models/policy")
+        [feature] = policy.encoder.encode([policy.encoder.prepare(VideoFrames(pixels, times))])
+        prompts = policy.prompts([build_messages("a person opens a fridge")], [feature.layout])
+        [row] = decode(policy, prompts, [feature], DecodeSettings(), wants_refine=lambda text: True)
+        row.text, row.latents  # what it wrote, and [N, D] soft tokens
     """
 
     @property
@@ -260,19 +262,19 @@ class PolicyModel(Protocol):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """It spells <REFINE> as one token."""
+        """The tokenizer, which spells <REFINE> as one token."""
 
     @property
     def source(self) -> str:
-        """The folder or hub id that it was loaded from; empty for one that was just made."""
+        """The folder or hub id from which it was loaded; empty for a policy that was just made."""
 
     @property
     def writer(self) -> TextWriter | None:
-        """Who writes its text in place of the decoding loop, with the same weights."""
+        """The engine that writes its text with the same weights; None for the decoding loop."""
 
     @property
     def encoder(self) -> VideoEncoder:
-        """Its vision side; encoders of equal digests give equal features."""
+        """Its vision side. Encoders with equal digests make equal features."""
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -280,20 +282,20 @@ class PolicyModel(Protocol):
 
     @property
     def text_model(self) -> nn.Module:
-        """The language model without its head, whose linear layers adapters go beside."""
+        """The language model without its head; adapters are attached to its linear layers."""
 
     @property
     def end_tokens(self) -> set[int]:
         """The tokens that end a row's text: the stop tokens and <REFINE>."""
 
     def prompts(self, conversations: Sequence[Sequence[dict[str, Any]]], layouts: Sequence[Any]) -> list[Prompt]:
-        """One prompt a conversation, up to the assistant's turn. `layouts[b]` is that of its video, None without one.
+        """One prompt per conversation, up to the assistant's turn. `layouts[b]` is the layout of its video, or None.
 
-        Raises ValueError where a conversation and its layout disagree about whether there is a video.
+        Raises ValueError if a conversation and its layout disagree about whether there is a video.
         """
 
     def reading(self, prompts: Sequence[Prompt], features: Sequence[Any], room: int) -> AbstractContextManager[Reading]:
-        """Prefill: one pass over all prompts and their videos. `room`: how many steps are expected. For inference."""
+        """Read all prompts and their videos in one pass (prefill), for inference. `room`: expected number of steps."""
 
     def teacher_forced(
         self, prompts: Sequence[Prompt], features: Sequence[Any], *, refining: Sequence[int], num_soft_tokens: int
@@ -302,18 +304,18 @@ class PolicyModel(Protocol):
         `refining`, whose last token is <REFINE>. Gradients flow through everything."""
 
     def frozen_copy(self) -> PolicyModel:
-        """The policy as it stands, without gradients. It shares the vision tower, which does not learn with it."""
+        """A copy of the policy as it is now, without gradients. It shares the vision tower, which is not trained."""
 
     def with_writer(self, writer: TextWriter | None) -> PolicyModel:
-        """The same policy whose text is written by `writer` (None: by the decoding loop)."""
+        """The same policy, with text from `writer` (None: from the decoding loop)."""
 
 
 class TinyModel(Embedder, Protocol):
-    """An embedder that is trained from scratch, and that a policy of the same family starts from."""
+    """An embedder that is trained from scratch, and from which a policy of the same family starts."""
 
     @property
     def encoder(self) -> VideoEncoder:
-        """Its vision side, which learns with it."""
+        """Its vision side, which is trained with it."""
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -321,61 +323,62 @@ class TinyModel(Embedder, Protocol):
 
     @property
     def word_embeddings(self) -> nn.Parameter:
-        """[V, H], the language model's input embeddings, which its output is tied to."""
+        """[V, H]: the input embeddings of the language model, to which its output layer is tied."""
 
     def embed_features(self, features: Sequence[Any]) -> Tensor:
-        """As `embed_videos`, of videos that `encoder` has encoded."""
+        """As `embed_videos`, for videos that `encoder` has encoded."""
 
     def answer_logits(
         self, conversations: Sequence[Sequence[dict[str, Any]]], features: Sequence[Any], answers: Sequence[list[int]]
     ) -> Tensor:
-        """Logits float32 [n, V] at the positions before each answer's tokens, all answers one after another, where
-        `answers[b]` are the tokens that follow conversation b about the video of `features[b]`."""
+        """Logits float32 [n, V] that predict the n tokens of all answers, one answer after another. `answers[b]` are
+        the tokens that follow conversation b about the video of `features[b]`."""
 
     def new_policy(self, soft_query: SoftQueryConfig, seed: int) -> PolicyModel:
-        """A policy that starts from these weights; `seed` decides those of the soft query modules."""
+        """A policy that starts from these weights; `seed` decides the weights of the soft query modules."""
 
 
 @runtime_checkable
 class EmbedderFamily(Protocol):
-    """A family that offers embedders. Folders are local ones with a config.json."""
+    """A family that offers embedders. Every `folder` is a local folder with a config.json."""
 
     @property
     def name(self) -> str:
         """The name of its folder."""
 
     def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> Embedder:
-        """The frozen search engine in `folder`. ValueError names every missing, unexpected or misshaped tensor."""
+        """Load the frozen search engine. Raises ValueError that names every missing, unexpected or misshaped tensor."""
 
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
-        """(E, D) of the embedder in `folder`, off its config alone."""
+        """(E, D) of the embedder in `folder`, read from its config."""
 
     def model_size(self, folder: Path) -> ModelSize:
-        """How large the model in `folder` is, off its config alone."""
+        """The size of the model in `folder`, computed from its config."""
 
     def published_size(self, model_id: str) -> ModelSize | None:
-        """How large a published model of this family is that is not on this machine; None where that is not known."""
+        """The size of a published model of this family that is not on this machine; None if it is not known."""
 
 
 @runtime_checkable
 class PolicyFamily(EmbedderFamily, Protocol):
-    """A family that offers policies, too."""
+    """A family that offers policies as well as embedders."""
 
     def load_policy(self, folder: Path, device: str, dtype: torch.dtype) -> PolicyModel:
-        """A policy whose checkpoint has the soft query modules. ValueError as `load_embedder` has it."""
+        """Load a policy whose checkpoint has the soft query modules. Raises ValueError as `load_embedder` does."""
 
     def new_policy(
         self, folder: Path, soft_query: SoftQueryConfig, device: str, dtype: torch.dtype, seed: int = 42
     ) -> PolicyModel:
-        """A published model with fresh soft query modules, whose weights `seed` decides, and the <REFINE> token."""
+        """A published model with new soft query modules, whose weights `seed` decides, and the <REFINE> token."""
 
     def load_released_policy(
         self, folder: Path, *, training_file: Path, embedder: str, dtype: torch.dtype
     ) -> PolicyModel:
-        """A policy in the authors' form, which holds no options; `training_file` is the SFT file with its prompt."""
+        """Load a policy in the authors' format, which records no options; `training_file` is the SFT file with its
+        prompt."""
 
     def with_text_writer(self, policy: Any, name: str, folder: Path) -> PolicyModel:
-        """`policy` whose text the engine `name` writes; the engine's own form of the weights is kept in `folder`."""
+        """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`."""
 
 
 @runtime_checkable
@@ -383,11 +386,11 @@ class TinyFamily(PolicyFamily, Protocol):
     """A family that makes models small enough to be trained from scratch on a CPU."""
 
     def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> TinyModel:
-        """As any family does; a policy may start from what it gives."""
+        """As `EmbedderFamily.load_embedder`; a policy may start from the model that it returns."""
 
     @property
     def query_instruction(self) -> str:
-        """What its embedder is told before every query."""
+        """The instruction that its embedder gets with every query."""
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> TinyModel:
-        """A model with random weights (torch's global generator) whose tokenizer learned to spell `texts`."""
+        """A model with random weights (from torch's global generator) and a tokenizer that was trained on `texts`."""

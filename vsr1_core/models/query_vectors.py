@@ -1,4 +1,4 @@
-"""Vectors of plain queries by text: a frozen embedder makes each of them once. No model here."""
+"""A cache of vectors of plain queries by text, so that a frozen embedder makes each of them once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vsr1_core.models.tensor_folder import TensorFolder
 
 
 class QueryVectors:
-    """Vectors of plain queries by text, each embedded once: the embedder is frozen.
+    """Vectors of plain queries by text. Each text is embedded once, because the embedder is frozen.
 
-    In memory the key is the text, because an instance belongs to one embedder; at most `max_queries` are kept, the
-    least recently used go first. With `disk` and `weights` (a digest of the embedder's weights and precision) they
-    outlive the process; the key there is (weights, `Embedder.text_digest`, text): new weights, another chat template or
-    another tokenizer make new keys, nothing else does. A head is part of a policy that may be learning: vectors behind
-    one are never kept.
+    In memory the key is the text, because an instance belongs to one embedder; at most `max_queries` vectors are kept,
+    and the least recently used are dropped first. With `disk` and `weights` (a digest of the embedder's weights and
+    precision) vectors outlive the process. The key on disk is (weights, `Embedder.text_digest`, text): only new
+    weights, another chat template or another tokenizer make new keys. Vectors that went through a head are never kept,
+    because the head belongs to a policy that may be in training.
     """
 
     def __init__(
         self, embedder: Embedder, max_queries: int = 65_536, disk: TensorFolder | None = None, weights: str = ""
     ) -> None:
         if (disk is None) != (not weights):
-            raise ValueError("query vectors on disk need both the folder and the weights' digest")
+            raise ValueError("query vectors on disk need both `disk` and `weights`, or neither")
         self.embedder = embedder
         self.max_queries = max_queries
         self.disk = disk

@@ -1,8 +1,9 @@
-"""Which family a checkpoint folder belongs to. Families are found, not listed: each is a package beside this module.
+"""Finds the family that a checkpoint folder belongs to. There is no list of families: each is a package beside this
+module.
 
-A family's package has, in its `__init__`, MODEL_TYPES (the `model_type` values of config.json that it opens), and a
-module `family` whose FAMILY implements `protocols.EmbedderFamily`, `PolicyFamily` or `TinyFamily`. So a new family is a
-new folder and no change elsewhere.
+A family's package defines MODEL_TYPES in its `__init__` (the `model_type` values of config.json that it opens), and has
+a module `family` whose FAMILY implements `protocols.EmbedderFamily`, `PolicyFamily` or `TinyFamily`. So a new family is
+a new folder, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vsr1_core.rows.files import read_json
 
 
 def families() -> dict[str, tuple[str, ...]]:
-    """Family name (its folder's) -> the `model_type` values that it opens, in alphabetical order of names."""
+    """Name of a family (of its folder) -> the `model_type` values that it opens, in alphabetical order of names."""
     names = sorted(found.name for found in pkgutil.iter_modules(vsr1_core.models.__path__) if found.ispkg)
     return {name: tuple(import_module(f"vsr1_core.models.{name}").MODEL_TYPES) for name in names}
 
@@ -26,9 +27,12 @@ def families() -> dict[str, tuple[str, ...]]:
 def family_of(folder: str | Path) -> EmbedderFamily:
     """The family that opens the checkpoint in the local `folder`.
 
-        embedder = family_of(folder).load_embedder(folder, "cpu", torch.float32)
+    Raises:
+        FileNotFoundError: The folder has no config.json.
+        ValueError: No family opens the model; the message names the families.
 
-    Raises FileNotFoundError without a config.json, ValueError for a model of no family, which names those there are.
+    Example:
+        embedder = family_of(folder).load_embedder(folder, "cpu", torch.float32)
     """
     model_type = _model_type(Path(folder))
     for name, model_types in families().items():
@@ -41,7 +45,8 @@ def family_of(folder: str | Path) -> EmbedderFamily:
 
 
 def policy_family_of(folder: str | Path) -> PolicyFamily:
-    """As `family_of`, for a policy. ValueError where the family offers embedders only, naming those that do more."""
+    """As `family_of`, for a policy. Raises ValueError if the family offers embedders only; the message names the
+    families that offer policies."""
     family = family_of(folder)
     if not isinstance(family, PolicyFamily):
         able = [name for name in families() if isinstance(_opened(name), PolicyFamily)]
@@ -53,17 +58,18 @@ def policy_family_of(folder: str | Path) -> PolicyFamily:
 
 
 def tiny_family() -> TinyFamily:
-    """The family that tiny models are made of. LookupError unless exactly one makes them."""
+    """The family that makes tiny models. Raises LookupError unless exactly one family makes them."""
     able = [family for family in map(_opened, families()) if isinstance(family, TinyFamily)]
     if len(able) != 1:
         raise LookupError(
-            f"tiny models are made by exactly one model family, not by {', '.join(f.name for f in able) or 'none'}"
+            f"exactly one model family must make tiny models, but these do: {', '.join(f.name for f in able) or 'none'}"
         )
     return able[0]
 
 
 def model_size(name: str) -> ModelSize | None:
-    """The size of a folder's or a cached model by its config, else of a known published one; None for any other."""
+    """The size of a model: from its config if it is a folder or cached, otherwise from the known published models; None
+    if it is neither."""
     folder = cached_folder(name)
     if folder is None:
         return next((size for own in families() if (size := _opened(own).published_size(name)) is not None), None)
@@ -72,7 +78,7 @@ def model_size(name: str) -> ModelSize | None:
 
 
 def cached_folder(name: str) -> Path | None:
-    """Where a model lies on this machine: the folder itself, or the hub client's cache. None where it does not."""
+    """The folder of a model on this machine: `name` itself, or the cache of the hub client; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(name).is_dir():

@@ -1,4 +1,4 @@
-"""How large a model is, for forecasts. Each family counts its own models, from shapes; no weight is read."""
+"""The size of a model, for forecasts. Each family computes it for its own models from shapes; no weight is read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of text and vision, and the shapes that memory depends on."""
+    """The number of parameters, and the shapes on which memory depends."""
 
     text: int
+    """Parameters of the text model."""
     vision: int
+    """Parameters of the vision tower."""
     hidden_size: int
     num_layers: int
     intermediate_size: int
     cache_size: int
-    """Keys and values of one token in all layers, in numbers."""
+    """How many numbers the keys and values of one token are, in all layers."""
     vocab_size: int
     num_levels: int
-    """Features a video token has: its own and those of the deepstack."""
+    """How many features a video token has: its own, and those of the deepstack."""

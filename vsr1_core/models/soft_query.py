@@ -1,6 +1,6 @@
-"""The soft query modules P, R and A, in whichever policy they stand, and what a checkpoint records of them.
+"""The soft query modules P, R and A, which any policy contains, and what a checkpoint records about them.
 
-H is the hidden size of the policy's language model, D the size of the corpus' vectors, E the embedder's hidden size.
+H is the hidden size of the policy's language model, D the size of the corpus vectors, E the embedder's hidden size.
 The structure and the names in a checkpoint are described in docs/method.md (soft query refinement).
 """
 
@@ -18,19 +18,23 @@ from vsr1_core.rows.files import read_json
 
 @dataclass(frozen=True)
 class SoftQueryConfig:
-    """What a checkpoint records beside its weights. D: the corpus vectors' size; E: the embedder's hidden size."""
+    """The method options that a checkpoint records beside its weights."""
 
     embedding_size: int
+    """D, the size of the corpus vectors."""
     embedder_hidden_size: int
+    """E, the hidden size of the embedder."""
     num_soft_tokens: int = 8
+    """N, the soft tokens of one refinement."""
     accumulate: bool = True
-    """False (compat): a turn's query carries only its own latents, not those of earlier turns."""
+    """False (compat): the query of a turn carries only the latents of that turn, not those of earlier turns."""
     seed_hidden: str = "post_norm"
-    """Where h_1 is read: after the final norm, or `pre_norm` (compat); h_2..h_N are always after it."""
+    """Where h_1 is read: after the final norm, or before it (`pre_norm`, compat). h_2..h_N are always read after it."""
     system_prompt: str = ""
     embedder: str = ""
+    """Digest, hub id or folder of the embedder that the policy searches with."""
     embedder_vector_size: int = 0
-    """The size of the embedder's own vectors where it projects its hidden states to another size; 0 means E."""
+    """The size of the embedder's own vectors, if it projects its hidden states to another size; 0 means E."""
 
     def __post_init__(self) -> None:
         if self.seed_hidden not in ("post_norm", "pre_norm"):
@@ -38,15 +42,15 @@ class SoftQueryConfig:
 
 
 def soft_query_of(options: MethodOptions, hidden_size: int, vector_size: int, embedder: str) -> SoftQueryConfig:
-    """What a new policy records that is made with `options` for an embedder of hidden size E = `hidden_size`, whose
-    vectors have the size D = `vector_size`. `embedder`: its digest, hub id or folder."""
+    """The record of a new policy that is made with `options` for an embedder of hidden size E = `hidden_size`, whose
+    vectors have the size D = `vector_size`. `embedder`: digest, hub id or folder of the embedder."""
     own = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "seed"}
     projected = vector_size if vector_size != hidden_size else 0
     return SoftQueryConfig(vector_size, hidden_size, embedder=embedder, embedder_vector_size=projected, **own)
 
 
 def own_soft_query(folder: Path | str) -> SoftQueryConfig | None:
-    """What a checkpoint folder's config.json records of its soft query; None for a published model, which has none."""
+    """The soft query options in the config.json of a checkpoint folder; None for a published model, which has none."""
     options = read_json(Path(folder) / "config.json").get("soft_query")
     return SoftQueryConfig(**options) if options else None
 
@@ -54,9 +58,9 @@ def own_soft_query(folder: Path | str) -> SoftQueryConfig | None:
 def soft_query_modules(hidden_size: int, soft: SoftQueryConfig) -> dict[str, nn.Module]:
     """The modules by their checkpoint names, with their starting weights, for a policy of hidden size H.
 
-    P (`refine_projector`) ends with zeros, R and A with the identity on the shared diagonal. `refine_gate` is unused:
-    the authors' checkpoints have it. `query_embedder_head` is there only where the embedder's vectors do not have the
-    size D.
+    The last layer of P (`refine_projector`) starts with zeros, those of R and A with the identity on the shared
+    diagonal. `refine_gate` is unused, but the authors' checkpoints have it. `query_embedder_head` exists only if the
+    embedder's vectors do not have the size D.
     """
     embedding_size, vector_size = soft.embedding_size, soft.embedder_vector_size or soft.embedder_hidden_size
     projector = nn.Sequential(
@@ -89,20 +93,21 @@ def _input_projector(size: int, out_size: int) -> nn.Sequential:
 
 
 def is_soft_query(name: str) -> bool:
-    """Whether a tensor of this name belongs to the soft query modules and not to the family's own model."""
+    """Whether a tensor of this name belongs to the soft query modules, and not to the family's own model."""
     return name.startswith(("refine_", "query_embedder_head."))
 
 
 class SoftQueryMixin:
-    """Mixed into a causal language model of transformers, whose `config.soft_query` holds a SoftQueryConfig's fields.
+    """A mixin for a causal language model of transformers, whose `config.soft_query` holds the fields of a
+    SoftQueryConfig.
 
-    The modules stand at the top level of the model, so that a checkpoint has them beside the model's own tensors.
+    The modules are at the top level of the model, so that a checkpoint has them beside the model's own tensors.
     """
 
     config: Any
 
     def add_soft_query_modules(self, hidden_size: int) -> None:
-        """Give the model its modules, to be called at the end of its constructor."""
+        """Add the modules to the model. Call this at the end of the model's constructor."""
         for name, module in soft_query_modules(hidden_size, self.soft_query).items():
             for part in module.modules():
                 part._is_hf_initialized = True  # keep the starting weights above: they are part of the method
@@ -110,14 +115,16 @@ class SoftQueryMixin:
 
     @property
     def soft_query(self) -> SoftQueryConfig:
-        """The method's options. ValueError for a model that is no policy."""
+        """The method's options. Raises ValueError for a model that is not a policy."""
         if not getattr(self.config, "soft_query", None):
-            raise ValueError("this model's config has no soft_query section; see vsr1_core.models.checkpoints")
+            raise ValueError(
+                "this model is not a policy: its config has no soft_query section; see vsr1_core.models.checkpoints"
+            )
         return SoftQueryConfig(**self.config.soft_query)
 
     @property
     def refine_parameters(self) -> list[nn.Parameter]:
-        """The parameters of P, R, A and the query head where there is one: they have a learning rate of their own."""
+        """The parameters of P, R, A and, if there is one, the query head. They have a learning rate of their own."""
         modules = [self.refine_projector, self.refine_latent_input_projector, self.refine_append_input_projector]  # type: ignore[attr-defined]
         if self.query_head is not None:
             modules.append(self.query_head)
@@ -125,7 +132,7 @@ class SoftQueryMixin:
 
     @property
     def query_head(self) -> nn.Module | None:
-        """Linear to size D where the embedder's vectors have another size; see `Embedder.with_head`."""
+        """The linear layer to size D, if the embedder's vectors have another size; see `Embedder.with_head`."""
         return getattr(self, "query_embedder_head", None)
 
     def latent(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""Tensors on disk by key: one safetensors file a key, written by a rename, bounded, least recently used out first.
+"""A cache of tensors on disk: one safetensors file per key, written by a rename. The size is bounded, and the least
+recently used entries are removed first.
 
-Nothing here knows what a key means; who puts tensors in names everything they depend on in the key (see
-`feature_store.FeatureStore`, `query_vectors.QueryVectors`), so an entry is never wrong, only unused, and ages out.
+This module does not know what a key means. The caller puts everything that the tensors depend on into the key (see
+`feature_store.FeatureStore`, `query_vectors.QueryVectors`), so an entry is never wrong; an entry that is no longer used
+is removed in time.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from torch import Tensor
 from vsr1_core.rows.files import atomic_path, file_stem
 
 _SLACK = 0.8
-"""How full the folder is after it was cleared: not every write should have to look for what to remove."""
+"""How full the folder is after entries were removed, so that not every write has to remove some."""
 _RECOUNT = 0.05
-"""The share of the bound after whose writing the folder is counted anew: other processes write into it, too."""
+"""After writing this share of the bound, the files are counted again, because other processes write too."""
 _LEFT_FREE = 1 << 30
-"""Bytes of the disk that are left to others: what can be made again never fills it up."""
+"""Bytes of the disk that are left free: a cache must never fill a disk."""
 
 
 class TensorFolder:
-    """A folder of tensors, at most about `max_bytes` of files. Several processes may read and write it."""
+    """A folder of tensors with at most about `max_bytes` of files. Several processes may read and write it."""
 
     def __init__(self, folder: Path, max_bytes: int = 20 << 30) -> None:
         self.folder = folder
@@ -35,7 +37,7 @@ class TensorFolder:
         self._keep_bound()
 
     def get(self, key: str) -> tuple[dict[str, Tensor], dict[str, object]] | None:
-        """The tensors and the note of `key`; None where it is not there, or its file is broken (it is then removed)."""
+        """The tensors and the note of `key`; None if there is no entry. A broken file is removed, and counts as none."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -53,9 +55,9 @@ class TensorFolder:
         return tensors, note
 
     def put(self, key: str, tensors: Mapping[str, Tensor], note: Mapping[str, object]) -> None:
-        """Keep `tensors` (any device) and a JSON `note` under `key`, and let old entries go where it gets too much.
+        """Keep `tensors` (on any device) and a JSON `note` under `key`, and remove old entries if there are too many.
 
-        Nothing is kept where the disk is all but full.
+        Nothing is kept if the disk is almost full.
         """
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         size = sum(tensor.numel() * tensor.element_size() for tensor in on_cpu.values())
@@ -71,9 +73,10 @@ class TensorFolder:
             self._keep_bound()
 
     def _keep_bound(self) -> None:
-        """Count the files; where they are too much, remove the least recently used until `_SLACK` of the bound is left.
+        """Count the files; if they take too much space, remove the least recently used until `_SLACK` of the bound is
+        left.
 
-        Temporary files are files here: what a killed process left behind ages out like all the others.
+        Temporary files count too, so those that a killed process left behind are removed like all others.
         """
         found = []
         for path in self.folder.glob("*.safetensors"):

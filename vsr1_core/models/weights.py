@@ -1,4 +1,5 @@
-"""What a checkpoint folder holds, and whether all of it was loaded: shared by all families. No model class here."""
+"""Reads what a checkpoint folder holds, and checks that all of it was loaded. All families use it; it has no model
+class."""
 
 from __future__ import annotations
 
@@ -12,18 +13,19 @@ from safetensors import safe_open
 from vsr1_core.rows.files import digest_file, read_json
 
 LOADING = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-"""For `from_pretrained`. Wrong shapes are let through by transformers and refused by `check_loaded`, which can say
-which and why."""
+"""Arguments of `from_pretrained`. Transformers accepts wrong shapes, so that `check_loaded` can refuse them with a
+message that names them."""
 
 
 def digest_weights(folder: Path) -> str:
-    """One digest over all weight files and the config of a checkpoint folder: 12 hex digits a file, joined by `-`."""
+    """Digest of all weight files and the config of a checkpoint folder: 12 hex digits per file, joined by `-`."""
     paths = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
     return "-".join(digest_file(path)[:12] for path in paths)
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the folder's safetensors files; no weight is read."""
+    """Name -> shape of every tensor in the safetensors files of the folder; no weight is read. Raises FileNotFoundError
+    if there is no such file."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no .safetensors file")
@@ -35,14 +37,14 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """What the weights are stored in, as the config says; float32 where it does not."""
+    """The type of the weights according to the config; float32 if the config does not say it."""
     config = read_json(folder / "config.json")
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def check_loaded(source: str, info: dict[str, Any], allowed_missing: Collection[str] = ()) -> None:
-    """ValueError that names what is missing, unexpected or wrongly shaped in `info`, transformers' loading info of the
-    checkpoint `source`; the first eight, and how many more."""
+    """Raise ValueError if `info`, the loading info of transformers for the checkpoint `source`, has missing, unexpected
+    or wrongly shaped tensors. The message names the first eight, and says how many more there are."""
     problems = [f"missing {k}" for k in sorted(set(info["missing_keys"]) - set(allowed_missing))]
     problems += [f"unexpected {k}" for k in sorted(info["unexpected_keys"])]
     problems += [

@@ -1,3 +1,3 @@
-"""Qwen3-VL as policy and as embedder, published or tiny. Only `family` is for others, through `models.registry`."""
+"""Qwen3-VL as policy and embedder, published or tiny. Other packages use only `family`, through `models.registry`."""
 
 MODEL_TYPES = ("qwen3_vl",)

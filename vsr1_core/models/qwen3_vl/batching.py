@@ -1,4 +1,4 @@
-"""Rows of different lengths as one left-padded batch of input embeddings. Policy and embedder both go through it."""
+"""Makes one left-padded batch of input embeddings from rows of different lengths, for policy and embedder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 @dataclass(frozen=True)
 class Batch:
-    """embeds [B, L, H], mask [B, L], positions [3, B, L], token_ids [B, L]; rows end at the last column."""
+    """A left-padded batch: all rows end at the last column."""
 
     embeds: Tensor
+    """[B, L, H]."""
     mask: Tensor
+    """[B, L]: 1 for tokens, 0 for padding."""
     positions: Tensor
+    """[3, B, L]."""
     token_ids: Tensor
+    """[B, L]."""
     video_mask: Tensor
+    """bool [B, L]: True at video placeholders."""
     deepstack: list[Tensor]
+    """One tensor [video tokens of all rows, H] per level; empty without videos."""
 
 
 def left_padded(
     model: Qwen3VLModel, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], pad_id: int
 ) -> Batch:
-    """One batch; the features of row b fill its video placeholders in order.
+    """Make one batch of `prompts`; `features[b]` fill the video placeholders of row b in order.
 
-    Raises ValueError where a row has another number of placeholders than its video has tokens.
+    Raises ValueError if the number of placeholders in a row differs from the number of tokens of its video.
     """
     device = model.language_model.embed_tokens.weight.device
     rows, length = len(prompts), max(len(p.token_ids) for p in prompts)
@@ -59,11 +65,13 @@ def left_padded(
 def _check_placeholders(prompt: Prompt, feature: VideoFeatures | None) -> None:
     expected = 0 if feature is None else len(feature.tokens)
     if int(prompt.video_mask.sum()) != expected:
-        raise ValueError(f"the prompt has {int(prompt.video_mask.sum())} video tokens, the video {expected}")
+        raise ValueError(
+            f"the prompt has {int(prompt.video_mask.sum())} video placeholders, but the video has {expected} tokens"
+        )
 
 
 def language_model_kwargs(batch: Batch) -> dict[str, object]:
-    """The arguments that run the language model over `batch` with exact rotary positions and deepstack."""
+    """The arguments with which the language model reads `batch`, with exact rotary positions and deepstack."""
     return {
         "inputs_embeds": batch.embeds,
         "attention_mask": batch.mask,

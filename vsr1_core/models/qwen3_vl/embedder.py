@@ -1,6 +1,6 @@
-"""The search engine's model: text or video -> unit vector, and text plus latents -> unit vector.
+"""Qwen3-VL as the model of the search engine. It maps a text, a text with latents, or a video to a unit vector.
 
-The embedding is the hidden state, after the final norm, of the last position of the chat template, L2-normalised.
+The vector is the L2-normalised hidden state, after the final norm, at the last position of the chat template.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAYOUTS_KEPT = 512
 
 @dataclass(frozen=True)
 class SplitQuery:
-    """A rendered query in two parts: latents go between `before` and `after` (token ids)."""
+    """The token ids of a rendered query in two parts; latents are inserted between `before` and `after`."""
 
     before: list[int]
     after: list[int]
@@ -46,19 +46,19 @@ def _conversation(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Qwen3VLEmbedder:
-    """A frozen or trainable Qwen3-VL body with its tokenizer, behind `protocols.TinyModel`. E is its hidden size, and
-    the size of its vectors.
+    """A frozen or trainable Qwen3-VL body with its tokenizer; implements `protocols.TinyModel`. E is its hidden size,
+    and the size of its vectors.
 
-    head: a policy's `query_embedder_head`, Linear(E, D), where the corpus vectors have another size than E. It turns
-    every query, plain ones too, into the corpus' space; videos are embedded without it.
+    head: the `query_embedder_head` of a policy, Linear(E, D), if the corpus vectors have another size than E. It maps
+    every query, also a plain one, into the space of the corpus; videos are embedded without it.
     """
 
     def __init__(self, model: Qwen3VLModel, tokenizer: PreTrainedTokenizerBase, head: nn.Module | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.head = head
-        # The prompt depends on the layout alone, and few layouts occur: positions take 2 ms a prompt to work out.
-        # Bounded: real videos have time marks of their own, and a prompt of 64 frames takes 300 KB.
+        # The prompt depends only on the layout, and few layouts occur; computing positions takes 2 ms per prompt.
+        # The cache is bounded: each real video has its own time marks, and a prompt of 64 frames takes 300 KB.
         self.video_prompt = functools.lru_cache(_LAYOUTS_KEPT)(self._build_video_prompt)
 
     @property
@@ -86,7 +86,7 @@ class Qwen3VLEmbedder:
         return self.model.language_model.embed_tokens.weight
 
     def with_head(self, head: nn.Module | None) -> Qwen3VLEmbedder:
-        """The same search engine for queries that go through `head` (None: as they are)."""
+        """The same search engine, with queries going through `head` (None: without a head)."""
         return self if head is self.head else Qwen3VLEmbedder(self.model, self.tokenizer, head)
 
     @functools.cached_property
@@ -102,15 +102,15 @@ class Qwen3VLEmbedder:
 
     @functools.cached_property
     def text_digest(self) -> str:
-        """Digest of all that makes a query's text into tokens, 16 hex digits: chat template, instruction, tokenizer."""
+        """Digest (16 hex digits) of what makes tokens from a query's text: chat template, instruction, tokenizer."""
         parts = [*self._template, self.tokenizer.backend_tokenizer.to_str()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def split_query(self, query: str) -> SplitQuery:
-        """Where latents go: right after the query text, before the template's closing tokens.
+        """Split a rendered query where latents are inserted: right after the query text, before the closing tokens.
 
-        Read off the template: it is rendered around a mark, so it does not matter how many tokens close it or
-        whether the tokenizer appends an end-of-text token. Raises ValueError when the place cannot be found.
+        The place is found by rendering the template around a mark, so it does not matter how many tokens close it, or
+        whether the tokenizer appends an end-of-text token. Raises ValueError if the place cannot be found.
         """
         return self._split([query])[0]
 
@@ -121,15 +121,16 @@ class Qwen3VLEmbedder:
         for query, before, whole in zip(queries, befores, wholes, strict=True):
             if whole[: len(before)] != before or len(whole) == len(before):
                 raise ValueError(
-                    f"no place for latents after the query {query!r}: the tokens around its end merge in this template"
+                    f"latents cannot be inserted after the query {query!r}, because in this template the tokens around "
+                    "its end merge; change the end of the query"
                 )
         return [SplitQuery(b, whole[len(b) :]) for b, whole in zip(befores, wholes, strict=True)]
 
     def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Unit vectors [B, E], or [B, D] with a head. `latents[b]` is [n_b, E] (already through A) or None;
-        gradients flow to them.
+        """Unit vectors [B, E], or [B, D] with a head. `latents[b]` is [n_b, E] (the output of A) or None; gradients
+        flow to the latents.
 
-        Rows are right-padded: with a causal model and plain positions 0..L-1 nothing before the padding changes.
+        Rows are right-padded: in a causal model with plain positions 0..L-1, padding changes nothing before it.
         """
         parts = self._split(queries)
         soft = list(latents) if latents is not None else [None] * len(parts)
@@ -150,14 +151,14 @@ class Qwen3VLEmbedder:
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, E] of stored frames, all of one pass of the tower.
+        """Unit vectors [B, E] of stored frames; all videos go through one pass of the tower.
 
-        Raises ValueError where a frame's sides are no multiples of patch size times merge size.
+        Raises ValueError if the sides of a frame are not multiples of patch size times merge size.
         """
         return self.embed_features(self.encoder.encode([self.encoder.prepare(frames) for frames in videos]))
 
     def embed_features(self, features: Sequence[VideoFeatures]) -> Tensor:
-        """Unit vectors [B, E] of videos whose vision features are given."""
+        """Unit vectors [B, E] of videos from their vision features."""
         prompts = [self.video_prompt(f.layout) for f in features]
         batch = left_padded(self.model, prompts, features, self.tokenizer.pad_token_id)
         hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False)
@@ -176,7 +177,7 @@ class Qwen3VLEmbedder:
         features: Sequence[VideoFeatures],
         answers: Sequence[list[int]],
     ) -> Tensor:
-        """See `protocols.TinyModel`: the head is tied to the word embeddings."""
+        """See `protocols.TinyModel`. The output layer is tied to the word embeddings."""
         prompts = build_prompts(self.tokenizer, self.model, conversations, [f.layout for f in features])
         rows = [extended(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
         batch = left_padded(self.model, rows, features, self.tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""What Qwen3-VL offers: policies and embedders, published or tiny."""
+"""The family Qwen3-VL, which offers policies and embedders, published or tiny."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class Qwen3VL:
         return load_released_policy(folder, training_file=training_file, embedder=embedder, dtype=dtype)
 
     def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path) -> LoadedPolicy:
-        """ValueError for an engine that is not vLLM; ModuleNotFoundError, which says how to install it."""
+        """See `protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and ModuleNotFoundError, which
+        says how to install vLLM, if it is missing."""
         if name != "vllm":
-            raise ValueError(f"the text writer {name!r} is not one of in-process, vllm")
+            raise ValueError(f"there is no text writer {name!r}; use in-process or vllm")
         return policy.with_writer(open_writer(policy, folder))
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> Qwen3VLEmbedder:

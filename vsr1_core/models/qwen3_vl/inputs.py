@@ -1,6 +1,6 @@
-"""From frames and text to model inputs: patches, time marks, token ids, rotary positions. No weights, no batching
-policy. Equal to what transformers' Qwen3-VL processor makes of frames that already have their final size (tested),
-without torchvision."""
+"""Makes model inputs from frames and text: patches, time marks, token ids, rotary positions. No weights, no batching.
+For frames that already have their final size, the result equals that of the Qwen3-VL processor of transformers
+(tested), without torchvision."""
 
 from __future__ import annotations
 
@@ -22,36 +22,44 @@ VIDEO_PAD = "<|video_pad|>"
 
 @dataclass(frozen=True)
 class VideoPatches:
-    """patches: float32 [P, 3 * 2 * patch * patch]; grid: (t, h, w) in patches; marks_s: [t] seconds."""
+    """The input of the vision tower for one video."""
 
     patches: Tensor
+    """float32 [P, 3 * 2 * patch * patch]."""
     grid: tuple[int, int, int]
+    """(t, h, w) in patches."""
     marks_s: tuple[float, ...]
+    """One time mark in seconds for each of the t groups of frames."""
 
 
 @dataclass(frozen=True)
 class VideoLayout:
-    """What a prompt needs to know of a video: its grid in patches and its time marks in seconds."""
+    """What a prompt needs to know about a video."""
 
     grid: tuple[int, int, int]
+    """(t, h, w) in patches."""
     marks_s: tuple[float, ...]
+    """One time mark in seconds for each of the t groups of frames."""
 
 
 def video_layout(height: int, width: int, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoLayout:
-    """The layout of frames of one size, a time each. A mark is the mean of a group's true times; an odd last frame is
-    repeated. Raises ValueError when the frame size is no multiple of patch size times merge size."""
+    """The layout of frames of one size, with one time per frame. A time mark is the mean of the true times of a group;
+    an odd last frame is repeated. Raises ValueError if the frame size is not a multiple of patch size times merge size.
+    """
     vision = config.vision_config
     multiple = vision.patch_size * vision.spatial_merge_size
     if height % multiple or width % multiple:
-        raise ValueError(f"frames of {height}x{width} pixels: both sides must be multiples of {multiple}")
+        raise ValueError(
+            f"frames have {height}x{width} pixels, but both sides must be multiples of {multiple}; change their size"
+        )
     marks = _marks(timestamps_s, vision.temporal_patch_size)
     return VideoLayout((len(marks), height // vision.patch_size, width // vision.patch_size), marks)
 
 
 def video_patches(pixels: np.ndarray, timestamps_s: Sequence[float], config: Qwen3VLConfig) -> VideoPatches:
-    """Frames uint8 [T, H, W, 3] -> patches scaled to [-1, 1] and the time mark of each pair of frames.
+    """Make patches, scaled to [-1, 1], and the time mark of each pair of frames from frames uint8 [T, H, W, 3].
 
-    Raises ValueError when the frame size does not fit (see `video_layout`), or times and frames differ in number.
+    Raises ValueError if the frame size does not fit (see `video_layout`), or if times and frames differ in number.
     """
     vision = config.vision_config
     num_frames, height, width = pixels.shape[:3]
@@ -72,10 +80,10 @@ def _marks(timestamps_s: Sequence[float], group: int) -> tuple[float, ...]:
 
 
 def video_text(layout: VideoLayout, merge_size: int) -> str:
-    """The video as prompt text: for each pair of frames a time mark and its placeholders.
+    """The video as prompt text: for each pair of frames, a time mark and the placeholders.
 
-    It stands in place of the one placeholder of the chat template, whose own vision_start and vision_end stay around
-    it: so do transformers since 5.10 and vLLM with it (before, the outer pair was replaced too).
+    It replaces the one placeholder of the chat template, whose own vision_start and vision_end stay around it. This is
+    what transformers does since 5.10, and vLLM with it (before, the outer pair was replaced too).
     """
     _, height, width = layout.grid
     pads = VIDEO_PAD * (height * width // merge_size**2)
@@ -94,11 +102,11 @@ def build_prompts(
     layouts: Sequence[VideoLayout | None],
     add_special_tokens: bool = False,
 ) -> list[Prompt]:
-    """Render, tokenize and position one conversation a row, with at most one video each, up to the assistant's turn.
+    """Render, tokenize and position one conversation per row, with at most one video each, up to the assistant's turn.
 
-    `add_special_tokens` lets the tokenizer append its end-of-text token where it has that habit: right for an
-    embedding, wrong for a prompt that is to be continued. Raises ValueError when a conversation and its layout
-    disagree about whether there is a video, or a text holds a placeholder of its own.
+    With `add_special_tokens`, a tokenizer that appends an end-of-text token does so: this is right for an embedding,
+    and wrong for a prompt that is continued. Raises ValueError if a conversation and its layout disagree about whether
+    there is a video, or if a text contains a video placeholder.
     """
     merge_size = model.config.vision_config.spatial_merge_size
     texts = []
@@ -106,7 +114,8 @@ def build_prompts(
         text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
         if text.count(VIDEO_PAD) != (layout is not None):
             raise ValueError(
-                "a conversation has one video and a layout or neither, and no text in it spells a video placeholder"
+                "a conversation must have both one video and a layout, or neither, and its texts must not contain the "
+                f"video placeholder {VIDEO_PAD}"
             )
         texts.append(text if layout is None else text.replace(VIDEO_PAD, video_text(layout, merge_size)))
     ids = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
@@ -122,11 +131,11 @@ def _positioned(model: Qwen3VLModel, token_ids: Tensor, layout: VideoLayout | No
 
 
 def _positions(video_mask: Tensor, layout: VideoLayout, merge_size: int) -> Tensor:
-    """Rotary positions [3, L]: what `Qwen3VLModel.get_rope_index` gives (tested), without its walk over all tokens
-    (2 ms for 1,200, and an evaluation asks for one prompt a turn).
+    """Rotary positions [3, L], equal to those of `Qwen3VLModel.get_rope_index` (tested), without its loop over all
+    tokens (2 ms for 1,200 tokens, and an evaluation makes one prompt per turn).
 
-    Text moves on by one. A pair of frames stands at one place: its rows and columns count from there, and what
-    follows moves on by its longer side.
+    A text token advances the position by one. A pair of frames has one position in time: its rows and columns are
+    counted from there, and the token after it is advanced by the longer of its sides.
     """
     num_frames, height, width = layout.grid[0], layout.grid[1] // merge_size, layout.grid[2] // merge_size
     ends = video_mask & ~torch.cat([video_mask[1:], video_mask.new_zeros(1)])

@@ -1,7 +1,8 @@
-"""A key-value cache for inference that is written in place: room is taken once, rows leave without copying the rest.
+"""A key-value cache for inference that is written in place: memory is allocated once, and rows leave the batch without
+a copy of the rest.
 
-transformers' DynamicCache concatenates at every step, so a batch of 16 rows with 1,200 tokens copies all its keys
-and values for each new token. Not differentiable: training has `prefix`.
+The DynamicCache of transformers concatenates at every step, so a batch of 16 rows with 1,200 tokens copies all its keys
+and values for each new token. This cache is not differentiable; training uses `prefix`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class InPlaceLayer(CacheLayerMixin):
-    """One layer's keys and values [B, heads, room, head_dim]; `keys` and `values` are views of what is filled."""
+    """Keys and values of one layer, [B, heads, room, head_dim]; `keys` and `values` are views of the filled part."""
 
     is_sliding = False
 
@@ -33,7 +34,7 @@ class InPlaceLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append states [B, heads, n, head_dim]; returns views of all there are."""
+        """Append states [B, heads, n, head_dim]; returns views of all keys and all values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -44,7 +45,7 @@ class InPlaceLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def _take_room(self, states: Tensor) -> None:
-        """Grow the buffers by `room` positions, more each time, where the next states would not fit."""
+        """If the next states do not fit, grow the buffers by `room` positions; `room` doubles each time."""
         have = self._buffers[0].shape[2] if self._buffers[0].numel() else 0
         if self.length <= have:
             return
@@ -58,7 +59,7 @@ class InPlaceLayer(CacheLayerMixin):
         self.room *= 2
 
     def move_rows(self, to: Sequence[int], of: Sequence[int], num_rows: int) -> None:
-        """Put rows `of` in the places `to`, then keep the first `num_rows`. Copies the moved rows only."""
+        """Put rows `of` in the places `to`, then keep the first `num_rows`. Only the moved rows are copied."""
         self.num_rows = num_rows
         for buffer in self._buffers:
             for target, source in zip(to, of, strict=True):
@@ -66,7 +67,7 @@ class InPlaceLayer(CacheLayerMixin):
         self.keys, self.values = (b[:num_rows, :, : self.length] for b in self._buffers)
 
     def repeat_rows(self, rows: Tensor) -> None:
-        """Make the batch row `rows[0]`, row `rows[1]`, ...: one read of a prompt serves all its samples."""
+        """Replace the batch by its rows `rows[0]`, `rows[1]`, ..., so that a prompt is read once for all samples."""
         self.num_rows = len(rows)
         self._buffers = [b[rows] for b in self._buffers]
         self.keys, self.values = (b[:, :, : self.length] for b in self._buffers)
@@ -82,7 +83,7 @@ class InPlaceLayer(CacheLayerMixin):
 
 
 class InPlaceCache(Cache):
-    """InPlaceLayer for every layer. `room`: how many positions are expected after the prompt."""
+    """A cache with one InPlaceLayer per layer. `room`: how many positions are expected after the prompt."""
 
     def __init__(self, num_layers: int, room: int) -> None:
         super().__init__(layers=[InPlaceLayer(max(1, room)) for _ in range(num_layers)])
@@ -97,14 +98,14 @@ class InPlaceCache(Cache):
 
 
 def rows_that_fill_holes(kept: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Which rows move (to, of) so that the rows `kept` (ascending) stand first. The others stay where they are."""
+    """Moves (to, of) after which the rows `kept` (ascending) come first; rows that are already in front stay there."""
     stays = {row for row in kept if row < len(kept)}
     holes = [place for place in range(len(kept)) if place not in stays]
     return holes, [row for row in kept if row >= len(kept)]
 
 
 def same_prompts(keys: Sequence[object]) -> tuple[list[int], Tensor]:
-    """The rows whose key comes for the first time, and for every row which of those it equals."""
+    """The rows whose key occurs for the first time, and for every row the index of the one of these that it equals."""
     first: dict[object, int] = {}
     places = [first.setdefault(key, len(first)) for key in keys]
     rows = [places.index(place) for place in range(len(first))]

@@ -1,4 +1,4 @@
-"""A Qwen3-VL policy with its tokenizer, behind `protocols.PolicyModel`."""
+"""A Qwen3-VL policy with its tokenizer, which implements `protocols.PolicyModel`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy with its tokenizer and where it came from. writer: who writes its text in place of the loop, with
-    the same weights."""
+    """A policy with its tokenizer and its source. writer: the engine that writes its text with the same weights, in
+    place of the decoding loop."""
 
     model: Policy
     tokenizer: PreTrainedTokenizerBase

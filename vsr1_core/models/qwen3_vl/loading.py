@@ -1,4 +1,4 @@
-"""Qwen3-VL checkpoints -> policies and embedders, every tensor of them accounted for."""
+"""Loads policies and embedders from Qwen3-VL checkpoints, and checks every tensor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from vsr1_core.reasoning.conversation import REFINE_TOKEN
 def load_configured(
     folder: Path, config: Qwen3VLConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedPolicy:
-    """The policy that `config` (with its soft_query section) describes, every tensor of it from `folder`.
+    """Load the policy that `config` (with its soft_query section) describes, with every tensor from `folder`.
 
-    Raises ValueError naming every missing, unexpected or wrongly shaped tensor, and for a tokenizer that has no
-    <REFINE> or more tokens than the model has embeddings.
+    Raises ValueError, which names every missing, unexpected or wrongly shaped tensor; also if the tokenizer has no
+    <REFINE>, or more tokens than the model has embeddings.
     """
     model, info = Policy.from_pretrained(folder, config=config, dtype=dtype, **LOADING)
     check_loaded(str(folder), info, allowed_missing=_tied(config))
@@ -41,10 +41,10 @@ def load_base_policy(
     dtype: torch.dtype = torch.float32,
     seed: int = 42,
 ) -> LoadedPolicy:
-    """A published Qwen3-VL (hub id or folder) with fresh soft query modules and the <REFINE> token added.
+    """Load a published Qwen3-VL (hub id or folder), and add new soft query modules and the <REFINE> token.
 
-    The same `seed` gives the same fresh weights. Raises ValueError for a checkpoint that brings soft query modules of
-    its own: those are weights to load (`load_configured`, `released.load_released_policy`), not to start anew.
+    The same `seed` gives the same new weights. Raises ValueError for a checkpoint that already has soft query modules:
+    these have to be loaded (`load_configured`, `released.load_released_policy`), not replaced.
     """
     config = with_soft_query(Qwen3VLConfig.from_pretrained(model_id), soft_query)
     with torch.random.fork_rng(devices=[]):
@@ -63,22 +63,23 @@ def load_base_policy(
 
 
 def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Give `model`'s soft query modules their starting weights; returns them by name."""
+    """Set the soft query modules of `model` to their starting weights, and return these by name."""
     modules = soft_query_modules(model.config.text_config.hidden_size, model.soft_query)
     fresh = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     wrong_shape = {key for key, *_ in info["mismatched_keys"]}
     trained = sorted(set(fresh) - set(info["missing_keys"]) | set(fresh) & wrong_shape)
     if trained:
         raise ValueError(
-            f"{source} brings soft query modules of its own ({trained[0]} and {len(trained) - 1} more tensors): load "
-            "it as a checkpoint; one in the authors' form is adopted with the training file that belongs to it"
+            f"{source} already has soft query modules ({trained[0]} and {len(trained) - 1} more tensors); load it as a "
+            "checkpoint, or, if it has the authors' format, with the training file that belongs to it: "
+            "vsr1 pull ... --training-file FILE"
         )
     model.load_state_dict(fresh, strict=False)
     return fresh
 
 
 def load_body(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3VLEmbedder:
-    """The frozen search engine: a hub id or a folder of a Qwen3-VL body (with or without a language head)."""
+    """Load the frozen search engine from a hub id or a folder of a Qwen3-VL body, with or without a language head."""
     model, info = Qwen3VLModel.from_pretrained(folder, dtype=dtype, **LOADING)
     info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith("lm_head")}
     check_loaded(str(folder), info)
@@ -88,7 +89,7 @@ def load_body(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torc
 
 
 def _tied(config: Qwen3VLConfig) -> tuple[str, ...]:
-    """The head may be missing only where it is the embedding matrix."""
+    """Tensors that may be missing: the language head, if it is tied to the embedding matrix."""
     return ("lm_head.weight",) if config.tie_word_embeddings else ()
 
 
@@ -96,7 +97,11 @@ def _check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model: Pol
     rows = model.get_input_embeddings().weight.shape[0]
     if REFINE_TOKEN not in tokenizer.get_vocab():
         raise ValueError(
-            f"the tokenizer of {source} has no {REFINE_TOKEN}: it is not the one the policy was trained with"
+            f"the tokenizer of {source} has no {REFINE_TOKEN}, so it is not the tokenizer with which the policy was "
+            "trained; put that one into the folder"
         )
     if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer of {source} has {len(tokenizer)} tokens, its model {rows} embeddings")
+        raise ValueError(
+            f"the tokenizer of {source} has {len(tokenizer)} tokens, but its model has only {rows} embeddings; put the "
+            "tokenizer that belongs to the model into the folder"
+        )

@@ -1,4 +1,4 @@
-"""The policy's weights: Qwen3-VL with the soft query modules at the top level of its checkpoint."""
+"""The weights of the policy: Qwen3-VL with the soft query modules at the top level of its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vsr1_core.models.soft_query import SoftQueryConfig, SoftQueryMixin
 
 
 class Policy(SoftQueryMixin, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL plus P, R and A. `config.soft_query` holds a SoftQueryConfig's fields."""
+    """Qwen3-VL with P, R and A. `config.soft_query` holds the fields of a SoftQueryConfig."""
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__(config)
@@ -20,7 +20,7 @@ class Policy(SoftQueryMixin, Qwen3VLForConditionalGeneration):
 
 
 def with_soft_query(config: Qwen3VLConfig, soft_query: SoftQueryConfig) -> Qwen3VLConfig:
-    """A copy of `config` that describes a policy."""
+    """A copy of `config` that describes a policy with the options `soft_query`."""
     copy = Qwen3VLConfig.from_dict(config.to_dict())
     copy.soft_query = asdict(soft_query)
     copy.architectures = ["Qwen3VLForConditionalGeneration"]
@@ -28,7 +28,8 @@ def with_soft_query(config: Qwen3VLConfig, soft_query: SoftQueryConfig) -> Qwen3
 
 
 def policy_from_body(body: nn.Module, soft_query: SoftQueryConfig, seed: int) -> Policy:
-    """A policy that starts from a Qwen3-VL body's weights (the tiny embedder's); the head is tied to its embeddings."""
+    """A policy that starts from the weights of a Qwen3-VL body (the tiny embedder); its language head is tied to the
+    embeddings."""
     torch.manual_seed(seed)
     policy = Policy(with_soft_query(body.config, soft_query))
     policy.model.load_state_dict(body.state_dict())

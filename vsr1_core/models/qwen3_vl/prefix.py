@@ -1,8 +1,10 @@
-"""Single steps behind a prompt whose keys and values all steps share: differentiable, for training's latents.
+"""Single steps after a prompt, which all share the keys and values of the prompt. Differentiable, for the latents in
+training.
 
-transformers' cache concatenates a step's key to all before it, so autograd would keep a copy of a prompt's keys and
-values for every step: with 7 steps behind 6,700 tokens, 5 GB a row of the 2B model. Here the prompt's are kept once,
-and a step attends to them and to the few of its own kind as two parts of one softmax. Inference has `kv_cache`.
+The cache of transformers concatenates the key of a step to all keys before it, so autograd would keep a copy of the
+prompt's keys and values for every step: 5 GB per row of the 2B model for 7 steps after 6,700 tokens. Here the keys and
+values of the prompt are kept once, and a step attends to them and to those of the steps as two parts of one softmax.
+Inference uses `kv_cache`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from vsr1_core.models.qwen3_vl.batching import Batch
 
 @contextlib.contextmanager
 def layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
-    """Yield a dict that a pass over `model` fills: layer number -> the hidden states [B, L, H] it reads."""
+    """Yield a dict that a pass over `model` fills: number of a layer -> the hidden states [B, L, H] that it reads."""
     inputs: dict[int, Tensor] = {}
 
     def keep(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -37,7 +39,7 @@ def layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
 
 @dataclass
 class _LayerState:
-    """One layer's keys and values [R, heads, L, head_dim] of the prompts, and [R, heads, 1, head_dim] of each step."""
+    """Keys and values of one layer: [R, heads, L, head_dim] of the prompts, [R, heads, 1, head_dim] of each step."""
 
     keys: Tensor
     values: Tensor
@@ -46,10 +48,10 @@ class _LayerState:
 
 
 class SharedPrefix:
-    """Rows `rows` of a batch that `model` has read, to be continued one input a row at a time.
+    """The rows `rows` of a batch that `model` has read, which are continued by one input per row at a time.
 
-    The prompts' keys and values are worked out again from what each layer read (`layer_inputs`), two products a layer
-    and for these rows only: so the big pass may be checkpointed, and rows that do not go on keep none.
+    The keys and values of the prompts are computed again from what each layer read (`layer_inputs`), with two products
+    per layer and for these rows only. So the large pass may be checkpointed, and rows that do not continue keep none.
     """
 
     def __init__(self, model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int]) -> None:
@@ -65,7 +67,7 @@ class SharedPrefix:
         ]
 
     def step(self, embeds: Tensor) -> Tensor:
-        """Feed one input a row, embeds [R, H]; its hidden state [R, H] after the final norm."""
+        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
         hidden = embeds[:, None]
         cosines = self.model.rotary_emb(hidden, self.next_positions[None, :, None].expand(3, -1, -1))
         self.next_positions = self.next_positions + 1
@@ -81,7 +83,7 @@ class SharedPrefix:
         state.step_values.append(value)
         query = attention.q_norm(_heads(attention.q_proj(normed), attention.head_dim)).transpose(1, 2)
         query = apply_rotary_pos_emb(query, key, cos, sin)[0]
-        # Heads that share a key: [R, query heads, 1, d] -> [R, key heads, heads a key, d].
+        # Group the heads that share a key: [R, query heads, 1, d] -> [R, key heads, heads per key, d].
         grouped = query.reshape(len(query), key.shape[1], -1, attention.head_dim)
         own_keys, own_values = torch.cat(state.step_keys, dim=2), torch.cat(state.step_values, dim=2)
         to_prompt = (grouped @ state.keys.mT).float() * attention.scaling + self.bias
@@ -94,7 +96,7 @@ class SharedPrefix:
 
 def _read_by(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     keys, values = _keys_and_values(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
-    # A product of what is not contiguous would copy it, once a step.
+    # If they were not contiguous, the product of every step would copy them.
     return keys.contiguous(), values.contiguous()
 
 

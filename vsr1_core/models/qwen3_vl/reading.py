@@ -1,5 +1,5 @@
-"""How the policy reads: prompts at once or one input a row on a cache (`PromptReading`), or whole rows with gradients
-(`teacher_forced`). `models.decoding` decides what is fed, and uses the hidden states."""
+"""How the policy reads: all prompts at once, then one input per row on a cache (`PromptReading`), or whole rows with
+gradients (`teacher_forced`). `models.decoding` decides what is fed, and uses the hidden states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 
 class _HiddenStates:
-    """Runs the language model and gives each row's hidden state at the last position, before and after the norm."""
+    """Runs the language model, and keeps the hidden states before the final norm beside those after it."""
 
     def __init__(self, policy: Policy) -> None:
         self.model = policy.model.language_model
@@ -39,12 +39,13 @@ class _HiddenStates:
         return self.model(**kwargs).last_hidden_state
 
     def seed(self, hidden: Tensor) -> Tensor:
-        """What h_1 is read from, [B, L, H]: `hidden` (post-norm) or, in compat, the states before the norm."""
+        """The states [B, L, H] from which h_1 is read: `hidden` (post-norm) or, in compat, those before the norm."""
         return hidden if not self.seed_is_pre_norm or self.pre_norm is None else self.pre_norm
 
 
 class PromptReading:
-    """See `protocols.Reading`. Rows stand in cache order; mask [B, L], positions [B] of the next input."""
+    """See `protocols.Reading`. Rows are in the order of the cache; mask is [B, L], and positions [B] are those of the
+    next input."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class PromptReading:
         pad_id: int,
         room: int,
     ) -> None:
-        """One pass over the prompts; rows with the same prompt and video share it."""
+        """Read the prompts in one pass; rows with the same prompt and video are read once."""
         self._model = model
         self._cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
         keys = [(p.token_ids.numpy().tobytes(), id(f)) for p, f in zip(prompts, features, strict=True)]
@@ -78,8 +79,8 @@ class PromptReading:
         self.hidden, self.seed = self.hidden[at], self.seed[at]
 
     def keep(self, kept: Sequence[int]) -> list[int]:
-        """Keep the rows at the places `kept` (ascending): the last ones fill the holes. Returns the old places in the
-        order in which the rows stand now."""
+        """Keep the rows at the places `kept` (ascending); the last rows fill the holes. Returns the old places in the
+        new order of the rows."""
         if len(kept) == len(self.rows):
             return list(kept)
         holes, movers = rows_that_fill_holes(kept)
@@ -109,7 +110,7 @@ class PromptReading:
 def read_prompts(
     policy: Policy, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], pad_id: int, room: int
 ) -> Iterator[PromptReading]:
-    """The prompts, read; `room`: how many steps are expected. To be held while they are continued."""
+    """Read the prompts, and keep the model's hooks while they are continued. `room`: the expected number of steps."""
     with _HiddenStates(policy) as model:
         yield PromptReading(model, policy, prompts, features, pad_id, room)
 
@@ -124,7 +125,7 @@ def teacher_forced(
     num_soft_tokens: int,
 ) -> tuple[Tensor, Tensor, Batch]:
     """Hidden states [B, L, H] of whole rows (prompt and answer, left-padded), latents [R, N, D] of the rows
-    `refining`, whose last token is <REFINE>, and the batch. Gradients flow through everything."""
+    `refining`, whose last token is <REFINE>, and the batch itself. Gradients flow through everything."""
     batch = left_padded(policy.model, prompts, features, pad_id)
     with _HiddenStates(policy) as model, layer_inputs(model.model) as inputs:
         hidden = model.run(**language_model_kwargs(batch), use_cache=False)
@@ -134,6 +135,6 @@ def teacher_forced(
     prefix = SharedPrefix(model.model, inputs, batch, refining)
     tokens = [policy.latent(seed)]
     while len(tokens) < num_soft_tokens:
-        # To the text's precision: autocast would leave the whole step's residual stream in bf16.
+        # Convert to the precision of the text: autocast would leave the residual stream of the whole step in bf16.
         tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(hidden))))
     return hidden, torch.stack(tokens, dim=1), batch

@@ -1,8 +1,8 @@
-"""Checkpoints in the form the authors release: the soft query modules' tensors, but no record of the method's options.
+"""Loads checkpoints in the authors' format, which have the tensors of the soft query modules but record no options.
 
-Sizes are read off the tensors; what no tensor tells (number of latents, accumulation, where h_1 is read) is given and
-defaults to what the authors' code does; the system prompt comes from the training file that belongs to the
-checkpoint. Save the result with `checkpoints.save_policy`, and it carries all of it.
+Sizes are read from the tensors. Options that no tensor shows (number of latents, accumulation, where h_1 is read) are
+arguments, whose defaults are what the authors' code does. The system prompt comes from the training file that belongs
+to the checkpoint. A policy that is saved with `checkpoints.save_policy` records all of these.
 """
 
 from __future__ import annotations
@@ -32,18 +32,30 @@ def load_released_policy(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LoadedPolicy:
-    """The policy in `folder`, with the options it was trained with in its config.
+    """Load the policy in `folder`, and put the options with which it was trained into its config.
 
-    `training_file` is the released `train_oneturn.json`, whose system turn is the prompt; or give `system_prompt`.
-    Raises FileNotFoundError for no weights, ValueError where a tensor is missing, unexpected or wrongly shaped, where
-    the prompt cannot be told, and where the config records other options already.
+    Args:
+        folder: The checkpoint in the authors' format.
+        training_file: The released `train_oneturn.json`, whose system turn is the prompt.
+        system_prompt: The prompt itself, in place of `training_file`.
+        num_soft_tokens: N, the latents of one refinement.
+        accumulate: Whether a query carries the latents of all turns.
+        seed_hidden: Where h_1 is read, `pre_norm` or `post_norm`.
+        embedder: Hub id or folder of the embedder that the policy searches with.
+        device: A torch device such as `cpu` or `cuda:0`.
+        dtype: What the weights are converted to.
+
+    Raises:
+        FileNotFoundError: The folder has no weights.
+        ValueError: A tensor is missing, unexpected or wrongly shaped, the prompt is not known, or the config already
+            records options.
     """
     path = Path(folder)
     config = Qwen3VLConfig.from_pretrained(path)
     if getattr(config, "soft_query", None):
-        raise ValueError(f"{path} records its options already: load it with load_policy")
+        raise ValueError(f"{path} already records its options; load it with load_policy")
     if (training_file is None) == (not system_prompt):
-        raise ValueError("give the training file that belongs to the checkpoint, or its system prompt: one of the two")
+        raise ValueError("give either the training file that belongs to the checkpoint, or its system prompt")
     embedding_size, embedder_size = query_sizes(path)
     soft_query = SoftQueryConfig(
         embedding_size=embedding_size,
@@ -58,28 +70,32 @@ def load_released_policy(
 
 
 def query_sizes(folder: Path) -> tuple[int, int]:
-    """(D, E): the corpus vectors' size and the embedder's hidden size, off the tensors P ends and A ends with."""
+    """(D, E): the size of the corpus vectors and the hidden size of the embedder, from the last tensors of P and A."""
     shapes = stored_shapes(folder)
     sizes = []
     for name in ("refine_projector.3.weight", "refine_append_input_projector.1.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise ValueError(f"{folder} has no matrix {name!r}: it is no released soft query checkpoint")
+            raise ValueError(
+                f"{folder} is not a soft query checkpoint in the authors' format: it has no matrix {name!r}"
+            )
         sizes.append(shapes[name][0])
     return sizes[0], sizes[1]
 
 
 def system_prompt_of(training_file: Path | None) -> str:
-    """The one system prompt of a `train_oneturn.json`. ValueError when rows differ or have none."""
+    """The system prompt of a `train_oneturn.json`. Raises ValueError if its rows differ or have none."""
     if training_file is None:
-        raise ValueError("no training file is given")
+        raise ValueError("the training file is missing; give the train_oneturn.json that belongs to the checkpoint")
     prompts = {_system_text(row) for row in read_json(training_file)}
     if len(prompts) != 1 or not (prompt := prompts.pop()):
-        raise ValueError(f"{training_file} does not hold one system prompt for all rows, but {len(prompts)}")
+        raise ValueError(
+            f"{training_file} must have the same system prompt in all rows; it has none, or several of them"
+        )
     return prompt
 
 
 def _system_text(row: dict[str, object]) -> str:
-    """The system turn's text; its content is a string or a list of text parts."""
+    """The text of the system turn, whose content is a string or a list of text parts; empty if there is none."""
     messages = row.get("messages")
     for message in messages if isinstance(messages, list) else []:
         if message.get("role") == "system":

@@ -1,4 +1,4 @@
-"""How large Qwen3-VL models are: any folder's by its config, the published ones' by their known shapes."""
+"""The sizes of Qwen3-VL models: of any folder from its config, and of the published models from their known shapes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SHAPES: Mapping[str, tuple[int, int, int, int, bool, Mapping[str, Any]]] = {
     "4B": (2560, 36, 32, 9728, True, _VISION_SMALL),
     "8B": (4096, 36, 32, 12288, False, _VISION_LARGE),
 }
-"""Hidden size, layers, heads, intermediate size, tied embeddings, vision: from the models' published config.json."""
+"""Hidden size, layers, heads, intermediate size, tied embeddings, vision, from the published config.json files."""
 
 
 def size_of(config: Qwen3VLConfig) -> ModelSize:
-    """Of the model that `config` describes, built without memory."""
+    """The size of the model that `config` describes. The model is built on the meta device, so it takes no memory."""
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration(config)
     text, vision = config.text_config, sum(p.numel() for p in model.model.visual.parameters())
@@ -38,7 +38,7 @@ def size_of(config: Qwen3VLConfig) -> ModelSize:
 
 
 def published_config(name: str) -> Qwen3VLConfig | None:
-    """The configuration of a published model by its hub id; None where its shapes are not known."""
+    """The configuration of a published model by its hub id; None if its shapes are not known."""
     size = next((size for size in _SHAPES if name.startswith("Qwen/Qwen3-VL") and f"-{size}" in name), None)
     if size is None:
         return None

@@ -1,4 +1,4 @@
-"""Qwen3-VL at a size that a laptop trains: the real classes, small numbers. No training here."""
+"""Qwen3-VL at a size that can be trained on a laptop: the real classes with small numbers. No training here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vsr1_core.recipes import TinyRecipe
 
 
 def tiny_config(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """The configuration of policy and embedder; head_dim is even and the three rotary sections sum to half of it."""
+    """The configuration of the tiny policy and embedder. The sum of the three rotary sections is half of head_dim."""
     head_dim = recipe.hidden_size // recipe.num_heads
     half = head_dim // 2
     spatial = half // 3
@@ -59,5 +59,6 @@ def tiny_config(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3
 
 
 INITIALIZER_RANGE = 0.06
-"""Of small layers: the published 0.02 suits a width of 2048, where a layer then keeps its input's scale."""
+"""Standard deviation of the weights of small layers. The published 0.02 is for a width of 2048, at which a layer keeps
+the scale of its input."""
 _TOKENS = ("image_pad", "video_pad", "vision_start", "vision_end")

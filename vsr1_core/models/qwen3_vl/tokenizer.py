@@ -1,4 +1,4 @@
-"""Qwen's special tokens and chat form, and the tiny models' tokenizer, a byte-level BPE that has them. No weights."""
+"""Qwen's special tokens and chat template, and the tokenizer of the tiny models, a byte-level BPE that has them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
     "<REFINE>",
 )
-# One turn per message, as Qwen's own template; a video becomes one placeholder that `inputs` expands.
+# One turn per message, as in Qwen's own template; a video becomes one placeholder that `inputs` expands.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.content is string %}{{ message.content }}{%- else %}{%- for part in message.content %}"
@@ -27,13 +27,13 @@ CHAT_TEMPLATE = (
     "{%- else %}{{ part.text }}{%- endif %}{%- endfor %}{%- endif %}{{ '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# Tags stay whole, so do seconds with one decimal (a time is one token, read off a time mark and written as a span),
-# other digits stand alone, words keep their leading space.
+# Tags stay whole, and so do seconds with one decimal, so that a time is one token both in a time mark and in a span.
+# Other digits are separate tokens, and words keep their leading space.
 _SPLIT = r"</?[a-z]+>|not_matched|matched|\p{N}{1,2}\.\p{N}(?!\p{N})|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens that can spell any text (byte fallback by construction)."""
+    """Train a tokenizer of at most `vocab_size` tokens that can spell any text, because it works on bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

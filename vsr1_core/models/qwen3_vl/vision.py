@@ -1,4 +1,5 @@
-"""The vision tower: patches -> features (`VisionTower`), the digest of its weights, and its attention in batches."""
+"""The vision tower, which makes features from patches (`VisionTower`), the digest of its weights, and its attention in
+batches."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, video_la
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """tokens: [n, H]; deepstack: one [n, H] a level, added to the first layers' hidden states."""
+    """The features of one video. tokens: [n, H]; deepstack: one [n, H] per level, which is added to the hidden states
+    of the first layers."""
 
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
@@ -33,12 +35,12 @@ class VideoFeatures:
         return sum(t.numel() * t.element_size() for t in (self.tokens, *self.deepstack))
 
     def copied(self) -> VideoFeatures:
-        """The same values in memory of their own: a split of a batch is a view that holds all of it."""
+        """A copy in memory of its own: a part of a batch is a view that keeps the whole batch."""
         return VideoFeatures(self.tokens.clone(), tuple(d.clone() for d in self.deepstack), self.layout)
 
 
 def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[VideoFeatures]:
-    """One pass of the vision tower over all `videos`. Differentiable where gradients are on."""
+    """Encode all `videos` in one pass of the vision tower. Differentiable if gradients are on."""
     device = model.visual.patch_embed.proj.weight.device
     patches = torch.cat([v.patches for v in videos]).to(device)
     grids = torch.tensor([v.grid for v in videos], device=device)
@@ -51,13 +53,14 @@ def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[V
 
 
 _NOT_IN_WEIGHTS = ("num_heads", "deepstack_visual_indexes", "hidden_act", "patch_size", "spatial_merge_size")
-"""What of a tower's config decides its features, and no shape of a tensor tells for sure."""
+"""Settings of the tower's config that decide its features and cannot be told from the shapes of tensors."""
 
 
 def vision_digest(model: Qwen3VLModel) -> str:
-    """Digest of the vision tower: weights, precision, shape; 16 hex digits. What features depend on beside the frames.
+    """Digest (16 hex digits) of everything but the frames that decides features: weights, precision and shape.
 
-    Training that leaves the tower alone (the default) leaves it as it is, so all checkpoints of a run share features.
+    Training that does not change the tower (the default) does not change the digest, so all checkpoints of a run share
+    features.
     """
     vision = model.config.vision_config
     digest = hashlib.sha256(repr([getattr(vision, name) for name in _NOT_IN_WEIGHTS]).encode())
@@ -69,7 +72,7 @@ def vision_digest(model: Qwen3VLModel) -> str:
 
 @dataclass(frozen=True)
 class VisionTower:
-    """The vision tower of `model`, behind `protocols.VideoEncoder`. Its input is VideoPatches."""
+    """The vision tower of `model`; implements `protocols.VideoEncoder`. Its input is VideoPatches."""
 
     model: Qwen3VLModel
 
@@ -104,10 +107,10 @@ class VisionTower:
 
 
 class BatchedVisionAttention(Qwen3VLVisionAttention):
-    """Attention within each frame as one batched call where all frames have one size.
+    """Attention within each frame, as one batched call if all frames have the same size.
 
-    transformers calls attention once a frame without flash-attention: 512 calls a layer for 64 videos of 8 pairs of
-    frames. Same numbers, tested; frames of several sizes take the original way.
+    Without flash-attention, transformers calls attention once per frame: 512 calls per layer for 64 videos of 8 pairs
+    of frames. The numbers are the same (tested). For frames of different sizes, the original method runs.
     """
 
     def forward(
@@ -129,7 +132,7 @@ class BatchedVisionAttention(Qwen3VLVisionAttention):
 
 
 def batch_vision_attention(model: Qwen3VLModel) -> Qwen3VLModel:
-    """Make every vision block of `model` attend in batches; weights and names stay. Returns `model`."""
+    """Let every vision block of `model` compute attention in batches; weights and names stay. Returns `model`."""
     for block in model.visual.blocks:
         block.attn.__class__ = BatchedVisionAttention
     return model

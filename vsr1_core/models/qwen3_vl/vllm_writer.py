@@ -1,16 +1,16 @@
-"""Text on a GPU by vLLM (the extra `vllm`), behind `protocols.TextWriter`. No latents: the loop makes
-them from a pass over prompt and text.
+"""Writes text on a GPU with vLLM (the extra `vllm`); implements `protocols.TextWriter`. It makes no latents: the
+decoding loop makes them in a pass over prompt and text.
 
-vLLM gets the prompt as token ids with one placeholder for the video, and in place of pixels the vision features that
-this project keeps anyway, with their time marks: the tower runs once for both. Its answer says what it made of the
-prompt, and that must be, token for token, what this project made of it. Log-probabilities are those at temperature 1.
+vLLM gets the prompt as token ids with one placeholder for the video. In place of pixels it gets the vision features
+that this project keeps anyway, with their time marks, so the tower runs once for both. vLLM returns the prompt as it
+expanded it, which must equal the prompt of this project token by token. Log-probabilities are at temperature 1.
 
-Seen with vLLM 0.30's CPU build and models of random weights with heads of 32, in float32: greedy texts equal the loop's
-token by token, log-probabilities and odds of the decision to 1e-5, also behind videos of 6,272 and 9,408 tokens and
-with Qwen's own tokenizer; equal seeds give equal samples (`test_vllm_writes_what_the_loop_writes`). In bfloat16, 17
-texts of 20 were equal, log-probabilities to 0.05. Not run so far: a GPU and published weights, so its speed, and its
-memory beside the policy's, are not known. vLLM warns that its multi-modal warmup failed: that is with pixels, of which
-it gets none here.
+Tested with the CPU build of vLLM 0.30 and models of random weights with heads of 32, in float32: greedy texts equal
+those of the loop token by token, log-probabilities and odds of the decision agree to 1e-5, also after videos of 6,272
+and 9,408 tokens and with Qwen's own tokenizer, and equal seeds give equal samples
+(`test_vllm_writes_what_the_loop_writes`). In bfloat16, 17 of 20 texts were equal, and log-probabilities agreed to 0.05.
+A GPU and published weights have not been tested, so the speed, and the memory beside the policy's, are not known. vLLM
+warns that its multi-modal warmup failed: the warmup uses pixels, and vLLM gets none here.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ from vsr1_core.models.soft_query import is_soft_query
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
 
 INSTALL = (
-    "the text writer `vllm` needs vLLM, which is not installed. On a Linux machine with an NVIDIA GPU: "
-    "pip install -e '.[vllm]' (without constraints.txt, some of whose versions vLLM excludes)"
+    "the text writer `vllm` needs vLLM, which is not installed. On a Linux machine with an NVIDIA GPU, run: "
+    "pip install -e '.[vllm]' (without constraints.txt, because vLLM excludes some of its versions)"
 )
 _PIXELS = {"shortest_edge": 4096, "longest_edge": 25_165_824}
-"""Of a whole video, as published with Qwen3-VL. No pixels are processed here, but vLLM reckons its buffers by it."""
+"""Pixels of a whole video, as published with Qwen3-VL. No pixels are processed here, but vLLM computes the size of its
+buffers from these numbers."""
 
 _running: list[Any] = []
-"""The last writer's engine: it outlives the writer with its processes and its memory, which the next one needs."""
+"""The engine of the last writer. Its processes and its memory outlive the writer, and the next writer needs the
+memory."""
 
 
 @dataclass(frozen=True)
 class VLLMWriter:
-    """Text by `llm`, a vllm.LLM made as `open_writer` makes it; `sampling_params` is vllm's class of that name.
+    """Writes text with `llm`, a vllm.LLM from `open_writer`; `sampling_params` is the class vllm.SamplingParams.
 
-    A `generator` seeds each row; its draws are not those of the in-process loop.
+    A `generator` draws a seed for each row; the samples differ from those of the in-process loop.
     """
 
     llm: Any
@@ -64,7 +66,7 @@ class VLLMWriter:
         settings: DecodeSettings,
         generator: torch.Generator | None = None,
     ) -> list[Decoded]:
-        """Raises RuntimeError where vLLM reads another prompt than the one given."""
+        """See `protocols.TextWriter`. Raises RuntimeError if vLLM expands a prompt differently than this project."""
         requests = [request(*row, self.tokenizer) for row in zip(prompts, features, strict=True)]
         kwargs = [sampling(settings, self.tokenizer, seed) for seed in _seeds(len(prompts), generator)]
         outputs = self.llm.generate(requests, [self.sampling_params(**k) for k in kwargs], use_tqdm=False)
@@ -74,13 +76,17 @@ class VLLMWriter:
 def open_writer(
     policy: LoadedPolicy, folder: Path, max_model_len: int = 16_384, gpu_memory_utilization: float = 0.5
 ) -> VLLMWriter:
-    """vLLM with the weights of `policy`, exported to `folder` unless they are there already. The process' writer
-    before this one is stopped.
+    """Start vLLM with the weights of `policy`. An earlier writer of this process is stopped.
 
-    max_model_len: tokens of the longest prompt and its text (64 frames of 200,704 pixels are 6,700).
-    gpu_memory_utilization: vLLM's share of the GPU; policy and embedder need the rest. Of main memory with vLLM's CPU
-        build, unless VLLM_CPU_KVCACHE_SPACE says how many GiB its cache takes.
-    Raises ModuleNotFoundError, which says how to install vLLM.
+    Args:
+        policy: The policy whose text is written.
+        folder: Where the weights are exported to for vLLM, unless the folder has them already.
+        max_model_len: Tokens of the longest prompt with its text (64 frames of 200,704 pixels are 6,700 tokens).
+        gpu_memory_utilization: The share of GPU memory for vLLM; policy and embedder need the rest. With the CPU build
+            of vLLM it is a share of main memory, unless VLLM_CPU_KVCACHE_SPACE sets the GiB of its cache.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed; the message says how to install it.
     """
     try:
         from vllm import LLM, SamplingParams
@@ -98,10 +104,10 @@ def open_writer(
         dtype=str(policy.model.dtype).removeprefix("torch."),
         max_model_len=min(max_model_len, policy.model.config.text_config.max_position_embeddings),
         gpu_memory_utilization=gpu_memory_utilization,
-        enforce_eager=policy.model.device.type == "cpu",  # there, compiling takes a minute or more
+        enforce_eager=policy.model.device.type == "cpu",  # on a CPU, compiling takes a minute or more
         enable_mm_embeds=True,
         limit_mm_per_prompt={"image": 0, "video": 1},
-        skip_mm_profiling=True,  # the tower is loaded, but sees no pixels
+        skip_mm_profiling=True,  # the tower is loaded, but gets no pixels
         generation_config="vllm",
         logprobs_mode="raw_logprobs",
     )
@@ -110,9 +116,9 @@ def open_writer(
 
 
 def request(prompt: Prompt, feature: VideoFeatures | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A prompt in vLLM's form: its video as one placeholder, and the features that it stands for.
+    """A prompt in the format of vLLM: its video as one placeholder, and the features of the video.
 
-    Main features and deepstack levels stand side by side, [n, H * (1 + levels)], as vLLM's own tower gives them.
+    Main features and deepstack levels are side by side, [n, H * (1 + levels)], as the tower of vLLM returns them.
     """
     if feature is None:
         return {"prompt_token_ids": prompt.token_ids.tolist()}
@@ -126,7 +132,8 @@ def request(prompt: Prompt, feature: VideoFeatures | None, tokenizer: PreTrained
 
 
 def _folded(prompt: Prompt, feature: VideoFeatures, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's ids with its whole video, from the first time mark to the last frame's end, as one placeholder."""
+    """The token ids of the prompt, in which the whole video, from its first time mark to the end of the last frame, is
+    one placeholder."""
     ids, places = prompt.token_ids.tolist(), prompt.video_mask.nonzero()[:, 0].tolist()
     first_mark = tokenizer(mark_text(feature.layout.marks_s[0]), add_special_tokens=False)["input_ids"]
     start, end = places[0] - 1 - len(first_mark), places[-1] + 2
@@ -134,7 +141,8 @@ def _folded(prompt: Prompt, feature: VideoFeatures, tokenizer: PreTrainedTokeniz
 
 
 def sampling(settings: DecodeSettings, tokenizer: PreTrainedTokenizerBase, seed: int | None) -> dict[str, Any]:
-    """vLLM's SamplingParams for one row: it ends where the loop would end it, and says the odds of the decision."""
+    """Arguments of vllm.SamplingParams for one row. The text ends where the loop would end it, and vLLM returns the
+    log-probabilities of the two decisions."""
     decision = decision_tokens(tokenizer)
     return {
         "temperature": settings.temperature,
@@ -154,11 +162,11 @@ def _seeds(count: int, generator: torch.Generator | None) -> list[int] | list[No
 
 
 def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Decoded:
-    """One of vLLM's RequestOutputs as a row without latents."""
+    """A vllm.RequestOutput as a row without latents."""
     if list(output.prompt_token_ids) != prompt.token_ids.tolist():
         raise RuntimeError(
-            f"vLLM read a prompt of {len(output.prompt_token_ids)} tokens where {len(prompt.token_ids)} were meant: it "
-            "expands videos otherwise than this project does; use vLLM 0.30, or the text writer `in-process`"
+            f"vLLM read a prompt of {len(output.prompt_token_ids)} tokens instead of {len(prompt.token_ids)}, because "
+            "it expands videos differently than this project does; use vLLM 0.30, or the text writer `in-process`"
         )
     written = output.outputs[0]
     ids, decision = list(written.token_ids), decision_tokens(tokenizer)
@@ -172,8 +180,8 @@ def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def export_for_vllm(policy: LoadedPolicy, folder: Path) -> None:
-    """A folder that vLLM loads: the published Qwen3-VL's form. vLLM refuses tensors that it does not know, so the soft
-    query modules stay out; it asks for a processor's settings, so they are written."""
+    """Write a folder that vLLM loads, in the format of the published Qwen3-VL. vLLM refuses tensors that it does not
+    know, so the soft query modules are left out; it needs the settings of a processor, so they are written."""
     with atomic_folder(folder) as temporary:
         known = {k: v for k, v in policy.model.state_dict().items() if not is_soft_query(k)}
         policy.model.save_pretrained(temporary, state_dict=known)

@@ -1,3 +1,4 @@
-"""X-CLIP (text and video towers of CLIP's kind) as embedder. Only `family` is for others, through `models.registry`."""
+"""X-CLIP (text and video towers like those of CLIP) as embedder. Other packages use only `family`, through
+`models.registry`."""
 
 MODEL_TYPES = ("xclip",)

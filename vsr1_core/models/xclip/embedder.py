@@ -1,8 +1,9 @@
-"""X-CLIP as the search engine's model, with soft tokens in its text tower.
+"""X-CLIP as the model of the search engine, with soft tokens in its text tower.
 
-A text is `<|startoftext|> words <|endoftext|>`; soft tokens go before the closing token, whose hidden state, after the
-final norm and projected, is the embedding. X-CLIP's own text features also look at the video that they are compared
-with (its prompt generator): an index needs vectors that do not, so that part is not used.
+A text is `<|startoftext|> words <|endoftext|>`. Soft tokens are inserted before the closing token; the hidden state of
+the closing token, after the final norm and the projection, is the embedding. The text features of X-CLIP itself also
+depend on the video with which they are compared (its prompt generator). An index needs vectors that do not, so that
+part is not used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vsr1_core.models.xclip.pixels import Normalisation, pixel_values
 
 
 class XCLIPEmbedder:
-    """A frozen X-CLIP behind `protocols.Embedder`. E is its text tower's width, D its projection's size."""
+    """A frozen X-CLIP; implements `protocols.Embedder`. E is the width of its text tower, D that of its projection."""
 
     def __init__(
         self,
@@ -50,18 +51,18 @@ class XCLIPEmbedder:
 
     @functools.cached_property
     def text_digest(self) -> str:
-        """Of the tokenizer: there is no template."""
+        """Digest (16 hex digits) of the tokenizer; X-CLIP has no template."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
     def with_head(self, head: nn.Module | None) -> XCLIPEmbedder:
         return self if head is self.head else XCLIPEmbedder(self.model, self.tokenizer, self.scale, head)
 
     def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Unit vectors [B, D]; `latents[b]` is [n_b, E] or None; gradients flow to them.
+        """Unit vectors [B, D]; `latents[b]` is [n_b, E] or None, and gradients flow to the latents.
 
-        The tower has a fixed number of positions (77 as published): a text is cut where it and its soft tokens would
-        need more, as CLIP's own processor cuts texts. Rows are right-padded: the tower is causal, so nothing before the
-        padding changes. Raises ValueError where the soft tokens alone leave no room for a text.
+        The tower has a fixed number of positions (77 as published). If a text and its soft tokens need more, the text
+        is cut, as CLIP's own processor does. Rows are right-padded: the tower is causal, so padding changes nothing
+        before it. Raises ValueError if the soft tokens leave no room for a text.
         """
         soft = list(latents) if latents is not None else [None] * len(queries)
         embed = self.model.text_model.embeddings.token_embedding
@@ -80,24 +81,25 @@ class XCLIPEmbedder:
         for query, ids in zip(queries, rows, strict=True):
             if not ids or ids[-1] != self.tokenizer.eos_token_id:
                 raise ValueError(
-                    f"no place for latents after the query {query!r}: the embedder's tokenizer does not close it with "
-                    f"{self.tokenizer.eos_token}"
+                    f"latents cannot be inserted after the query {query!r}, because the tokenizer of the embedder does "
+                    f"not close it with {self.tokenizer.eos_token}; use the tokenizer that belongs to the model"
                 )
         return rows
 
     def _cut(self, ids: list[int], num_soft: int) -> list[int]:
-        """The tokens that fit beside `num_soft` others; the last one always does."""
+        """The tokens that fit beside `num_soft` soft tokens; the closing token is always kept."""
         positions = self.model.config.text_config.max_position_embeddings
         room = positions - num_soft - 1
         if room < 2:  # the opening token and one of the text
             raise ValueError(
-                f"{num_soft} soft tokens leave no room for a query in a text tower of {positions} positions: use fewer "
-                "turns or soft tokens, or a policy that keeps the last turn's alone (accumulate=False)"
+                f"{num_soft} soft tokens leave no room for a query in a text tower of {positions} positions; use fewer "
+                "turns or soft tokens, or a policy that keeps only those of the last turn (accumulate=False)"
             )
         return [*ids[:-1][:room], ids[-1]]
 
     def _read(self, rows: Sequence[Tensor]) -> Tensor:
-        """The text tower over rows of input embeddings [L_b, E]: the hidden state [B, E] of each row's last one."""
+        """Read rows of input embeddings [L_b, E] with the text tower; returns the last hidden state of each row,
+        [B, E]."""
         tower = self.model.text_model
         hidden = tower.embeddings(inputs_embeds=nn.utils.rnn.pad_sequence(list(rows), batch_first=True))
         mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
@@ -106,7 +108,7 @@ class XCLIPEmbedder:
         return tower.final_layer_norm(output.last_hidden_state)[torch.arange(len(rows), device=hidden.device), last]
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, D]. Of each video the tower sees so many frames as its config names, evenly spread."""
+        """Unit vectors [B, D]. The tower reads as many frames of each video as its config says, evenly spaced."""
         vision = self.model.config.vision_config
         pixels = torch.stack([pixel_values(v, vision.num_frames, vision.image_size, self.scale) for v in videos])
         features = self.model.get_video_features(pixels.to(self.model.text_projection.weight)).pooler_output

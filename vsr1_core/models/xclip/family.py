@@ -1,4 +1,4 @@
-"""What X-CLIP offers: embedders."""
+"""The family X-CLIP, which offers embedders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class XCLIP:
 
     def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> XCLIPEmbedder:
         model, info = XCLIPModel.from_pretrained(folder, dtype=dtype, **LOADING)
-        # Checkpoints written by older versions hold the numbers 0..L-1, too.
+        # Checkpoints that older versions wrote also contain the numbers 0..L-1.
         info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.endswith("embeddings.position_ids")}
         check_loaded(str(folder), info)
         model.requires_grad_(False)
@@ -46,7 +46,7 @@ class XCLIP:
         )
 
     def published_size(self, model_id: str) -> ModelSize | None:
-        """None: no published size is kept here; a model that lies on this machine is counted."""
+        """None, because no published sizes are recorded here; `model_size` works for a model on this machine."""
         return None
 
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""Stored frames as X-CLIP's vision tower takes them: so many, of one size, cut to a square, normalised. No weights."""
+"""Makes the input of X-CLIP's vision tower from stored frames: a fixed number of frames, resized, cut to a square and
+normalised. No weights."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ from vsr1_core.rows.files import read_json
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per channel, of values in [0, 1]. The defaults are ImageNet's, which X-CLIP was published with."""
+    """Mean and standard deviation per channel, of values in [0, 1]. The defaults are those of ImageNet, with which
+    X-CLIP was published."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 def normalisation(folder: Path) -> Normalisation:
-    """What the checkpoint's preprocessor_config.json says, else the defaults."""
+    """The normalisation in the checkpoint's preprocessor_config.json; the defaults if there is no such file."""
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return Normalisation()
@@ -32,14 +34,15 @@ def normalisation(folder: Path) -> Normalisation:
 
 
 def pixel_values(frames: VideoFrames, num_frames: int, size: int, scale: Normalisation) -> Tensor:
-    """Frames uint8 [T, H, W, 3] -> float32 [num_frames, 3, size, size].
+    """Make float32 [num_frames, 3, size, size] from frames uint8 [T, H, W, 3].
 
-    Frames are taken evenly from the first to the last, some of them twice where there are fewer than `num_frames`; the
-    shorter side is resized to `size`, and the middle of the longer one is kept. ValueError for a video without frames.
+    Frames are chosen evenly from the first to the last, some of them twice if there are fewer than `num_frames`. The
+    shorter side is resized to `size`, and the middle of the longer side is kept. Raises ValueError for a video without
+    frames.
     """
     count, height, width = frames.pixels.shape[:3]
     if not count:
-        raise ValueError("a video without frames cannot be embedded: build frame_tensors again")
+        raise ValueError("a video without frames cannot be embedded; build frame_tensors again")
     chosen = np.linspace(0, count - 1, num_frames).round().astype(int)
     pixels = torch.from_numpy(np.array(frames.pixels[chosen])).permute(0, 3, 1, 2).float() / 255
     factor = size / min(height, width)
