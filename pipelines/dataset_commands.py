@@ -14,7 +14,7 @@ import typer
 from pipelines import show
 from pipelines.commands import UserError, command, known_entry
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
-from pipelines.settings import read_settings
+from pipelines.settings import Settings, read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
 from vsr1_core.datasets.registry import DatasetEntry, configuration_of, load_entries, remove_entry, save_entry
@@ -62,11 +62,7 @@ def dataset_show(name: str) -> None:
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
     rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
     rows += [["models", models_of(settings.home, entry)], ["frames", frames_of(settings.home, entry)]]
-    imported = current_import(Lake(settings.home / "lake"), name)
-    if imported is not None:
-        record = imported.record
-        said = f"{record['source']} ({', '.join(record['splits'])}), {record['imported_at']}"
-        rows.append(["imported from", said])
+    rows += _imported_from(settings, name)
     show.console().print(show.table(entry.name, ["", ""], rows))
     if name in BENCHMARKS:
         _show_benchmark(BENCHMARKS[name], entry)
@@ -91,6 +87,18 @@ def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
     name = benchmark.name
     typer.echo(f"If the files are in other folders: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER")
     typer.echo(f"Then run: vsr1 dataset check {name}, and: vsr1 build --dataset {name}")
+
+
+def _imported_from(settings: Settings, name: str) -> list[list[str]]:
+    """One line about what was imported for the dataset, or why that cannot be used any more; none without an import."""
+    try:
+        imported = current_import(Lake(settings.home / "lake"), name)
+    except ValueError as error:
+        return [["imported from", str(error)]]
+    if imported is None:
+        return []
+    record = imported.record
+    return [["imported from", f"{record['source']} ({', '.join(record['splits'])}), {record['imported_at']}"]]
 
 
 @datasets.command("check", epilog="The exit code is 0 if nothing was found, and 1 otherwise.")

@@ -41,7 +41,7 @@ TINY = Configuration(
     frames=TINY_FRAMES,
     models=ModelRecipe(
         options=MethodOptions(system_prompt="Does the video show what the query describes?"),
-        tiny=TinyRecipe(seeing_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
+        tiny=TinyRecipe(vision_pretraining_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
     ),
     retrieval=RetrievalRecipe(num_hard_negatives=6),  # the rest is random: with hard ones alone, tokens erase the query
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
@@ -68,7 +68,7 @@ EXPERIMENT = dataclasses.replace(
     name="experiment",
     toy=dataclasses.replace(TINY.toy, num_train=3000),
     models=dataclasses.replace(
-        TINY.models, tiny=dataclasses.replace(TINY.models.tiny, seeing_steps=300, contrastive_steps=220)
+        TINY.models, tiny=dataclasses.replace(TINY.models.tiny, vision_pretraining_steps=300, contrastive_steps=220)
     ),
     sft=dataclasses.replace(TINY.sft, steps=700),
     fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
@@ -99,7 +99,7 @@ NANO = Configuration(
             num_layers=2,
             num_heads=2,
             vision_hidden_size=32,
-            seeing_steps=2,
+            vision_pretraining_steps=2,
             contrastive_steps=2,
             contrastive_batch=8,
         )

@@ -80,7 +80,7 @@ class TinyRecipe:
     vision_depth: Count = 2
     patch_size: Count = 16
     vocab_size: Count = 1024
-    seeing_steps: Whole = 150
+    vision_pretraining_steps: Whole = 150
     """Of the vision tower alone, which learns the captions' words before anything else."""
     contrastive_steps: Whole = 400
     contrastive_batch: Annotated[int, Range(2)] = 64

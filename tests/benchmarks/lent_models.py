@@ -19,7 +19,7 @@ def lend_untrained_models(home: Path, workers: int = 1) -> None:
     folder = home / "data" / LENDER
     entry = DatasetEntry(LENDER, "toy", str(folder / "videos"), str(folder), "tiny")
     save_entry(home, entry)
-    tiny = dataclasses.replace(TINY.models.tiny, seeing_steps=1, contrastive_steps=1, contrastive_batch=4)
+    tiny = dataclasses.replace(TINY.models.tiny, vision_pretraining_steps=1, contrastive_steps=1, contrastive_batch=4)
     models = dataclasses.replace(TINY.models, tiny=tiny)
     config = dataclasses.replace(TINY, models=models, toy=NANO.toy)
     view = View(Lake(home / "lake"), entry, config, all_stages(), home=home)

@@ -159,6 +159,6 @@ def test_the_experiment_is_tiny_with_more_videos_steps_and_methods() -> None:
     own = ("matched_share", "lr", "refine_lr")
     as_tiny["grpo"] = replace(as_tiny["grpo"], **{name: getattr(TINY.grpo, name) for name in own})
     as_tiny["toy"] = replace(config.toy, num_train=TINY.toy.num_train)
-    steps = {name: getattr(TINY.models.tiny, name) for name in ("seeing_steps", "contrastive_steps")}
+    steps = {name: getattr(TINY.models.tiny, name) for name in ("vision_pretraining_steps", "contrastive_steps")}
     models = replace(config.models, tiny=replace(config.models.tiny, **steps))
     assert replace(config, name="tiny", evaluation=TINY.evaluation, models=models, **as_tiny) == TINY

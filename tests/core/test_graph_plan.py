@@ -87,3 +87,9 @@ def test_stages_come_out_upstream_first() -> None:
 def test_a_missing_upstream_is_named() -> None:
     with pytest.raises(ValueError, match="squares"):
         in_order([Squares()])
+
+
+def test_a_group_that_is_none_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Numbers, "group", "oddities")
+    with pytest.raises(ValueError, match="stage 'numbers' has the group 'oddities'; the groups are: sources, corpus"):
+        in_order([Numbers()])

@@ -35,7 +35,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     before = weights_of(world.policy.model)
     world.train(train_run.SFT, tmp_path / "trainer")
     assert_same_training(before, weights_of(world.policy.model), load_file(tmp_path / "sft-0.safetensors"))
-    unmoved = replace(train_run.BASE, seeing_steps=0, contrastive_steps=0)
+    unmoved = replace(train_run.BASE, vision_pretraining_steps=0, contrastive_steps=0)
     alone = weights_of(train_run.base_model())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_run, "BASE", unmoved)

@@ -48,6 +48,9 @@ def _stage_modules() -> list[ModuleType]:
 
 def in_order(stages: list[Stage]) -> dict[str, Stage]:
     """Topological order; among ready stages that of their groups, then of their names."""
+    strange = next((stage for stage in stages if stage.group not in GROUPS), None)
+    if strange is not None:
+        raise ValueError(f"stage {strange.name!r} has the group {strange.group!r}; the groups are: {', '.join(GROUPS)}")
     done: dict[str, Stage] = {}
     left = sorted(stages, key=lambda stage: (GROUPS.index(stage.group), stage.name))
     while left:

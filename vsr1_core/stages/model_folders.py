@@ -107,6 +107,11 @@ class ModelStage(Stage):
                 f"run: vsr1 build --dataset {models.entry.name}"
             )
         options = models.rows(self.name, [self.key, "options"])
+        if models.table(self.name).new_columns():
+            raise ValueError(
+                f"dataset {view.entry.name!r} uses the models of {models.entry.name!r}, which an earlier version of "
+                f"this project made; build these first: vsr1 build --dataset {models.entry.name}"
+            )
         return {i: Row({BORROWED: versions[i]}, known_options(made_with)) for i, made_with in options.iter_rows()}
 
     def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:

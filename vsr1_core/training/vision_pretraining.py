@@ -40,16 +40,16 @@ def learn_to_see(
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[CurvePoint]:
-    """Train the vision tower and the word embeddings in place, `recipe.seeing_steps` steps of `batch_size` videos.
-    Returns the loss curve."""
+    """Train the vision tower and the word embeddings in place, `recipe.vision_pretraining_steps` steps of `batch_size`
+    videos. Returns the loss curve."""
     encoder, video_ids, curve = embedder.encoder, sorted(events), list[CurvePoint]()
     words = word_targets(embedder.tokenizer, events)
     table = embedder.word_embeddings
     vision = embedder.vision_tower.named_parameters()
     named = [*((f"visual.{name}", p) for name, p in vision), ("embed_tokens", table)]
-    optimizer = MuonAndAdamW(named, recipe.contrastive_lr, recipe.seeing_steps)
-    progress = Progress(log, "seeing", recipe.seeing_steps, "steps")
-    for step in range(recipe.seeing_steps):
+    optimizer = MuonAndAdamW(named, recipe.contrastive_lr, recipe.vision_pretraining_steps)
+    progress = Progress(log, "vision pretraining", recipe.vision_pretraining_steps, "steps")
+    for step in range(recipe.vision_pretraining_steps):
         chosen = local_share(rng.sample(video_ids, batch_size))
         with training_attention("cpu"):
             features = encoder.encode([encoder.prepare(load(v)) for v in chosen])
@@ -65,8 +65,8 @@ def learn_to_see(
                 loss = F.cross_entropy(LOGIT_SCALE * seen @ table.T, targets, reduction="sum")
             loss = shared_mean(loss, len(pairs))
         optimizer.step(loss)
-        curve.append(CurvePoint(step, "seeing_loss", loss.item()))
-        progress.note(step + 1, {"seeing_loss": loss.item()})
+        curve.append(CurvePoint(step, "vision_pretraining_loss", loss.item()))
+        progress.note(step + 1, {"vision_pretraining_loss": loss.item()})
     return curve
 
 
