@@ -116,7 +116,7 @@ def test_a_folder_of_videos_has_no_published_part_and_is_told_how_few_queries_it
     text = text_of(inputs_for(18, dataset="clips", kind="folder"))
     assert "published" not in text.lower()
     assert "Only 18 queries" in text
-    assert "5.6 points" in text
+    assert "5.6 percentage points" in text
 
 
 def test_without_annotations_there_is_nothing_to_score_and_the_report_says_so(tmp_path: Path) -> None:

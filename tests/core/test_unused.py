@@ -125,7 +125,7 @@ def test_the_command_lists_and_deletes_only_when_told(
     listed = prune("--days", "30")
     assert f"{ASSET}-earlier" in listed
     assert f"{ASSET}-present" not in listed
-    assert "nothing was deleted" in listed
+    assert "Nothing was deleted" in listed
     assert sorted(checkpoints.iterdir()) == before
     assert "Deleted 1 of 1" in prune("--days", "30", "--delete")
     assert sorted(checkpoints.iterdir()) == [path for path in before if path.name != f"{ASSET}-earlier"]

@@ -108,7 +108,7 @@ def test_models_that_go_round_in_a_circle_are_refused_and_listed(home: Path, cli
 def test_a_clean_dataset_exits_with_0(clips: Path) -> None:
     result = run("dataset", "check", "mine")
     assert result.exit_code == 0, result.output
-    assert "are what the annotations say" in result.stdout
+    assert "agree with the annotations" in result.stdout
 
 
 def test_findings_exit_with_1_and_come_as_table_csv_and_json(clips: Path) -> None:
