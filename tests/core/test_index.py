@@ -109,7 +109,7 @@ def test_what_is_no_unit_vector_is_refused(vectors):
 
 
 def test_ids_and_dimensions_must_fit(rng, vectors):
-    with pytest.raises(ValueError, match=r"given twice.*v001"):
+    with pytest.raises(ValueError, match=r"occur twice.*v001"):
         build_index(["v001", *IDS[1:]], vectors)
     with pytest.raises(ValueError, match="199 video ids for 200 vectors"):
         build_index(IDS[1:], vectors)

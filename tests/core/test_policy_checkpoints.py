@@ -157,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path: Path, chang
 
 def test_a_released_checkpoint_is_never_started_anew(tmp_path: Path) -> None:
     write_released(tmp_path)
-    with pytest.raises(ValueError, match=r"already has soft query modules"):
+    with pytest.raises(ValueError, match="already has soft query modules"):
         load_base_policy(str(tmp_path), SoftQueryConfig(D, E))
 
 

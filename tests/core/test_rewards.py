@@ -148,7 +148,7 @@ def test_a_reward_needs_a_name_of_its_own_and_a_range_that_it_keeps(monkeypatch)
         with pytest.raises(ValueError, match=problem):
             reward(name, says="nothing.", low=low, high=1.0)
     monkeypatch.setitem(REWARDS, "mine", Reward("mine", "nothing.", 0.0, 1.0, lambda episode: 3.0))
-    with pytest.raises(ValueError, match=r"'mine' gave 3.0, but is said to be in \[0.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"'mine' is 3.0, which is outside its range \[0.0, 1.0\]"):
         rewards(match(4.0, 10.0))
 
 

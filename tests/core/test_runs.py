@@ -85,7 +85,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(
         with pytest.raises(Stopped):
             train(stopped, recipe, run)
     found = train(resumed, recipe, run)
-    assert "training: goes on from step 3" in lines
+    assert "training: continues from step 3" in lines
     weights = resumed.policy.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in whole.policy.model.state_dict().items())
     assert without_times(found) == without_times(expected)

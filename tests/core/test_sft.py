@@ -195,7 +195,7 @@ def test_adapters_begin_as_no_change() -> None:
 def test_what_learns_has_to_be_float32(tmp_path: Path) -> None:
     world = make_world()
     world.policy.model.bfloat16()
-    with pytest.raises(ValueError, match="what learns has to be float32"):
+    with pytest.raises(ValueError, match="trained weights must be float32"):
         world.train(RECIPE, tmp_path)
 
 

@@ -205,6 +205,6 @@ def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
     assert broken.exit_code == 1
     assert [path.name for path in trainer.glob("*/*")] == ["checkpoint-1"]
     output = run("build", "-d", "nano", "--assets", "sft_checkpoint").output
-    assert "nano/sft_checkpoint: goes on from step 1" in output
+    assert "nano/sft_checkpoint: continues from step 1" in output
     assert [row["digest"] for row in table.rows().to_dicts()] == [row["digest"] for row in expected]
     assert not trainer.exists()

@@ -37,7 +37,7 @@ class TensorFolder:
         self._keep_bound()
 
     def get(self, key: str) -> tuple[dict[str, Tensor], dict[str, object]] | None:
-        """The tensors and the note of `key`; None without an entry. A broken file is removed, and counts as none."""
+        """The tensors and the note of `key`; None if there is no entry. A broken file is removed and counts as none."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,7 +1,7 @@
-"""The search loop: retrieve, verify, refine (softly or by words), search again; many queries at once.
+"""The search loop: retrieve, verify, refine (by soft tokens or by words), and search again, for many queries at once.
 
-Every turn is one batch of the queries that are still open, sorted by prompt length and decoded in chunks. Sampling
-(for GRPO) and greedy search are the same code. Metrics, tables and training are elsewhere.
+In every turn, all queries that are still open are one batch, sorted by prompt length and decoded in chunks. Sampling
+(for GRPO) and greedy search use the same code. Metrics, tables and training are elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vsr1_core.search.index import VideoIndex
 
 @dataclass(frozen=True)
 class EpisodeQuery:
-    """A query to search for. `gt_video_id` is None where the answer is not known: ranks are None then."""
+    """A query to search for. `gt_video_id` is None if the right video is not known; all ranks are None then."""
 
     query_id: str
     text: str
@@ -35,25 +35,24 @@ class EpisodeQuery:
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """How queries are searched for.
-
-    num_turns: verifications of a query at most. refine: `none` never changes the query (zero-shot, fine-tuned), `soft`
-    adds soft tokens to it, `text` searches for what the policy wrote anew. exclude_rejected: a video that was rejected
-    is not shown again for this query. batch_size: queries of one decoding pass; it changes no result but for rounding.
-    """
+    """How queries are searched for."""
 
     num_turns: int = 3
+    """The largest number of videos that are verified for a query."""
     refine: Refine = "soft"
+    """`none` never changes the query, `soft` adds soft tokens to it, `text` searches for what the policy rewrote."""
     exclude_rejected: bool = False
+    """A video that was rejected is not shown again for the same query."""
     last_latents: bool = False
     """A query carries only the latents of its last turn, whatever the checkpoint says."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch_size: int = 64
+    """How many queries are decoded in one pass. It changes results only by rounding."""
 
 
 @dataclass
 class Turn:
-    """One verification: the video shown (first of the ranking), its score, the right video's rank, the answer."""
+    """One verification: the shown video (first in the ranking), its score, the rank of the right video, the answer."""
 
     video_id: str
     score: float
@@ -62,15 +61,17 @@ class Turn:
     decoded: Decoded
     answer: Answer
     num_query_tokens: int = 0
-    """Of the decoded tokens, those of a new query's words."""
+    """How many of the decoded tokens are a new query."""
 
 
 @dataclass
 class Episode:
-    """All turns of one query. `final_rank` is the right video's rank in the last ranking made: that of the matched
-    turn, or the one after the last refinement; `final_video_id` and `final_score` are its first video. `final_vector`
-    is the query's vector as it stands: that of this ranking. `search_text`: the words that are embedded, the query's
-    own until the policy writes others; the policy is always asked about the query itself."""
+    """All turns of one query.
+
+    The last ranking is that of the matched turn, or the one after the last refinement: `final_rank` is the rank of the
+    right video in it, `final_video_id` and `final_score` are its first video, and `final_vector` [D] is the query
+    vector that made it. `search_text` is the text that is embedded: the query, until the policy writes a new one. The
+    policy is always asked about the query itself."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Episode:
 
 
 def turn_row(number: int, turn: Turn) -> dict[str, Any]:
-    """A turn as plain values, for a table. `number` counts from 1; `text` is all that the policy wrote."""
+    """A turn as plain values, for a table. `number` is counted from 1; `text` is everything that the policy wrote."""
     return {
         "turn": number,
         "video_id": turn.video_id,
@@ -113,12 +114,12 @@ def turn_row(number: int, turn: Turn) -> dict[str, Any]:
 
 
 MAX_SPAN_TOKENS = 32
-"""Enough for two numbers and their tags where a tag is not one token."""
+"""Enough for two numbers and their tags, even if a tag is several tokens."""
 
 
 def best_turn(episode: Episode) -> Turn | None:
-    """The turn that the answer policy `best` answers with: the match, else the highest match probability, the earlier
-    one on a tie. None where no turn came to a decision."""
+    """The turn of the best answer: the match, or else the turn of the highest match probability (the earlier one on a
+    tie). None if no turn has a decision."""
     if episode.is_matched:
         return episode.turns[-1]
     decided = [turn for turn in episode.turns if turn.decoded.matched_probability is not None]
@@ -140,8 +141,8 @@ class Verification:
 
 @dataclass(frozen=True)
 class BestAnswer:
-    """What the answer policy `best` says: the video, its span in seconds (None where none can be read), the
-    turn it was shown in, and how many tokens were decoded for the span beyond the episode's own."""
+    """The best answer: the turn and its video, the span in seconds (None if none can be read), and how many tokens were
+    decoded for the span in addition to those of the episode."""
 
     turn: int
     video_id: str
@@ -160,9 +161,11 @@ def verify(
     batch_size: int,
     generator: torch.Generator | None = None,
 ) -> list[Verification]:
-    """Ask the policy about each (query text, video id), in order; latents follow what is not matched, if any are set.
+    """Ask the policy about each pair (query text, video id). If `settings` ask for latents, they follow every answer
+    that is not a match.
 
-    Decoded in chunks of `batch_size` of about the same prompt length. `durations_s`: video id -> seconds.
+    Prompts of similar length are decoded together, `batch_size` at a time. `durations_s`: video id -> seconds. Returns
+    one verification per pair, in order.
     """
     if not pairs:
         return []
@@ -183,7 +186,7 @@ def _decode_in_chunks(
     batch_size: int,
     generator: torch.Generator | None = None,
 ) -> list[Decoded]:
-    """One outcome a prompt, in order; decoded in chunks of about the same length."""
+    """One result per prompt, in order; prompts of similar length are decoded together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
     found: dict[int, Decoded] = {}
     for start in range(0, len(order), batch_size):
@@ -201,7 +204,7 @@ def _decode_in_chunks(
 
 
 def prompts_of(policy: PolicyModel, queries: Sequence[str], layouts: Sequence[Any]) -> list[Prompt]:
-    """The prompt of each (query, video), with the checkpoint's own system prompt."""
+    """The prompt of each query with the layout of its video, and with the system prompt of the checkpoint."""
     system = policy.model.soft_query.system_prompt
     conversations = [build_messages(q, system) for q in queries]
     return policy.prompts(conversations, layouts)
@@ -209,12 +212,13 @@ def prompts_of(policy: PolicyModel, queries: Sequence[str], layouts: Sequence[An
 
 @dataclass
 class Searcher:
-    """Everything an episode needs: who verifies, who embeds, what is searched and what is shown.
+    """Searches for queries with a policy, an embedder and an index.
 
-    index: over vectors of `embedder` with size D. features: those of the index' videos by the policy's encoder.
-    durations_s: video id -> seconds. plain: plain queries' vectors by `embedder` that are known already (not used where
-    the policy has a query head).
+    index: over vectors of `embedder`, of size D. features: of the videos in the index, by the encoder of the policy.
+    durations_s: video id -> seconds. plain: known vectors of plain queries by `embedder`; they are not used if the
+    policy has a query head.
 
+    Example:
         searcher = Searcher(policy, embedder, index, features, durations_s, EpisodeSettings(num_turns=3))
         [episode] = searcher.run([EpisodeQuery("q1", "a person opens a fridge")])
         episode.final_video_id, episode.is_matched
@@ -240,9 +244,10 @@ class Searcher:
         first_vectors: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Episode]:
-        """One episode a query, in order. `first_vectors` [Q, D] saves embedding the plain queries again.
+        """Search for all queries. Returns one episode per query, in order.
 
-        An episode that has rejected the whole corpus (`exclude_rejected`) ends with the ranking it made last.
+        `first_vectors` [Q, D]: the vectors of the plain queries, if they are known. An episode that has rejected the
+        whole corpus (`exclude_rejected`) ends with its last ranking.
         """
         episodes = [Episode(query) for query in queries]
         if not episodes:
@@ -266,8 +271,8 @@ class Searcher:
 
     @torch.no_grad()
     def prefix_ranks(self, episodes: Sequence[Episode]) -> list[list[int | None] | None]:
-        """The right video's rank in each last ranking if every turn had brought only its first k soft tokens,
-        k = 0..N: what more tokens bring, without searching again. None for an episode without latents."""
+        """For each episode, the rank of the right video in the last ranking if every turn had used only its first k
+        soft tokens, for k = 0..N. Nothing is searched again. None for an episode without latents."""
         refined = [e for e in episodes if e.latents]
         num_tokens = self.settings.decode.num_soft_tokens
         exclude = [e.rejected for e in refined] if self.settings.exclude_rejected else None
@@ -281,10 +286,10 @@ class Searcher:
 
     @torch.no_grad()
     def best_answers(self, episodes: Sequence[Episode]) -> list[BestAnswer | None]:
-        """The answer policy `best`: the video of the match, else that of the highest match probability, grounded.
+        """The best answer of each episode: the matched video, or else the video of the highest match probability.
 
-        A video that was not matched has no span yet: the policy is made to match it, behind its own trace, and the
-        span is decoded greedily. None where no turn came to a decision.
+        A video that was not matched has no span yet: after the policy's own reasoning, the decision is replaced by a
+        match, and the span is decoded greedily. None for an episode in which no turn has a decision.
         """
         tokens = decision_tokens(self.policy.tokenizer)
         best = [best_turn(episode) for episode in episodes]
@@ -305,7 +310,7 @@ class Searcher:
         return answers
 
     def _ground(self, forced: Mapping[int, tuple[Turn, list[int]]]) -> dict[int, tuple[Answer, int]]:
-        """The answer that follows each turn's prompt and forced tokens, and how many tokens that took."""
+        """The answer that follows the prompt and the forced tokens of each turn, and how many tokens were decoded."""
         if not forced:
             return {}
         turns = [turn for turn, _ in forced.values()]
@@ -326,9 +331,9 @@ class Searcher:
             episode.final_vector = vector
 
     def embed(self, episodes: Sequence[Episode]) -> Tensor:
-        """Query vectors [Q, D] of the episodes as they stand: text and the latents collected so far.
+        """Query vectors [Q, D] of the episodes as they are now, from text and the latents collected so far.
 
-        Differentiable where gradients are on and there are latents; the vectors of plain queries are kept.
+        Differentiable if gradients are on and there are latents. Vectors of plain queries are cached.
         """
         vectors: list[Tensor | None] = [None] * len(episodes)
         plain = [i for i, e in enumerate(episodes) if not e.latents]
@@ -346,13 +351,13 @@ class Searcher:
         return torch.stack([vector for vector in vectors if vector is not None])
 
     def _soft_tokens(self, episode: Episode) -> Tensor:
-        """A(z) of all turns so far, or of the last one, [n, E]."""
+        """The soft tokens A(z), [n, E], of all turns so far, or only of the last one."""
         policy = self.policy.model
         keeps = policy.soft_query.accumulate and not self.settings.last_latents
         return policy.append_input(torch.cat(episode.latents if keeps else episode.latents[-1:]))
 
     def _rank(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Rank all videos by the episodes' vectors and note what comes first. Returns those with a video to show."""
+        """Rank all videos for each episode and record the first one. Returns the episodes that have a video to show."""
         if not episodes:
             return []
         queries = torch.stack([e.final_vector for e in episodes if e.final_vector is not None]).float().cpu().numpy()
@@ -370,7 +375,7 @@ class Searcher:
         return showing
 
     def _verify(self, episodes: Sequence[Episode], generator: torch.Generator | None) -> None:
-        """Ask the policy about the video each episode found; append the turn and its latents."""
+        """Ask the policy about the video that each episode found; append the turn and its latents."""
         soft_tokens = self.settings.decode.num_soft_tokens if self.settings.refine == "soft" else 0
         pairs = [(e.query.text, e.final_video_id) for e in episodes]
         settings = replace(self.settings.decode, num_soft_tokens=soft_tokens)

@@ -1,7 +1,7 @@
-"""The search engine: a FAISS index over unit video vectors, its file form, exact ranks. No model and no tables here.
+"""The search engine: a FAISS index over unit video vectors, its files, and exact ranks. No model and no tables here.
 
-Scores are inner products of unit vectors, so cosines. On disk: `index.faiss` and `id_map.json`, a JSON
-list whose n-th entry is the id of the n-th vector. FAISS files are not safe to load from strangers.
+Scores are inner products of unit vectors, which are cosines. On disk an index is two files: `index.faiss`, and
+`id_map.json`, a JSON list whose n-th entry is the id of the n-th vector. Load FAISS files only from people you trust.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from vsr1_core.rows.files import atomic_folder, read_json, write_json
 
 Vectors = NDArray[np.float32]
 Exclude = Sequence[Collection[str]]
-"""For each query, the ids of videos that are not to be found."""
+"""For each query, the ids of the videos that a search must not return."""
 
 TIE = 1e-6
-"""Scores closer than this are the same score: float32 sums of one product differ by about 1e-7 between kernels."""
+"""Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
 UNIT_TOLERANCE = 1e-3
 QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
 MIN_VECTORS_PER_LIST = 39
-"""FAISS warns below this many vectors a k-means centroid."""
+"""FAISS warns if there are fewer vectors per k-means centroid."""
 REPAIR_GPU = (
     "a GPU index was asked for, but this faiss is built without GPU support (faiss-cpu and faiss-gpu overwrite each "
-    "other). Repair: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
+    "other); run: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class VideoIndex:
-    """`vectors` [V, D] are the videos' unit vectors, `ids` their names, `faiss_index` holds the same vectors."""
+    """An index of V videos. `vectors` float32 [V, D] are their unit vectors, `ids` their names, and `faiss_index` holds
+    the same vectors."""
 
     ids: tuple[str, ...]
     vectors: Vectors
@@ -51,15 +52,23 @@ class VideoIndex:
     def search(
         self, queries: NDArray[Any], k: int, exclude: Exclude | None = None
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """The k best videos of each of `queries` [Q, D], best first: a list of ids and one of cosines for each query.
+        """Find the k best videos for each query.
 
-        exclude: for each query, ids that are not to be found. A list is shorter than k where fewer videos are left, and
-        empty where all are excluded. Raises ValueError for k below 1, for vectors that are not unit vectors, and for
-        another size than the index has.
+        Args:
+            queries: Unit vectors [Q, D].
+            k: How many videos to find, at least 1.
+            exclude: For each query, ids of videos that must not be found.
+
+        Returns:
+            For each query a list of ids, best first, and a list of their cosines. A list is shorter than k if fewer
+            videos are left, and empty if all are excluded.
+
+        Raises:
+            ValueError: k is below 1, a vector is not a unit vector, or its size is not that of the index.
         """
         queries = self._checked(queries)
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise ValueError(f"k must be at least 1, not {k}")
         ids: list[list[str]] = []
         scores: list[list[float]] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -68,7 +77,7 @@ class VideoIndex:
             found = self.faiss_index.search(queries[start : start + QUERIES_AT_ONCE], min(k + more, len(self.ids)))
             for row, (row_scores, columns) in enumerate(zip(*found, strict=True)):
                 banned = some[row] if some is not None else ()
-                # IVF and HNSW fill up with -1 when they find fewer than asked for.
+                # IVF and HNSW fill the result with -1 if they find fewer videos than asked for.
                 hits = [(self.ids[c], float(s)) for c, s in zip(columns, row_scores, strict=True) if c >= 0]
                 hits = [(video_id, score) for video_id, score in hits if video_id not in banned][:k]
                 ids.append([video_id for video_id, _ in hits])
@@ -78,10 +87,10 @@ class VideoIndex:
     def ranks(
         self, queries: NDArray[Any], right_ids: Sequence[str | None], exclude: Exclude | None = None
     ) -> list[int | None]:
-        """Exact rank of each query's right video: 1 + number of videos with a strictly higher score.
+        """The exact rank of each query's right video: 1 + the number of videos with a strictly higher score.
 
-        Over all videos but the excluded ones, whatever kind the FAISS index is. None where the right video is not in
-        the index, excluded, or None.
+        All videos but the excluded ones are compared, whatever the kind of the FAISS index. The rank is None if the
+        right video is None, excluded, or not in the index.
         """
         queries = self._checked(queries)
         if len(right_ids) != len(queries):
@@ -113,22 +122,29 @@ class VideoIndex:
         queries = unit_vectors(queries, "query")
         if queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(
-                f"queries have {queries.shape[1]} dimensions, the index has {self.vectors.shape[1]}: they come from "
-                "different embedders; build query_embeddings and video_embeddings with the same one"
+                f"queries have {queries.shape[1]} dimensions, but the index has {self.vectors.shape[1]}, so they come "
+                "from different embedders; build query_embeddings and video_embeddings with the same embedder"
             )
         return queries
 
 
 def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", gpu: bool = False) -> VideoIndex:
-    """Index the unit vectors `vectors` [V, D], whose names are `ids` [V].
+    """Build an index over video vectors.
 
-    kind: `flat` (exact), `ivf` or `hnsw`. gpu: keep the FAISS index on the first GPU.
+    Args:
+        ids: Names of the V videos.
+        vectors: Their unit vectors [V, D].
+        kind: `flat` (exact), `ivf` or `hnsw`.
+        gpu: Keep the FAISS index on the first GPU.
 
+    Raises:
+        ValueError: There are no vectors, a vector is not a finite unit vector, an id occurs twice, or the kind is
+            unknown.
+        RuntimeError: A GPU is asked for, and this faiss cannot use one.
+
+    Example:
         index = build_index(["v1", "v2"], embedder.embed_videos(videos).numpy())
         ids, scores = index.search(embedder.embed_queries(["a red ring"]).numpy(), k=1)
-
-    Raises ValueError for no vectors, vectors that are not finite unit vectors, ids given twice, and unknown kinds;
-    RuntimeError when a GPU is asked for and this faiss has none.
     """
     checked = unit_vectors(vectors, "video")
     _check_ids(ids, len(checked))
@@ -144,7 +160,7 @@ def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", g
 
 
 def write_index(folder: Path, index: VideoIndex) -> None:
-    """Write the two files as one: a reader sees the old folder or the new one."""
+    """Write both files of the index as one folder: a reader sees either the old folder or the new one."""
     faiss = _faiss()
     on_cpu = faiss.index_gpu_to_cpu(index.faiss_index) if _is_gpu(index.faiss_index) else index.faiss_index
     with atomic_folder(folder) as temporary:
@@ -153,9 +169,9 @@ def write_index(folder: Path, index: VideoIndex) -> None:
 
 
 def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
-    """The index that `write_index` (or the authors' tools) wrote into `folder`.
+    """Read the index that `write_index` (or a tool of the authors) wrote into `folder`.
 
-    Raises FileNotFoundError when a file is missing, ValueError when the files are broken or do not fit together.
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is broken or the two do not fit together.
     """
     path = folder / "index.faiss"
     if not path.exists() or not (folder / "id_map.json").exists():
@@ -166,7 +182,7 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
     except RuntimeError as error:
         raise ValueError(f"{path} is not a FAISS index; build the asset video_index again") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise ValueError(f"{path} does not rank by inner product")
+        raise ValueError(f"{path} does not rank by inner product; build the asset video_index again")
     ids = [str(video_id) for video_id in read_json(folder / "id_map.json")]
     _check_ids(ids, index.ntotal)
     vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
@@ -174,34 +190,35 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
 
 
 def as_matrix(vectors: pl.Series) -> Vectors:
-    """A column of lists as [rows, D] float32. ValueError when they differ in length, or there are none."""
+    """A column of lists as float32 [rows, D]. Raises ValueError if the lists differ in length, or if there are none."""
     lengths = vectors.list.len().unique().to_list()
     if len(lengths) != 1 or not lengths[0]:
-        raise ValueError(f"vectors must all have one length, found {sorted(map(str, lengths)) or 'no vectors'}")
+        raise ValueError(f"all vectors must have the same length, found {sorted(map(str, lengths)) or 'no vectors'}")
     return vectors.explode().to_numpy().astype(np.float32).reshape(len(vectors), lengths[0])
 
 
 def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
-    """`vectors` as contiguous float32 [N, D]. ValueError says which row is not finite or not of length 1."""
+    """`vectors` as contiguous float32 [N, D]. Raises ValueError, which names a row that is not finite or not of length
+    1."""
     checked = np.ascontiguousarray(vectors, dtype=np.float32)
     if checked.ndim != 2 or not checked.shape[1] or (what == "video" and not len(checked)):
-        raise ValueError(f"{what} vectors must be a matrix with rows and columns, got shape {checked.shape}")
+        raise ValueError(f"{what} vectors must be a matrix with rows and columns, but the shape is {checked.shape}")
     lengths = np.linalg.norm(checked, axis=1)
     bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # NaN is bad, too
     if bad.size:
         raise ValueError(
             f"{bad.size} of {len(checked)} {what} vectors are not unit vectors, e.g. row {bad[0]} of length "
-            f"{lengths[bad[0]]:.4g}: L2-normalise them before they are indexed or searched"
+            f"{lengths[bad[0]]:.4g}; L2-normalise them before they are indexed or searched"
         )
     return checked
 
 
 def _check_ids(ids: Sequence[str], num_vectors: int) -> None:
     if len(ids) != num_vectors:
-        raise ValueError(f"{len(ids)} video ids for {num_vectors} vectors")
+        raise ValueError(f"there are {len(ids)} video ids for {num_vectors} vectors; each vector needs one id")
     if len(set(ids)) != len(ids):
         twice = sorted(i for i, count in Counter(ids).items() if count > 1)[:3]
-        raise ValueError(f"video ids given twice, e.g. {', '.join(twice)}")
+        raise ValueError(f"some video ids occur twice, e.g. {', '.join(twice)}; ids must be unique")
 
 
 def _factory_text(kind: str, num_vectors: int) -> str:
@@ -216,7 +233,7 @@ def _factory_text(kind: str, num_vectors: int) -> str:
 
 
 def _faiss() -> Any:
-    """faiss, set up so that batches of 20 queries and more go through one matrix product (6 times faster)."""
+    """The module faiss, set so that batches of 20 or more queries use one matrix product, which is 6 times faster."""
     import faiss
 
     faiss.cvar.distance_compute_blas_threshold = 20
@@ -228,7 +245,7 @@ def _on_gpu(index: Any) -> Any:
     if "GPU" not in faiss.get_compile_options():
         raise RuntimeError(REPAIR_GPU)
     if not faiss.get_num_gpus():
-        raise RuntimeError("a GPU index was asked for, but faiss sees no GPU; check nvidia-smi, or use a CPU index")
+        raise RuntimeError("a GPU index was asked for, but faiss finds no GPU; check nvidia-smi, or use a CPU index")
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 
 

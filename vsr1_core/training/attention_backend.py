@@ -1,4 +1,4 @@
-"""Which attention kernel trains fastest where. Execution only: the numbers are the same to rounding."""
+"""Chooses the attention kernel that trains fastest on a device. Results change only by rounding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def training_attention(device: torch.device | str, is_checkpointed: bool = False) -> AbstractContextManager[None]:
-    """To be held over the forward pass. On a CPU attention is then plain products: the backward pass of the fused
-    kernel took a quarter of a step of the tiny models, and more than all other attention together.
+    """A context for the forward pass. On a CPU, attention is computed by plain products in it: the backward pass of the
+    fused kernel took a quarter of a step of the tiny models, and more than the rest of attention together.
 
-    Not where activations are checkpointed: they are computed again in the backward pass, where this is not held.
+    It does nothing if activations are checkpointed, because these are computed again in the backward pass, outside the
+    context.
     """
     if torch.device(device).type != "cpu" or is_checkpointed:
         return contextlib.nullcontext()

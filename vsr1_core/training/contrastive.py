@@ -1,10 +1,10 @@
-"""Training of the tiny base model: captions against videos, and telling both apart in words. Only for toy models.
+"""Trains the tiny base model: to match captions with videos, and to describe both in words. Only for toy models.
 
-The vision tower first learns to see (`training.vision_pretraining`). Then one model serves twice: frozen as the
-embedder, and as the weights that the policy starts from. So it learns both what a published pair of models brings
-along: vectors in which a caption finds its video (symmetrical InfoNCE), and saying what a video shows and when, and
-what is asked (next-token cross-entropy). The caption asked about is another video's: were it the video's own, saying
-either would do for both, and the policy would never learn which is which.
+The vision tower is pre-trained first (`training.vision_pretraining`). The trained model is used twice: frozen as the
+embedder, and as the weights from which the policy starts. So it learns what a published pair of models can do already:
+vectors with which a caption finds its video (symmetrical InfoNCE), and describing in words what a video shows, when it
+shows it, and what the query asks for (next-token cross-entropy). The query is the caption of another video: if it were
+the video's own, the same words would describe both, and the policy would never learn to tell query and video apart.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from vsr1_core.training.runs import CurvePoint
 from vsr1_core.training.vision_pretraining import learn_to_see
 
 NUM_TOLD = 32
-"""How many of a batch's videos are also told in words."""
+"""How many videos of a batch are also described in words."""
 
 
 def base_batch(recipe: TinyRecipe, num_videos: int) -> int:
-    """Number of videos that each step takes."""
+    """How many videos one step uses."""
     return min(recipe.contrastive_batch, num_videos)
 
 
 def info_nce(queries: Tensor, videos: Tensor, temperature: float) -> Tensor:
-    """Mean of both directions' cross-entropy over the batch; row i of `queries` belongs to row i of `videos`."""
+    """The mean of the cross-entropies in both directions over the batch, a scalar. `queries` and `videos` are [B, D],
+    and row i of one belongs to row i of the other."""
     logits = queries @ videos.T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -53,12 +54,22 @@ def train_base(
     vocabulary_texts: Sequence[str],
     log: Callable[[str], None] = lambda line: None,
 ) -> tuple[TinyModel, list[CurvePoint]]:
-    """A tiny model from scratch, and its loss curve.
+    """Train a tiny model from scratch. The same recipe and data give the same weights, with several processes up to
+    rounding.
 
-    system_prompt: what the policy will be told. events: video id -> its captioned events in time order; a batch has
-    distinct videos with one caption each. load: video id -> its stored frames. vocabulary_texts: what the tokenizer
-    learns to spell. The same recipe and data give the same weights, also in several processes but for rounding. Raises
-    ValueError where these cannot share a batch evenly.
+    Args:
+        recipe: Sizes, steps and seed.
+        system_prompt: The system prompt of the policy that will start from this model.
+        events: Video id -> its captioned events in time order. A batch has distinct videos with one caption each.
+        load: Video id -> its stored frames.
+        vocabulary_texts: The texts on which the tokenizer is trained.
+        log: Receives lines about the progress.
+
+    Returns:
+        The model, and its loss curve.
+
+    Raises:
+        ValueError: The processes cannot share a batch evenly.
     """
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
@@ -96,7 +107,8 @@ def _told(
     features: Sequence[VideoFeatures],
     texts: Sequence[str],
 ) -> Tensor:
-    """Mean cross-entropy of `texts` after the policy's prompts with `asked` and the videos, over all processes."""
+    """Mean cross-entropy, over all processes, of `texts` after the policy's prompts with the queries `asked` and the
+    videos."""
     conversations = [build_messages(query, system_prompt) for query in asked]
     ends = [embedder.tokenizer.eos_token_id]
     answers = [ids + ends for ids in embedder.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

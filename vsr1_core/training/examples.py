@@ -1,6 +1,7 @@
-"""Rows of stage 1 as tensors: prompt, answer tokens with their parts, and who is right and wrong in retrieval.
+"""The rows of stage 1 as tensors: prompt, answer tokens with their parts, and the right and wrong videos of retrieval.
 
-Built once and kept: a tiny model's epoch is cheaper than tokenizing it again. No loss and no trainer here.
+They are made once and kept, because an epoch of a tiny model is cheaper than tokenizing the rows again. No loss and no
+trainer here.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class SFTExample:
-    """prompt: question and answer, ending with <REFINE> (a mismatch that is refined softly) or the stop token.
-
-    parts: [n] the part of each answer token; the answer is the prompt's last n tokens.
-    """
+    """One row of stage 1."""
 
     query_id: str
     query: str
     prompt: Prompt
+    """Question and answer. It ends with <REFINE> (a mismatch that soft tokens refine) or with the stop token."""
     parts: Tensor
+    """int [n]: the part of each answer token, an index into `PART_NAMES`; the answer is the last n tokens."""
     refines: bool
+    """Whether the answer ends with <REFINE>."""
     shown_video_id: str
     gt_video_id: str
     negative_ids: tuple[str, ...]
 
 
 def answer_parts(answer: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """The part of each token by where its first character stands; `offsets` are (start, end) in `answer`."""
+    """The part of each token, by the place of its first character; `offsets` are (start, end) of tokens in `answer`."""
     spans = [(part, m.start(), m.end()) for part, form in _PARTS.items() for m in form.finditer(answer)]
     return [next((part for part, a, b in spans if a <= start < b), REASONING) for start, _ in offsets]
 
@@ -53,7 +54,7 @@ def answer_parts(answer: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
 def build_examples(
     policy: PolicyModel, rows: Sequence[dict[str, Any]], layouts: Sequence[Any], batch_size: int = 256
 ) -> list[SFTExample]:
-    """`rows` are sft_examples rows; `layouts` are those of their shown videos."""
+    """Make examples from `rows` of the table sft_examples; `layouts` are the layouts of their shown videos."""
     tokenizer = policy.tokenizer
     system = policy.model.soft_query.system_prompt
     examples = []
@@ -85,11 +86,17 @@ def build_examples(
 def choose_negatives(
     nearest: Sequence[str], corpus_ids: Sequence[str], never: frozenset[str], wanted: int, rng: random.Random
 ) -> list[str]:
-    """The videos that a query's retrieval loss is to tell its own from, `wanted` ids in all.
+    """Choose the negatives of a query's retrieval loss.
 
-    First come those of `nearest` (the shown wrong video, then the hard negatives in rank order), then random ones of
-    `corpus_ids`, drawn by `rng`. `never`: the videos that share the query's text, its own among them, which are no
-    negatives. Fewer than `wanted` come back where the corpus is small.
+    Args:
+        nearest: Videos that are chosen first: the shown wrong video, then the hard negatives by their rank.
+        corpus_ids: The videos from which the remaining negatives are drawn.
+        never: Videos that must not be negatives: those that share the query's text, and its own video.
+        wanted: How many ids to choose.
+        rng: Draws from `corpus_ids`.
+
+    Returns:
+        `wanted` ids, or fewer if the corpus is too small.
     """
     chosen = [v for v in dict.fromkeys(nearest) if v not in never][:wanted]
     taken = {*chosen, *never}

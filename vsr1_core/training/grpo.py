@@ -1,15 +1,15 @@
-"""Stage 2: GRPO over whole search episodes, on TRL's GRPOTrainer. Sampling and replay are `rollout`.
+"""Stage 2: GRPO over whole search episodes, with the GRPOTrainer of TRL. Sampling and replay are in `rollout`.
 
-Why a subclass and not a loop of our own: TRL's part (GRPOConfig, the sampler that repeats a prompt for its group,
-generating once and splitting into micro-batches, accumulation, schedule, clipping, logging) needs three overrides of
-about ten lines: what a rollout is, what the loss is, and two learning rates. TRL's reference model is not used: it is
-loaded by name, ours is a frozen copy of the policy as it stands, without a second vision tower.
+This is a subclass and not a loop of our own, because the part of TRL (GRPOConfig, the sampler that repeats a prompt for
+its group, generating once and splitting into micro-batches, accumulation, schedule, clipping, logging) needs only three
+overrides of about ten lines: what a rollout is, what the loss is, and two learning rates. The reference model of TRL is
+not used, because TRL loads it by name; ours is a frozen copy of the policy as it is at the start, without a second
+vision tower.
 
-Differences from the authors' code, in which we follow the paper (docs/method.md, stage 2): whole episodes instead of
-one turn on a stored video, and the soft tokens learn, through L_ret of the episode's last refined query. With
-`accumulate` that query holds the latents of all turns, and gradients flow through all of them. Difference from TRL: a
-sequence is an episode (`training.losses`).
-Left out: several passes over one set of rollouts.
+Two differences from the authors' code follow the paper (docs/method.md, stage 2): whole episodes instead of one turn on
+a stored video, and soft tokens that learn, through L_ret of the last refined query of the episode. With `accumulate`,
+this query holds the latents of all turns, and gradients flow through all of them. One difference from TRL: a sequence
+is an episode (`training.losses`). Several passes over one set of rollouts are not implemented.
 """
 
 from __future__ import annotations
@@ -45,26 +45,30 @@ NUM_TRACED_STEPS = 20
 
 @dataclass(frozen=True)
 class EpisodeTrace:
-    """One sampled episode to read, in plain values. sample: its place in its group; ranks: of the right video;
-    turns: what `search.episodes.turn_row` says of each."""
+    """One sampled episode for people to read, in plain values."""
 
     step: int
     sample: int
+    """Index of the episode in its group."""
     query_id: str
     query: str
     gt_video_id: str
     gt_start_s: float
     gt_end_s: float
     first_rank: int | None
+    """Rank of the right video for the query's own text."""
     rank: int | None
+    """Rank of the right video in the last ranking."""
     reward: RewardBreakdown
     advantage: float
     turns: tuple[Mapping[str, Any], ...]
+    """One row of `search.episodes.turn_row` per turn."""
 
 
 @dataclass(frozen=True)
 class GRPOResult:
-    """curve: losses and rewards of every step; episodes: the first group of about twenty steps."""
+    """What a training of stage 2 logged. curve: losses and rewards of every step; episodes: the first group of each of
+    about twenty steps."""
 
     curve: list[CurvePoint]
     episodes: list[EpisodeTrace]
@@ -83,15 +87,24 @@ def train_grpo(
     run: TrainingRun,
     micro_batch_size: int = 8,
 ) -> GRPOResult:
-    """Stage 2: train `policy.model` in place by whole search episodes, the embedder frozen. It goes on from the state
-    kept in the run's folder if there is one.
+    """Stage 2: train `policy.model` in place on whole search episodes, with a frozen embedder. If the run's folder has
+    the state of a stopped training, training continues from it.
 
-    `vectors`: video id -> unit vector of each video that may be a negative; `never`: query id -> videos that are no
-    negatives of it; `durations_s`: of every video in the index; `micro_batch_size`: episodes a backward pass (memory;
-    only `bnpo` gives another result).
-    With fewer prompts than queries per step, each step takes all of them.
+    Args:
+        policy: The policy to train.
+        embedder: The frozen embedder that made `index` and `vectors`.
+        prompts: The queries. If there are fewer than a step takes, every step uses all of them.
+        index: The index that is searched.
+        features: Vision features of the videos in the index.
+        vectors: Video id -> unit vector [D] of each right video, and of each video that may be a negative.
+        durations_s: Video id -> seconds, for every video in the index.
+        never: Query id -> videos that must not be its negatives.
+        recipe: What is trained, and how.
+        run: Where the state is kept, and what is logged.
+        micro_batch_size: Episodes in one backward pass. It changes memory; only `bnpo` gives another result.
 
-    Raises ValueError when there are no prompts, or a prompt's right video has no vector.
+    Raises:
+        ValueError: There are no prompts, or the right video of a prompt has no vector.
     """
     _check_prompts(prompts, vectors)
     _freeze(policy, embedder)
@@ -100,7 +113,7 @@ def train_grpo(
         decode=DecodeSettings(recipe.max_new_tokens, recipe.temperature, policy.model.soft_query.num_soft_tokens),
     )
     device = next(policy.model.parameters()).device
-    seed = recipe.seed + PartialState().process_index  # or all processes would draw the same samples
+    seed = recipe.seed + PartialState().process_index  # with one seed, all processes would draw the same samples
     sampler = RolloutSampler(
         searcher=Searcher(policy, embedder, index, features, durations_s, settings),
         recipe=recipe,
@@ -120,23 +133,25 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     trainer.run(run)
     policy.model.eval()
-    policy.model.__dict__.pop("forward", None)  # TRL and accelerate wrapped it; the policy leaves as it came
+    policy.model.__dict__.pop("forward", None)  # remove the wrapper of TRL and accelerate
     return GRPOResult(curve_of(trainer.state.log_history), trainer.traces)
 
 
 def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor]) -> None:
     if not prompts:
-        raise ValueError("stage 2 has no prompts to train on: grpo_prompts is empty; is there a split named train?")
+        raise ValueError(
+            "stage 2 has no prompts to train on, because grpo_prompts is empty; check that there is a split named train"
+        )
     lost = sorted({p.gt_video_id for p in prompts if p.gt_video_id not in vectors})
     if lost:
         raise ValueError(
-            f"{len(lost)} right videos have no vector, e.g. {', '.join(lost[:3])}: build video_embeddings and "
+            f"{len(lost)} right videos have no vector, e.g. {', '.join(lost[:3])}; build video_embeddings and "
             "grpo_prompts again"
         )
 
 
 def _freeze(policy: PolicyModel, embedder: Embedder) -> None:
-    """The text model and P, R, A learn; both vision towers, the embedder and the unused gate do not."""
+    """Let the text model and P, R and A learn, and freeze both vision towers, the embedder and the unused gate."""
     policy.model.requires_grad_(True)
     policy.vision_tower.requires_grad_(False)
     policy.model.refine_gate.requires_grad_(False)
@@ -144,7 +159,7 @@ def _freeze(policy: PolicyModel, embedder: Embedder) -> None:
 
 
 def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_batch_size: int) -> GRPOConfig:
-    num_episodes = share_of(num_queries, "queries") * recipe.group_size  # whole groups: a group is scored in one place
+    num_episodes = share_of(num_queries, "queries") * recipe.group_size  # a group is scored in one process
     size = max(n for n in range(1, num_episodes + 1) if num_episodes % n == 0 and n <= max(1, micro_batch_size))
     return GRPOConfig(
         **run.arguments(logging_steps=1),
@@ -161,7 +176,7 @@ def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_bat
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         epsilon=recipe.clip,
-        beta=0.0,  # no reference model by name; see EpisodeGRPOTrainer.reference
+        beta=0.0,  # so that TRL loads no reference model; see EpisodeGRPOTrainer.reference
         loss_type=recipe.loss_type,
         bf16=recipe.bf16,
         activation_checkpointing=recipe.gradient_checkpointing,
@@ -171,7 +186,7 @@ def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_bat
 
 
 def _scored_with_the_rollouts(**_: Any) -> list[float]:
-    """TRL asks for a reward function; ours needs the whole episode and is called in RolloutSampler."""
+    """A stand-in for the reward function that TRL needs. RolloutSampler computes rewards, which need whole episodes."""
     raise NotImplementedError("episodes are scored in RolloutSampler.sample")
 
 
@@ -188,7 +203,7 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.policy, self.prompts, self.sampler, self.recipe = policy, prompts, sampler, recipe
-        self.reference = policy.frozen_copy() if recipe.beta else None  # of the KL term
+        self.reference = policy.frozen_copy() if recipe.beta else None  # for the KL term
         self.traces: list[EpisodeTrace] = []
         self.rng, self.generator = sampler.rng, sampler.generator
         queries_a_step = kwargs["args"].generation_batch_size // recipe.group_size
@@ -215,13 +230,13 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         ]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the refine modules' own learning rate."""
+        """AdamW, with a learning rate of their own for the soft query modules."""
         groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         return self.optimizer
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """The step's episodes, sampled and scored. TRL shuffles and splits what comes back into micro-batches."""
+        """Sample and score the episodes of a step. TRL shuffles the result and splits it into micro-batches."""
         self.policy.model.eval()
         with self.accelerator.autocast():
             rollouts = self.sampler.sample([self.prompts[row["prompt"]] for row in inputs])
@@ -235,11 +250,12 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         }
 
     def _mean_count(self, count: int) -> Tensor:
-        """Of all processes: what is divided by it here and averaged over them is divided by the sum of all."""
+        """The mean of `count` over the processes. Gradients are averaged over the processes, so dividing by the mean
+        count divides the total by the count of all processes."""
         return self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "mean")
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The micro-batch's share of the step's loss: TRL adds shares up, so the means are divided here."""
+        """The share of a micro-batch in the loss of a step. TRL adds the shares up, so means are divided here."""
         rollouts: list[Rollout] = inputs["rollouts"]
         with self.accelerator.autocast(), self._attention():
             played = self._replay(self.policy, rollouts)
@@ -264,8 +280,8 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         return replay(policy, rollouts, self.sampler.searcher.features, self.recipe.temperature, with_latents)
 
     def _policy_loss(self, rollouts: list[Rollout], played: Replay, inputs: dict[str, Any]) -> PolicyLoss:
-        """Recorded log-probabilities are those of temperature 1. At another one the old policy is the present one,
-        which made these samples: a ratio of 1 with a gradient."""
+        """The policy loss. Recorded log-probabilities are at temperature 1; at another temperature, those of the
+        current policy are used as the old ones, which gives a ratio of 1 that has a gradient."""
         old = played.log_probs.detach()
         if self.recipe.temperature == 1:
             old = recorded_log_probs(rollouts).to(old)
@@ -294,7 +310,8 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         self._metrics["train"][name].append(float(torch.as_tensor(value).detach()))
 
     def _note_rollouts(self, rollouts: list[Rollout]) -> None:
-        """Mean and spread of each reward, and what the episodes look like; every n-th step its first group to read."""
+        """Log mean and spread of each reward and numbers about the episodes; every n-th step, keep its first group as
+        traces."""
         for part in rollouts[0].reward.names:
             values = torch.tensor([r.reward[part] for r in rollouts])
             self._note(f"rewards/{part}/mean", values.mean())

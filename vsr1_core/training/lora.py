@@ -1,7 +1,8 @@
-"""Low-rank adapters on the policy's text model (peft), and their merge. Which parameters else learn is the trainer's.
+"""Low-rank adapters on the text model of the policy (peft), and their merge. The trainer decides which other parameters
+learn.
 
-The adapters stand in place of the linear layers they extend, so everything that runs the policy's parts runs them, too;
-merged, the policy is what it was, with other weights.
+An adapter replaces the linear layer that it extends, so all code that runs the parts of the policy runs the adapters
+too. After the merge, the policy has its original layers with new weights.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from torch import nn
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALPHA_PER_RANK = 2
-"""The update is scaled by alpha / rank, so by this."""
+"""alpha / rank, the factor by which the update is scaled."""
 
 
 def attach(text_model: nn.Module, rank: int, seed: int) -> Callable[[], None]:
-    """Freeze `text_model` and put an adapter of `rank` beside each of its linear layers, attention and MLP.
+    """Freeze `text_model`, and add an adapter of `rank` to each of its linear layers, in attention and MLP.
 
-    The adapters start as no change, with weights that `seed` decides. Returns what merges them into the layers, which
-    then stand in their old places.
+    The adapters change nothing at the start; `seed` decides their weights. Returns a function that merges the adapters
+    into the layers and puts the layers back into their places.
     """
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=TARGETS)
     with torch.random.fork_rng():

@@ -1,11 +1,11 @@
 """The losses of both training stages as plain tensor functions; no model, no trainer, no reward.
 
-Differences from the paper: negatives that outrank the right video stay (the authors' code drops them:
-`drop_above_positive`); all sums are float32, whatever the model runs in. The policy loss is TRL's clipped one with
-its loss types, on rows that are whole episodes: the text tokens of all turns side by side, prompts and latents masked
-out, so that an episode weighs the same however many turns it takes. The soft tokens are not in it: being a
-deterministic function of the parameters they have no probability, and learn from the retrieval loss.
-Shapes: B rows, L tokens, K negatives, D embedding size, V vocabulary, Q queries, G samples a query.
+Differences from the paper: negatives that outrank the right video are kept (the authors' code drops them:
+`drop_above_positive`), and all sums are float32, whatever the precision of the model. The policy loss is the clipped
+loss of TRL with its loss types. Its rows are whole episodes: the text tokens of all turns side by side, with prompts
+and latents masked out, so that an episode has the same weight however many turns it takes. Soft tokens are not part of
+it: they are a deterministic function of the parameters, so they have no probability, and learn from the retrieval loss.
+Shapes: B rows, L tokens, K negatives, D embedding size, V vocabulary, Q queries, G samples per query.
 """
 
 from __future__ import annotations
@@ -32,17 +32,28 @@ def retrieval_losses(
     in_batch_mask: Tensor | None = None,
     drop_above_positive: bool = False,
 ) -> Tensor:
-    """L_ret for each row, [B] float32: -log(exp(q.p / t) / (exp(q.p / t) + sum_k exp(q.n_k / t))), t the temperature.
+    """L_ret of each row: -log(exp(q.p / t) / (exp(q.p / t) + sum_k exp(q.n_k / t))) with temperature t.
 
-    queries [B, D] and positives [B, D], negatives [B, K, D], all unit vectors; negative_mask [B, K] is False where a
-    row has fewer than K. in_batch [C, D]: the positives of a batch, which are negatives, too, but never of a row whose
-    own video they are; in_batch_mask [B, C] False forbids more (videos that share the query's text).
-    A row without any negative has loss 0. Raises ValueError for no rows, and for a temperature that is not positive.
+    Args:
+        queries: Unit vectors [B, D].
+        positives: Unit vectors [B, D] of the right videos.
+        negatives: Unit vectors [B, K, D].
+        negative_mask: [B, K], False where a row has fewer than K negatives.
+        temperature: t, above 0.
+        in_batch: Positives [C, D] of a batch, which are also negatives of each row whose own video they are not.
+        in_batch_mask: [B, C], False for further pairs that are no negatives (videos that share the query's text).
+        drop_above_positive: Drop negatives that score higher than the right video.
+
+    Returns:
+        float32 [B]; 0 for a row without negatives.
+
+    Raises:
+        ValueError: There are no rows, or the temperature is not positive.
     """
     if not len(queries):
-        raise ValueError("the retrieval loss of no rows is not defined; skip it when no row refines")
+        raise ValueError("the retrieval loss of no rows is not defined; skip it if no row refines")
     if temperature <= 0:
-        raise ValueError(f"the retrieval temperature must be above 0, got {temperature}")
+        raise ValueError(f"the retrieval temperature must be above 0, not {temperature}")
     with torch.autocast(device_type=queries.device.type, enabled=False):
         queries, positives, negatives = queries.float(), positives.float(), negatives.float()
         right = (queries * positives).sum(-1, keepdim=True)  # [B, 1]
@@ -58,7 +69,7 @@ def retrieval_losses(
 
 
 def _in_batch_allowed(positives: Tensor, in_batch: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, C]: False where the column is the row's own video (equal vectors) or is forbidden."""
+    """bool [B, C]: False where a column is the row's own video (equal vectors), or where `mask` is False."""
     is_own = (positives[:, None] == in_batch[None]).all(-1)
     return ~is_own if mask is None else ~is_own & mask.bool().to(is_own.device)
 
@@ -66,14 +77,15 @@ def _in_batch_allowed(positives: Tensor, in_batch: Tensor, mask: Tensor | None) 
 def token_cross_entropy(
     logits: Tensor, targets: Tensor, parts: Tensor, part_names: Sequence[str]
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Cross-entropy of answer tokens: the mean over all, and the mean of each part that occurs (for logs, detached).
+    """Cross-entropy of answer tokens: the mean over all tokens, and, detached for logs, the mean of each part that
+    occurs.
 
-    logits [N, V] already stand at the position before their target; targets [N]; parts [N] are indices into
-    `part_names`, such as reasoning, verification (the answer tag) and grounding (the span tags).
-    Raises ValueError when there are no tokens.
+    logits [N, V] are those of the position before each target; targets [N]; parts [N] are indices into `part_names`,
+    such as reasoning, verification (the answer tag) and grounding (the span tags). Raises ValueError if there are no
+    tokens.
     """
     if not len(targets):
-        raise ValueError("the cross-entropy of no tokens is not defined: no row has an answer")
+        raise ValueError("the cross-entropy of no tokens is not defined; no row has an answer")
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     detached, parts = losses.detach(), parts.to(losses.device)
     present = set(parts.tolist())
@@ -81,9 +93,10 @@ def token_cross_entropy(
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """(reward - group mean) / (group std + 1e-4), [Q * G] in, the same out; a group's samples stand side by side.
+    """(reward - group mean) / (group standard deviation + 1e-4), for `rewards` [Q * G] in which the samples of a group
+    are side by side. Returns [Q * G].
 
-    The standard deviation has n - 1 below, as in TRL. A group of equal rewards, or of one, has advantages 0.
+    The standard deviation divides by n - 1, as in TRL. A group of equal rewards, or of one reward, has advantages 0.
     """
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not make whole groups of {group_size}")
@@ -94,14 +107,14 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """KL(policy || reference) per token by Schulman's k3 estimator: r - 1 - log r with r = reference / policy."""
+    """KL(policy || reference) per token, by Schulman's k3 estimator: r - 1 - log r with r = reference / policy."""
     log_ratio = reference_logprobs - logprobs
     return torch.exp(log_ratio) - log_ratio - 1
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`loss` has a gradient; `kl` and `clip_fraction` are means over the tokens, detached, for logs."""
+    """The policy loss. `loss` has a gradient; `kl` and `clip_fraction` are detached means over the tokens, for logs."""
 
     loss: Tensor
     kl: Tensor
@@ -123,10 +136,20 @@ def policy_loss(
 ) -> PolicyLoss:
     """The clipped policy loss over text tokens.
 
-    logprobs, old_logprobs, reference_logprobs and mask [B, L]; advantages [B]. Old and reference carry no gradient.
-    max_tokens: a row's budget of tokens, which `dr_grpo` divides by. num_tokens: the tokens of the whole optimiser
-    step, for `dapo` under accumulation; 0 means those of this batch.
-    Raises ValueError for an unknown loss type, `dr_grpo` without max_tokens, and beta without a reference.
+    Args:
+        logprobs: Log-probabilities [B, L] of the policy, with gradients.
+        old_logprobs: Log-probabilities [B, L] at sampling time; no gradient flows to them.
+        advantages: [B].
+        mask: [B, L], True for the tokens that count.
+        reference_logprobs: Log-probabilities [B, L] of the reference model; no gradient flows to them.
+        clip: The ratio is clipped to [1 - clip, 1 + clip].
+        beta: Weight of the KL term.
+        loss_type: One of `LOSS_TYPES`.
+        max_tokens: The token budget of a row, by which `dr_grpo` divides.
+        num_tokens: The tokens of the whole optimiser step, for `dapo` under accumulation; 0 means those of this batch.
+
+    Raises:
+        ValueError: The loss type is unknown, `dr_grpo` has no max_tokens, or beta has no reference.
     """
     if beta and reference_logprobs is None:
         raise ValueError("a KL weight needs the reference model's log-probabilities")
@@ -148,8 +171,9 @@ def policy_loss(
 
 
 def _over_tokens(losses: Tensor, mask: Tensor, loss_type: str, max_tokens: int, num_tokens: float) -> Tensor:
-    """[B, L] -> scalar. grpo: mean of row means; bnpo, dapo: mean over tokens (of the batch, of the step);
-    dr_grpo: sum over tokens by a constant, so that long rows are not favoured."""
+    """Reduce losses [B, L] to a scalar. grpo: the mean of row means. bnpo: the mean over the tokens of the batch. dapo:
+    the mean over the tokens of the step. dr_grpo: the sum over tokens divided by a constant, so that long rows are not
+    favoured."""
     if loss_type == "grpo":
         return (_masked(losses, mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
     if loss_type == "bnpo":
@@ -158,13 +182,13 @@ def _over_tokens(losses: Tensor, mask: Tensor, loss_type: str, max_tokens: int, 
         return _masked(losses, mask).sum() / num_tokens if num_tokens else _masked_mean(losses, mask)
     if loss_type == "dr_grpo":
         if max_tokens < 1:
-            raise ValueError("dr_grpo divides by the token budget: give max_tokens")
+            raise ValueError("dr_grpo divides by the token budget of a row; give max_tokens")
         return _masked(losses, mask).sum() / (len(losses) * max_tokens)
     raise ValueError(f"loss type {loss_type!r} is not one of {', '.join(LOSS_TYPES)}")
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` where the mask is on, else 0. Not a product: padding may hold infinities, and 0 * inf is NaN."""
+    """`values` where the mask is on, otherwise 0. This is not a product, as padding may be infinite: 0 * inf is NaN."""
     return torch.where(mask > 0, values, torch.zeros_like(values))
 
 

@@ -1,4 +1,4 @@
-"""What steps the tiny base model: Muon and AdamW under one schedule. Trainings of policies have TRL's."""
+"""The optimiser of the tiny base model: Muon and AdamW with one schedule. Trainings of policies use that of TRL."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vsr1_core.training.processes import average_gradients
 
 
 class MuonAndAdamW:
-    """Muon for the layers' matrices and AdamW for embeddings and all else, both on a one-cycle schedule.
+    """Muon for the matrices of layers, and AdamW for embeddings and all other parameters, both on a one-cycle schedule.
 
-    Muon's orthogonal steps are scaled to AdamW's size ("match_rms_adamw") and taken twice as large. On the toy corpus
-    150 steps reach the contrastive loss that AdamW alone reaches in 320.
+    The orthogonal steps of Muon are scaled to the size of AdamW's ("match_rms_adamw"), and its learning rate is twice
+    that of AdamW. On the toy corpus, 150 steps reach the contrastive loss that AdamW alone reaches in 320.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, num_steps: int) -> None:
@@ -34,8 +34,8 @@ class MuonAndAdamW:
         ]
 
     def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of `loss`, averaged over the processes that train together, its norm clipped
-        to 1."""
+        """Take one step along the gradient of `loss`, which is averaged over the processes that train together, and
+        whose norm is clipped to 1."""
         for part in self.parts:
             part.zero_grad()
         loss.backward()

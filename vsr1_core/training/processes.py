@@ -1,9 +1,10 @@
-"""Several processes that train one model: each takes its share of every step, and their gradients become one.
+"""Several processes that train one model: each computes its share of every step, and their gradients are averaged.
 
-The losses run parts of the policy and never its forward, which DistributedDataParallel hooks into; so gradients are
-averaged here, between the backward pass and clipping. A loss is a sum over the rows (or tokens) of a process, divided
-by the mean count of all, so that the average is the mean over all of them: two processes train what one does.
-Differences: stage 2's samples are drawn in each process, and the curve is of the first one's share.
+The losses run parts of the policy but never its forward method, which DistributedDataParallel hooks into; so gradients
+are averaged here, between the backward pass and clipping. A loss is a sum over the rows (or tokens) of a process,
+divided by the mean count over the processes, so that the average is the mean over the rows of all processes: two
+processes train the same weights as one. There are two differences: each process draws its own samples in stage 2, and
+the curve shows the share of the first process.
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ from transformers import Trainer
 
 T = TypeVar("T")
 BUCKET_SIZE = 16_000_000
-"""Elements."""
+"""How many elements of gradients are sent at once."""
 
 
 def share_of(total: int, what: str) -> int:
-    """How many of a step's `total` rows each process takes. ValueError where they cannot be shared evenly."""
+    """How many of the `total` rows of a step each process takes. Raises ValueError if they cannot be shared evenly."""
     processes = PartialState().num_processes
     if total % processes:
         raise ValueError(
             f"a step of {total} {what} cannot be shared by {processes} processes; set VSR1_PROCESSES to a number that "
-            f"{total} can be divided by, or change the recipe"
+            f"divides {total}, or change the configuration"
         )
     return total // processes
 
 
 def local_share(items: Sequence[T]) -> list[T]:
-    """This process's share of a step's rows, which all processes know: every n-th item, of n processes."""
+    """The share of this process in the rows of a step, which all n processes know: every n-th item."""
     state = PartialState()
     return list(items[state.process_index :: state.num_processes])
 
 
 def gather(items: Sequence[T]) -> list[T]:
-    """The items of all processes, those of the first one first."""
+    """The items of all processes, in the order of the processes."""
     return list(gather_object(list(items)))
 
 
 def shared_mean(total: Tensor, count: int) -> Tensor:
-    """What each process's sum over `count` items adds to the mean over the items of all, once gradients are averaged.
-    0 where nobody has any."""
+    """Scale `total`, the sum over the `count` items of this process, so that averaging gradients over the processes
+    gives the mean over the items of all processes. 0 if no process has any items."""
     state = PartialState()
     if state.num_processes == 1:
         return total / max(count, 1)
@@ -57,8 +58,9 @@ def shared_mean(total: Tensor, count: int) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """[B, D] -> [processes * B, D]: the rows of all processes, each with as many. Gradients reach this one's only: a
-    loss over all of them is to be multiplied by the number of processes, as gradients are averaged."""
+    """Gather the rows [B, D] of all processes, each of which has B, as [processes * B, D]. Gradients reach only the
+    rows of this process, so a loss over all rows has to be multiplied by the number of processes, because gradients
+    are averaged afterwards."""
     state = PartialState()
     if state.num_processes == 1:
         return rows
@@ -70,7 +72,8 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over all processes; none counts as zero where another one has it."""
+    """Replace each gradient by its mean over all processes. A gradient that only some processes have counts as zero in
+    the others."""
     processes = PartialState().num_processes
     if processes == 1:
         return
@@ -90,7 +93,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one type to be sent at once: a small model's many would each wait for the slowest process."""
+    """Groups of gradients of one type that are sent at once. If the many gradients of a small model were sent one by
+    one, each would wait for the slowest process."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (
@@ -104,11 +108,11 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class SharedSteps(Trainer):
-    """Mixed into a trainer: gradients are averaged when they are complete, and the model is not wrapped for it."""
+    """A mixin for a trainer that averages gradients when they are complete, without wrapping the model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Nothing calls the wrapped forward, so a wrapper would only hold a second copy of all gradients.
+        # The losses do not call the model's forward, so a wrapper would only hold a second copy of all gradients.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

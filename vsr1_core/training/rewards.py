@@ -1,12 +1,12 @@
-"""The rewards of stage 2. Each is one decorated function of a finished episode, and all lists of rewards follow.
+"""The rewards of stage 2. Each is one decorated function of a finished episode; all lists of rewards follow from these.
 
-To add a reward, write one more function with `@reward` at the end of this file: it is judged, logged, and stored as the
-column `reward_<name>` of the sampled episodes. What it weighs is in the recipe (`recipes.RewardWeights`); without a
-weight there it adds nothing to the total. No torch, no model, no advantage here.
+To add a reward, write one more function with `@reward` at the end of this file. It is then computed, logged, and stored
+as the column `reward_<name>` of the sampled episodes. Its weight is in the recipe (`recipes.RewardWeights`); a reward
+without a weight adds nothing to the total. No torch, no model, no advantage here.
 
-Differences from the paper's text: rewards read whole episodes, not one turn on a stored ranking; a right rejection in
-the last turn earns 0.5 for grounding, so that rejecting a wrong video is never worse than guessing a span in it.
-An "unknown" decision counts as a wrong one everywhere.
+Differences from the text of the paper: rewards read whole episodes, not one turn on a stored ranking. A right rejection
+in the last turn earns 0.5 for grounding, so that rejecting a wrong video is never worse than guessing a span in it. An
+"unknown" decision counts as a wrong one everywhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ RIGHT_REJECTION = 0.5
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One verification: what the policy wrote about one video, and whether that is the right one."""
+    """One verification: what the policy wrote about one video, and whether the video is the right one."""
 
     text: str
     """The completion without its prompt."""
     decision: Decision
     shown_is_right: bool
     start_s: float | None = None
-    """Start of the span in seconds; None where the completion has none."""
+    """Start of the span in seconds; None if the completion has no span."""
     end_s: float | None = None
 
     @classmethod
@@ -41,20 +41,20 @@ class TurnRecord:
 
     @property
     def is_right(self) -> bool:
-        """Whether the decision fits the video that was shown; an unknown one never does."""
+        """Whether the decision is right for the shown video; an unknown decision never is."""
         return self.decision == ("matched" if self.shown_is_right else "not_matched")
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """What the rewards read of an episode."""
+    """The facts about an episode that rewards read."""
 
     turns: Sequence[TurnRecord]
     gt_start_s: float
     """Start of the query's span in its right video, in seconds."""
     gt_end_s: float
     retrieval_loss: float
-    """L_ret of the last refined query, or of the initial one where turn 1 matched."""
+    """L_ret of the last refined query, or of the initial query if turn 1 matched."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ class Reward:
     """One reward: what it judges, and how."""
 
     name: str
-    """Names its weight in the recipe, its logged values, and its column `reward_<name>`."""
+    """The name of its weight in the recipe, of its logged values, and of its column `reward_<name>`."""
     says: str
     """What it judges, in one sentence."""
     low: float
     high: float
-    """It is in [low, high] for any episode."""
+    """For any episode, the reward is in [low, high]."""
     judge: Callable[[EpisodeRecord], float]
 
 
 REWARDS: dict[str, Reward] = {}
 """Every reward by its name, in the order of the columns."""
 TOTAL = "total"
-"""Stands beside the rewards' names for their weighted sum."""
+"""The name of the weighted sum of all rewards."""
 
 
 def reward(
@@ -83,7 +83,7 @@ def reward(
     """Register a function of an episode as a reward.
 
     Args:
-        name: The reward's name: a Python identifier, for it names a weight and a column.
+        name: The reward's name, a Python identifier, because it names a weight and a column.
         says: What it judges, in one sentence.
         low: The least that any episode can earn.
         high: The most that any episode can earn.
@@ -92,14 +92,14 @@ def reward(
         A decorator that gives the function back unchanged.
 
     Raises:
-        ValueError: Where the name is no identifier or taken, or the range is empty.
+        ValueError: The name is not an identifier or is used already, or the range is empty.
     """
     if not name.isidentifier() or name == TOTAL:
-        raise ValueError(f"a reward cannot be named {name!r}: its name has to be an identifier other than {TOTAL!r}")
+        raise ValueError(f"a reward cannot be named {name!r}: its name must be an identifier other than {TOTAL!r}")
     if name in REWARDS:
         raise ValueError(f"there is a reward {name!r} already; give the new one another name")
     if not low < high:
-        raise ValueError(f"reward {name!r}: its range from {low} to {high} is empty")
+        raise ValueError(f"reward {name!r}: its range from {low} to {high} is empty; low must be below high")
 
     def register(judge: Callable[[EpisodeRecord], float]) -> Callable[[EpisodeRecord], float]:
         REWARDS[name] = Reward(name, says, low, high, judge)
@@ -109,7 +109,7 @@ def reward(
 
 
 def reward_columns() -> dict[str, str]:
-    """Column of a stored episode -> what it means: `reward_<name>` of every reward, and of the total."""
+    """Column of a stored episode -> its meaning, for `reward_<name>` of every reward and for the total."""
     meanings = {name: f"Reward: {reward.says}" for name, reward in REWARDS.items()}
     meanings[TOTAL] = "Weighted sum of the rewards."
     return {f"reward_{name}": text for name, text in meanings.items()}
@@ -117,7 +117,7 @@ def reward_columns() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """What an episode earned: every reward before weighting, and the weighted sum of all."""
+    """The rewards of an episode: every reward before weighting, and the weighted sum of all."""
 
     parts: Mapping[str, float]
     total: float
@@ -132,16 +132,17 @@ class RewardBreakdown:
 
     @property
     def columns(self) -> dict[str, float]:
-        """As the columns of a stored episode."""
+        """The columns of a stored episode: `reward_<name>` -> value."""
         return {f"reward_{name}": self[name] for name in self.names}
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ValueError where a weight belongs to no reward."""
+    """Raise ValueError if a weight belongs to no reward."""
     if unknown := sorted(set(weights) - set(REWARDS)):
         raise ValueError(
-            f"the recipe weighs a reward {unknown[0]!r}, which does not exist; there are: {', '.join(REWARDS)}. Name "
-            "one of these, or add a function with @reward to vsr1_core/training/rewards.py"
+            f"the configuration has a weight for the reward {unknown[0]!r}, which does not exist; there are: "
+            f"{', '.join(REWARDS)}. Use one of these names, or add a function with @reward to "
+            "vsr1_core/training/rewards.py"
         )
 
 
@@ -149,15 +150,15 @@ def score_episode(episode: EpisodeRecord, weights: Mapping[str, float]) -> Rewar
     """Judge an episode by every reward.
 
     Args:
-        episode: What the rewards read.
-        weights: Reward -> its weight in the total; a reward without one adds nothing.
+        episode: The facts that rewards read.
+        weights: Reward -> its weight in the total; a reward without a weight adds nothing.
 
     Returns:
         Every reward before weighting, and the weighted sum.
 
     Raises:
-        ValueError: Where the episode has no turns, its retrieval loss is NaN or negative, a weight belongs to no
-            reward, or a reward leaves its range.
+        ValueError: The episode has no turns, its retrieval loss is NaN or negative, a weight belongs to no reward, or
+            a reward is outside its range.
     """
     if not episode.turns:
         raise ValueError("an episode without turns has no reward")
@@ -168,7 +169,7 @@ def score_episode(episode: EpisodeRecord, weights: Mapping[str, float]) -> Rewar
 
 def _in_range(reward: Reward, value: float) -> float:
     if not reward.low - 1e-9 <= value <= reward.high + 1e-9:
-        raise ValueError(f"reward {reward.name!r} gave {value}, but is said to be in [{reward.low}, {reward.high}]")
+        raise ValueError(f"reward {reward.name!r} is {value}, which is outside its range [{reward.low}, {reward.high}]")
     return value
 
 

@@ -1,9 +1,9 @@
-"""Whole episodes as training rows: who is asked, what was sampled, what it earned, and its differentiable
-replay. No optimiser and no trainer here; rewards are `training.rewards`, the search is `search.episodes`.
+"""Whole episodes as training rows: the queries, the sampled episodes, their rewards, and their differentiable replay.
+No optimiser and no trainer here; rewards are in `training.rewards`, and the search is in `search.episodes`.
 
-Actions of an episode are the tokens that the policy drew in all its turns, a stop token and a <REFINE> of its own
-among them. A <REFINE> that the loop forced is none, nor are the latents. A text that met the token limit has its kept
-tokens as actions: the draw beyond the limit is never kept, whatever it was, so nothing depends on it.
+The actions of an episode are the tokens that the policy drew in all turns, including stop tokens and each <REFINE> that
+it wrote itself. A <REFINE> that the loop forced is not an action, and neither are latents. If a text reached the token
+limit, its kept tokens are the actions: the draw beyond the limit is never kept, so nothing depends on it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecor
 
 @dataclass(frozen=True)
 class GRPOPrompt:
-    """One row of grpo_prompts: a query, its moment in seconds, videos like the right one, and whether the first
-    search finds the right one."""
+    """One row of grpo_prompts: a query, its moment in seconds, its hard negatives, and whether the first search finds
+    the right video."""
 
     query_id: str
     query: str
@@ -44,7 +44,8 @@ class GRPOPrompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled episode. negatives: [K, D], the same for a whole group, so that rewards of a group compare."""
+    """One sampled episode. negatives: [K, D], the same for all samples of a group, so that their rewards can be
+    compared."""
 
     prompt: GRPOPrompt
     episode: Episode
@@ -59,13 +60,14 @@ class Rollout:
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Of all turns: the episode's actions."""
+        """The number of actions: the sampled tokens of all turns."""
         return sum(turn.decoded.num_text_tokens for turn in self.episode.turns)
 
 
 @dataclass
 class RolloutSampler:
-    """Samples and scores episodes. vectors: video id -> its unit vector [D]; never: query id -> no negatives."""
+    """Samples and scores episodes. vectors: video id -> its unit vector [D]; never: query id -> videos that must not be
+    its negatives."""
 
     searcher: Searcher
     recipe: GRPORecipe
@@ -75,13 +77,13 @@ class RolloutSampler:
     rng: random.Random
 
     def __post_init__(self) -> None:
-        check_weights(self.recipe.rewards)  # before hours of sampling
+        check_weights(self.recipe.rewards)  # fail now, and not after hours of sampling
         self.corpus_ids = sorted(self.vectors)
         self.first_vectors: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[GRPOPrompt]) -> list[Rollout]:
-        """One episode a prompt, all as one batch. `prompts` holds each query group_size times in a row."""
+        """Sample one episode per prompt, all in one batch. `prompts` holds each query group_size times in a row."""
         queries = [EpisodeQuery(p.query_id, p.query, p.gt_video_id) for p in prompts]
         episodes = self.searcher.run(queries, self._first_vectors(queries), self.generator)
         by_query = {p.query_id: self._negatives(p) for p in prompts[:: self.recipe.group_size]}
@@ -93,7 +95,7 @@ class RolloutSampler:
     def retrieval_losses(
         self, prompts: Sequence[GRPOPrompt], query_vectors: Tensor, negatives: Sequence[Tensor]
     ) -> Tensor:
-        """L_ret [B] of the queries [B, D]; gradients flow to them."""
+        """L_ret [B] of the query vectors [B, D], to which gradients flow. `negatives[b]` is [K_b, D]."""
         padded = pad_sequence(list(negatives), batch_first=True)
         mask = pad_sequence([torch.ones(len(n), dtype=torch.bool) for n in negatives], batch_first=True)
         device = query_vectors.device
@@ -107,8 +109,8 @@ class RolloutSampler:
         )
 
     def refined_losses(self, rollouts: Sequence[Rollout], latents: Sequence[Sequence[Tensor]]) -> Tensor:
-        """L_ret [B] of each episode's last refined query, built from `latents[b]`, one [N, D] a turn, with gradients
-        through them and the frozen embedder."""
+        """L_ret [B] of the last refined query of each episode, which is made from `latents[b]`, one [N, D] per turn.
+        Gradients flow through the frozen embedder to the latents."""
         refined = [Episode(r.episode.query, latents=list(soft)) for r, soft in zip(rollouts, latents, strict=True)]
         vectors = self.searcher.embed(refined)
         return self.retrieval_losses([r.prompt for r in rollouts], vectors, [r.negatives for r in rollouts])
@@ -124,18 +126,19 @@ class RolloutSampler:
         ]
 
     def _first_vectors(self, queries: Sequence[EpisodeQuery]) -> Tensor:
-        """Vectors [B, D] of the plain queries: the embedder is frozen, so each is embedded once a training run,
-        unless a head that learns comes after it."""
+        """Vectors [B, D] of the plain queries. The embedder is frozen, so each query is embedded once per training,
+        unless it has a head that learns."""
         if self.searcher.embedder.head is not None:
             self.first_vectors.clear()
         new = {q.query_id: q for q in queries if q.query_id not in self.first_vectors}
         if new:
-            # One by one: what a batch pads to rounds differently, and a resumed training has other queries to embed.
+            # One by one: padding changes rounding, and a resumed training embeds other queries together.
             self.first_vectors.update({i: self.searcher.embed([Episode(query)])[0] for i, query in new.items()})
         return torch.stack([self.first_vectors[q.query_id] for q in queries])
 
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:
-        """[K, D], as in stage 1: a wrong video that the first ranking shows stands first in `negative_ids`."""
+        """Vectors [K, D] of the negatives, chosen as in stage 1: a wrong video that ranks first comes first in
+        `negative_ids`."""
         never = self.never.get(prompt.query_id, frozenset()) | {prompt.gt_video_id}
         ids = choose_negatives(prompt.negative_ids, self.corpus_ids, never, self.recipe.num_negatives, self.rng)
         size = len(self.vectors[prompt.gt_video_id])
@@ -143,7 +146,7 @@ class RolloutSampler:
 
 
 def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) -> EpisodeRecord:
-    """What the rewards read of an episode."""
+    """The facts about an episode that rewards read."""
     turns = [
         TurnRecord(
             text=turn.decoded.text,
@@ -159,9 +162,10 @@ def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) 
 
 @dataclass(frozen=True)
 class Replay:
-    """Rollouts run again with gradients. A row is an episode, its columns the sampled tokens of all its turns.
+    """Rollouts that were run again with gradients. A row is an episode; its columns are the sampled tokens of all
+    turns.
 
-    log_probs, entropy: [B, L]; mask: [B, L], False in padding; latents[b]: one [N, D] for each turn that refined.
+    log_probs, entropy: [B, L]; mask: [B, L], False in padding; latents[b]: one [N, D] per turn that refined.
     """
 
     log_probs: Tensor
@@ -177,9 +181,9 @@ def replay(
     temperature: float,
     with_latents: bool = True,
 ) -> Replay:
-    """What `policy` makes of the sampled tokens: log-probabilities at `temperature`, and the latents after them.
+    """Compute log-probabilities of the sampled tokens under `policy` at `temperature`, and the latents that follow.
 
-    `with_latents` False leaves the latents out: a reference model is asked for log-probabilities only.
+    With `with_latents` False no latents are computed: a reference model is needed for log-probabilities only.
     """
     turns = [turn for rollout in rollouts for turn in rollout.episode.turns]
     rows = [extended(turn.prompt, fed_tokens(turn, policy)) for turn in turns]
@@ -209,14 +213,15 @@ def replay(
 
 
 def recorded_log_probs(rollouts: Sequence[Rollout]) -> Tensor:
-    """What the decoding loop noted for the same tokens, at temperature 1: [B, L], zero in padding."""
+    """The log-probabilities at temperature 1 that the decoding loop recorded for the same tokens, [B, L]; padding is
+    0."""
     flat = [value for r in rollouts for turn in r.episode.turns for value in turn.decoded.log_probs]
     return _rows(torch.tensor(flat), [r.num_sampled_tokens for r in rollouts])
 
 
 def fed_tokens(turn: Turn, policy: PolicyModel) -> list[int]:
-    """What the policy read after the prompt: all it sampled but the last token, which it only predicted. A turn that
-    refined read its text and <REFINE>, which stands in the place of a stop token."""
+    """The tokens that the policy read after the prompt: all sampled tokens but the last, which it only predicted. In a
+    turn that refined, it read its text and <REFINE>, which replaces a stop token."""
     sampled = turn.decoded.token_ids
     if turn.decoded.latents is None:
         return sampled[:-1]

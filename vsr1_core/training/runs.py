@@ -1,8 +1,8 @@
-"""How a training runs, and how it goes on after a stop. What it learns is in `training.sft` and `training.grpo`.
+"""How a training runs, and how it continues after a stop. What it learns is in `training.sft` and `training.grpo`.
 
-A stopped training that is started again in the same folder gives the weights of one that never stopped: transformers
-keeps weights, optimiser, schedule and its own random states; kept here are ours (`own_state`), and the order of the
-rows is drawn before the first step, so that no sampler has a state.
+A stopped training that is started again in the same folder gives the weights of one that never stopped. Transformers
+saves weights, optimiser, schedule and its own random states; our random states are saved here (`own_state`). The order
+of the rows is drawn before the first step, so no sampler has a state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.rows.progress import Progress
 
 TRAINER_STATE = "trainer_state.json"
-"""Written last by transformers: a checkpoint folder without it is not whole."""
+"""The file that transformers writes last: a checkpoint folder without it is not complete."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,21 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Nothing here changes what is learned. folder: this one training's own; save_steps: its state is kept there every
-    so many steps, 0 keeps none; trackers: TRL's names (`report_to`), such as trackio, tensorboard or wandb; name: what
-    they call this training."""
+    """Where a training keeps its state, and where it logs. None of this changes what is learned."""
 
     folder: Path
+    """A folder that belongs to this training alone."""
     save_steps: int = 0
+    """The state is saved every so many steps; 0 saves none."""
     trackers: tuple[str, ...] = ()
+    """Names of trackers for TRL (`report_to`), such as trackio, tensorboard or wandb."""
     name: str = "training"
+    """The name of this training in logs and trackers."""
     log: Callable[[str], None] = lambda line: None
 
     def arguments(self, logging_steps: int) -> dict[str, Any]:
-        """What TRL's configurations take of it. State is kept where values were just logged, so that none is lost."""
+        """Arguments for the configurations of TRL. State is saved right after values are logged, so that no value is
+        lost."""
         save_steps = -(-self.save_steps // logging_steps) * logging_steps
         return {
             "output_dir": str(self.folder),
@@ -67,7 +70,7 @@ class TrainingRun:
 
 
 def kept_state(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a training that was stopped in `folder`; a half-written one is passed over."""
+    """The newest complete checkpoint of a training that was stopped in `folder`; incomplete ones are ignored."""
     found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -80,7 +83,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def drop_state(folder: Path) -> None:
-    """Remove the kept state of all trainings below `folder`; what trackers wrote there stays."""
+    """Remove the saved state of all trainings below `folder`. Files that trackers wrote there stay."""
     for path in folder.glob("*/checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in [*folder.glob("*"), folder]:
@@ -89,10 +92,10 @@ def drop_state(folder: Path) -> None:
 
 
 def training_order(num_rows: int, rows_a_step: int, num_steps: int, seed: int) -> list[int]:
-    """Which rows the steps see: shuffled passes, one after another. `num_steps` 0 is one pass.
+    """The order in which steps read the rows: shuffled passes over all rows, one after another.
 
-    No row comes twice in a step as long as there are enough: of each pass but a single one, what fills no step is left
-    out. With fewer rows than a step takes they are repeated.
+    With `num_steps` 0 there is one pass. Otherwise the rows at the end of a pass that do not fill a step are left out,
+    so that no row occurs twice in a step; if there are fewer rows than a step takes, rows are repeated.
     """
     rng = random.Random(f"{seed}/order")
     if not num_steps:
@@ -105,8 +108,8 @@ def training_order(num_rows: int, rows_a_step: int, num_steps: int, seed: int) -
 
 
 def shared_order(is_first_kind: Sequence[bool], share: float, rows_a_step: int, num_steps: int, seed: int) -> list[int]:
-    """As `training_order`, but of each step's rows a `share` is of the first kind, at least one of either. Where there
-    is one kind only, or a step has one row, rows come as they are."""
+    """As `training_order`, but in each step a `share` of the rows is of the first kind, with at least one row of each
+    kind. If there is only one kind, or a step has one row, this is `training_order`."""
     kinds = [[i for i, first in enumerate(is_first_kind) if first is kind] for kind in (True, False)]
     if not all(kinds) or rows_a_step < 2:
         return training_order(len(is_first_kind), rows_a_step, num_steps, seed)
@@ -126,36 +129,38 @@ def shared_order(is_first_kind: Sequence[bool], share: float, rows_a_step: int, 
 
 
 def _own_state_path(checkpoint: str) -> Path:
-    """Of this process."""
+    """The file of this process in the folder of a checkpoint."""
     return Path(checkpoint) / f"own_state_{PartialState().process_index}.json"
 
 
 class Resumable:
-    """What both trainers add to transformers' Trainer to go on exactly where they were stopped. Stands before it.
+    """A mixin with which a Trainer of transformers continues exactly where it was stopped; it comes before the Trainer
+    in the list of base classes.
 
-    rng, generator: what draws negatives and samples, where it goes on from step to step; subclasses extend `own_state`
-    by what else has to be kept. A training goes on with as many processes as it began with, and says so where it
-    cannot.
+    rng, generator: the generators of negatives and samples whose state lasts from step to step. Subclasses add to
+    `own_state` what else has to be saved. A training can only continue with the number of processes with which it
+    began; otherwise it raises an error that says so.
     """
 
     rng: random.Random | None = None
     generator: torch.Generator | None = None
 
     def run(self, run: TrainingRun) -> None:
-        """Train to the end, from the state kept in the run's folder if there is one."""
+        """Train to the end, from the saved state in the run's folder if there is one. Raises ValueError if that state
+        is of another number of processes."""
         state = kept_state(run.folder)
         if state is not None:
             kept_by = len(list(state.glob("own_state_*.json")))
             if kept_by != (processes := PartialState().num_processes):
                 raise ValueError(
-                    f"{run.name} was stopped at {state} with {kept_by} processes and cannot go on with {processes}: "
-                    "set VSR1_PROCESSES as it was, or remove that folder to begin anew"
+                    f"{run.name} was stopped at {state} with {kept_by} processes and cannot continue with {processes}; "
+                    f"set VSR1_PROCESSES={kept_by}, or remove that folder to start again"
                 )
-            run.log(f"{run.name}: goes on from step {state.name.rpartition('-')[2]}")
+            run.log(f"{run.name}: continues from step {state.name.rpartition('-')[2]}")
         self.train(resume_from_checkpoint=str(state) if state else None)  # type: ignore[attr-defined]
 
     def own_state(self) -> dict[str, Any]:
-        """In JSON types."""
+        """The states of `rng` and `generator`, in JSON types."""
         generator = None if self.generator is None else self.generator.get_state().tolist()
         return {"rng": self.rng and self.rng.getstate(), "generator": generator}
 
@@ -176,11 +181,11 @@ class Resumable:
             self.set_own_state(read_json(_own_state_path(checkpoint)))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: the folder is thrown away once the weights are committed."""
+        """No-op: the folder is deleted once the weights are committed."""
 
 
 class LogLines(TrainerCallback):
-    """The trainer's logs as lines: the values whose names end in one of `shown`."""
+    """Writes the logs of a trainer as lines, with the values whose names end in one of `shown`."""
 
     def __init__(self, log: Callable[[str], None], name: str, shown: Sequence[str]) -> None:
         self.log_line, self.name, self.shown = log, name, tuple(shown)

@@ -1,7 +1,8 @@
-"""Stage 1 on TRL's SFTTrainer: answer tokens' cross-entropy + weight * L_ret through latents and embedder.
+"""Stage 1 with the SFTTrainer of TRL. The loss is the cross-entropy of answer tokens + weight * L_ret, whose gradients
+flow through embedder and latents.
 
-Difference from the authors: the latents are trained by the cached pass that inference uses, and negatives that
-outrank the right video stay in. `SFTRecipe.refine` other than `soft` trains a baseline: the text alone, no latents.
+Differences from the authors' code: latents are trained in the same cached pass that inference uses, and negatives that
+outrank the right video are kept. `SFTRecipe.refine` other than `soft` trains a baseline on text alone, without latents.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ LOGGING_STEPS = 10
 
 @dataclass(frozen=True)
 class SFTData:
-    """What stage 1 reads. features: of the videos that are shown. vectors: video id -> unit vector [D], of each video
-    that may be right or a negative. never: query id -> videos that are no negatives of it."""
+    """The data of stage 1. features: of the shown videos. vectors: video id -> unit vector [D], for each video that may
+    be right or a negative. never: query id -> videos that must not be its negatives."""
 
     examples: Sequence[SFTExample]
     features: FeatureStore
@@ -46,16 +47,19 @@ class SFTData:
 def train_sft(
     policy: PolicyModel, embedder: Embedder, data: SFTData, recipe: SFTRecipe, run: TrainingRun
 ) -> list[CurvePoint]:
-    """Stage 1: train `policy.model` in place, the embedder frozen. Returns what was logged.
+    """Stage 1: train `policy.model` in place, with a frozen embedder. Returns the logged values.
 
-    It goes on from the state kept in the run's folder if there is one. What learns are fp32 masters; with `recipe.bf16`
-    the passes over them are autocast. Raises ValueError when there are no examples, and when weights of another type
-    are to learn.
+    If the run's folder has the state of a stopped training, training continues from it. Trained weights are float32;
+    with `recipe.bf16` the passes over them run under autocast. Raises ValueError if there are no examples, or if
+    weights of another type would be trained.
 
+    Example:
         curve = train_sft(policy, embedder, SFTData(examples, features, vectors, {}), recipe, TrainingRun(folder))
     """
     if not data.examples:
-        raise ValueError("stage 1 has no examples to train on: the top-1 pool or the reasoning traces are empty")
+        raise ValueError(
+            "stage 1 has no examples to train on, because top1_pool or reasoning_traces is empty; see: vsr1 status"
+        )
     held_out = _held_out(data.examples, recipe) if recipe.early_stop_patience else []
     kept = {e.query_id for e in held_out}
     merge = _choose_what_learns(policy, recipe)
@@ -81,16 +85,19 @@ def train_sft(
 
 
 def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExample]:
-    """The validation rows: those of a share of the right videos, chosen by a hash, so that more rows move none.
+    """The validation rows: the rows of a share of the right videos. A hash chooses the videos, so that additional rows
+    do not change the choice.
 
-    Of the train split, because not every dataset has a validation split, and traces are written for train rows only.
+    They come from the train split, because not every dataset has a validation split, and traces are written only for
+    train rows.
     """
     share = {v: _draw(recipe.seed, v) for v in {e.gt_video_id for e in examples}}
     held_out = [e for e in examples if share[e.gt_video_id] < recipe.validation_share]
     if not held_out or len(held_out) == len(examples):
         raise ValueError(
-            f"early stopping asks for {recipe.validation_share:.0%} of {len(share)} videos to validate on, which gives "
-            f"{len(held_out)} rows for that and {len(examples) - len(held_out)} to train on; change validation_share"
+            f"early stopping needs {recipe.validation_share:.0%} of {len(share)} videos for validation, which leaves "
+            f"{len(held_out)} rows for validation and {len(examples) - len(held_out)} for training; change "
+            "sft.validation_share"
         )
     return held_out
 
@@ -101,7 +108,7 @@ def _draw(seed: int, video_id: str) -> float:
 
 
 def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Callable[[], None] | None:
-    """Mark the parameters that learn. Returns what merges the adapters afterwards, where there are any."""
+    """Mark the parameters that learn. Returns a function that merges the adapters afterwards, or None without any."""
     model = policy.model
     model.requires_grad_(True)
     policy.vision_tower.requires_grad_(recipe.train_vision)
@@ -111,13 +118,16 @@ def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Callable[[], 
         parameter.requires_grad_(recipe.refine == "soft")
     halves = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
     if halves:
-        raise ValueError(f"what learns has to be float32, and the policy has weights of {', '.join(sorted(halves))}")
+        raise ValueError(
+            f"trained weights must be float32, but the policy has weights of {', '.join(sorted(halves))}; load it with "
+            "dtype=torch.float32"
+        )
     return merge
 
 
 def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfig:
     arguments = run.arguments(LOGGING_STEPS)
-    if validates:  # transformers keeps the best weights as a checkpoint, so it saves as often as it validates
+    if validates:  # transformers keeps the best weights as a checkpoint, so it has to save as often as it validates
         steps = {"eval_steps": recipe.validation_steps, "save_steps": recipe.validation_steps}
         best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         arguments |= {"eval_strategy": "steps", "save_strategy": "steps", **steps, **best}
@@ -141,7 +151,7 @@ def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfi
 
 
 def parameter_groups(policy: PolicyModel, lr: float, refine_lr: float) -> list[dict[str, Any]]:
-    """What is trained, as an optimiser's groups: P, R and A have a learning rate of their own."""
+    """The trained parameters as groups for an optimiser: P, R and A have a learning rate of their own."""
     refine = {id(p) for p in policy.model.refine_parameters}
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     groups = [
@@ -152,14 +162,15 @@ def parameter_groups(policy: PolicyModel, lr: float, refine_lr: float) -> list[d
 
 
 def retrieval_weight(recipe: SFTRecipe, step: int, num_steps: int) -> float:
-    """The weight of L_ret at a step: it rises from 0 over the recipe's share of all steps."""
+    """The weight of L_ret at a step. It rises from 0 during the share `retrieval_warmup_ratio` of all steps."""
     rising = recipe.retrieval_warmup_ratio * num_steps
     return recipe.retrieval_weight * (min(1.0, step / rising) if rising else 1.0)
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """text: cross-entropy over `num_tokens` answer tokens; search: L_ret over `num_refining` rows; with gradients."""
+    """Sums of losses, with gradients. text: cross-entropy of `num_tokens` answer tokens; search: L_ret of
+    `num_refining` rows."""
 
     text: Tensor
     num_tokens: int
@@ -168,9 +179,9 @@ class LossSums:
 
 
 class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
-    """SFTTrainer whose loss runs over answer tokens and, for rows that refine, over latents and search.
+    """An SFTTrainer whose loss is over answer tokens and, for rows that refine, over the search with their latents.
 
-    Its means are over the whole optimiser step, however many micro-batches and processes that is.
+    Means are taken over the whole optimiser step, however many micro-batches and processes it has.
     """
 
     def __init__(
@@ -197,17 +208,18 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
             data_collator=lambda rows: {"examples": [examples[r["example"]] for r in rows]},
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by what the whole step has
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; the refine modules have their own learning rate."""
+        """AdamW, with a learning rate of their own for the soft query modules."""
         groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Answer tokens and refining rows of a step's micro-batches, mean over the processes: gradients are averaged,
-        so that what each divides by it is divided by the sum of all."""
+        """The numbers of answer tokens and of refining rows in the micro-batches of a step, as means over the
+        processes. Gradients are averaged over the processes, so dividing by the mean count divides the total by the
+        count of all processes."""
         examples = [e for batch in batch_samples for e in batch["examples"]]
         counts = [sum(len(e.parts) for e in examples), len(self._refining(examples))]
         return self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "mean")
@@ -222,7 +234,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         examples = inputs["examples"]
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
-        # accelerate wraps the model's forward, which this loss does not call.
+        # Autocast has to be set here: accelerate wraps only the model's forward, which this loss does not call.
         with self.accelerator.autocast(), self._attention():
             sums, parts = self._sums(examples, str(self.state.global_step), gather)
         for name, value in parts.items():
@@ -265,8 +277,8 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def _sums(
         self, examples: Sequence[SFTExample], draw: str, in_batch: Callable[[list[str]], list[str]]
     ) -> tuple[LossSums, Mapping[str, Tensor]]:
-        """The sums, and each answer part's mean cross-entropy. `draw` names the draw of random negatives; `in_batch`
-        makes the right videos of these rows those of the whole batch."""
+        """The sums of losses, and the mean cross-entropy of each answer part. `draw` is part of the seed of random
+        negatives; `in_batch` extends the right videos of these rows to those of the whole batch."""
         refining = self._refining(examples)
         hidden, latents = self.policy.teacher_forced(
             [e.prompt for e in examples],
@@ -287,9 +299,9 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
     def _retrieval_losses(
         self, examples: Sequence[SFTExample], latents: Tensor, draw: str, right_ids: Sequence[str]
     ) -> Tensor:
-        """L_ret [R] of the refined queries; the embedder is frozen, gradients reach the latents.
+        """L_ret [R] of the refined queries. The embedder is frozen, and gradients reach the latents.
 
-        A row's random negatives are drawn from its own seed, so that they are the same however rows are shared out.
+        The random negatives of a row have a seed of their own, so that they do not depend on which process has the row.
         """
         soft = self.policy.model.append_input(latents)
         queries = self.embedder.embed_queries([e.query for e in examples], list(soft))
@@ -314,7 +326,7 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         return self.data.never.get(example.query_id, frozenset({example.gt_video_id}))
 
     def _negatives(self, examples: Sequence[SFTExample], draw: str) -> tuple[Tensor, Tensor]:
-        """Vectors [R, K, D] and a mask [R, K] that is False where a row has fewer."""
+        """Vectors [R, K, D] of the negatives, and a mask [R, K] that is False where a row has fewer than K."""
         wanted = self.recipe.num_negatives
         size = len(next(iter(self.data.vectors.values())))
         vectors, mask = torch.zeros(len(examples), wanted, size), torch.zeros(len(examples), wanted, dtype=torch.bool)
@@ -332,11 +344,11 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
 
 
 def curve_of(history: Sequence[Mapping[str, Any]]) -> list[CurvePoint]:
-    """The trainer's log history as points, losses and rewards only."""
+    """The log history of a trainer as curve points, without its times and counters."""
     skipped = {"step", "epoch", "train_runtime", "total_flos", "train_samples_per_second", "train_steps_per_second"}
     return [
         CurvePoint(int(entry["step"]), name, float(value))
         for entry in history
-        for name, value in sorted(entry.items())  # a resumed training's entries come back in another order
+        for name, value in sorted(entry.items())  # in a resumed training, entries have another order
         if name not in skipped and isinstance(value, int | float)
     ]

@@ -1,8 +1,9 @@
-"""How the tiny base model learns to see: which words an event's caption has, read off the mean of its vision tokens.
+"""Pre-trains the vision tower of the tiny base model: it predicts the words of an event's caption from the mean of the
+event's vision tokens.
 
-Matching whole captions to whole videos does not get there in a small budget: colours alone tell the videos of a batch
-apart, and the gradient that reaches the vision tower through the text model says little of shape and motion. Words are
-told apart by the word embeddings themselves, so that the tower's tokens come to lie where the text model can read them.
+Matching whole captions with whole videos does not achieve this in a small budget: colours alone tell the videos of a
+batch apart, and the gradient that reaches the vision tower through the text model says little about shape and motion.
+The matrix of word embeddings is the classifier, so that the tower's tokens end up where the text model can read them.
 Word classification as pre-training is from SuperClass (Huang et al., 2024).
 """
 
@@ -40,8 +41,8 @@ def learn_to_see(
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[CurvePoint]:
-    """Train the vision tower and the word embeddings in place, `recipe.vision_pretraining_steps` steps of `batch_size`
-    videos. Returns the loss curve."""
+    """Train the vision tower and the word embeddings in place, for `recipe.vision_pretraining_steps` steps of `batch_size` videos.
+    Returns the loss curve."""
     encoder, video_ids, curve = embedder.encoder, sorted(events), list[CurvePoint]()
     words = word_targets(embedder.tokenizer, events)
     table = embedder.word_embeddings
@@ -73,7 +74,8 @@ def learn_to_see(
 def word_targets(
     tokenizer: PreTrainedTokenizerBase, events: Mapping[str, Sequence[EventNote]]
 ) -> dict[str, list[Tensor]]:
-    """For each event a distribution [V] over its caption's tokens: the rarer the more, and nothing for those of all."""
+    """Video id -> for each event, a distribution [V] over the tokens of its caption. Rare tokens have more weight, and
+    tokens that all captions share have none."""
     bags = {
         video_id: [set(tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) for text in own_captions(some)]
         for video_id, some in events.items()
@@ -91,7 +93,7 @@ def _spread(bag: set[int], uses: Mapping[int, int], total: int, size: int) -> Te
 
 
 def mean_within(features: VideoFeatures, event: EventNote) -> Tensor | None:
-    """Mean [H] of the vision tokens whose mark lies within the event; None where none does."""
+    """Mean [H] of the vision tokens whose time mark is within the event; None if there are none."""
     inside = [i for i, mark in enumerate(features.layout.marks_s) if event.start_s <= mark < event.end_s]
     if not inside:
         return None
