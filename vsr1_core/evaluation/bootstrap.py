@@ -81,7 +81,7 @@ def summarise(scores: Scores, num_resamples: int = 1000, seed: int = 42) -> pl.D
 
     Returns:
         (metric, value, low, high, num_queries, seed), one row per metric in the order of `scores.names`; there are no
-        rows where there are no queries. num_queries says how many queries the metric is over. A number that is not
+        rows if there are no queries. num_queries says how many queries the metric judges. A number that is not
         finite is null: nothing to judge, or a median of mostly missing ranks.
     """
     schema = {"metric": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "num_queries": pl.Int64}
@@ -105,10 +105,10 @@ def paired_differences(scores: Scores, baseline: Scores, num_resamples: int = 10
 
     Returns:
         (metric, difference, low, high): `scores` minus `baseline` with a paired 95 % interval, one row per metric that
-        both have; no rows where there are no queries.
+        both have; no rows if there are no queries.
 
     Raises:
-        ValueError: Where the two are not over the same queries.
+        ValueError: The two are not over the same queries.
     """
     if scores.query_ids != baseline.query_ids:
         raise ValueError(

@@ -22,7 +22,7 @@ class Claim:
     """Lower end of the interval over queries."""
     high: float
     holds: bool | None
-    """None where it cannot be judged."""
+    """None if it cannot be judged."""
     unit: Literal["share", "gain", "tokens"] = "share"
     """How the numbers are shown; a gain is relative."""
 

@@ -43,14 +43,14 @@ class Verifications:
     turn: IntArray
     """Number of the turn, counted from 1."""
     rank: FloatArray
-    """Rank of the right video in this turn's ranking; infinite where it is in none."""
+    """Rank of the right video in this turn's ranking; infinite if it is not in the ranking."""
     is_right_video: BoolArray
     is_matched: BoolArray
     is_correct: BoolArray
     iou: FloatArray
     """IoU of the span with the right one; 0 unless the shown video is the right one."""
     probability: FloatArray
-    """Probability of a match; NaN where it is not known."""
+    """Probability of a match; NaN if it is not known."""
     num_text_tokens: FloatArray
     num_latent_tokens: FloatArray
     num_query_tokens: FloatArray
@@ -63,9 +63,9 @@ class Episodes:
     query_ids: tuple[str, ...]
     has_prediction: BoolArray
     first_rank: FloatArray
-    """Rank of the right video for the query's own text; infinite where it is in no ranking."""
+    """Rank of the right video for the query's own text; infinite if it is in no ranking."""
     rank: FloatArray
-    """Rank of the right video in the last ranking; infinite where it is in none."""
+    """Rank of the right video in the last ranking; infinite if it is not in the ranking."""
     is_matched: BoolArray
     is_right_video: BoolArray
     iou: FloatArray
@@ -96,7 +96,7 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
         The queries of `moments`, sorted by query_id.
 
     Raises:
-        ValueError: Where a query has two moments or two predictions.
+        ValueError: A query has two moments or two predictions.
     """
     columns = {"gt_video_id": "video_id", "gt_start_s": "start_s", "gt_end_s": "end_s"}
     truth = moments.select("query_id", **columns).sort("query_id").with_row_index("query")

@@ -60,7 +60,7 @@ class Experiment:
     """Several trainings of one configuration. Only methods that all runs have are compared.
 
     Raises:
-        ValueError: Where the runs have different queries, or no method in common.
+        ValueError: The runs have different queries, or no method in common.
     """
 
     config: str

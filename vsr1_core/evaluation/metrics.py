@@ -106,7 +106,7 @@ def recall(episodes: Episodes, k: int) -> Parts:
 @episode_metric(
     "mrr",
     label="MRR",
-    says="Mean of 1 / rank of the right video in the last ranking; 0 where it has no rank.",
+    says="Mean of 1 / rank of the right video in the last ranking; 0 if it has no rank.",
     section="last ranking",
 )
 def mean_reciprocal_rank(episodes: Episodes) -> Parts:
@@ -116,7 +116,7 @@ def mean_reciprocal_rank(episodes: Episodes) -> Parts:
 @episode_metric(
     "median_rank",
     label="median rank",
-    says="Median rank of the right video in the last ranking; undefined where more than half have no rank.",
+    says="Median rank of the right video in the last ranking; undefined if more than half of the queries have no rank.",
     better="lower",
     unit="rank",
     section="last ranking",

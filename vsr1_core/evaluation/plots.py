@@ -54,7 +54,7 @@ def recall_before_after(metrics: pl.DataFrame, styles: MethodStyles, title: str 
     Args:
         metrics: Rows of the table `metrics`.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     methods = styles.ordered(metrics["method"].to_list())
     figure, axes = row_of_axes(
@@ -82,7 +82,7 @@ def vcmr_by_method(
         metrics: Rows of the table `metrics`.
         styles: How the methods are ordered, coloured and labelled.
         published: Rows of the published table; a row that corresponds to one of the methods is drawn as a diamond.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     methods = styles.ordered(metrics["method"].to_list())
     figure, axes = row_of_axes(
@@ -108,7 +108,7 @@ def turns(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> Figure
     Args:
         curves: Rows of the table `refinement_curves`.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     drawn = metrics_shown("turns plot")
     return _curve_panels(curves, styles, "turns", drawn, "turns allowed", title or "What do more turns bring?")
@@ -120,7 +120,7 @@ def soft_tokens(curves: pl.DataFrame, styles: MethodStyles, title: str = "") -> 
     Args:
         curves: Rows of the table `refinement_curves`.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     drawn = metrics_shown("soft tokens plot")
     title = title or "What do more soft tokens bring?"
@@ -161,7 +161,7 @@ def tokens_per_query(metrics: pl.DataFrame, styles: MethodStyles, title: str = "
     Args:
         metrics: Rows of the table `metrics`.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     methods = styles.ordered(metrics["method"].to_list())
     title = title or "What does a query cost? Generated tokens, mean per query"
@@ -189,7 +189,7 @@ def iou_histogram(spans: pl.DataFrame, styles: MethodStyles, title: str = "") ->
     Args:
         spans: (method, iou), one row per accepted right video.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     methods = styles.ordered(spans["method"].to_list())
     title = title or "How exact are the spans in accepted right videos?"
@@ -215,7 +215,7 @@ def outcome_bars(outcomes: pl.DataFrame, styles: MethodStyles, labels: Mapping[s
         outcomes: (method, outcome, share), one row per method and outcome.
         styles: How the methods are ordered, coloured and labelled.
         labels: Outcome -> words, in the order in which they are drawn.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     methods = styles.ordered(outcomes["method"].to_list())
     figure = new_figure(9.0, 1.9 + 0.45 * len(methods), title or "Where does each query end?")
@@ -284,7 +284,7 @@ def rank_changes(predictions: pl.DataFrame, styles: MethodStyles, title: str = "
     Args:
         predictions: (method, first_rank, rank), one row per method and query.
         styles: How the methods are ordered, coloured and labelled.
-        title: The figure's title; a question that it answers where this is empty.
+        title: The title of the figure; if it is empty, a question that the figure answers.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -316,7 +316,7 @@ def moment_spans(moments: pl.DataFrame, title: str = "") -> Figure:
 
     Args:
         moments: start_s, end_s, and duration_s of the video, all in seconds.
-        title: The figure's title; the number of moments where this is empty.
+        title: The title of the figure; if it is empty, the number of moments.
     """
     frame = moments.drop_nulls(["start_s", "end_s", "duration_s"])
     start, end, duration = (frame[name].to_numpy() for name in ("start_s", "end_s", "duration_s"))

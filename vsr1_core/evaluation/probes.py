@@ -48,7 +48,7 @@ def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.D
         The queries of `moments`, sorted by query_id.
 
     Raises:
-        polars.exceptions.ComputeError: Where a query has two rows of one label.
+        polars.exceptions.ComputeError: A query has two rows of one label.
     """
     columns = {"gt_start_s": "start_s", "gt_end_s": "end_s", "duration_s": "duration_s"}
     truth = moments.select("query_id", **columns).sort("query_id")

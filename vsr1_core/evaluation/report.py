@@ -63,7 +63,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> Path:
         The path of the Markdown file.
 
     Raises:
-        ValueError: Where a query has two moments or two predictions.
+        ValueError: A query has two moments or two predictions.
     """
     analysis = Analysis.of(inputs)
     with atomic_folder(folder) as temporary:

@@ -46,9 +46,9 @@ class ReportInputs:
     failures: pl.DataFrame = field(default_factory=NO_FAILURES.clone)
     """(asset, row_id, error) of every failed row of the dataset."""
     models_from: str = ""
-    """The dataset whose models are used; empty where they are the dataset's own."""
+    """The dataset whose models are used; empty if they are the dataset's own."""
     num_videos: int | None = None
-    """Size of the split's index; None where there is none."""
+    """Size of the split's index; None if there is none."""
     num_resamples: int = 1000
     seed: int = 42
 
@@ -63,7 +63,7 @@ class Analysis:
     """What is computed once and used by tables, plots and examples."""
 
     episodes: Mapping[str, Episodes]
-    """Method -> its episodes; empty where there are no annotated queries."""
+    """Method -> its episodes; empty if there are no annotated queries."""
     outcomes: Mapping[str, dict[str, str]]
     """Method -> query id -> how the query ended, a key of `OUTCOMES`."""
     drawn: tuple[str, ...] = ()

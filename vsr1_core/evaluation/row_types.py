@@ -163,7 +163,7 @@ def typed_rows(frame: pl.DataFrame, row_type: type[RowType]) -> Iterator[RowType
     """Iterate over the rows of a frame as `row_type`, which is one of the types above; other columns are left out.
 
     Raises:
-        polars.exceptions.ColumnNotFoundError: Where the frame lacks a column of the type.
+        polars.exceptions.ColumnNotFoundError: The frame lacks a column of the type.
     """
     columns = list(row_type.__annotations__)
     return (cast("RowType", row) for row in frame.select(columns).iter_rows(named=True))

@@ -29,7 +29,7 @@ def feature_key(weights: str, video_id: str, frames_version: str) -> str:
 class FeatureStore:
     """Features by video id for one vision tower.
 
-    Kept features have the precision of the tower, whether or not autocast is on where they are asked for.
+    Kept features have the precision of the tower, whether or not the caller has autocast on.
 
     Example:
         store = FeatureStore(policy.encoder, lambda video_id: policy.encoder.prepare(frames[video_id]))

@@ -206,7 +206,7 @@ def retrieval_reward(episode: EpisodeRecord) -> float:
 
 @reward(
     "grounding",
-    says="IoU of the span where the episode ends with a right match, 0.5 where it ends with a right rejection, else 0.",
+    says="IoU of the span if the episode ends with a right match, 0.5 if it ends with a right rejection, otherwise 0.",
     low=0.0,
     high=1.0,
 )
