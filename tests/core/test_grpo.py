@@ -358,7 +358,7 @@ def test_an_added_reward_is_weighed_and_logged_and_a_weight_without_a_reward_sto
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, steps=1, rewards=RewardWeights(brevity=100.0))
-    with pytest.raises(ValueError, match="a reward 'brevity', which does not exist"):
+    with pytest.raises(ValueError, match="the reward 'brevity', which does not exist"):
         copy.deepcopy(world).train(recipe, tmp_path / "a")
     monkeypatch.setitem(REWARDS, "brevity", Reward("brevity", "one.", 0.0, 1.0, lambda episode: 1.0))
     logged = {p.name: p.value for p in world.train(recipe, tmp_path / "b").curve}

@@ -113,7 +113,7 @@ def test_ids_and_dimensions_must_fit(rng, vectors):
         build_index(["v001", *IDS[1:]], vectors)
     with pytest.raises(ValueError, match="199 video ids for 200 vectors"):
         build_index(IDS[1:], vectors)
-    with pytest.raises(ValueError, match="8 dimensions, the index has 16"):
+    with pytest.raises(ValueError, match="8 dimensions, but the index has 16"):
         build_index(IDS, vectors).search(unit(rng, 1, 8), 1)
     with pytest.raises(ValueError, match="not one of flat, ivf, hnsw"):
         build_index(IDS, vectors, "tree")
@@ -147,5 +147,5 @@ def test_columns_of_lists_become_matrices():
     column = pl.Series([[1.0, 2.0], [3.0, 4.0]], dtype=pl.List(pl.Float32))
     assert as_matrix(column).tolist() == [[1, 2], [3, 4]]
     for bad in (pl.Series([[1.0], [3.0, 4.0]]), pl.Series([], dtype=pl.List(pl.Float32))):
-        with pytest.raises(ValueError, match="one length"):
+        with pytest.raises(ValueError, match="must have the same length"):
             as_matrix(bad)

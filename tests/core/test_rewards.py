@@ -139,7 +139,7 @@ def test_rewards_import_no_torch():
 
 def test_a_weight_without_a_reward_is_refused_with_the_rewards_there_are():
     weights = RewardWeights(brevity=0.5)
-    with pytest.raises(ValueError, match=r"'brevity', which does not exist; there are: format, .*grounding\. Name one"):
+    with pytest.raises(ValueError, match=r"'brevity', which does not exist; there are: format, .*grounding\. Use one"):
         score_episode(episode(match(4.0, 10.0)), weights)
 
 

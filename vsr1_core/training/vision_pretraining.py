@@ -41,8 +41,8 @@ def learn_to_see(
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[CurvePoint]:
-    """Train the vision tower and the word embeddings in place, for `recipe.vision_pretraining_steps` steps of `batch_size` videos.
-    Returns the loss curve."""
+    """Train the vision tower and the word embeddings in place, for `recipe.vision_pretraining_steps` steps of
+    `batch_size` videos. Returns the loss curve."""
     encoder, video_ids, curve = embedder.encoder, sorted(events), list[CurvePoint]()
     words = word_targets(embedder.tokenizer, events)
     table = embedder.word_embeddings
