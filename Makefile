@@ -9,6 +9,8 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 BENCH_ARGS ?=
 EXPERIMENT_ARGS ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
+  --dist loadscope --no-loadscope-reorder
 
 # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
 # instead of 46 while another process used a core.
@@ -47,8 +49,7 @@ experiment: setup  ## Three seeds of all methods on the toy corpus: means, inter
 
 # How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.
 test: setup  ## All tests, in several processes (TEST_PROCESSES=0: in one process)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
-	  --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -59,7 +60,7 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types  ## Lint, format, types, import rules, and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 ui: setup  ## Dagster's web UI on http://localhost:3000
 	$(BIN)/vsr1 ui
