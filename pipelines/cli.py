@@ -177,7 +177,7 @@ def plan(
 @app.command(epilog="Example: [bold]vsr1 explain query_embeddings 2000010_fig --dataset toy[/bold]")
 @command
 def explain(
-    asset: str,
+    asset: Annotated[str, typer.Argument(help="Name of the asset, as in vsr1 status.")],
     row: Annotated[str, typer.Argument(help="Id of the row, as in the first column of the table.")],
     dataset: DatasetOption = "toy",
     output: Annotated[str, typer.Option("--format", "-f", help="tree or json.")] = "tree",

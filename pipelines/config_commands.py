@@ -105,7 +105,7 @@ def _spelled(value: Any) -> str:
 )
 @command
 def config_new(
-    name: str,
+    name: Annotated[str, typer.Argument(help="A name for the new configuration.")],
     base: Annotated[
         str, typer.Option(click_type=ConfigurationName(), help="The configuration that it is based on.")
     ] = "tiny",

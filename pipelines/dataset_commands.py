@@ -37,6 +37,8 @@ MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
 FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
 
+NameArgument = Annotated[str, typer.Argument(help="A name from vsr1 dataset list.")]
+
 datasets = typer.Typer(help="Manage datasets: list, add, show, check, remove.", no_args_is_help=True)
 
 
@@ -55,7 +57,7 @@ def dataset_list() -> None:
 
 @datasets.command("show")
 @command
-def dataset_show(name: str) -> None:
+def dataset_show(name: NameArgument) -> None:
     """Show one dataset: where its files are, where to get them, and what has been built."""
     settings = read_settings()
     entry = known_entry(settings, name)
@@ -104,7 +106,7 @@ def _imported_from(settings: Settings, name: str) -> list[list[str]]:
 @datasets.command("check", epilog="The exit code is 0 if nothing was found, and 1 otherwise.")
 @command
 def dataset_check(
-    name: str,
+    name: NameArgument,
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
     allow_extra: Annotated[
         bool, typer.Option("--allow-extra", help="Do not report videos that no annotation names.")
@@ -151,7 +153,7 @@ def _print_findings(name: str, findings: Sequence[Finding]) -> None:
 )
 @command
 def dataset_add(
-    name: str,
+    name: Annotated[str, typer.Argument(help="A name for the dataset.")],
     videos: Annotated[Path | None, typer.Option(help="Folder with the video files; subfolders are included.")] = None,
     annotations: Annotated[
         Path | None,
@@ -204,7 +206,7 @@ def dataset_add(
 
 @datasets.command("remove")
 @command
-def dataset_remove(name: str) -> None:
+def dataset_remove(name: NameArgument) -> None:
     """Remove a dataset from the list. Its videos and tables stay on disk."""
     settings = read_settings()
     if not remove_entry(settings.home, name):

@@ -65,8 +65,8 @@ def import_prepared(
 
 @command
 def export_prepared(
-    dataset: str,
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    dataset: Annotated[str, typer.Argument(help="A name from vsr1 dataset list.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder, to which the data are written.")],
     copy: CopyOption = False,
 ) -> None:
     """Write a dataset in the layout of the authors' prepared data."""

@@ -238,7 +238,7 @@ def test_validation_holds_out_whole_videos_and_more_rows_move_none(world: World)
     twice = [replace(e, query_id=f"{e.query_id}b") for e in world.data.examples]
     both = {e.query_id for e in sft._held_out([*world.data.examples, *twice], recipe)}
     assert both == held_out | {f"{i}b" for i in held_out}
-    with pytest.raises(ValueError, match="change sft.validation_share"):
+    with pytest.raises(ValueError, match=r"change sft\.validation_share"):
         sft._held_out(world.data.examples, replace(recipe, validation_share=0.0))
 
 
