@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
         change_json("test/index/id_map.json", lambda i: [*i[1:], i[1]]), "test/index/id_map.json", "does not name",
     ),
     "the id map is in another order": (
-        change_json("test/index/id_map.json", lambda i: i[::-1]), "test/index/index.faiss", "differ from those in segment",
+        change_json("test/index/id_map.json", lambda i: i[::-1]), "test/index/index.faiss", "differ from those in",
     ),
     "the index is truncated": (cut("test/index/index.faiss"), "test/index/index.faiss", "truncated or not sound"),
     "the index is of another kind": (other_index, "train/index/index.faiss", "not a flat inner-product index"),
@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
             change_lines("test/query_embedding/query_meta.test.jsonl",
                          lambda q: next(m for m in q if m["qid"] == "150_fig").update(qid="0_fig"))(r),
         ],
-        "raw_annotation/t", "the id of 0_fig is used",
+        "raw_annotation/t", "the id of 0_fig is also used",
     ),
     "the annotations are missing": (remove("raw_annotation/test.jsonl"), "raw_annotation/test.jsonl", "is not there"),
     "hard negatives name an unknown video": (
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
         change_json(NEGATIVES, lambda n: n.update({"0_fig": ["TRN00"]})), NEGATIVES, "contain its own video",
     ),
     "hard negatives are missing": (remove(NEGATIVES), NEGATIVES, "is not there"),
-    "a conversation is there more than once": (change_json(SFT, lambda s: s.append(s[0])), SFT, "entry 7 repeats the query"),
+    "a conversation is there twice": (change_json(SFT, lambda s: s.append(s[0])), SFT, "entry 7 repeats the query"),
     "a conversation shows an unknown video": (
         change_json(SFT, lambda s: s[2].update(videos=["x.npy"])), SFT, "entry 3: shows",
     ),
@@ -158,12 +158,12 @@ CASES: dict[str, tuple[Break, str, str]] = {
         change_json(SFT, lambda s: s[0]["meta"].update(gold_label="pos")), SFT, "entry 1: is labelled pos",
     ),
     "the training file is cut off": (cut(SFT), SFT, "is not valid JSON, or is cut off"),
-    "a prompt is there more than once": (change_lines(GRPO, lambda g: g.append(g[5])), GRPO, "line 13: repeats the query"),
+    "a prompt is there twice": (change_lines(GRPO, lambda g: g.append(g[5])), GRPO, "line 13: repeats the query"),
     "a prompt is about nothing annotated": (
         change_lines(GRPO, lambda g: g[4].update(gt_time=[1, 2])), GRPO, "line 5: text, video and span",
     ),
     "a prompt has fewer scores than negatives": (
-        change_lines(GRPO, lambda g: g[4]["hard_negative_scores"].pop()), GRPO, "not as many scores",
+        change_lines(GRPO, lambda g: g[4]["hard_negative_scores"].pop()), GRPO, "not one score for each",
     ),
     "a prompt shows an unknown video": (
         change_lines(GRPO, lambda g: g[4].update(retrieved_video="x")), GRPO, "line 5: shows x",
