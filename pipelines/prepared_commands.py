@@ -56,7 +56,7 @@ def import_prepared(
         raise UserError(f"there is no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
     execution = Execution(workers=settings.workers, log=lambda line: typer.echo(line, err=True))
     summary = run_import(view, folder.expanduser(), execution, split or (), copy)
-    rows = [[asset, given, summary.taken[asset]] for asset, given in summary.given.items()]
+    rows = [[asset, number, summary.num_imported[asset]] for asset, number in summary.num_rows.items()]
     show.console().print(show.table(f"Imported into {dataset}", ["asset", "rows found", "rows imported"], rows))
     for note in summary.notes:
         typer.echo(note)

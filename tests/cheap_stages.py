@@ -176,7 +176,7 @@ class CheapProbes(VerificationProbe):
         frames = frames_digests(view, [row.facts["shown_video_id"] for row in rows.values()])
         for probe in (row.facts for row in rows.values()):
             verdict = digest(checkpoint, probe["query"], frames[probe["shown_video_id"]])
-            yield probe_row(probe, _Asked(verdict))  # type: ignore[arg-type]
+            yield dict(probe_row(probe, _Asked(verdict)))  # type: ignore[arg-type]
 
 
 class _Asked:

@@ -127,7 +127,7 @@ def test_what_cannot_be_compared_is_said(home: Path) -> None:
         compare(home, "some", "others")
     with pytest.raises(ValueError, match="empty is not evaluated yet; run: vsr1 build --dataset empty"):
         compare(home, "some", "empty")
-    with pytest.raises(LookupError, match="'nobody' is no dataset, and no experiment"):
+    with pytest.raises(LookupError, match="'nobody' is not a dataset, and no experiment"):
         compare(home, "some", "nobody")
     with pytest.raises(LookupError, match="no method 'sqr_sft' in both some and one; there are: zero_shot"):
         compare(home, "some", "one", methods=["sqr_sft"])

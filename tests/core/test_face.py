@@ -206,7 +206,7 @@ def test_a_folder_or_models_that_are_not_there_are_named(home: Home, tmp_path: P
         vsr1.Index.from_folder(tmp_path / "empty", "toy", **place)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"models='nothing' names no models: models may be \"toy\""):
         vsr1.Index.from_folder(clips(home, tmp_path / "clips"), "nothing", **place)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"has no config.json, and no folder embedder/"):
+    with pytest.raises(ValueError, match=r"has neither a config.json nor a folder embedder/"):
         vsr1.Index.from_folder(tmp_path / "clips", tmp_path / "empty", **place)  # type: ignore[arg-type]
     with pytest.raises(LookupError, match="has no model to search with"):
         vsr1.Index.from_folder(tmp_path / "clips", home.path / "toy", **place)  # type: ignore[arg-type]

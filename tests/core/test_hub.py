@@ -124,7 +124,7 @@ def test_a_place_of_the_embedder_on_this_machine_goes_out_as_its_name(tmp_path: 
     home.build("sft_checkpoint")
     write_checkpoint_folder(find_checkpoint(home.view, "sft_checkpoint"), tmp_path / "out", "me/x")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["soft_query"]["embedder"] == EMBEDDER
-    with pytest.raises(ValueError, match="nothing of its own to push"):
+    with pytest.raises(ValueError, match="nothing new to push"):
         write_checkpoint_folder(find_checkpoint(home.view, "embedder"), tmp_path / "embedder", "me/y")
     with pytest.raises(LookupError, match="no checkpoint 'grpo'; it has: embedder, policy, sft_checkpoint"):
         find_checkpoint(home.view, "grpo")
@@ -184,7 +184,7 @@ def test_a_push_makes_the_repository_and_uploads_one_folder(tmp_path: Path, publ
     api.upload_folder.assert_called_once_with(
         repo_id="me/x", repo_type="dataset", folder_path=tmp_path, commit_message="Upload x"
     )
-    with pytest.raises(ValueError, match="no name on the hub"):
+    with pytest.raises(ValueError, match="not a name on the hub"):
         remote.push(tmp_path, "x", api=api)
 
 

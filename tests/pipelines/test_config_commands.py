@@ -94,13 +94,13 @@ def test_settings_on_a_dataset_make_a_configuration_of_its_name(home: Path, clip
     out = run("dataset", "add", "mine", *clips, "--set", "retrieval.index=hnsw")
     assert "Wrote the configuration mine, which is tiny with retrieval.index=hnsw" in out
     assert "First: vsr1 build --dataset toy (makes the models that mine uses)" in out
-    assert "Next: vsr1 build --dataset mine (samples frames, takes the models of toy, embeds and indexes" in out
+    assert "Next: vsr1 build --dataset mine (samples frames, uses the models of toy, embeds and indexes" in out
     assert "Then: vsr1 report --dataset mine" in out
     assert configuration_of(home, get_entry(home, "mine")).retrieval.index == "hnsw"
     again = refused("dataset", "add", "mine", *clips, "--config", "mine", "--set", "retrieval.top_k=5")
     assert "there is a configuration mine already: edit" in again
     assert configuration_of(home, get_entry(home, "mine")).retrieval.top_k == TINY.retrieval.top_k
-    assert "changes nothing while the models of toy are used" in run(
+    assert "has no effect while the models of toy are used" in run(
         "dataset", "add", "o", *clips, "--set", "sft.steps=9"
     )
 
@@ -124,7 +124,7 @@ def test_models_are_named_on_the_command_line(home: Path, clips: list[str], tmp_
         "models.policy": (QWEN3_VL_2B.models.policy, str(tmp_path / "policy")),
         "models.embedder": (QWEN3_VL_2B.models.embedder, "someone/embedder"),
     }
-    assert "give the one or the other" in refused("dataset", "add", "m", *clips, *models, "--models-from", "toy")
+    assert "give only one of the two" in refused("dataset", "add", "m", *clips, *models, "--models-from", "toy")
     half = refused("dataset", "add", "m", *clips, "--config", "tiny", "--policy", "someone/policy")
     assert "cannot be used together" in half
 

@@ -77,12 +77,13 @@ def test_borrowed_frames_and_options_are_said_aloud(home: Path, clips: Path, mon
     coarse = dataclasses.replace(NANO, name="coarse", frames=dataclasses.replace(NANO.frames, max_frames=4))
     monkeypatch.setitem(CONFIGURATIONS, "coarse", coarse)
     out = add_again(clips, "--config", "coarse", "--models-from", "toy")
-    assert "at most 12 of 4,096 pixels, as the models of toy were trained with them; not at 1 a second, at most 4" in (
-        out
+    assert (
+        "at most 12 of 4,096 pixels, as the models of toy were trained with them; not at 1 per second, at most 4"
+        in (out)
     )
     assert "sizes and options of the models are those of tiny" in out
     shown = said("dataset", "show", "other")
-    assert "1 a second, at most 12 of 4,096 pixels, as the models of toy saw" in shown
+    assert "1 per second, at most 12 of 4,096 pixels, as the models of toy saw" in shown
     listed = next(line for line in run("dataset", "list").output.splitlines() if line.startswith("│ other"))
     assert [cell.strip() for cell in listed.split("│")][3:6] == ["coarse", "toy", "tiny"]
     assert "were trained with them" not in add_again(clips)

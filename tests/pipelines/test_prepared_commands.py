@@ -38,7 +38,7 @@ def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tm
     assert plan["imported"]["query_embeddings"] == 16
     for name in plan["imported"]:
         assert (plan["assets"][name]["new"], plan["assets"][name]["stale"]) == (0, 0), name
-    assert "taken as imported (16)" in ok("plan", "--dataset", "charades")
+    assert "kept as imported (16)" in ok("plan", "--dataset", "charades")
     assert str(folder) in "".join(ok("dataset", "show", "charades").split())
     ok("export-prepared", "charades", tmp_path / "out")
     assert content(tmp_path / "out") == content(folder)

@@ -1,6 +1,6 @@
-"""Datasets that a person adds: whose files and models, which configuration, and what there is to say about it.
+"""Add a dataset: choose its files, models and configuration, check them, and say what was found and what comes next.
 
-Everything is checked here before any of it is saved; `datasets.registry` saves it.
+Everything is checked before anything is saved; `datasets.registry` saves the entry.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vsr1_core.recipes import Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.stages.graph import open_view
 
 OF_MODELS = ("frames", "models", "sft", "fine_tuned", "hard_refine", "grpo")
-"""Recipes that count where models are made, and not where they are borrowed."""
+"""Recipes that have no effect where models are borrowed: those of the dataset that makes the models apply."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for. names_models: whether a policy or an embedder is named beside the configuration."""
+    """What the person asks for. names_models: whether a policy or an embedder is named besides the configuration."""
 
     name: str
     videos: Path | None
@@ -44,11 +44,14 @@ class Wanted:
 
 
 def base_of(home: Path, wanted: Wanted) -> str:
-    """The configuration to build with, or to change: the one that is named, else that of the models that are used."""
+    """Name of the configuration to build with, or to derive one from: the named one, else that of the models.
+
+    ValueError where models are named in two ways; KeyError for an unknown dataset.
+    """
     if wanted.names_models and wanted.models_from:
         raise ValueError(
-            f"--policy and --embedder name models, and --models-from takes those of {wanted.models_from}: "
-            "give the one or the other"
+            f"--policy and --embedder name models, and --models-from uses those of {wanted.models_from}: "
+            "give only one of the two"
         )
     if wanted.config is not None:
         return wanted.config
@@ -64,11 +67,13 @@ def base_of(home: Path, wanted: Wanted) -> str:
 
 
 def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
-    """The dataset, after a look at its files. ValueError says what is missing."""
+    """The entry of the dataset, after its files were checked. ValueError says what is missing or contradicts."""
     if wanted.kind and (wanted.toy or wanted.name in BENCHMARKS):
         raise ValueError(f"--kind {wanted.kind}: {wanted.name} has a kind of its own; leave --kind out")
     if wanted.kind == "toy":
-        raise ValueError("videos of the kind toy are made, and none of yours are read: give --toy in place of --kind")
+        raise ValueError(
+            "videos of the kind toy are rendered, and no video files are read: give --toy in place of --kind"
+        )
     if wanted.toy:
         data = home / "data" / wanted.name
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
@@ -80,7 +85,9 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
 def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     name, known = wanted.name, get_entry(home, wanted.name)
     if wanted.annotations is not None and not wanted.annotations.is_dir():
-        raise ValueError(f"{wanted.annotations} is not a folder; give the one that holds {name}_fig_<split>.jsonl")
+        raise ValueError(
+            f"{wanted.annotations} is not a folder; give the folder that contains {name}_fig_<split>.jsonl"
+        )
     return DatasetEntry(
         name,
         "verified",
@@ -98,7 +105,7 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
     require_videos(wanted.videos)
     place = annotations.expanduser() if annotations else None
     if place is not None and not (place.is_file() if kind == "folder" else place.exists()):
-        raise ValueError(f"the annotation file {annotations} is not there")
+        raise ValueError(f"the annotation file {annotations} does not exist")
     source = wanted.models_from if wanted.models_from is not None else _default_source(home, wanted, config)
     if not source and not annotations and load_configuration(home, config).models.is_tiny:
         raise ValueError(
@@ -109,9 +116,11 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
 
 
 def require_videos(folder: Path) -> None:
-    """ValueError for a folder without a video file, FileNotFoundError for one that is not there."""
+    """Raise ValueError for a folder without video files, and FileNotFoundError for a folder that does not exist."""
     if not find_videos(Path(_full(folder))):
-        raise ValueError(f"no video files in {folder}; give the folder that holds them (mp4, mkv, webm, mov, avi, ...)")
+        raise ValueError(
+            f"no video files in {folder}; give the folder that contains them (mp4, mkv, webm, mov, avi, ...)"
+        )
 
 
 def _full(path: Path | None) -> str:
@@ -119,12 +128,12 @@ def _full(path: Path | None) -> str:
 
 
 def _default_source(home: Path, wanted: Wanted, config: str) -> str:
-    """Whose models a folder of videos uses where nothing is said: toy's, unless its configuration names others."""
+    """The dataset whose models a folder of videos uses by default: toy, unless its configuration names other models."""
     return "toy" if not wanted.names_models and load_configuration(home, config).models.is_tiny else ""
 
 
 def what_was_found(entry: DatasetEntry) -> str:
-    """One sentence about the files of a dataset that is added."""
+    """One sentence about the files of a dataset that was added."""
     if entry.kind == "toy":
         return f"{entry.name}: videos will be rendered into {entry.videos}"
     if entry.kind == "verified":
@@ -135,10 +144,11 @@ def what_was_found(entry: DatasetEntry) -> str:
 
 
 def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> Iterator[str]:
-    """What `entry` takes from the dataset that makes its models, beside the models, and which of `changes` (KEY=VALUE)
-    count for nothing there: one sentence each.
+    """Sentences about what `entry` borrows in addition to the models: frames, sizes and options. Also a sentence about
+    those of `changes` (KEY=VALUE) that have no effect because the models are borrowed.
 
-    Raises ValueError where its configuration names other models than that dataset has.
+    Raises:
+        ValueError: Its configuration names other models than the dataset has that makes them.
     """
     if not entry.models_from:
         return
@@ -147,7 +157,7 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
     if models_text(own.models) != models_text(theirs.models):
         raise ValueError(
             f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
-            f"{models_text(theirs.models)}: leave --config out to use these, or --models-from to make its own"
+            f"{models_text(theirs.models)}: leave out --config to use the latter, or --models-from to make its own"
         )
     why = f"as the models of {owner.name} were trained with them"
     if own.frames != theirs.frames:
@@ -161,13 +171,13 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
     idle = [change for change in changes if change.partition(".")[0] in OF_MODELS]
     if idle:
         yield (
-            f"{entry.name}: {', '.join(idle)} changes nothing while the models of {owner.name} are used; to train its "
-            "own, add it with --models-from ''"
+            f"{entry.name}: {', '.join(idle)} has no effect while the models of {owner.name} are used; to train its "
+            "own models, add it with --models-from ''"
         )
 
 
 def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
-    """What was registered, and the commands that come next with what they do."""
+    """Lines that say what was registered, and which commands come next and what they do."""
     name, source = entry.name, entry.models_from
     yield f"Added {name}, to be built with the configuration {entry.config}."
     if entry.kind == "verified":
@@ -186,12 +196,12 @@ def _is_built(home: Path, dataset: str) -> bool:
 
 
 def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
-    """What the first build does, in its order."""
+    """What the first build does, step by step."""
     if entry.kind == "toy":
         yield "renders the videos"
     yield "samples frames"
     if entry.models_from:
-        yield f"takes the models of {entry.models_from}"
+        yield f"uses the models of {entry.models_from}"
     else:
         is_tiny = configuration_of(home, entry).models.is_tiny
         yield "trains tiny models" if is_tiny else "loads the published models"
@@ -204,7 +214,8 @@ def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
 
 
 def _built_with(home: Path, entry: DatasetEntry) -> Configuration | str:
-    """Or why that cannot be known; a list of datasets shows such a one all the same."""
+    """The configuration that a dataset is built with, or a text that says why it cannot be read: a list of datasets
+    shows such a dataset as well."""
     try:
         return configuration_of(home, entry)
     except (LookupError, ValueError) as error:
@@ -212,7 +223,7 @@ def _built_with(home: Path, entry: DatasetEntry) -> Configuration | str:
 
 
 def frames_as_in(home: Path, entry: DatasetEntry) -> str:
-    """The configuration whose frames it uses: its own, or that of the models which it borrows."""
+    """Name of the configuration that decides the dataset's frames: its own, or that of the models' owner."""
     config = _built_with(home, entry)
     if isinstance(config, str):
         return "unknown"
@@ -221,7 +232,7 @@ def frames_as_in(home: Path, entry: DatasetEntry) -> str:
 
 
 def frames_of(home: Path, entry: DatasetEntry) -> str:
-    """Which frames of its videos are sampled, and whose choice that is."""
+    """Which frames of its videos are sampled, in words, and whether borrowed models decide it."""
     config = _built_with(home, entry)
     if isinstance(config, str):
         return config
@@ -230,15 +241,16 @@ def frames_of(home: Path, entry: DatasetEntry) -> str:
 
 
 def frames_text(recipe: FrameRecipe) -> str:
-    """Which frames are sampled, in words."""
-    return f"{recipe.fps:g} a second, at most {recipe.max_frames} of {recipe.max_pixels:,} pixels"
+    """Which frames a recipe samples, in words."""
+    return f"{recipe.fps:g} per second, at most {recipe.max_frames} of {recipe.max_pixels:,} pixels"
 
 
 def models_of(home: Path, entry: DatasetEntry) -> str:
+    """Which models the dataset is built with, in words."""
     config = _built_with(home, entry)
     return config if isinstance(config, str) else models_text(config.models)
 
 
 def models_text(models: ModelRecipe) -> str:
-    """Which models there are, in words."""
+    """Which models a recipe names, in words."""
     return "tiny" if models.is_tiny else f"{models.policy or 'no policy'} and {models.embedder}"

@@ -1,7 +1,7 @@
 """A build without Dagster: the stages of one dataset in their order, each finished before the next one starts.
 
-Rows, versions and checks are those of a Dagster build, because both ask the same stages. What Dagster adds is its run
-history, its pools and its sensors.
+Rows, versions and checks are the same as in a Dagster build, because both use the same stages. Only a Dagster build has
+a run history, pools and sensors.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BuiltAsset:
         name: The asset, for example `frame_tensors`.
         num_rows: Rows of its table after the build, failed ones included.
         num_processed: Rows that were made in this build.
-        num_failed: Rows that have an error in place of values.
-        seconds: How long its rows took.
+        num_failed: Rows of its table that have an error in place of values.
+        seconds: How long this build of the asset took.
     """
 
     name: str
@@ -37,10 +37,10 @@ class BuiltAsset:
 
 
 def build(view: View, execution: Execution, names: Sequence[str]) -> Iterator[BuiltAsset]:
-    """Build the named assets of one dataset, in the order in which they depend on each other.
+    """Build the named assets of one dataset, upstream before downstream, and yield what was done to each.
 
     Raises:
-        ValueError: What an asset cannot be built from, or what a blocking check found in one that was built.
+        ValueError: An asset cannot be built, or a blocking check failed; the message says why.
     """
     wanted = set(names)
     for name, stage in view.stages.items():
@@ -66,7 +66,11 @@ def _built(name: str, outcome: Outcome) -> BuiltAsset:
 
 
 def with_upstream(stages: Mapping[str, Stage], names: Sequence[str]) -> list[str]:
-    """The named assets or groups, and everything that they read. ValueError lists the names when one is unknown."""
+    """The named assets or groups and everything that they read, in build order.
+
+    Raises:
+        ValueError: A name is unknown; the message lists the known ones.
+    """
     groups = {stage.group for stage in stages.values()}
     unknown = [name for name in names if name not in stages and name not in groups]
     if unknown:

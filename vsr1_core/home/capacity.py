@@ -1,7 +1,7 @@
-"""What building a dataset with published models takes: disk, GPU memory, hours. A forecast, made before anything runs.
+"""A forecast of what building a dataset with published models needs: disk, GPU memory, hours. Nothing has to run first.
 
-Bytes are worked out from shapes. Speeds are not: all constants that are not shapes stand in `ASSUMED` and `GPUS`, each
-with where it comes from, and nothing in them was measured on a GPU by this project.
+Bytes are computed from shapes. Speeds are assumed: all constants that are not shapes are in `ASSUMED` and `GPUS`, each
+with its source, and this project has measured none of them on a GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Constant:
+    """A number that a forecast assumes, and where it comes from."""
+
     value: float
     source: str
 
@@ -30,18 +32,18 @@ class Constant:
 ASSUMED: Mapping[str, Constant] = {
     "decode_s": Constant(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
     "utilisation": Constant(0.35, "share of a GPU's peak that reading and training reach; assumed, not measured"),
-    "step_s": Constant(0.03, "seconds a decoding step of one batch; assumed, not measured"),
-    "teacher_tokens_per_s": Constant(1000, "of the teacher's server over all requests; assumed, not measured"),
-    "teacher_tokens": Constant(1200, "a reply of a thinking teacher; assumed"),
-    "answer_tokens": Constant(150, "an answer with its reasoning; assumed"),
-    "prompt_tokens": Constant(130, "a prompt without its video; assumed"),
-    "mark_tokens": Constant(9, "`<12.5 seconds>` and the two vision marks of a pair of frames; counted"),
+    "step_s": Constant(0.03, "seconds per decoding step of one batch; assumed, not measured"),
+    "teacher_tokens_per_s": Constant(1000, "tokens per second that the teacher's server writes; assumed, not measured"),
+    "teacher_tokens": Constant(1200, "tokens per reply of a thinking teacher; assumed"),
+    "answer_tokens": Constant(150, "tokens per answer with its reasoning; assumed"),
+    "prompt_tokens": Constant(130, "tokens per prompt without its video; assumed"),
+    "mark_tokens": Constant(9, "tokens of `<12.5 seconds>` and the two vision marks, per pair of frames; counted"),
 }
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak bf16 operations per second without sparsity; from the makers' data sheets."""
+    """Peak bf16 operations per second of a GPU without sparsity, from the maker's data sheet."""
 
     flops: float
 
@@ -58,7 +60,7 @@ DEFAULT_GPU = "A100"
 
 @dataclass(frozen=True)
 class Corpus:
-    """seconds and frames of each video by split; queries by split."""
+    """The size of a corpus, by split: seconds of each video, frames of each video, and the number of queries."""
 
     durations_s: Mapping[str, Sequence[float]]
     frames: Mapping[str, Sequence[int]]
@@ -70,7 +72,11 @@ class Corpus:
 
 
 def read_corpus(entry: DatasetEntry, config: Configuration) -> Corpus:
-    """From the annotations; a video counts in each split that names it. FileNotFoundError where there are none."""
+    """The size of a dataset's corpus, from its annotations. A video counts in each split that names it.
+
+    Raises:
+        FileNotFoundError: The dataset has no annotations yet.
+    """
     durations: dict[str, dict[str, float]] = {}
     queries: dict[str, int] = {}
     for moment in sources.moments(entry, config).values():
@@ -86,7 +92,8 @@ def read_corpus(entry: DatasetEntry, config: Configuration) -> Corpus:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one stage takes. hours: of one GPU, or of all workers where `on` is the CPU; `how` says from what."""
+    """What one stage needs. disk, gpu: bytes on disk and of GPU memory. hours: of one GPU, or of all CPU workers. how:
+    what the numbers were computed from."""
 
     stage: str
     disk: float = 0
@@ -97,7 +104,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The numbers that the estimates share."""
+    """The facts and intermediate numbers that all estimates share."""
 
     config: Configuration
     corpus: Corpus
@@ -107,52 +114,55 @@ class Forecast:
     gpu: Gpu
 
     @property
-    def tokens_a_pair(self) -> float:
-        """Tokens of a pair of frames at most: a token is `size_multiple` pixels square."""
+    def tokens_per_pair(self) -> float:
+        """Most tokens per pair of frames: one token covers `size_multiple` x `size_multiple` pixels."""
         recipe = self.config.frames
         return recipe.max_pixels // recipe.size_multiple**2 + ASSUMED["mark_tokens"].value
 
     def tokens(self, frames: float) -> float:
-        """A prompt about a video of so many frames."""
-        return frames / 2 * self.tokens_a_pair + ASSUMED["prompt_tokens"].value
+        """Tokens of a prompt about a video of `frames` frames."""
+        return frames / 2 * self.tokens_per_pair + ASSUMED["prompt_tokens"].value
 
     def hours(self, operations: float) -> float:
+        """Hours that so many operations take on the GPU."""
         return operations / (self.gpu.flops * ASSUMED["utilisation"].value) / 3600
 
     def mean_tokens(self, split: str) -> float:
+        """Tokens of a prompt about a video of average length in the split."""
         frames = self.corpus.frames.get(split) or self.corpus.all_frames
         return self.tokens(sum(frames) / len(frames))
 
     @property
     def longest(self) -> float:
-        """Tokens of a prompt about the longest video, with its answer: what memory has to hold."""
+        """Tokens of a prompt about the longest video and its answer, which GPU memory has to hold."""
         return self.tokens(max(self.corpus.all_frames)) + ASSUMED["answer_tokens"].value
 
     @property
     def frozen_bytes(self) -> float:
-        """Vision tower and embedder, bf16."""
+        """Bytes of the vision tower and the embedder, in bf16."""
         return 2 * (self.policy.vision + self.embedder.text + self.embedder.vision)
 
     @property
     def learning_bytes(self) -> float:
-        """fp32 weights, gradients and AdamW's two moments of the text model."""
+        """Bytes of the text model's weights, gradients and two AdamW moments, all fp32."""
         return 16 * self.policy.text
 
     def activation_bytes(self, rows: int, checkpointing: bool) -> float:
-        """Of a backward pass over `rows` prompts about the longest video: fp32 between layers, bf16 within them."""
+        """Bytes of activations of a backward pass over `rows` prompts about the longest video: fp32 between layers and
+        bf16 within them."""
         inner = 2 * (6 * self.policy.intermediate_size + 10 * self.policy.hidden_size)
         between = 4 * self.policy.hidden_size * self.policy.num_layers
-        a_token = between + inner * (1 if checkpointing else self.policy.num_layers)
+        per_token = between + inner * (1 if checkpointing else self.policy.num_layers)
         logits = 12 * self.policy.vocab_size * ASSUMED["answer_tokens"].value
-        return rows * (self.longest * a_token + logits)
+        return rows * (self.longest * per_token + logits)
 
     def cache_bytes(self, rows: int) -> float:
-        """Keys and values, bf16."""
+        """Bytes of the keys and values of `rows` prompts about the longest video, in bf16."""
         return rows * self.longest * 2 * self.policy.cache_size
 
 
 def forecast(base: Forecast) -> Iterator[Estimate]:
-    """Every stage that takes notable room or time, in the order they run."""
+    """The estimate of every stage that needs notable space or time, in the order in which the stages run."""
     yield _frames(base)
     yield _models(base)
     yield _embeddings(base)
@@ -189,16 +199,16 @@ def _embeddings(base: Forecast) -> Estimate:
     corpus, model = base.corpus, base.embedder
     rows = len(corpus.all_frames) + sum(corpus.num_queries.values())
     tokens = sum(base.tokens(frames) for frames in corpus.all_frames)
-    patches = sum(corpus.all_frames) / 2 * (base.tokens_a_pair * 4)
+    patches = sum(corpus.all_frames) / 2 * (base.tokens_per_pair * 4)
     memory = 2 * (model.text + model.vision) + base.execution.batch_size * base.longest * 2 * model.hidden_size * 8
     hours = base.hours(2 * model.text * tokens + 2 * model.vision * patches)
-    return Estimate("embeddings and index", 2 * rows * 4 * model.hidden_size, memory, hours, "a pass over each video")
+    return Estimate("embeddings and index", 2 * rows * 4 * model.hidden_size, memory, hours, "one pass over each video")
 
 
 def _features(base: Forecast) -> Estimate:
-    tokens = sum(base.corpus.all_frames) / 2 * base.tokens_a_pair
+    tokens = sum(base.corpus.all_frames) / 2 * base.tokens_per_pair
     needed = sum(tokens * m.num_levels * m.hidden_size * 2 for m in (base.policy, base.embedder))
-    how = f"{needed / GIB:,.0f} GiB would keep all; at most VSR1_CACHE_GB are kept"
+    how = f"all of them take {needed / GIB:,.0f} GiB; at most VSR1_CACHE_GB are kept"
     return Estimate("vision features, kept", min(needed, base.execution.cache_bytes), how=how)
 
 
@@ -228,14 +238,18 @@ def _checkpoint_bytes(base: Forecast) -> float:
 
 
 def _training_state(base: Forecast) -> Estimate:
-    """Weights and AdamW's moments, to go on from after a stop; the state before goes once the new one is whole."""
+    """Weights and AdamW moments, from which a stopped training resumes. The old state is deleted once the new one is
+    complete, so there are two for a moment."""
     state = _checkpoint_bytes(base) + 8 * base.policy.text
-    return Estimate("training state", 2 * state, how="two at a time, while a training runs; none is left after it")
+    return Estimate("training state", 2 * state, how="two at a time while a training runs; none is left after it")
 
 
 def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
-    """A turn's video is read once a query in the first turn, once an episode after that; all turns are replayed by the
-    policy with gradients, and by the reference without."""
+    """The estimate of stage 2.
+
+    The video of a turn is read once per query in the first turn and once per episode in later turns. The policy replays
+    all turns with gradients, and the reference replays them without.
+    """
     size = base.policy
     steps = recipe.steps or base.corpus.num_queries.get("train", 0) // recipe.queries_per_step
     episodes = recipe.queries_per_step * recipe.group_size
@@ -248,7 +262,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     memory = base.learning_bytes + base.frozen_bytes + (4 * size.text if recipe.beta else 0)
     memory += max(base.cache_bytes(episodes), base.activation_bytes(micro, recipe.gradient_checkpointing))
     hours = steps * (base.hours(operations) + decoding / 3600)
-    how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns a backward pass"
+    how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
     return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
 
 
@@ -262,5 +276,5 @@ def _predictions(base: Forecast) -> Estimate:
     reading = base.hours(prompts * base.mean_tokens(recipe.splits[0]) * 2 * size.text)
     decoding = prompts / rows * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value / 3600
     memory = 2 * size.text + base.frozen_bytes + base.cache_bytes(rows)
-    how = f"{queries:,} queries, {len(searched)} methods with {turns} turns in all at most, {rows} at a time"
+    how = f"{queries:,} queries, {len(searched)} methods, at most {turns} turns in all, {rows} at a time"
     return Estimate("predictions", 0, memory, reading + decoding, how)

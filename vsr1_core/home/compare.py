@@ -1,8 +1,8 @@
-"""Two builds of one corpus side by side: what differs in their recipes, in their metrics, and query by query.
+"""Compare two builds of one corpus: how their recipes, their metrics and their answers to each query differ.
 
-A side is a dataset, or all seeds that an experiment trained: its numbers are then means over the seeds. Differences are
-the second side minus the first, over the queries that both have, with paired 95 % bootstrap intervals over these
-queries. Nothing is built and nothing is written here.
+A side is one dataset, or all seeds that an experiment trained, and its numbers are then means over the seeds.
+Differences are the second side minus the first, over the queries that both sides have, with paired 95 % bootstrap
+intervals over these queries. This module builds and writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vsr1_core.stages.reporting import scores_of
 
 Change = Literal["won", "lost", "rank up", "rank down"]
 CHANGES: tuple[Change, ...] = ("won", "lost", "rank up", "rank down")
-"""won, lost: only one side found the moment. The others: both or none did, and the right video's rank changed."""
+"""won, lost: one side alone found the moment. rank up, rank down: both or none did, with another rank."""
 METRIC_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("method", "metric"), pl.String),
     **dict.fromkeys(("a", "b", "difference", "low", "high"), pl.Float64),
@@ -38,7 +38,10 @@ METRIC_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Side:
-    """One or more datasets whose numbers are averaged. moments: query_id, query and the truth of the queries."""
+    """One or more datasets whose numbers are averaged.
+
+    moments: the annotated queries with the right answers. scores: per dataset, method -> scores.
+    """
 
     name: str
     views: Sequence[View]
@@ -52,14 +55,17 @@ class Side:
 
     @property
     def methods(self) -> list[str]:
-        """Those that each of its datasets has evaluated, in the order of the configuration."""
+        """The methods that every dataset of this side has evaluated, in the order of the configuration."""
         return [name for name in self.scores[0] if all(name in scores for scores in self.scores)]
 
 
 @dataclass(frozen=True)
 class QueryChange:
-    """found: share of a side's datasets that found the moment. rank: of the right video after the last turn, the median
-    of a side's datasets; None where it has none."""
+    """One query that the two sides answer differently.
+
+    found_a, found_b: share of the side's datasets that found the moment. rank_a, rank_b: rank of the right video after
+    the last turn, the median over the side's datasets; None where it has no rank.
+    """
 
     method: str
     change: Change
@@ -73,7 +79,11 @@ class QueryChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """recipes: dotted key -> both values. metrics: `METRIC_SCHEMA`. queries: those that changed."""
+    """The result of a comparison.
+
+    recipes: dotted key of each setting that differs -> both values. metrics: a table with `METRIC_SCHEMA`. queries: the
+    queries that changed.
+    """
 
     a: str
     b: str
@@ -83,12 +93,12 @@ class Comparison:
     queries: Sequence[QueryChange]
 
     def counts(self) -> dict[str, dict[Change, int]]:
-        """Method -> how many queries changed in which way."""
+        """Method -> kind of change -> number of queries."""
         methods = dict.fromkeys(self.metrics["method"].to_list())
         return {m: {c: sum(q.method == m and q.change == c for q in self.queries) for c in CHANGES} for m in methods}
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON types."""
+        """The whole comparison in JSON types."""
         return {
             "a": self.a,
             "b": self.b,
@@ -104,14 +114,14 @@ def compare(home: Path, a: str, b: str, methods: Sequence[str] = (), metrics: Se
 
     Args:
         home: The home folder.
-        a: A dataset's name, or a configuration's whose seeds are datasets (`<configuration>-seed-<number>`).
-        b: The other one; differences are `b` minus `a`.
-        methods: Only these; all that both sides have evaluated where empty.
-        metrics: Only these; all that both sides have where empty.
+        a: Name of a dataset, or of a configuration whose seeds are datasets (`<configuration>-seed-<number>`).
+        b: Name of the other side; differences are `b` minus `a`.
+        methods: The methods to compare; where empty, all that both sides have evaluated.
+        metrics: The metrics to compare; where empty, all that both sides have.
 
     Raises:
-        LookupError: For names that are not there, of sides, methods or metrics.
-        ValueError: Where a side is not evaluated, or the two have no query or no method in common.
+        LookupError: There is no such side, method or metric.
+        ValueError: A side is not evaluated, or the two sides have no query or no method in common.
     """
     first, second = open_side(home, a), open_side(home, b)
     shared = _shared_queries(first, second)
@@ -133,12 +143,17 @@ def _chosen(what: str, wanted: Sequence[str], there: Sequence[str], where: str) 
     if unknown:
         raise LookupError(f"no {what} {unknown[0]!r} in {where}; there are: {', '.join(there) or 'none'}")
     if not there:
-        raise ValueError(f"no {what} is in {where}: they evaluate different ones (vsr1 config diff shows which)")
+        raise ValueError(f"no {what} is in {where}: they evaluate different {what}s (vsr1 config diff shows which)")
     return list(wanted) or list(there)
 
 
 def open_side(home: Path, name: str) -> Side:
-    """A dataset, or the seeds of a configuration, as it was evaluated on the first split of its configuration."""
+    """The side `name`: a dataset, or the seeds of a configuration, on the first split that its configuration evaluates.
+
+    Raises:
+        LookupError: There is no such dataset, and no seeds of such a configuration.
+        ValueError: The side is not evaluated, or its seeds are built with different configurations.
+    """
     entries = _entries(home, name)
     views = [open_view(home, entry.name) for entry in entries]
     split = views[0].config.evaluation.splits[0]
@@ -150,20 +165,21 @@ def open_side(home: Path, name: str) -> Side:
     side = Side(name, views, split, _moments(views[0], split), scores)
     if not side.methods:
         raise ValueError(
-            f"{name} has no evaluated query in the split {split}; what it has: vsr1 status --dataset {entries[0].name}"
+            f"{name} has no evaluated query in the split {split}; to see what is built: "
+            f"vsr1 status --dataset {entries[0].name}"
         )
     return side
 
 
 def _entries(home: Path, name: str) -> list[DatasetEntry]:
-    """The dataset of this name, or the seeds of the experiment that is called so."""
+    """The dataset of this name, or the datasets of the experiment's seeds."""
     entries = load_entries(home)
     if name in entries:
         return [entries[name]]
     seeds = [e for e in entries.values() if e.seed is not None and e.name == f"{name}-seed-{e.seed}"]
     if not seeds:
         raise LookupError(
-            f"{name!r} is no dataset, and no experiment has trained seeds of it; datasets: {', '.join(entries)}. To "
+            f"{name!r} is not a dataset, and no experiment has trained seeds of it; datasets: {', '.join(entries)}. To "
             f"train seeds of a configuration: vsr1 experiment --config {name}"
         )
     if len({configuration_of(home, dataclasses.replace(entry, seed=0)) for entry in seeds}) > 1:
@@ -172,7 +188,7 @@ def _entries(home: Path, name: str) -> list[DatasetEntry]:
 
 
 def _moments(view: View, split: str) -> pl.DataFrame:
-    """The annotated queries of a split."""
+    """The annotated queries of a split, sorted by id."""
     is_scored = (pl.col("split") == split) & (pl.col("status") == "ok")
     return view.table("moments").rows().filter(is_scored).sort("query_id")
 
@@ -212,8 +228,8 @@ def _metric_table(a: Side, b: Side, methods: Sequence[str], shared: Sequence[str
 def _mean(
     side: Side, method: str, shared: Sequence[str], num_resamples: int, seed: int
 ) -> dict[str, tuple[float, FloatArray]]:
-    """Metric -> its mean over the side's datasets, on the shared queries and on (R,) resamples of them. The seed draws
-    the same queries for both sides, which makes their differences paired."""
+    """Metric -> (its mean over the side's datasets on the shared queries, the same on each of (R,) resamples of them).
+    The seed draws the same queries for both sides, which makes the differences paired."""
     found = [_only(scores[method], shared) for scores in side.scores]
     drawn = [bootstrap(scores, num_resamples, seed) for scores in found]
     each = [values(scores) for scores in found]
@@ -222,7 +238,7 @@ def _mean(
 
 
 def _only(scores: Scores, query_ids: Sequence[str]) -> Scores:
-    """The scores of these queries, in their order."""
+    """The scores of these queries, in the order of `query_ids`."""
     place = {query_id: i for i, query_id in enumerate(scores.query_ids)}
     rows = np.array([place[query_id] for query_id in query_ids], dtype=np.int64)
     parts = {
@@ -236,7 +252,7 @@ def _only(scores: Scores, query_ids: Sequence[str]) -> Scores:
 
 
 def _query_changes(a: Side, b: Side, method: str, shared: Sequence[str]) -> Iterator[QueryChange]:
-    """The queries that one side answers otherwise, those that were won or lost first."""
+    """The queries that the sides answer differently, those that were won or lost first."""
     texts = dict(a.moments.select("query_id", "query").iter_rows())
     ours, theirs = _answers(a, method), _answers(b, method)
     changes = []
@@ -269,5 +285,6 @@ def _answers(side: Side, method: str) -> dict[str, tuple[float, float]]:
 
 
 def _median(ranks: Sequence[float]) -> float:
-    """The upper one of an even number: the mean with a missing rank, which is infinite, would be missing as well."""
+    """The median; of an even number the upper one of the two in the middle, because a mean with a missing rank
+    (infinite) would be missing as well."""
     return sorted(ranks)[len(ranks) // 2]

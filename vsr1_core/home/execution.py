@@ -1,4 +1,4 @@
-"""What the work runs on when a person starts it: the device, and how many processes."""
+"""The device and the number of processes that work runs on when a person starts it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 MAX_CPU_PROCESSES = 4
 
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""NVIDIA, WSL, AMD."""
+"""Device files of GPUs: NVIDIA, WSL, AMD."""
 
 
 def choose_device(device: str) -> str:
-    """`auto` is the first GPU where there is one, else the CPU. Imports torch only where the system has a GPU's device
-    file: a build that finds nothing to do is then spared that import.
+    """The torch device that `device` means: `auto` is the first GPU where there is one, else the CPU.
+
+    torch is imported only where the system has the device file of a GPU, so that a build without work starts fast.
     """
     if device != "auto":
         return device
@@ -27,7 +28,7 @@ def choose_device(device: str) -> str:
 
 def choose_processes(processes: int, device: str) -> int:
     """How many processes train one model together. 0 means one process on a GPU, and on a CPU one per core up to 4:
-    each further process holds weights and gradients of its own."""
+    each process needs memory for weights and gradients of its own."""
     if processes:
         return processes
     return min(MAX_CPU_PROCESSES, os.cpu_count() or 1) if device == "cpu" else 1

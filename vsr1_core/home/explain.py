@@ -1,7 +1,7 @@
-"""Which upstream rows a row was made from, and why it is due: one row followed back to its source files.
+"""Which upstream rows a row was made from, and why it has to be made: one row is followed back to its source files.
 
-Which rows an input's version stands for is declared by the stages (`Stage.reads`); `stages.graph` makes the plan.
-Nothing is written here.
+The stages declare which rows an input's version stands for (`Stage.reads`), and `stages.graph` makes the plan. This
+module writes nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from vsr1_core.stages.model_folders import BORROWED
 
 @dataclass(frozen=True)
 class ExplainedInput:
-    """One input of a row. was: its version when the row was made; None where the row has not been made from it.
+    """One input of a row.
 
-    num_rows, num_due: how many upstream rows it stands for, and how many of those are not as committed. rows: some of
-    them, due ones first. waits_for: the asset that has to run before they are known.
+    version: its version now. was: its version when the row was made; None where the row was not made from it. num_rows:
+    number of upstream rows that it stands for. num_due: how many of them a build would change. rows: some of them,
+    those that a build would change first. waits_for: the asset that has to run before they are known.
     """
 
     name: str
@@ -44,9 +45,11 @@ class ExplainedInput:
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """A row as the plan sees it. state: new, stale, failed, unchanged, orphaned, or `unknown` before `waits_for` has
-    run. error: of the committed row. source: the file, or the line of a file, that it was read from. `inputs` is empty
-    where `is_shown_above`.
+    """A row as the plan sees it.
+
+    state: new, stale, failed, unchanged, orphaned, or `unknown` before `waits_for` has run. version, error: those of
+    the committed row. causes: why the row has to be made. source: the file, or the line of a file, that it was read
+    from. is_shown_above: whether the tree has the row before; `inputs` is empty then.
     """
 
     dataset: str
@@ -62,13 +65,15 @@ class ExplainedRow:
     inputs: tuple[ExplainedInput, ...] = field(default=())
 
     def to_json(self) -> str:
+        """The row and everything below it as JSON text."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2)
 
 
 def explain(view: View, asset: str, row_id: str, max_rows: int = 2) -> ExplainedRow:
-    """Follow one row back to its sources, over at most `max_rows` rows an input.
+    """Follow one row back to its sources, through at most `max_rows` upstream rows per input.
 
-    LookupError when there is no such asset or row, with what there is.
+    Raises:
+        LookupError: There is no such asset or row; the message names some that exist.
     """
     if asset not in view.stages:
         raise LookupError(f"no asset {asset!r}; there are: {', '.join(view.stages)}")
@@ -76,7 +81,7 @@ def explain(view: View, asset: str, row_id: str, max_rows: int = 2) -> Explained
 
 
 class _Explainer:
-    """The plan of one dataset, asked row by row. Each row is followed once, where it is met first."""
+    """Explains rows of one dataset by its plan. Each row is followed once, where the tree reaches it first."""
 
     def __init__(self, view: View, max_rows: int) -> None:
         self.view, self.max_rows = view, max_rows
@@ -113,7 +118,7 @@ class _Explainer:
     def _inputs(
         self, asset: str, row_id: str, wanted: Row | None, stored: Mapping[str, Any] | None
     ) -> tuple[ExplainedInput, ...]:
-        """Changed ones first. Where the row is not wanted, or not known to be, those it was made from."""
+        """The inputs of a row, changed ones first; those that it was made from where the plan does not have the row."""
         old: Inputs = json.loads(stored["row_inputs"]) if stored else {}
         stage = self.view.stages[asset]
         new = stage.inputs_of(self.view, {row_id: wanted})[row_id] if wanted is not None else old
@@ -146,14 +151,14 @@ class _Explainer:
         return None if models is None else _Explainer(models, self.max_rows)
 
     def wanted(self, asset: str) -> Mapping[str, Row]:
-        """Empty where the plan does not know yet."""
+        """Row id -> planned row; empty where the plan is not known yet."""
         if asset not in self._wanted:
             is_known = self.plans[asset].plan is not None
             self._wanted[asset] = self.view.stages[asset].planned_rows(self.view) if is_known else {}
         return self._wanted[asset]
 
     def states(self, asset: str) -> dict[str, str]:
-        """Row id -> new, stale, ...; empty where the plan does not know yet."""
+        """Row id -> state (new, stale, ...); empty where the plan is not known yet."""
         if asset not in self._states:
             plan = self.plans[asset].plan
             groups = ("new", "stale", "orphaned", "failed", "unchanged")
@@ -161,7 +166,7 @@ class _Explainer:
         return self._states[asset]
 
     def stored(self, asset: str) -> dict[str, dict[str, Any]]:
-        """Row id -> bookkeeping of the committed row."""
+        """Row id -> version, inputs and error of the committed row."""
         if asset not in self._stored:
             table = self.view.table(asset)
             rows = table.rows([table.key, "row_version", "row_inputs", "error"]).to_dicts()
@@ -169,7 +174,7 @@ class _Explainer:
         return self._stored[asset]
 
     def _source(self, asset: str, row_id: str, wanted: Row | None) -> str:
-        """Where on disk a row of a source was read, or an imported one; empty for rows that were made from rows."""
+        """The file that a source's row was read from, or the folder that a row was imported from; empty for others."""
         if wanted is not None and wanted.is_imported and self.view.imported is not None:
             return str(self.view.imported.record["source"])
         if asset == "moments":
@@ -182,5 +187,5 @@ class _Explainer:
         some = sorted({*self.wanted(asset), *self.stored(asset)})
         waits = self.plans[asset].waits_for
         if not some:
-            return f"{asset} has no rows yet" + (f"; they are known after {waits} has run" if waits else "")
+            return f"{asset} has no rows yet" + (f"; its rows are known after {waits} has run" if waits else "")
         return f"{asset} has no row {row_id!r}; it has {len(some):,}, e.g. {', '.join(some[:5])}"

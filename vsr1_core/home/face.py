@@ -1,4 +1,4 @@
-"""The two functions of the face: one search, one query. `Home` and `Index` are in modules of their own."""
+"""The two functions of the public interface, `search` and `sql`. `Home` and `Index` have modules of their own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(maxsize=1)
 def _kept_home(path: Path) -> Home:
-    """The home that was asked last, with its models open."""
+    """The home that was used last, with its models still open."""
     return Home(path)
 
 
 def search(
     text: str, dataset: str = "toy", *, home: str | Path = "vsr1_home", split: str = "test", top_k: int = 5
 ) -> list[Hit]:
-    """Find videos of a built dataset for a text, and the moment in those that the policy was shown.
+    """Find videos of a built dataset for a text, and the moment in each video that the policy was shown.
 
     The models stay open for the next search of the same home.
 
     Args:
-        text: What happens in the moment, in words.
-        dataset: A dataset of the home; it has to be built.
+        text: Description of what happens in the moment.
+        dataset: Name of a dataset of the home; it has to be built.
         home: The home folder.
         split: Which videos to search.
         top_k: How many videos to return.
@@ -38,7 +38,7 @@ def search(
 
     Raises:
         ValueError: The text is blank, or `top_k` is less than 1.
-        LookupError: There is no such dataset, or it is not built; the message has the command.
+        LookupError: There is no such dataset, or it is not built; the message has the command that builds it.
 
     Example:
         >>> import vsr1_core as vsr1
@@ -59,7 +59,7 @@ def sql(query: str, *, home: str | Path = "vsr1_home") -> pl.DataFrame:
         The result as a polars frame.
 
     Raises:
-        ValueError: What DuckDB says of bad SQL, in one line, and the names of the views.
+        ValueError: The SQL is bad; the message has DuckDB's error in one line, and the names of the views.
 
     Example:
         >>> import vsr1_core as vsr1

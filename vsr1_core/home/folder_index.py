@@ -1,4 +1,4 @@
-"""A folder of videos that can be searched, without annotations and without Dagster."""
+"""An index over a folder of videos: search it without annotations and without Dagster."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 CACHE_HOME = Path("~/.cache/videosearch-r1")
 SPLIT = "test"
-"""The split of videos that no annotation names."""
+"""The split that videos without annotations belong to."""
 MAX_LISTED = 5
-"""Unreadable videos that an error or a line of the log names."""
+"""Most unreadable videos that one error or log line names."""
 
 
 class Index:
@@ -32,7 +32,7 @@ class Index:
     Attributes:
         folder: The folder of videos.
         home: The home that keeps frames, embeddings and the index.
-        dataset: What the folder is called in that home.
+        dataset: Name of the folder's dataset in that home.
         built: What the last refresh did, asset by asset.
 
     Example:
@@ -61,7 +61,7 @@ class Index:
         workers: int = 0,
         log: Callable[[str], None] | None = None,
     ) -> Index:
-        """Sample, embed and index all videos of a folder. A second call does only what is new.
+        """Sample, embed and index all videos of a folder. A second call processes only what changed.
 
         A video that cannot be read is left out and listed in `failures`.
 
@@ -71,20 +71,22 @@ class Index:
                 moving shapes); a built dataset of `home`, or `"HOME/DATASET"` of another home; a folder that holds
                 `embedder/` and `policy/`; a folder or hub id of an embedder alone, which ranks videos and verifies
                 none (`Hit.start_s` is None); or `{"embedder": FOLDER_OR_ID, "policy": FOLDER_OR_ID}`.
-            home: The folder that keeps what was made; by default `~/.cache/videosearch-r1`. It may be deleted.
-            config: The configuration whose frames are sampled, where `models` does not tell: by default `qwen3-vl-2b`.
+            home: The folder that stores frames, embeddings and the index; by default `~/.cache/videosearch-r1`. It
+                may be deleted.
+            config: Name of the configuration that says how frames are sampled, where `models` is not a dataset; by
+                default `qwen3-vl-2b`.
             device: A torch device; `auto` is the first GPU where there is one, else the CPU.
             workers: How many processes decode videos; 0 is one per core.
-            log: Called with each line about the progress; by default nothing is said.
+            log: Called with each line about the progress; by default nothing is logged.
 
         Returns:
             The index, ready to be searched.
 
         Raises:
-            ValueError: A folder without videos, or with none that can be read; `models` that name nothing.
-            FileNotFoundError: The folder is not there.
+            ValueError: The folder has no videos, or none that can be read; or `models` names nothing.
+            FileNotFoundError: The folder does not exist.
             LookupError: `models` names a dataset that is not built.
-            OSError: The hub does not give a model.
+            OSError: A model cannot be downloaded from the hub.
 
         Example:
             >>> models = {"embedder": "Qwen/Qwen3-VL-Embedding-2B", "policy": "Qwen/Qwen3-VL-2B-Instruct"}
@@ -106,7 +108,7 @@ class Index:
         return f"Index({str(self.folder)!r}, {len(self)} videos)"
 
     def __len__(self) -> int:
-        """How many videos can be searched."""
+        """The number of videos that can be searched."""
         return len(self.videos)
 
     @property
@@ -116,7 +118,7 @@ class Index:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Video id -> why it cannot be searched."""
+        """Video id -> why the video cannot be searched."""
         view, found = self.home.view(self.dataset), dict[str, str]()
         for asset in ("raw_videos", "videos", "frame_tensors", "video_embeddings"):
             rows = view.table(asset).rows(["video_id", "status", "error"]).filter(pl.col("status") != "ok")
@@ -124,7 +126,7 @@ class Index:
         return found
 
     def refresh(self) -> None:
-        """Take in what changed in the folder since: new, changed and deleted videos.
+        """Update the index to the present content of the folder: new, changed and deleted videos.
 
         Raises:
             ValueError: No video of the folder can be read any more.
@@ -139,15 +141,15 @@ class Index:
         if failures:
             self.home.log(f"{len(failures)} of {len(failures) + len(self)} videos cannot be searched: {_few(failures)}")
         if self._source.stands_for:
-            self._take_policy(self._source)
+            self._adopt_policy(self._source)
 
     def search(self, text: str, top_k: int = 5) -> list[Hit]:
-        """Find videos for a text, and the moment in those that the policy was shown.
+        """Find videos for a text, and the moment in each video that the policy was shown.
 
         The first search loads the models; later ones use them again.
 
         Args:
-            text: What happens in the moment, in words.
+            text: Description of what happens in the moment.
             top_k: How many videos to return.
 
         Returns:
@@ -163,14 +165,14 @@ class Index:
         return search_once(self.home.opened(self.dataset), self._source.method, text, SPLIT, top_k)
 
     def _refuse_unreadable(self, error: ValueError | None = None) -> None:
-        """ValueError that names the videos where none can be read, which may be why a build stopped with `error`."""
+        """Raise ValueError that names the videos where none can be read; it may be the cause of `error` in a build."""
         failures = self.failures
         if failures and not len(self):
             told = f"none of the {len(failures)} videos in {self.folder} can be read: {_few(failures)}"
             raise ValueError(told) from error
 
-    def _take_policy(self, source: ModelSource) -> None:
-        """Let the policy stand for the training that it comes from. Its weights are looked at once."""
+    def _adopt_policy(self, source: ModelSource) -> None:
+        """Adopt the policy in place of the training that it comes from. Its weights are checked once."""
         from vsr1_core.home.hub.adoption import adopt
         from vsr1_core.stages.adopted import adopted
 
@@ -182,7 +184,7 @@ class Index:
 
 
 def _dataset_name(folder: Path) -> str:
-    """The folder's name and a digest of its path, so that two folders of one name are two datasets."""
+    """The folder's name and a digest of its path, so that two folders of the same name are two datasets."""
     readable = re.sub(r"[^a-zA-Z0-9_-]+", "-", folder.name).strip("-_") or "videos"
     return f"{readable[:40]}-{fingerprint(str(folder))[:8]}"
 

@@ -36,7 +36,7 @@ class Home:
         device: A torch device such as `cpu` or `cuda:0`; `auto` is the first GPU where there is one, else the CPU.
         workers: How many processes decode videos; 0 is one per core.
         processes: How many processes train one model together; 0 is one on a GPU, and on a CPU one per core up to 4.
-        log: Called with each line about the progress of a build; by default nothing is said.
+        log: Called with each line about the progress of a build; by default nothing is logged.
 
     Example:
         >>> import vsr1_core as vsr1
@@ -82,25 +82,25 @@ class Home:
         models_from: str | None = None,
         toy: bool = False,
     ) -> DatasetEntry:
-        """Register a dataset, or register it anew. Nothing is read or built yet.
+        """Register a dataset, or replace its registration. No video is read and nothing is built yet.
 
         Args:
-            name: What it is called from now on: letters, digits, `-`, `_` and `.`.
-            videos: The folder of video files, searched in all subfolders. Needed unless `toy` or a public dataset.
+            name: Name of the dataset: letters, digits, `-`, `_` and `.`.
+            videos: The folder of video files, searched in all subfolders. Required unless `toy` or a public dataset.
             annotations: A CSV with the columns video, start, end, query (start and end in seconds), or a JSONL file in
-                the FIG schema; of a public dataset the folder of its files. Without it, videos can be searched only.
-            config: The configuration: frames, models, recipes. By default that of `models_from`.
-            models_from: The dataset whose models are used; frames are sampled as these saw them. `""` lets this one
-                train its own. By default `toy`, unless `config` names published models.
-            toy: Render a corpus of moving shapes instead, as large as `config` says.
+                the FIG schema; for a public dataset the folder of its files. Without it, videos can only be searched.
+            config: Name of the configuration: frames, models, recipes. By default that of `models_from`.
+            models_from: The dataset whose models are used; frames are sampled as these models saw them. `""` makes the
+                dataset train its own models. By default `toy`, unless `config` names published models.
+            toy: Render a corpus of moving shapes instead; `config` says how large.
 
         Returns:
             The entry as it was saved.
 
         Raises:
-            ValueError: A folder without videos, a missing annotation file, or a configuration that cannot be used or
-            names other models than `models_from` has. LookupError: `models_from` names no dataset of this home, or
-            `config` no configuration.
+            ValueError: The folder has no videos, the annotation file is missing, or the configuration cannot be used or
+                names other models than `models_from` has.
+            LookupError: `models_from` names no dataset of this home, or `config` names no configuration.
 
         Example:
             >>> vsr1.Home("vsr1_home").add_dataset("mine", "~/clips", "~/clips.csv")   # doctest: +SKIP
@@ -127,7 +127,7 @@ class Home:
 
         Returns:
             One row per asset: asset, new, stale, orphaned, failed, unchanged (numbers of rows), waits_for (the asset
-            that has to run before these are known), why (each cause with its number of rows).
+            that has to run before the numbers are known), why (each cause with its number of rows).
 
         Raises:
             LookupError: There is no such dataset.
@@ -139,21 +139,20 @@ class Home:
     ) -> list[BuiltAsset]:
         """Make the rows that are new or stale, asset after asset, without Dagster.
 
-        Rows, versions and checks are those of `vsr1 build`; the run history and the pools belong to Dagster. A build
-        that was stopped goes on where it was.
+        Rows, versions and checks are the same as with `vsr1 build`; only Dagster has a run history and pools. A build
+        that was stopped continues where it stopped.
 
         Args:
             dataset: A name in `datasets()`.
-            assets: Names of assets or groups, such as `["video_index"]`; all that they read is built, too. By default
-                all assets.
-            retry_failed: Make rows that failed before again.
+            assets: Names of assets or groups, such as `["video_index"]`; the assets that these read are built as well.
+                By default all assets.
+            retry_failed: Try again to make rows that failed in an earlier build.
 
         Returns:
             What each asset did, in the order of the build.
 
         Raises:
-            ValueError: An unknown asset; what the first asset that cannot be built has to say; or what a blocking check
-                found.
+            ValueError: An asset is unknown or cannot be built, or a blocking check failed; the message says what to do.
             LookupError: There is no such dataset.
 
         Example:
@@ -168,7 +167,7 @@ class Home:
         return built
 
     def status(self, dataset: str = "toy") -> pl.DataFrame:
-        """What has been built of a dataset, and when.
+        """What is built of a dataset, and when it was built.
 
         Returns:
             One row per asset: asset, rows, failed, data_version, changed_at (UTC). The last four are null where the
@@ -180,12 +179,12 @@ class Home:
         return status_frame(self.view(dataset))
 
     def search(self, text: str, dataset: str = "toy", split: str = "test", top_k: int = 5) -> list[Hit]:
-        """Find videos for a text, and the moment in those that the policy was shown.
+        """Find videos for a text, and the moment in each video that the policy was shown.
 
         The first search loads the models; later ones use them as long as their rows do not change.
 
         Args:
-            text: What happens in the moment, in words.
+            text: Description of what happens in the moment.
             dataset: A name in `datasets()`; it has to be built.
             split: Which videos to search. Videos of a plain folder are in `test`.
             top_k: How many videos to return.
@@ -195,7 +194,7 @@ class Home:
 
         Raises:
             ValueError: The text is blank.
-            LookupError: There is no such dataset, or it is not built; the message has the command.
+            LookupError: There is no such dataset, or it is not built; the message has the command that builds it.
 
         Example:
             >>> for hit in vsr1.Home("vsr1_home").search("a red circle moves left"):   # doctest: +SKIP
@@ -214,7 +213,7 @@ class Home:
             The result as a polars frame.
 
         Raises:
-            ValueError: What DuckDB says of bad SQL, in one line, and the names of the views.
+            ValueError: The SQL is bad; the message has DuckDB's error in one line, and the names of the views.
 
         Example:
             >>> vsr1.Home("vsr1_home").sql("select method, value from metrics where metric = 'mrr'")   # doctest: +SKIP
@@ -231,7 +230,7 @@ class Home:
             dataset: A name in `datasets()`.
 
         Returns:
-            The rows as a polars frame, failed ones included; no rows where nothing was built.
+            The rows as a polars frame, failed rows included; empty where nothing is built.
 
         Raises:
             ValueError: There is no such view.
@@ -244,16 +243,16 @@ class Home:
         return warehouse.query(self.path, f"from {quoted_name(name)} where dataset = {quoted_text(dataset)}")
 
     def explain(self, asset: str, row: str, dataset: str = "toy", max_rows: int = 2) -> ExplainedRow:
-        """One row back to its sources: its version, why it is due, and the rows and files it was made from.
+        """Follow one row back to its sources: its version, why it has to be made, and what it was made from.
 
         Args:
             asset: The asset, for example `metrics`.
             row: The row's id, for example `sqr_sft/mrr`.
             dataset: A name in `datasets()`.
-            max_rows: How many upstream rows of each input to follow.
+            max_rows: Most upstream rows to follow per input.
 
         Returns:
-            The row with its inputs, each with the rows it stands for; `to_json()` writes all of it.
+            The row with its inputs, each with the upstream rows it stands for; `to_json()` returns it as JSON text.
 
         Raises:
             LookupError: There is no such dataset, asset or row.
@@ -263,16 +262,16 @@ class Home:
         return explain(self.view(dataset), asset, row, max_rows)
 
     def close(self) -> None:
-        """Let go of all models. The next search loads them again."""
+        """Release all models and their memory. The next search loads them again."""
         self._opened.clear()
 
     def view(self, dataset: str) -> View:
-        """The tables of one dataset, for what this class does not offer."""
+        """The tables of one dataset, for what this class does not offer. LookupError: there is no such dataset."""
         self._entry(dataset)
         return open_view(self.path, dataset, all_stages())
 
     def opened(self, dataset: str) -> OpenedModels:
-        """The models of one dataset as they are now; kept between calls while dataset and configuration stay."""
+        """The opened models of one dataset, kept between calls as long as its entry and configuration stay the same."""
         view, kept = self.view(dataset), self._opened.get(dataset)
         if kept is None or (kept.view.entry, kept.view.config) != (view.entry, view.config):
             self._opened[dataset] = OpenedModels(view, self.execution())
@@ -290,7 +289,7 @@ class Home:
         )
 
     def _entry(self, dataset: str) -> DatasetEntry:
-        """LookupError with a message of its own: that of a KeyError is shown in quotes."""
+        """The dataset's entry. Raises LookupError in place of KeyError, whose message Python shows in quotes."""
         try:
             return get_entry(self.path, dataset)
         except KeyError as error:

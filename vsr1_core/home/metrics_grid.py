@@ -11,7 +11,10 @@ from vsr1_core.stages.method_styles import STYLES
 
 
 def metrics_grid(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one line per metric, one column per method. frame: method, metric, value, low, high."""
+    """(header, rows) with one row per metric and one column per method.
+
+    frame: has the columns method, metric, value, low and high.
+    """
     methods = STYLES.ordered(frame["method"].to_list())
     order = {name: place for place, name in enumerate(all_metrics())}
     names = sorted(frame["metric"].unique().to_list(), key=lambda name: (order.get(name, len(order)), name))

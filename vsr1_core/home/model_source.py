@@ -1,4 +1,4 @@
-"""Where the models of a folder index come from: what a person may say, as an embedder and a policy."""
+"""Where the models of a folder index come from: what a person passes as `models`, as an embedder and a policy."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ WHAT_MODELS_MAY_BE = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """An embedder and a policy, each a folder or a hub id; an empty policy means that videos are only ranked.
+    """An embedder and a policy, each a folder or a hub id. Where the policy is empty, videos are only ranked.
 
-    method: how the policy searches; None without one. config: the name of the configuration whose frames the models are
-    used to.
+    method: how the policy searches; None without a policy. config: name of the configuration whose frames the models
+    were made for.
     """
 
     embedder: str
@@ -49,18 +49,18 @@ class ModelSource:
 
     @property
     def stands_for(self) -> str:
-        """The training whose checkpoint the policy stands for; empty for a base policy and for none."""
+        """The asset whose training the policy replaces; empty for a base policy and where there is no policy."""
         asset = self.method.model if self.method else ""
         return "" if asset == "base_models" else asset
 
 
 def model_source(models: str | Path | Mapping[str, str | Path], home: Home, config: str | None) -> ModelSource:
-    """What `models` names. `toy` is built in `home` where it is not there yet.
+    """The embedder and policy that `models` names. `toy` is first built in `home` where it is not built yet.
 
     Raises:
-        ValueError: It names nothing; the message says what it may be.
-        OSError: A hub id, and the hub does not give it.
-        LookupError: A dataset that is not built.
+        ValueError: `models` names nothing; the message lists what it may be.
+        OSError: `models` is a hub id, and the model cannot be downloaded.
+        LookupError: `models` is a dataset that is not built.
     """
     if config is not None:
         load_configuration(home.path, config)
@@ -82,7 +82,7 @@ def model_source(models: str | Path | Mapping[str, str | Path], home: Home, conf
 
 
 def _from_dataset(home: Home, dataset: str) -> ModelSource:
-    """The models that a built dataset is searched with."""
+    """The models that a built dataset is searched with by default."""
     view = home.view(dataset)
     method = best_method(view)
     policy = str(one_row(view, method.model, method.row_id)["path"]) if method else ""
@@ -91,8 +91,8 @@ def _from_dataset(home: Home, dataset: str) -> ModelSource:
 
 
 def configuration_here(here: Path, there: Path, name: str) -> str:
-    """The name that home `here` has for a configuration of home `there`. One that the user wrote is copied, under a
-    name of its own: `here` may have another one of that name, and frames have to be those that the models saw."""
+    """The name in home `here` of a configuration of home `there`. A configuration that the user wrote is copied under a
+    new name, because `here` may have a different one of the same name, and frames must be as the models saw them."""
     if name not in own_names(there):
         return name
     config, root = load_configuration(there, name), name
@@ -111,7 +111,7 @@ def _from_folder(folder: Path, config: str) -> ModelSource:
         parts = {name: folder / name for name in ("embedder", "policy") if (folder / name).is_dir()}
         return _from_parts(parts, config)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, and no folder embedder/: {WHAT_MODELS_MAY_BE}")
+        raise ValueError(f"{folder} has neither a config.json nor a folder embedder/: {WHAT_MODELS_MAY_BE}")
     return _from_parts({"embedder": folder}, config)
 
 
@@ -130,8 +130,8 @@ def _from_parts(parts: Mapping[str, str | Path], config: str) -> ModelSource:
     folders = {name: fetch_model(str(Path(str(part)).expanduser())) for name, part in parts.items()}
     if _is_trained_policy(folders["embedder"]):
         raise ValueError(
-            f"{parts['embedder']} is a policy with soft query modules, and searching takes the embedder that it was "
-            'trained with as well: models={"embedder": ..., "policy": ...}'
+            f"{parts['embedder']} is a policy with soft query modules; to search, also name the embedder that it was "
+            'trained with: models={"embedder": ..., "policy": ...}'
         )
     policy = folders.get("policy")
     method = None if policy is None else BASIC["sqr_sft" if _is_trained_policy(policy) else "zero_shot"]

@@ -1,4 +1,4 @@
-"""Search one dataset by words, as a person does: the ranking, and what the policy said of each video it was shown."""
+"""One search of a dataset by words: the ranking, and what the policy said about each video that it was shown."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 class Hit:
     """One video that a search found.
 
-    Only videos that the policy was shown have a turn, a decision and what follows from them; with an embedder alone no
-    video has.
+    Only videos that the policy was shown have a turn, a decision, a reasoning and possibly a span. Where an embedder
+    searches without a policy, no video has these.
 
     Attributes:
         rank: Place in the last ranking, from 1.
         video: The video's id: its path below the folder, without the suffix.
-        score: Cosine of the query as it stood at the end and the video, in [-1, 1], rounded to 4 digits.
+        score: Cosine of the last version of the query and the video, in [-1, 1], rounded to 4 digits.
         path: The video's file; None where only its frames were imported.
-        turn: The turn, from 1, in which the policy was last shown this video.
+        turn: The last turn, counted from 1, in which the policy was shown this video.
         decision: What the policy decided: `matched`, `not_matched`, or `unknown` where its answer cannot be read.
         start_s: Where the moment begins, in seconds from the video's start; None unless it matched with a span.
         end_s: Where the moment ends, in seconds from the video's start; None unless it matched with a span.
@@ -51,9 +51,10 @@ class Hit:
 
 
 def best_method(view: View) -> Method | None:
-    """The last of the report's methods whose checkpoint is built. None where there is an embedder and no policy.
+    """The last method of the report whose checkpoint is built. None where only the embedder is built.
 
-    Raises LookupError where there is no model at all.
+    Raises:
+        LookupError: No model is built; the message has the command that builds one.
     """
     for method in reversed(BASIC.values()):
         if method.row_id in view.versions(method.model):
@@ -68,18 +69,18 @@ def best_method(view: View) -> Method | None:
 def search_once(opened: OpenedModels, method: Method | None, text: str, split: str, top_k: int) -> list[Hit]:
     """The `top_k` videos of the last ranking, best first, after the policy's own refinements of the query.
 
-    With None for a method the ranking by the query's own words is the last one.
+    Where `method` is None, the embedder alone ranks the videos by the text as it is.
 
     Raises:
         ValueError: The text is blank, or `top_k` is less than 1.
-        LookupError: Something is not built.
+        LookupError: A model or the index of `split` is not built; the message has the command that builds it.
     """
     from vsr1_core.search.episodes import EpisodeQuery
 
     if not text.strip():
         raise ValueError("the search text is blank; say what the moment shows")
     if top_k < 1:
-        raise ValueError(f"top_k is how many videos are found, at least 1, not {top_k}")
+        raise ValueError(f"top_k is the number of videos to return: at least 1, not {top_k}")
     index = opened.index(split)
     if method is None:
         episode, vector = None, opened.plain.get([text.strip()])[0]

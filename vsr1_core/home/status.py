@@ -1,4 +1,4 @@
-"""What a build would do, and what the last ones did, as frames with one row per asset."""
+"""What a build would do, and what is built, as frames with one row per asset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATUS_COLUMNS: dict[str, Any] = {
 
 
 def plan_frame(plans: Iterable[StagePlan]) -> pl.DataFrame:
-    """Counts of rows by what would be done with them, and why. Counts that are not yet known are null."""
+    """One row per asset: how many rows are new, stale and so on, and why. Counts that are not yet known are null."""
     return pl.DataFrame([_plan_row(plan) for plan in plans], schema=PLAN_COLUMNS)
 
 
@@ -39,15 +39,15 @@ def _plan_row(item: StagePlan) -> dict[str, Any]:
 
 
 def causes(item: StagePlan) -> str:
-    """Each cause with its number of rows; empty where nothing is known or due."""
+    """Each cause with its number of rows, as text; empty where no row has to be made or the plan is unknown."""
     if item.plan is None:
         return ""
     why = [f"{cause} ({number:,})" for cause, number in item.plan.why().items()]
-    return "; ".join([*why, *([f"taken as imported ({item.num_imported:,})"] if item.num_imported else [])])
+    return "; ".join([*why, *([f"kept as imported ({item.num_imported:,})"] if item.num_imported else [])])
 
 
 def status_frame(view: View) -> pl.DataFrame:
-    """Rows, failures, data version and time of each asset's last commit; null where it is not built."""
+    """One row per asset: rows, failures, data version and time of its last commit; null where it is not built."""
     return pl.DataFrame([_status_row(name, view.table(name)) for name in view.stages], schema=STATUS_COLUMNS)
 
 

@@ -1,6 +1,6 @@
-"""Files of the lake that no row points to any more: frames of videos that are gone, checkpoints of earlier versions.
+"""Files of the lake that no row points to any more: frames of deleted videos, and checkpoints of earlier versions.
 
-Nothing removes them by itself: an earlier checkpoint is what a later one may have to be compared with.
+They are never removed automatically, because a new checkpoint may have to be compared with an earlier one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vsr1_core.stages.base import Stage
 
 DAY_S = 86_400.0
 MIN_AGE_S = DAY_S
-"""Younger files may belong to a build in progress, whose rows are not there yet."""
+"""Seconds. Younger files may belong to a running build that has not committed its rows yet."""
 
 
 @dataclass(frozen=True)
 class UnusedFile:
-    """A file, or a folder of a model. age_s: since its newest file was written."""
+    """A file, or the folder of a model. age_s: seconds since its newest file was written."""
 
     path: Path
     num_bytes: int
@@ -39,7 +39,7 @@ class UnusedFile:
         return self.path.parent.name
 
     def delete(self) -> bool:
-        """Whether it was still there as it was listed, and is not any more."""
+        """Delete it. Returns False, and deletes nothing, where it is gone or has changed since it was listed."""
         now = _measure(self.path)
         if now is None or now.num_bytes != self.num_bytes or now.age_s < self.age_s:
             return False  # another build has written it anew
@@ -51,20 +51,20 @@ class UnusedFile:
 
 
 def unused_files(lake: Lake, stages: Mapping[str, Stage], min_age_s: float = MIN_AGE_S) -> Iterator[UnusedFile]:
-    """What stages name for a row (`Stage.row_files`) and no row of any dataset points to, at least `min_age_s` old."""
+    """Files of rows (`Stage.row_files`) that no row of any dataset points to, at least `min_age_s` seconds old."""
     filed = [stage for stage in stages.values() if stage.row_files]
     used = {Path(path).parts[-3:] for stage in filed for path in _used(lake, stage)}
     for stage in filed:
         for path in sorted(lake.files_of_all(stage.name).glob(f"*/{stage.row_files}")):
-            if path.parts[-3:] not in used and not path.name.startswith("."):  # those are being written
+            if path.parts[-3:] not in used and not path.name.startswith("."):  # hidden files are being written
                 found = _measure(path)
                 if found is not None and found.age_s >= min_age_s:
                     yield found
 
 
 def _used(lake: Lake, stage: Stage) -> Iterator[str]:
-    """The files that rows point to: a dataset may use another one's models, and stage 2's table a model of stage 1 that
-    was adopted for it. Only asset, dataset and name of a path are compared, as homes are moved."""
+    """The paths that rows and adoption records point to. A dataset may use models of another one, and stage 2's table a
+    model of stage 1 that was adopted for it. Callers compare only the last three parts, because homes are moved."""
     for dataset in lake.datasets(stage.name):
         table = lake.table(stage.name, dataset, stage.key, stage.dtypes)
         # In this order: a commit turns pending rows into rows.
@@ -77,12 +77,12 @@ def _used(lake: Lake, stage: Stage) -> Iterator[str]:
 def _pending_paths(table: Table) -> list[str | None]:
     try:
         return table.pending()["path"].to_list()
-    except FileNotFoundError:  # they have just been committed
+    except FileNotFoundError:  # the pending rows have just been committed
         return []
 
 
 def _measure(path: Path) -> UnusedFile | None:
-    """None where it is gone."""
+    """Size and age of a file or folder; None where it is gone."""
     try:
         stats = [p.stat() for p in (path, *path.rglob("*")) if p == path or p.is_file()]
     except FileNotFoundError:

@@ -1,11 +1,11 @@
 """`vsr1.duckdb`: DuckDB views over the lake's Parquet, for people, notebooks and `vsr1 sql`.
 
-The file holds views and no data. A view globs over all datasets of an asset, so it shows what is committed at the
-moment of the query and need not be rebuilt after a run. Of a table's files of rows (`rows.table`) it shows the
-newest that the glob found: a query that runs through a commit sees the whole table from before it. Beside the tables
-lies one empty Parquet file an asset (`<lake>/schemas/`), which the same glob matches: an asset that was never built
-answers with no rows and the right columns. A refresh writes a new file and renames it over the old one: readers and
-writers never wait for each other.
+The file contains views and no data. The view of an asset globs over the files of all datasets, so it shows what is
+committed at the time of the query and need not be remade after a run. Of the files with a table's rows (`rows.table`)
+it reads the newest one that the glob found: a query that runs during a commit sees the whole table from before it. The
+same glob also matches one empty Parquet file per asset (`<lake>/schemas/`), so an asset that was never built has no
+rows and the right columns. A refresh writes a new file and renames it over the old one, so readers and writers never
+wait for each other.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     import duckdb
 
 STORAGE_VERSION = "v1.2.0"
-"""Of the file's format: what DuckDB 2.0 writes of itself, a `duckdb` command of version 1.5 refuses to open."""
+"""Version of the file format. The default of DuckDB 2.0 cannot be opened by a `duckdb` command of version 1.5."""
 
 
 def database_path(home: Path) -> Path:
-    """The file that plain `duckdb` opens."""
+    """The path of `vsr1.duckdb`, which the plain `duckdb` command can open."""
     return home / "vsr1.duckdb"
 
 
 def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
-    """A connection on the views of a home; made first where they are missing or belong to another folder.
+    """A connection to the views of a home. The views are made first where they are missing or read another folder.
 
-    The file is attached, not opened: DuckDB keeps one instance per opened path in a process, which would go on
-    showing the views from before a refresh.
+    The file is attached, not opened: DuckDB keeps one instance per opened path in a process, which would keep showing
+    the views from before a refresh.
     """
     import duckdb
 
@@ -54,7 +54,11 @@ def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
 
 
 def query(home: Path, sql: str) -> pl.DataFrame:
-    """The result of one SQL statement on the views. Raises ValueError, in one line, for bad SQL and for none."""
+    """The result of one SQL statement on the views of a home.
+
+    Raises:
+        ValueError: The SQL is bad or empty; the message is one line and lists the views.
+    """
     import duckdb
 
     with connect(home) as connection:
@@ -69,7 +73,7 @@ def query(home: Path, sql: str) -> pl.DataFrame:
 
 
 def views(home: Path) -> pl.DataFrame:
-    """(view, holds, columns): every view, what it holds, and the names of its columns."""
+    """One row per view: its name (`view`), what it contains (`holds`), and the names of its columns (`columns`)."""
     return query(
         home,
         """SELECT view_name AS "view", v.comment AS holds,
@@ -80,7 +84,7 @@ def views(home: Path) -> pl.DataFrame:
 
 
 def _one_line(error: Exception) -> str:
-    """What DuckDB says, without the picture of the place and without guesses at names of its own tables."""
+    """DuckDB's message in one line, without the drawing that points at the place and without guesses of table names."""
     said = str(error).partition("\n\nLINE")[0].splitlines()
     kept = " ".join(line.strip() for line in said if not line.startswith("Did you mean"))
     return kept if kept.endswith((".", "!")) else f"{kept}."
@@ -91,11 +95,11 @@ def _known_views(connection: duckdb.DuckDBPyConnection) -> str:
         "SELECT view_name FROM duckdb_views() WHERE database_name = 'vsr1' AND NOT internal ORDER BY view_name"
     )
     names = ", ".join(name for (name,) in found.fetchall())
-    return f'The views are: {names}; columns of one: vsr1 sql "describe predictions"'
+    return f'The views are: {names}; to see the columns of one: vsr1 sql "describe predictions"'
 
 
 def refresh(home: Path, stages: Mapping[str, Stage] | None = None) -> Path:
-    """Make the views of all stages anew and put them in place of the old ones. Returns the database's path."""
+    """Make the views of all stages again and replace the old ones. Returns the path of the database."""
     import duckdb
 
     from vsr1_core.stages.graph import all_stages
@@ -120,7 +124,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duck
 
 
 def _reads_from(connection: duckdb.DuckDBPyConnection, home: Path) -> bool:
-    """False after the home was moved or copied: its views would show the old place's rows."""
+    """Whether the views read this home. They do not after it was moved or copied: they read the old place."""
     views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'lake'"
     found = connection.execute(views).fetchone()
     return found is not None and quoted_text((home / "lake").absolute()) in found[0]
@@ -134,7 +138,7 @@ def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
 
 
 def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:
-    """A file without rows beside the datasets; left alone where it is as it should be."""
+    """Write a file with these columns and no rows into `folder`, unless it exists already."""
     path, empty = folder / "dataset=none" / "rows.parquet", pl.DataFrame(schema=schema)
     if not path.exists() or pl.scan_parquet(path, glob=False).collect_schema() != empty.schema:
         with atomic_path(path) as temporary:

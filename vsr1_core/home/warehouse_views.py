@@ -1,7 +1,7 @@
-"""What each view of `vsr1.duckdb` selects, as SQL text. Nothing is run here; `home.warehouse` does that.
+"""What each view of `vsr1.duckdb` selects, as SQL text; `home.warehouse` runs it.
 
-An asset's view follows from its stage. Every other view is one function below: its name, a sentence, and what the
-columns mean that it does not take over from a stage. Those that read another view stand behind it.
+The view of an asset is derived from its stage. Every other view is one function below, declared with its name, one
+sentence, and the meanings of the columns that are not a stage's. A view stands after the views that it reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREDICTIONS = "predictions."
 PROBES = "verification_probe."
 METRICS = "metrics"
 ID_LAST = (METRICS, "refinement_curves")
-"""Tables whose id only repeats other columns."""
+"""Tables whose id only repeats other columns, so it comes last in their views."""
 PREDICTION_COLUMNS = (
     *("dataset", "method", "query_id", "split", "query", "gt_video_id", "gt_start_s", "gt_end_s", "video_id", "rank"),
     *("first_rank", "decision", "start_s", "end_s", "iou", "num_turns", "num_text_tokens", "num_latent_tokens"),
@@ -40,22 +40,23 @@ EPISODE_KEY = ("step", "sample", "query_id")
 
 @dataclass(frozen=True)
 class Tables:
-    """What a view may read: the lake at `root`, and the stages whose tables are in it."""
+    """What a view can read: the lake at `root`, and the stages whose tables are in it."""
 
     root: Path
     stages: Mapping[str, Stage]
 
     def first(self, prefix: str) -> Stage | None:
-        """One of the stages whose names begin so, all of which have the same columns; None where there is none."""
+        """A stage whose name begins with `prefix`; all of them have the same columns. None where there is none."""
         return next((stage for name, stage in self.stages.items() if name.startswith(prefix)), None)
 
 
 @dataclass(frozen=True)
 class SqlView:
-    """A view: its SQL, or None where the stages that it reads are not there, and what it says of itself.
+    """A view that is not the view of one asset.
 
-    means: column -> sentence, of what no stage and no common column says. like: the prefix of the stage whose columns
-    it takes over.
+    says: one sentence about it. sql: tables -> SQL text, or None where a stage that it reads does not exist. means:
+    column -> sentence, for columns that are neither the stage's nor common. like: prefix of the stage whose columns it
+    shows.
     """
 
     name: str
@@ -65,20 +66,21 @@ class SqlView:
     like: str = ""
 
     def meaning(self, column: str, tables: Tables) -> str:
+        """One sentence about a column; empty where none is declared."""
         stage = tables.first(self.like) if self.like else None
         return self.means.get(column) or (stage.meaning(column) if stage else "") or COMMON.get(column, "")
 
 
 COMMON: Mapping[str, str] = {**c.IDS, **BOOKKEEPING, "method": c.SEARCHED_BY.says}
-"""What columns mean that no stage of the view says."""
+"""Meanings of columns that neither the view nor its stage declares."""
 VIEWS: list[SqlView] = []
-"""In the order in which they are made."""
+"""The views, in the order in which they are made."""
 
 
 def sql_view(
     name: str, says: str, means: Mapping[str, str] | None = None, like: str = ""
 ) -> Callable[[Callable[[Tables], str | None]], Callable[[Tables], str | None]]:
-    """Add the view `name`, whose SQL the decorated function gives."""
+    """A decorator that adds the view `name`; the decorated function returns its SQL."""
 
     def add(sql: Callable[[Tables], str | None]) -> Callable[[Tables], str | None]:
         VIEWS.append(SqlView(name, says, sql, means or {}, like))
@@ -98,7 +100,7 @@ class MadeView:
 
 
 def made_views(root: Path, stages: Mapping[str, Stage]) -> Iterator[MadeView]:
-    """All views of the lake at `root`, each one behind those that it reads."""
+    """All views of the lake at `root`, each one after the views that it reads."""
     tables = Tables(root, stages)
     for name, stage in stages.items():
         if not name.startswith((PREDICTIONS, PROBES)):
@@ -118,7 +120,7 @@ def _asset_sql(root: Path, stage: Stage) -> str:
 
 @sql_view(
     "predictions",
-    "One row per query and method: the answer, the right video's rank, the tokens spent.",
+    "One row per query and method: the answer, the rank of the right video, and the tokens that were spent.",
     like=PREDICTIONS,
 )
 def predictions(tables: Tables) -> str | None:
@@ -131,13 +133,13 @@ def predictions(tables: Tables) -> str | None:
 
 @sql_view(
     "turns",
-    "One row per turn of an episode: what was shown, what was decided, and the reasoning.",
+    "One row per turn of an episode: the shown video, the decision, and the reasoning.",
     {name: column.says for name, column in TURN_COLUMNS.items()}
     | {"is_right_video": "Whether the shown video is the right one."},
 )
 def turns(tables: Tables) -> str | None:
-    """`is_right_video` comes with the turn: a join with `predictions` would read the table once more, and find another
-    state of it while a run writes."""
+    """The SQL adds `is_right_video` here: a join with `predictions` would read the table twice, and could see two
+    states of it while a run writes."""
     if tables.first(PREDICTIONS) is None:
         return None
     ordered = [*TURN_ORDER, *(name for name in TURN_COLUMNS if name not in TURN_ORDER)]
@@ -149,7 +151,7 @@ def turns(tables: Tables) -> str | None:
 
 @sql_view(
     "verifications",
-    "One row per turn: what was decided of the shown video, and whether that is right.",
+    "One row per turn: the decision about the shown video, and whether it is right.",
     {name: column.says for name, column in TURN_COLUMNS.items()}
     | {
         "is_right_video": "Whether the shown video is the right one.",
@@ -168,20 +170,20 @@ def verifications(tables: Tables) -> str | None:
 
 @sql_view(
     "outcomes",
-    "One row per query and method: where it ended, and how far refinement lifted the right video.",
+    "One row per query and method: how the search ended, and how many places refinement lifted the right video.",
     {
-        "rank_gain": "`first_rank` - `rank`: places that the right video rose by refinement.",
+        "rank_gain": "Number of places that refinement lifted the right video: `first_rank` - `rank`.",
         "is_right_video": "Whether the answered video is the right one.",
         "outcome": (
-            "Where the query ended: `found` (right video matched, IoU at least 0.5), `wrong_span`, "
+            "How the search ended: `found` (right video matched, IoU at least 0.5), `wrong_span`, "
             "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
         ),
     },
     like=PREDICTIONS,
 )
 def outcomes(tables: Tables) -> str | None:
-    """The same cases, in the same order, as `vsr1_core.evaluation.metrics.outcomes`. A failed row knows its id only;
-    what was asked is in `moments`."""
+    """The SQL has the same cases, in the same order, as `vsr1_core.evaluation.episodes.outcomes`. A failed row has
+    only its id, so the query is read from `moments`."""
     if tables.first(PREDICTIONS) is None or "moments" not in tables.stages:
         return None
     return f"""
@@ -210,7 +212,7 @@ def outcomes(tables: Tables) -> str | None:
 
 @sql_view(
     "verification_probes",
-    "One row per query, method and shown video, one right and one wrong: the verdict and the span.",
+    "One row per query, method and shown video (one right, one wrong): the decision and the span.",
     like=PROBES,
 )
 def verification_probes(tables: Tables) -> str | None:
@@ -222,13 +224,13 @@ def verification_probes(tables: Tables) -> str | None:
 
 
 _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
-"""What trainings logged stands under the dataset that ran them: rows of a borrowed model repeat its owner's."""
+"""Condition for rows of models that the dataset made itself: rows of borrowed models repeat those of their owner."""
 
 
 @sql_view(
     "curves",
-    "One row per logged value of a training: the checkpoint, the step, the value's name.",
-    {"step": "Step of the training.", "name": "Name of the logged value.", "value": "The logged value."},
+    "One row per value that a training logged: the checkpoint, the step, and the name of the value.",
+    {"step": "Training step of the logged value.", "name": "Name of the logged value.", "value": "The logged value."},
 )
 def curves(tables: Tables) -> str | None:
     logged = [
@@ -252,7 +254,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
 
 @sql_view(
     "grpo_episodes",
-    "One row per episode that stage 2 sampled in training (some of them): rewards, advantage, ranks.",
+    "One row per stored episode that stage 2 sampled in training: its rewards, advantage and ranks.",
     {name: column.says for name, column in EPISODE_COLUMNS.items()},
 )
 def grpo_episodes(tables: Tables) -> str | None:
@@ -263,7 +265,7 @@ def grpo_episodes(tables: Tables) -> str | None:
 
 @sql_view(
     "grpo_turns",
-    "One row per turn of these episodes: what was shown and all that the policy wrote.",
+    "One row per turn of the episodes in `grpo_episodes`: the shown video and everything that the policy wrote.",
     {name: column.says for name, column in {**EPISODE_COLUMNS, **TURN_COLUMNS}.items()},
 )
 def grpo_turns(tables: Tables) -> str | None:
@@ -276,10 +278,10 @@ def grpo_turns(tables: Tables) -> str | None:
 
 @sql_view(
     "metrics_history",
-    "The metrics as each build left them, so that two builds can be compared.",
+    "The metrics after each build that changed them, so that builds can be compared.",
     {
-        "builds_ago": "0 in the present state, 1 in the one before, and so on.",
-        "built_at": "When a build left the metrics in this state, UTC.",
+        "builds_ago": "How many states ago this one was: 0 for the present state, 1 for the one before it, and so on.",
+        "built_at": "Time (UTC) at which a build left the metrics in this state.",
         "data_version": "Hash of all rows of `metrics` in this state.",
     },
     like=METRICS,
@@ -295,8 +297,8 @@ def metrics_history(tables: Tables) -> str | None:
 
 @sql_view(
     "failures",
-    "Every failed row of every asset, with the reason.",
-    {"asset": "The asset whose row it is.", "row_id": "The row's id in that asset."},
+    "One row per failed row of any asset, with the reason.",
+    {"asset": "Name of the asset that the failed row belongs to.", "row_id": "Id of the failed row in its asset."},
 )
 def failures(tables: Tables) -> str | None:
     parts = [
@@ -307,17 +309,17 @@ def failures(tables: Tables) -> str | None:
     return " UNION ALL ".join(parts)
 
 
-@sql_view("lake", "The folder that these views read.", {"path": "Where the folder lies."})
+@sql_view("lake", "One row: the folder of the lake that all views read.", {"path": "Path of the folder on disk."})
 def lake(tables: Tables) -> str | None:
     return f"SELECT {quoted_text(tables.root)} AS path"
 
 
 def _newest(root: Path, asset: str) -> str:
-    """All datasets' rows of an asset (`asset` may be a glob), and the empty file that gives the columns.
+    """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
 
-    The newest files are chosen by a scan of its own, which stands on the left because DuckDB lists files when it
-    binds, left before right: what was newest then is still there when the rows are listed. With a window function
-    DuckDB lists twice in the other order, and one query in ten that ran through a commit found no rows.
+    A separate scan, on the left of the join, chooses the newest files. DuckDB lists files when it binds, left before
+    right, so the files that were newest in the first listing still exist in the second one. With a window function
+    DuckDB lists them in the other order, and one query in ten that ran during a commit found no rows.
     """
     scan = _scan(f"{glob.escape(str(root))}/*/{asset}/dataset=*/rows*.parquet")
     newest = f"SELECT max(filename) AS newest FROM {scan} GROUP BY parse_dirpath(filename)"
@@ -325,7 +327,7 @@ def _newest(root: Path, asset: str) -> str:
 
 
 def _with_method(root: Path, prefix: str) -> str:
-    """All rows of the assets `<prefix><method>`, with the method."""
+    """SQL of all rows of the assets `<prefix><method>`, with the column `method`."""
     name = prefix.replace(".", r"\.")
     method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
     return f"(SELECT *, {method} AS method FROM {_newest(root, prefix + '*')})"

@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere that stand for a training: which one, and where it is from."""
+"""The record of adopted checkpoints: checkpoints made elsewhere that replace a training of this dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from vsr1_core.stages.base import View
 
 @dataclass(frozen=True)
 class Adopted:
-    """A checkpoint from elsewhere: its folder, its digest, and where it is from."""
+    """A checkpoint that was made elsewhere.
+
+    path: its folder. digest: that of its weights. source: where it comes from, a hub id or a folder.
+    """
 
     path: str
     digest: str
@@ -21,23 +24,23 @@ class Adopted:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options in the checkpoint's own folder, which does not say with which seed it began."""
+        """The options recorded in the checkpoint's folder. The seed is None, because the folder does not record it."""
         recorded = read_json(Path(self.path) / "config.json")["soft_query"]
         return {f.name: recorded.get(f.name, f.default) for f in fields(MethodOptions)} | {"seed": None}
 
 
 def adopted_path(view: View, asset: str) -> Path:
-    """The record of what stands for `asset`'s training."""
+    """The file that records which checkpoint replaces the training of `asset`."""
     return view.files(asset) / "adopted.json"
 
 
 def adopted(view: View, asset: str) -> Adopted | None:
-    """What stands for `asset`'s training, if anything."""
+    """The checkpoint that replaces the training of `asset`; None where it is trained."""
     path = adopted_path(view, asset)
     return Adopted(**read_json(path)) if path.exists() else None
 
 
 def write_adopted(view: View, asset: str, checkpoint: Adopted) -> Path:
-    """Let `checkpoint` stand for `asset`'s training from the next build on. Returns the record."""
+    """Let `checkpoint` replace the training of `asset` from the next build on. Returns the path of the record."""
     write_json(adopted_path(view, asset), asdict(checkpoint))
     return adopted_path(view, asset)

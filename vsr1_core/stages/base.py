@@ -1,4 +1,4 @@
-"""What a stage is, what it reads through (`View`), and how its work runs (`Execution`). No stage is defined here."""
+"""The base class of all stages, the tables that they read (`View`), and how their work runs (`Execution`)."""
 
 from __future__ import annotations
 
@@ -29,37 +29,40 @@ Imports = Literal["none", "whole", "rows"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How the work runs. Nothing here changes a result, so nothing here bears a version."""
+    """How the work runs. No setting here changes a result, so none is part of a version."""
 
     device: str = "cpu"
     workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     ray: str = ""
-    """Address of a Ray cluster that does the row work in place of `workers`; empty for none."""
+    """Address of a Ray cluster whose processes make rows instead of local `workers`; empty for no cluster."""
     batch_size: int = 32
     shard_rows: int = 256
     retry_failed: bool = False
     endpoint: EndpointSettings | None = None
-    """Where the teacher's model is; None where none is set up."""
+    """The endpoint that serves the teacher's model; None where none is set up."""
     processes: int = 1
     """Number of processes that train one model together, each on its own GPU."""
     micro_batch_size: int = 8
-    """Episodes a backward pass of stage 2 takes: fewer need less memory."""
+    """Number of episodes per backward pass of stage 2; fewer episodes need less memory."""
     text_writer: TextWriterName = "in-process"
-    """Who writes text in a search: the decoding loop, or vLLM on a GPU (the extra `vllm`)."""
+    """What decodes text in a search: the decoding loop of this project, or vLLM on a GPU (the extra `vllm`)."""
     cache_bytes: int = 20 << 30
-    """What vision features and query vectors may take on disk, each; 0 keeps none there."""
+    """Bytes on disk that the cached vision features may take, and as many for query vectors; 0 caches nothing."""
     save_steps: int = 50
-    """A training keeps its state every so many steps, to go on from when it is killed; 0 keeps none."""
+    """A training saves its state every so many steps and resumes from it after it was killed; 0 saves none."""
     trackers: tuple[str, ...] = ()
-    """Where trainings report to beside the lake, by TRL's names: trackio, tensorboard, wandb."""
+    """Experiment trackers that trainings also report to, by TRL's names: trackio, tensorboard, wandb."""
     log: Callable[[str], None] = lambda line: None
-    """A `Log` where steps are shown, too."""
+    """Called with each line about the progress; a `Log` also shows steps."""
 
     def map_rows(
         self, function: Callable[[Item], Value], items: Iterable[Item], view: View, deadline_s: float = 900.0
     ) -> Iterator[Result[Item, Value]]:
-        """`workers.map_rows` where this work runs: in processes of this machine, or on a Ray cluster, whose nodes all
-        have to see the lake and the videos."""
+        """`workers.map_rows`, in processes of this machine or on a Ray cluster.
+
+        All nodes of the cluster must be able to read the lake and the videos. deadline_s: seconds that one item may
+        take.
+        """
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
         from vsr1_core.rows.ray_workers import map_rows_on_ray
@@ -69,7 +72,7 @@ class Execution:
 
 
 class NotYetKnown(Exception):
-    """Which rows a stage wants depends on results that are not there yet; `asset` names whose."""
+    """Raised where the rows that a stage should have depend on results of `asset` that have not been made yet."""
 
     def __init__(self, asset: str) -> None:
         super().__init__(f"depends on the results of {asset}, which has to run first")
@@ -84,9 +87,9 @@ RowIds = list[tuple[str, list[str]]]
 class Row:
     """A row that a table should have: what it reads, and the columns whose values are known before the work is done.
 
-    facts: what was found on the way and the work needs (a digest, a task, a moment); `make` gets it with the row. It
-    bears no version of its own. basis: facts that decide, beside `inputs`, whether an imported row still holds; they
-    bear no version. is_imported: this row is taken as it was imported.
+    facts: what the plan found and the work needs (a digest, a task, a moment); `make` gets it with the row, and it is
+    no part of the version. basis: facts that decide, in addition to `inputs`, whether an imported row still holds; they
+    are no part of the version either. is_imported: whether the row keeps the values that were imported for it.
     """
 
     inputs: Inputs
@@ -98,9 +101,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Read:
-    """What one input of a row stands for. assets: where its rows are; rows: (the planned tables, row id, row) -> which.
+    """The upstream rows that the version of one input of a row stands for.
 
-    `stages.reads` has the usual ones.
+    assets: the assets that have these rows. rows: (the planned tables, row id, row) -> their ids. `stages.reads` has
+    the usual cases.
     """
 
     assets: tuple[str, ...]
@@ -109,10 +113,11 @@ class Read:
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold of a table before anything is built on it.
+    """A condition that a table must meet before anything is built on it.
 
-    find: (the dataset's tables, asset) -> what is wrong, in one sentence; empty when nothing is. A blocking check stops
-    what is downstream. needs: the other assets that it looks at.
+    says: the condition in one sentence. find: (the dataset's tables, asset) -> what is wrong, in one sentence; empty
+    where nothing is wrong. blocking: whether a failed check stops the assets downstream. needs: the other assets that
+    the check reads.
     """
 
     name: str
@@ -126,8 +131,8 @@ class Check:
 class View:
     """One dataset's tables, as a stage reads them.
 
-    While planning, `planned` holds the tables as they will be: rows that are due have their new version, status
-    `ok`, and only their known columns. `results` refuses such a table; `rows` gives it.
+    While planning, `planned` holds the tables as they will be after the build: rows that have to be made have their
+    new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises for it.
     """
 
     lake: Lake
@@ -140,32 +145,33 @@ class View:
     _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
+        """The committed table of an asset."""
         if asset not in self._tables:
             stage = self.stages[asset]
             self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.dtypes)
         return self._tables[asset]
 
     def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The ok rows of an upstream table. `row_version` is exact while planning; unknown columns are null then."""
+        """The ok rows of an upstream table. While planning, `row_version` is exact and unknown columns are null."""
         if asset not in self.planned:
-            if asset in self.unsettled:  # which rows it wants is not known, so nothing is known of them
+            if asset in self.unsettled:  # which rows it should have is not known yet
                 raise NotYetKnown(asset)
             return self.table(asset).ok_rows(columns)
         frame = self.planned[asset].filter(pl.col("status") == "ok")
         return frame if columns is None else frame[list(columns)]
 
     def results(self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
-        """The ok rows of an upstream table (that fit `where`) with all columns true.
+        """The ok rows of an upstream table (those that fit `where`) with the final values of all columns.
 
-        Raises NotYetKnown while one of them is still to be made; `where` may use columns that are known before.
+        Raises NotYetKnown while one of these rows is still to be made. `where` may use columns that are known before.
         """
-        if asset not in self.planned and columns is not None:  # committed: only what is asked for is read
+        if asset not in self.planned and columns is not None:  # a committed table: read only the columns asked for
             extra = [] if where is None else where.meta.root_names()
             frame = self.rows(asset, list(dict.fromkeys([*columns, *extra])))
             return (frame if where is None else frame.filter(where))[list(columns)]
         frame = self.rows(asset)
         frame = frame if where is None else frame.filter(where)
-        # A row that is due has no `row_inputs` yet.
+        # A row that is still to be made has no `row_inputs` yet.
         if asset in self.planned and frame["row_inputs"].null_count():
             raise NotYetKnown(asset)
         return frame if columns is None else frame[list(columns)]
@@ -176,27 +182,29 @@ class View:
         return dict(self.rows(asset, [key, "row_version"]).iter_rows())
 
     def version_of(self, asset: str, predicate: pl.Expr | None = None) -> str:
-        """One version for many upstream rows: changes when any ok row (that fits `predicate`) does."""
+        """One version for many upstream rows: it changes when any ok row (that fits `predicate`) changes."""
         frame = self.rows(asset)
         frame = frame if predicate is None else frame.filter(predicate)
         return fingerprint(sorted(frame.select(self.stages[asset].key, "row_version").rows()))
 
     def files(self, asset: str) -> Path:
-        """The folder for files that belong to `asset`'s rows."""
+        """The folder for the files that rows of `asset` point to."""
         return self.lake.files(asset, self.entry.name)
 
     @cached_property
     def imported(self) -> Imported | None:
-        """What was imported for this dataset; None where nothing was."""
+        """The import that is in force for this dataset; None where nothing was imported."""
         return current_import(self.lake, self.entry.corpus)
 
     def imported_rows(self, asset: str) -> Mapping[str, ImportedRow]:
-        """Row id -> the imported row of `asset`, whether or not it still holds."""
+        """Row id -> imported row of `asset`, whether or not it still holds; empty where nothing was imported."""
         return self.imported.rows(asset, self.stages[asset].key) if self.imported is not None else {}
 
     def models_view(self) -> View | None:
-        """The committed tables of the dataset that made the models which this one uses, at the end of a chain of
-        borrowing; None when it makes its own."""
+        """The committed tables of the dataset whose models this one borrows; None where it makes its own models.
+
+        Where that dataset borrows its models as well, the tables are those of the dataset that made them.
+        """
         if not self.entry.models_from:
             return None
         if self.home is None:
@@ -206,12 +214,12 @@ class View:
 
 
 class Stage(ABC):
-    """One asset: a table with one row per item. Everything that is to be known of it is declared here, in one place.
+    """One asset: a table with one row per item. A stage declares all facts about its asset, in this one place.
 
-    name: the asset's and the table's name. key: the id column. group: the group in the UI. version: bumped by hand, in
-    the commit that changes what the rows mean. says: one sentence for people. columns: the other columns. reads: input
-    of a row -> the upstream rows that its version stands for. uses: assets that the work reads as well, whose content
-    follows from `reads`. A stage has no state but what its constructor is given.
+    name: the name of the asset and its table. key: the id column. group: the group in the UI. version: raised by hand,
+    in the commit that changes what the rows mean. says: one sentence for people. columns: the other columns. reads:
+    input of a row -> the upstream rows that its version stands for. uses: other assets that the work reads, whose
+    content follows from `reads`. A stage has no state except its constructor's arguments.
     """
 
     name: str
@@ -221,58 +229,61 @@ class Stage(ABC):
     columns: Mapping[str, Column]
     version: int = 1
     key_says: str = ""
-    """What the key is, where `columns.IDS` does not say it."""
+    """What the key column holds, where `columns.IDS` does not say it."""
     reads: Mapping[str, Read] = {}
     uses: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
-    """What must hold beside `checks.EVERY`."""
+    """The checks of this table, in addition to `checks.EVERY`."""
     imports: Imports = "none"
-    """What an import of prepared data does here: nothing; it builds the stage, which costs no model; or it takes the
-    rows that it brings."""
+    """What an import of prepared data does with this stage: `none`: nothing; `whole`: it builds the stage, which needs
+    no model; `rows`: it stores the rows that it brings and makes no others."""
     kept_inputs: tuple[str, ...] = ()
-    """Inputs that an imported row reads as well, beside what was imported."""
+    """Inputs that are part of the version of an imported row, in addition to the imported content."""
     unversioned_columns: tuple[str, ...] = ()
-    """Known columns that no version covers: each build writes them anew into unchanged rows."""
+    """Known columns that are no part of the row version: each build updates them in unchanged rows."""
     watches: str = ""
-    """What on disk it reads, by the name of the observed asset; only of sources."""
+    """Name of the observed asset that stands for the files on disk; only sources have one."""
     row_files: str = ""
-    """Glob pattern of the files, in the asset's folder, that are a row's own (its `path`); empty for none."""
+    """Glob pattern of the files in the asset's folder that belong to one row each (its `path`); empty for none."""
     is_known_before: bool = False
-    """Whether a row is no more than its known columns, so that nothing is left to make."""
+    """Whether rows consist of known columns only, so that `make` is never called."""
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """The assets that it reads."""
+        """Names of the assets that this stage reads."""
         read = [asset for read in self.reads.values() for asset in read.assets]
         return tuple(dict.fromkeys([*read, *self.uses]))
 
     @property
     def dtypes(self) -> dict[str, Any]:
-        """Column -> polars type, without the key."""
+        """Column name -> polars type, without the key."""
         return dtypes(self.columns)
 
     def meaning(self, column: str) -> str:
-        """One sentence about a column of the table; empty where there is no such column."""
+        """One sentence about a column of the table; empty where the table has no such column."""
         if column == self.key:
             return self.key_says or IDS.get(column, "")
         return self.columns[column].says if column in self.columns else BOOKKEEPING.get(column, "")
 
     def recipe(self, config: Configuration) -> Any:
-        """What of the configuration decides this stage's rows; None where nothing does."""
+        """The part of the configuration that decides this stage's rows; None where no part does."""
         return None
 
     @abstractmethod
     def plan(self, view: View) -> Mapping[str, Row]:
-        """Id -> Row for every row that this table should have. Cheap: no decoding, no model. `inputs` names upstream
-        versions only; stage version and recipe are added by `inputs_of`."""
+        """Row id -> Row for every row that this table should have.
+
+        A plan is cheap: it decodes nothing and runs no model. `Row.inputs` has upstream versions only; `inputs_of` adds
+        the stage version and the recipe.
+        """
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        """Make `rows`, as `plan` gave them: yield one dict per row with the key and the columns, or the key and
-        `error`."""
+        """Make `rows`, as `plan` returned them: yield one dict per row, with the key and the columns, or with the key
+        and `error`."""
         raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
     def planned_rows(self, view: View) -> dict[str, Row]:
-        """`plan`, with an imported row in place of each row that was imported and whose basis still holds."""
+        """`plan`, with the imported row in place of each row for which one was imported and still holds."""
         imported = view.imported_rows(self.name)
         return {row_id: self._or_imported(row, imported.get(row_id)) for row_id, row in self.plan(view).items()}
 
@@ -286,8 +297,8 @@ class Stage(ABC):
         return Row(inputs, {**known, **imported.known, **failure}, is_imported=True)
 
     def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
-        """Each row's full inputs: stage version, recipe, and what the row reads. An imported row owes nothing to this
-        stage, so a new version or recipe of it leaves the row as it is."""
+        """The full inputs of each row: stage version, recipe, and what the row reads. This stage has not made imported
+        rows, so its version and recipe are no inputs of them: a new version leaves them as they are."""
         base = {"stage": str(self.version)}
         recipe = self.recipe(view.config)
         if recipe is not None:
@@ -295,19 +306,19 @@ class Stage(ABC):
         return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in rows.items()}
 
     def trains(self, view: View) -> bool:
-        """Whether making this stage's rows means to train, so that automation asks the configuration's `retrain`."""
+        """Whether making rows of this stage trains a model: automation then obeys the configuration's `retrain`."""
         return False
 
     def records(self, view: View) -> list[Path]:
-        """Files beside the tables and sources that `plan` reads."""
+        """Files that `plan` reads in addition to tables and sources."""
         return []
 
     def observe(self, view: View) -> str:
-        """The version of what a source finds on disk: one for all its planned rows."""
+        """One version of everything that a source finds on disk: that of all its planned rows."""
         return self.version_of(view, self.planned_rows(view))
 
     def version_of(self, view: View, rows: Mapping[str, Row]) -> str:
-        """One version of all `rows`."""
+        """One version for all `rows` together."""
         return fingerprint(self.inputs_of(view, rows))
 
     def due(self, view: View) -> Plan:
@@ -315,11 +326,14 @@ class Stage(ABC):
         return make_plan(self.inputs_of(view, self.planned_rows(view)), view.table(self.name))
 
     def shard_rows(self, view: View, run: Execution) -> int:
-        """How many finished rows are kept at a time: so many a killed run may lose."""
+        """How many finished rows are saved at a time; a killed run loses at most so many."""
         return run.shard_rows
 
     def build(self, view: View, run: Execution, only_imported: bool = False) -> Outcome:
-        """Plan, make what is due, commit. Idempotent. `only_imported` leaves rows that would be made for later."""
+        """Plan, make the rows that are new or stale, and commit the table. Building twice changes nothing.
+
+        only_imported: store imported rows only, and leave the rows that have to be made to a later build.
+        """
         table = view.table(self.name)
         with without_gc():
             rows = self.planned_rows(view)
@@ -341,7 +355,7 @@ class Stage(ABC):
         return outcome
 
     def _made(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        """The rows: imported ones as they were imported, the others made."""
+        """The finished rows: imported rows as they were imported, and the others as this stage makes them."""
         imported = [row_id for row_id, row in rows.items() if row.is_imported]
         if imported and view.imported is not None:
             for row in view.imported.values(self.name, self.key, imported):
@@ -354,9 +368,11 @@ class Stage(ABC):
             yield from self.make(view, own, run)
 
     def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
-        """Known values that unchanged rows take over: of `unversioned_columns`, of columns that the table was written
-        without, by an earlier version of this project, and where the file of an imported row lies: an import that
-        brings the same file puts it into a folder of its own, and the folder of the import before is removed."""
+        """Row id -> values that are updated in rows which are otherwise unchanged.
+
+        These are `unversioned_columns`, columns that an earlier version of this project wrote the table without, and
+        the `path` of imported rows: each import has a folder of its own, and the folder of the one before is removed.
+        """
         own = tuple(dict.fromkeys([*self.unversioned_columns, *table.new_columns()]))
         names = {False: own, True: own if "path" in own or "path" not in self.columns else (*own, "path")}
         found = {
@@ -367,5 +383,8 @@ class Stage(ABC):
         return {i: columns for i, columns in found.items() if columns}
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
-        """Called when the table is committed, and also when nothing was due: a run may have been killed in between.
-        For files made of the whole table; has to be cheap when they are there already."""
+        """Write files that are made of the whole table.
+
+        Called after each build, also one that made no row: a run before it may have been killed after its commit. It
+        has to be cheap where the files exist already.
+        """

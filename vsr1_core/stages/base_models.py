@@ -1,4 +1,4 @@
-"""The base models as rows: trained from scratch on the dataset's captions (tiny), or resolved from configured ids."""
+"""The base models as rows: trained from scratch on the dataset's captions (tiny), or fetched by configured ids."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class BaseModels(ModelStage):
-    """`embedder` and `policy`: trained from scratch on the dataset's plain captions (tiny), or resolved from ids."""
+    """`embedder` and `policy`: trained from scratch on the dataset's plain captions (tiny), or fetched by their ids."""
 
     name = "base_models"
     key = "model_id"
-    key_says = "`embedder` or `policy`."
+    key_says = "Name of the base model: `embedder` or `policy`."
     version = 4
     says = (
-        "The embedder and the policy to start from: trained small where the configuration says `tiny`, else the "
-        "configured models."
+        "The embedder and the policy that training starts from: small ones trained here where the configuration says "
+        "`tiny`, else the configured models."
     )
     reads = {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)}
     checks = (checks.SOME_USABLE,)
@@ -42,8 +42,8 @@ class BaseModels(ModelStage):
         return models if models.is_tiny else [models.policy, models.embedder, models.options]
 
     def own_rows(self, view: View) -> dict[str, Row]:
-        """The embedder depends on no option of the policy, but for the tiny one's prompt: what embeds the videos stays
-        when only the policy is made anew."""
+        """The embedder depends on no option of the policy, except the prompt of the tiny one. So videos are not
+        embedded again when only the policy changes."""
         recipe = view.config.models
         made_with = known_options(asdict(recipe.options))
         if not recipe.is_tiny:
@@ -80,7 +80,7 @@ class BaseModels(ModelStage):
             yield from _resolved(view, rows)
         elif "embedder" in rows:
             yield from super().make_own(view, rows, run)
-        else:  # only the policy's options are others, so its weights are those of the embedder that is there
+        else:  # only options of the policy changed: it takes the weights of the present embedder
             yield _tiny_policy(self, view, *_tiny_embedder(one_row(view, self.name, "embedder")))
 
     def rows_a_step(self, view: View) -> int:
@@ -93,7 +93,7 @@ class BaseModels(ModelStage):
 
 
 def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -> list[dict[str, Any]]:
-    """Both tiny models; the policy starts from the embedder's weights."""
+    """Train both tiny models and return their rows. The policy starts from the embedder's weights."""
     from vsr1_core.models.checkpoints import save_embedder
     from vsr1_core.training.contrastive import train_base
 
@@ -112,7 +112,7 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
 
 
 def _tiny_embedder(row: Mapping[str, Any]) -> tuple[TinyModel, str]:
-    """The embedder of an earlier build, on the CPU, and its digest."""
+    """(embedder of an earlier build, on the CPU; its digest)."""
     import torch
 
     from vsr1_core.models.registry import tiny_family
@@ -121,7 +121,7 @@ def _tiny_embedder(row: Mapping[str, Any]) -> tuple[TinyModel, str]:
 
 
 def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str) -> dict[str, Any]:
-    """The policy with the embedder's weights and its own options, saved, as a row. digest: the embedder's."""
+    """Save a policy with the embedder's weights and its own options; its row. digest: that of the embedder."""
     from vsr1_core.models.checkpoints import save_policy
     from vsr1_core.models.soft_query import soft_query_of
 
@@ -134,7 +134,7 @@ def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str
 
 
 def _captioned_events(view: View) -> dict[str, list[EventNote]]:
-    """Readable train video -> its captioned events in time order."""
+    """Readable train video -> its captioned events, in the order of their times."""
     from vsr1_core.reasoning.tasks import EventNote
 
     readable = set(train_videos(view)["video_id"])
@@ -148,11 +148,11 @@ def _captioned_events(view: View) -> dict[str, list[EventNote]]:
 
 
 MAX_TIME_TOKEN_S = 30.0
-"""Seconds up to here have tokens of their own in a tiny model's vocabulary."""
+"""Times up to so many seconds have tokens of their own in a tiny model's vocabulary."""
 
 
 def _vocabulary(moments: pl.DataFrame) -> list[str]:
-    """What the tokenizer learns to spell: the dataset's words and the method's own sentences."""
+    """The texts that the tokenizer is trained on: the dataset's captions and the sentences of the method."""
     from vsr1_core.models.registry import tiny_family
     from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, answer_text, user_text
 
@@ -166,7 +166,7 @@ def _vocabulary(moments: pl.DataFrame) -> list[str]:
 
 
 def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Rows that point to the configured models' folders; a model that cannot be had is a failed row that says how."""
+    """Rows that point to the folders of the configured models. A model that cannot be fetched is a failed row."""
     from vsr1_core.models.checkpoints import fetch_model
     from vsr1_core.models.weights import digest_weights
 
@@ -179,21 +179,21 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
             if options:
                 _check_options(name, folder, recipe.options)
         except (OSError, ValueError) as error:
-            yield {"model_id": row_id, **known_options(options), "error": f"model {name!r} cannot be had: {error}"}
+            yield {"model_id": row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
             continue
         record = {"model": name, **({"options": options} if options else {})}
         yield model_row(row_id, folder, digest_weights(folder), record, [], options) | {"source": name}
 
 
 def _check_options(name: str, folder: Path, options: MethodOptions) -> None:
-    """ValueError where the policy has soft query modules of its own that were made with other options."""
+    """Raise ValueError where the policy's own soft query modules were made with other options than configured."""
     from vsr1_core.models.soft_query import own_soft_query
 
     own = own_soft_query(folder)
     other = {k: getattr(own, k) for k, v in asdict(options).items() if own and k != "seed" and getattr(own, k) != v}
     if other:
         raise ValueError(
-            f"{name} was made with options of its own, and the configuration asks for others; set in "
+            f"{name} was made with other options than the configuration asks for; set its own in "
             f"ModelRecipe(options=...): {', '.join(f'{k}={v!r}' for k, v in other.items())}"
         )
 

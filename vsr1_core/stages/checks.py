@@ -1,6 +1,7 @@
-"""What must hold of tables before anything is built on them. Stages name the checks that are theirs.
+"""Checks that tables must pass before anything is built on them. Each stage names its own checks.
 
-Blocking ones guard what a later stage would silently get wrong; a share of failed rows is worth a warning, not a stop.
+Blocking checks catch what a later stage would silently get wrong. A share of failed rows gives a warning and stops
+nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from vsr1_core.stages.base import Check, View
 MAX_FAILED_SHARE = 0.05
 UNIT_TOLERANCE = 1e-3
 MAX_DROP = 0.02
-"""Of a metric that warns, all of which are shares: the same rows give the same value, so any drop has a cause."""
+"""Drop of a share beyond which a metric warns. The same rows give the same value, so each drop has a cause."""
 
 
 def unsound_ids(view: View, asset: str) -> str:
-    """Ids are unique and never null, and every failed row says why."""
+    """Check that ids are unique and never null, and that every failed row says why it failed."""
     table = view.table(asset)
     frame = table.rows([table.key, "status", "error"])
     if frame[table.key].null_count() or frame[table.key].n_unique() != frame.height:
@@ -28,7 +29,7 @@ def unsound_ids(view: View, asset: str) -> str:
 
 
 def many_failures(view: View, asset: str) -> str:
-    """At most 5 % of the rows failed."""
+    """Check that at most 5 % of the rows failed."""
     frame = view.table(asset).rows(["status", "error"])
     failed = frame.filter(pl.col("status") != "ok")
     if failed.height <= MAX_FAILED_SHARE * frame.height:
@@ -37,7 +38,7 @@ def many_failures(view: View, asset: str) -> str:
 
 
 def nothing_readable(view: View, asset: str) -> str:
-    """At least one row is ok, where there are any: nothing can be built on none."""
+    """Check that at least one row is ok, where the table has rows: nothing can be built on unusable rows."""
     frame = view.table(asset).rows(["status", "error"])
     if frame.is_empty() or (frame["status"] == "ok").any():
         return ""
@@ -45,21 +46,21 @@ def nothing_readable(view: View, asset: str) -> str:
 
 
 def not_unit_vectors(view: View, asset: str) -> str:
-    """Every vector is finite and of length 1, and all have one size."""
+    """Check that every vector is finite and of length 1, and that all vectors have the same size."""
     vectors = view.rows(asset, ["vector"])["vector"]
     if vectors.is_empty():
         return ""
     sizes = vectors.list.len().unique().to_list()
     if len(sizes) > 1:
         return f"vectors of {asset} have different sizes: {sizes}"
-    values = pl.element().cast(pl.Float64).fill_null(float("nan"))  # a sum would leave a null out
+    values = pl.element().cast(pl.Float64).fill_null(float("nan"))  # a sum would skip nulls
     lengths = vectors.list.eval(values**2).list.sum().sqrt()
     wrong = int((~((lengths - 1).abs() <= UNIT_TOLERANCE)).sum())
     return f"{wrong:,} vectors of {asset} are not of length 1" if wrong else ""
 
 
 def unknown_videos(view: View, asset: str) -> str:
-    """Every annotated video is listed in `videos`, if only as a failed row."""
+    """Check that every annotated video has a row in `videos`, which may be a failed one."""
     if not view.table("videos").exists():
         return ""
     known = view.table("videos").rows(["video_id"])
@@ -68,21 +69,21 @@ def unknown_videos(view: View, asset: str) -> str:
 
 
 def unknown_queries(view: View, asset: str) -> str:
-    """Every row belongs to a moment."""
+    """Check that every row belongs to a row of `moments`."""
     strange = view.rows(asset, ["query_id"]).join(view.rows("moments", ["query_id"]), on="query_id", how="anti")
     return f"{strange.height:,} queries of {asset} are not in moments" if strange.height else ""
 
 
 def unpublished_row_counts(view: View, asset: str) -> str:
-    """Every file of a public dataset has as many rows as it was published with."""
+    """Check that every annotation file of a public dataset has as many rows as its published version."""
     rows = view.rows(asset, ["file_id", "num_rows"]).iter_rows() if view.entry.corpus in BENCHMARKS else ()
     return "; ".join(problem for file_id, num_rows in rows if (problem := wrong_row_count(file_id, num_rows)))
 
 
 def worse_metrics(view: View, asset: str) -> str:
-    """No metric that warns is more than 2 points below the last good state, where the same queries were asked.
+    """Check that no metric that warns is more than 2 points worse than in the last good state, over the same queries.
 
-    A state is good when it is not worse than the last good one before it, so that a slow decline is seen too.
+    A state is good when it is not worse than the last good state before it, so that a slow decline is noticed as well.
     """
     states = view.table(asset).kept_states(view.lake.history(asset) / f"dataset={view.entry.name}")
     if not states:
@@ -94,7 +95,7 @@ def worse_metrics(view: View, asset: str) -> str:
 
 
 def dropped(now: pl.DataFrame, before: pl.DataFrame) -> list[str]:
-    """What got worse from one state of `metrics` to another, the furthest first."""
+    """Sentences about the metrics that got worse from one state of `metrics` to another, the largest drop first."""
     key = ["method", "metric", "split", "num_queries"]
     signs = {metric.name: 1.0 if metric.better == "higher" else -1.0 for metric in metrics_shown("warning")}
     both = now.filter(pl.col("metric").is_in(list(signs))).join(before, on=key, suffix="_before")
@@ -109,29 +110,31 @@ def dropped(now: pl.DataFrame, before: pl.DataFrame) -> list[str]:
 
 
 EVERY = (
-    Check("ids_are_sound", "Ids are unique; failed rows say why.", unsound_ids),
+    Check("ids_are_sound", "Ids are unique and not null, and every failed row says why it failed.", unsound_ids),
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
 )
-"""What must hold of every table."""
+"""The checks of every table."""
 
-SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where there are any.", nothing_readable)
+SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where the table has rows.", nothing_readable)
 SOME_READABLE = Check(
-    "some_videos_are_readable",  # of frames and not of videos: moments are wanted even where every video is missing
-    "At least one video can be read, where there are any.",
+    "some_videos_are_readable",  # a check of frames, not of videos: moments are made even where every video is missing
+    "At least one video can be read, where the dataset has videos.",
     lambda view, _: nothing_readable(view, "videos"),
     needs=("videos",),
 )
 VIDEOS_KNOWN = Check(
-    "videos_are_known", "Every annotated video is listed in videos.", unknown_videos, needs=("videos",)
+    "videos_are_known", "Every annotated video has a row in `videos`.", unknown_videos, needs=("videos",)
 )
-QUERIES_KNOWN = Check("queries_are_known", "Every row belongs to a moment.", unknown_queries, needs=("moments",))
-UNIT_VECTORS = Check("vectors_are_unit", "Vectors are finite and of length 1.", not_unit_vectors)
+QUERIES_KNOWN = Check(
+    "queries_are_known", "Every row belongs to a row of `moments`.", unknown_queries, needs=("moments",)
+)
+UNIT_VECTORS = Check("vectors_are_unit", "All vectors are finite, of length 1 and of the same size.", not_unit_vectors)
 PUBLISHED_ROW_COUNTS = Check(
     "row_counts_are_the_published_ones",
-    "Files of a public dataset have as many rows as published.",
+    "Annotation files of a public dataset have as many rows as their published versions.",
     unpublished_row_counts,
     blocking=False,
 )
 METRICS_HELD = Check(
-    "metrics_did_not_fall", "No metric that warns fell by more than 2 points.", worse_metrics, blocking=False
+    "metrics_did_not_fall", "No metric that warns got worse by more than 2 points.", worse_metrics, blocking=False
 )

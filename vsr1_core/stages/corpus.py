@@ -1,4 +1,4 @@
-"""The corpus from its files: annotation files, raw videos, probed videos, moments. No frame is sampled here."""
+"""The corpus as it is read from files: annotation files, raw videos, probed videos and moments, without any frames."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vsr1_core.stages.reads import every, found_by, known, same
 
 
 def failed(error: str) -> dict[str, Any]:
-    """Known columns of a row that a plan already knows will fail."""
+    """The known columns of a row of which the plan already knows that it will fail."""
     return {"status": "failed", "error": error}
 
 
 class AnnotationFiles(Stage):
-    """One row per annotation file. For toy the files are written here."""
+    """One row per annotation file. The toy dataset's files are written by this stage."""
 
     name = "annotation_files"
     key = "file_id"
-    key_says = "The annotation file's name."
+    key_says = "File name of the annotation file."
     group = "sources"
     version = toy_files.TOY_VERSION
-    says = "The annotation files of a dataset, with their digests."
+    says = "One row per annotation file of the dataset, with the digest of its content."
     watches = "annotations_on_disk"
     imports = "whole"
     checks = (checks.PUBLISHED_ROW_COUNTS,)
@@ -43,7 +43,7 @@ class AnnotationFiles(Stage):
         "path": c.PATH,
         "split": c.SPLIT,
         "digest": c.DIGEST,
-        "num_rows": c.integer("Lines that are not blank."),
+        "num_rows": c.integer("Number of lines that are not blank."),
     }
 
     def plan(self, view: View) -> dict[str, Row]:
@@ -62,7 +62,7 @@ class AnnotationFiles(Stage):
 
 
 def _file_row(file: AnnotationFile) -> dict[str, Any]:
-    """The row of a file that is there. One that is not any more what was planned is an error, not a row of its time."""
+    """The row of a file that exists. A file that changed since it was planned gives an error instead of values."""
     num_rows, digest = sum(1 for _ in read_jsonl(file.path)), digest_file(file.path)
     if file.digest and file.digest != digest:
         return {"error": f"{file.path} {CHANGED}"}
@@ -70,16 +70,16 @@ def _file_row(file: AnnotationFile) -> dict[str, Any]:
 
 
 class RawVideos(Stage):
-    """One row per video file. For toy the files are rendered here.
+    """One row per video file. The toy dataset's videos are rendered by this stage.
 
-    content: what decides the pixels: the file's digest, or the toy scene's fingerprint, which is known before the file
-    is there. Downstream reads this one, so a moved or touched file decodes nothing again.
+    content: what decides the pixels: the digest of the file, or the fingerprint of the toy scene, which is known before
+    the file exists. Downstream stages read this column alone, so moving or touching a file decodes nothing again.
     """
 
     name = "raw_videos"
     key = "video_id"
     group = "sources"
-    says = "The video files as found on disk, with their digests; the toy videos are rendered here."
+    says = "One row per video file found on disk, with its digest; the videos of the toy dataset are rendered here."
     watches = "videos_on_disk"
     imports = "whole"
     columns = {
@@ -89,7 +89,7 @@ class RawVideos(Stage):
         "digest": c.DIGEST,
         "content": c.CONTENT,
     }
-    # A touched file is read once more, to find it unchanged; without its new time, by every plan from then on.
+    # A touched file is read once more and found unchanged. Without its new time, every later plan would read it again.
     unversioned_columns = ("mtime_ns", "bytes")
 
     def plan(self, view: View) -> dict[str, Row]:
@@ -109,13 +109,13 @@ class RawVideos(Stage):
         return Row({"content": video.content, "path": str(video.path)}, known, facts=video.task)
 
     def _known_digests(self, view: View) -> dict[FileStamp, str]:
-        """By what the table holds, and by what was observed since."""
+        """File stamp -> digest, from the rows of the table and from what was observed after they were made."""
         rows = view.table(self.name).ok_rows(["path", "bytes", "mtime_ns", "digest"]).iter_rows()
         held = {FileStamp(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
         return KnownDigests.of(view.lake, view.entry.name).read() | held
 
     def observe(self, view: View) -> str:
-        """Also keeps the digests, so that the build which follows does not read the videos again for them."""
+        """Also stores the digests, so that the next build need not read the videos again to compute them."""
         rows = self.planned_rows(view)
         read = [row.known for row in rows.values() if row.known.get("digest")]
         if read:
@@ -145,8 +145,11 @@ def _render_video(task: tuple[str, str, Any]) -> dict[str, Any]:
 
 
 def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict[str, dict[str, Any]]:
-    """video_id -> path, bytes, mtime_ns, digest and content of its file. Only what is not `known` by path, size and
-    modification time is read, four files at a time. A file that goes on changing while it is read is left for later."""
+    """video_id -> path, bytes, mtime_ns, digest and content of its file.
+
+    Only files that are not `known` by path, size and modification time are read, four at a time. A file that keeps
+    changing meanwhile is read again by the next plan.
+    """
     stamps = {video_id: read_stamp(path) for video_id, path in files.items()}
     unread = [video_id for video_id, stamp in stamps.items() if stamp not in known]
     digests = {video_id: known[stamp] for video_id, stamp in stamps.items() if stamp in known}
@@ -167,13 +170,16 @@ def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
 
 
 class Videos(Stage):
-    """One row per video of the corpus: probed, with the splits it belongs to. One that is not on disk is a failed row,
-    unless its frames were imported: then the row says what is known of it, and has no path."""
+    """One row per video of the corpus, with what its file says and the splits that it belongs to.
+
+    A video that is not on disk is a failed row. If its frames were imported, the row has the imported facts and no
+    path.
+    """
 
     name = "videos"
     key = "video_id"
     group = "corpus"
-    says = "One row per video: duration, frame rate, size, codec. A missing or unreadable one has status failed."
+    says = "One row per video: duration, frame rate, size and codec. A missing or unreadable video has status `failed`."
     reads = {"raw_videos": same("raw_videos"), "splits": every("annotation_files")}
     imports = "whole"
     kept_inputs = ("splits",)
@@ -184,11 +190,11 @@ class Videos(Stage):
         "splits": c.SPLITS,
         "duration_s": c.DURATION_S,
         "start_s": c.CLOCK_START_S,
-        "fps": c.number("Frames per second, on average."),
-        "num_frames": c.integer("Packets of the file that show a frame."),
-        "width": c.integer("Pixels as displayed, upright."),
-        "height": c.integer("Pixels as displayed, upright."),
-        "rotation": c.integer("Degrees, counter-clockwise, by which the stored picture is turned to be upright."),
+        "fps": c.number("Average number of frames per second."),
+        "num_frames": c.integer("Number of packets in the file that show a frame."),
+        "width": c.integer("Width in pixels of the video as it is displayed, upright."),
+        "height": c.integer("Height in pixels of the video as it is displayed, upright."),
+        "rotation": c.integer("Degrees counter-clockwise by which the stored picture has to be turned to be upright."),
         "codec": c.text("Video codec, as FFmpeg names it."),
         "bytes": c.BYTES,
         "mtime_ns": c.MTIME_NS,
@@ -235,15 +241,16 @@ def _probe_video(task: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _readable(error: str | None, path: str) -> str:
-    """An error that names its file."""
+    """The error, with the name of the file in front where it does not contain it."""
     name = Path(path).name
     return error if error and name in error else f"{name}: {error}"
 
 
 class Moments(Stage):
-    """One row per annotated query, and one failed row (`<file>:<line>`) for each line that is none.
+    """One row per annotated query, and one failed row (`<file>:<line>`) for each line that is not a valid moment.
 
-    duration_s: as annotated; where the annotation does not say (CSV), the probed video's, or null without a video.
+    duration_s: the annotated duration. Where the annotation has none (CSV) it is that of the probed video, and null
+    where there is no video.
     """
 
     name = "moments"
@@ -259,12 +266,12 @@ class Moments(Stage):
     columns = {
         "split": c.SPLIT,
         "query": c.QUERY,
-        "plain_query": c.text("The coarse description of the same moment; nothing searches with it."),
-        "video_id": c.text("The moment's video, which is the right one for its query."),
+        "plain_query": c.text("Coarse description of the same moment; it is never searched for."),
+        "video_id": c.text("Id of the video that contains the moment: the right video for its query."),
         "start_s": c.START_S,
         "end_s": c.END_S,
         "duration_s": c.DURATION_S,
-        "clamped": Column(pl.Boolean, "Whether the annotated span went past the video's end and was cut."),
+        "clamped": Column(pl.Boolean, "Whether the annotated span went past the end of the video and was cut there."),
     }
 
     def plan(self, view: View) -> dict[str, Row]:

@@ -1,4 +1,4 @@
-"""Unit vectors of queries and videos by the frozen embedder. `stages.retrieval` searches them."""
+"""Unit vectors of queries and videos, made by the frozen embedder. `stages.retrieval` searches with them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vsr1_core.stages.reads import EMBEDDER, same
 
 
 class QueryEmbeddings(Stage):
-    """One vector per query. Reads the text and the embedder, nothing else: a changed span embeds nothing anew."""
+    """One vector per query. It depends on the query's text and the embedder: a changed span embeds nothing again."""
 
     name = "query_embeddings"
     key = "query_id"
     group = "embeddings"
-    says = "One unit vector per query text, float32."
+    says = "One embedding per query text: a float32 vector of length 1."
     reads = {"query": same("moments"), "embedder": EMBEDDER}
     imports = "rows"
     checks = (checks.UNIT_VECTORS, checks.QUERIES_KNOWN)
@@ -52,17 +52,17 @@ class QueryEmbeddings(Stage):
 
 
 def query_version(query: str, split: str, video_id: str) -> str:
-    """What of a moment its embedding's row depends on."""
+    """The version of what the row of a query's embedding takes from its moment."""
     return fingerprint([query, split, video_id])
 
 
 class VideoEmbeddings(Stage):
-    """One vector per video. Reads the sampled frames and the embedder."""
+    """One vector per video. It depends on the sampled frames and the embedder."""
 
     name = "video_embeddings"
     key = "video_id"
     group = "embeddings"
-    says = "One unit vector per video, float32."
+    says = "One embedding per video, of its sampled frames: a float32 vector of length 1."
     reads = {
         "frames": same("frame_tensors"),
         "splits": same("frame_tensors"),

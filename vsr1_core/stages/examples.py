@@ -1,7 +1,7 @@
-"""Training rows of both stages: SFT rows, rows of hard query refinement, GRPO prompts; train split only.
+"""Training rows of both stages, from the train split only: SFT rows, rows of hard query refinement, GRPO prompts.
 
-SFT and GRPO rows are also written in the published JSON forms. What a trace says is decided in `reasoning.teacher`, how
-an answer is spelled in `reasoning.conversation`.
+SFT and GRPO rows are also written in the published JSON forms. `reasoning.teacher` decides what a trace says, and
+`reasoning.conversation` how an answer is spelled.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vsr1_core.stages.reads import same
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
 MARKER = "published.json"
-"""Beside a published file: the data version of the table that it was written from, and the prompt in it."""
+"""File next to a published file: the data version of the table that it was written from, and its system prompt."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
 _PAIR = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
-"""What a row of stage 1 reads: the rows of these assets with its own id."""
+"""The assets that a row of stage 1 reads: of each, the row with its own id."""
 _OF_MOMENT: Mapping[str, Column] = {
     "query": c.QUERY,
     "gt_video_id": c.GT_VIDEO_ID,
@@ -43,12 +43,12 @@ _NEGATIVES: Mapping[str, Column] = {"negative_ids": c.NEGATIVE_IDS, "negative_sc
 
 
 class SFTExamples(Stage):
-    """Rows of stage 1: the pool's pairs with the assistant's text. The span is the query's, in its right video."""
+    """Rows of stage 1: the pairs of the pool with the answer to learn. The span is the query's, in its right video."""
 
     name = "sft_examples"
     key = "query_id"
     group = "sft"
-    says = "The rows of stage 1: what is shown, and the answer that is learned; also in the published JSON form."
+    says = "One row of stage 1 per usable trace: the shown video and the answer to learn; also as published JSON."
     reads = {asset: same(asset) for asset in _PAIR}
     uses = ("base_models",)
     imports: Imports = "rows"
@@ -56,7 +56,7 @@ class SFTExamples(Stage):
         **_OF_MOMENT,
         "shown_video_id": c.SHOWN_VIDEO_ID,
         "label": c.LABEL,
-        "answer": c.text("The assistant's whole answer that is learned."),
+        "answer": c.text("Whole answer of the assistant, which the policy learns to write."),
         **_NEGATIVES,
     }
 
@@ -104,16 +104,15 @@ class SFTExamples(Stage):
 
 
 class HardRefineExamples(SFTExamples):
-    """Rows of hard query refinement: the same pairs and traces, but a mismatch ends with a new query.
+    """Rows of hard query refinement: the pairs and traces of stage 1, where a mismatch ends with a new query in words.
 
-    The new query is the moment's plain caption, the words that the embedder knows: on toy the caption it was trained
-    on, for VERIFIED FIG the coarse description. No rows where the configuration does not report the method.
+    The new query is the moment's plain caption, in words that the embedder knows: for toy the caption that it was
+    trained on, for VERIFIED FIG the coarse description. There are no rows where the configuration does not report the
+    method.
     """
 
     name = "hard_refine_examples"
-    says = (
-        "The rows of hard query refinement: as those of stage 1, but a mismatch ends with a new query in plain words."
-    )
+    says = "The rows of hard query refinement: those of stage 1, but a mismatch ends with a new query in plain words."
     reads = {**SFTExamples.reads, "plain_query": same("moments")}
     imports = "none"
 
@@ -145,12 +144,12 @@ def _plain_captions(view: View) -> dict[str, str]:
 
 
 def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
-    """The row with the new query `plain` in place of <REFINE>; one that says nothing new is a failed row."""
+    """The row with the new query `plain` in place of <REFINE>; a failed row where `plain` cannot be a new query."""
     error = ""
     if not plain or plain.strip().lower() == row["query"].strip().lower():
         error = "there is no plain caption beside the query that it could be rewritten into"
     elif re.search(ANY_TAG, plain):
-        error = f"the plain caption {plain[:80]!r} holds tags that only an answer may have"
+        error = f"the plain caption {plain[:80]!r} contains tags that only an answer may have"
     if error:
         advice = "correct cog_desc in the annotations, or leave hard_refine out of the configuration's methods"
         return {"query_id": row["query_id"], "error": f"{error}; {advice}"}
@@ -159,8 +158,8 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
 
 
 def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:
-    """A row of `train_oneturn.json`. As in the authors' files, `videos` names frame files, `video_id` is the shown
-    video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
+    """A row of `train_oneturn.json` from a row of `sft_examples`. As in the authors' files, `videos` names frame files,
+    `video_id` is the shown video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
     shown, label = row["shown_video_id"], PUBLISHED_LABELS[row["label"]]
     return {
         "qid": row["query_id"],
@@ -183,18 +182,18 @@ def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT
 
 
 class GRPOPrompts(Stage):
-    """Prompts of stage 2: every train query that can be found, with its first ranking and its hard negatives. Where
-    prompts were imported, those queries and no others."""
+    """Prompts of stage 2: every train query whose right video is indexed, with its first ranking and hard negatives.
+    Where prompts were imported, only the imported queries have rows."""
 
     name = "grpo_prompts"
     key = "query_id"
     group = "grpo"
-    says = "The queries of stage 2, with their negatives; also in the published JSONL form."
+    says = "One prompt of stage 2 per train query, with its hard negatives; also in the published JSONL form."
     reads = {a: same(a) for a in ("first_ranking", "hard_negatives", "moments")}
     imports = "rows"
     columns = {
         **_OF_MOMENT,
-        "retrieved_video_id": c.text("The video that ranks first."),
+        "retrieved_video_id": c.text("Id of the video that ranks first by the query's own text."),
         "label": c.LABEL,
         **_NEGATIVES,
     }
@@ -224,7 +223,7 @@ class GRPOPrompts(Stage):
             moment = rows[query_id].facts
             video_id = moment["gt_video_id"]
             if rank is None:
-                reason = f"its video {video_id} is not in the index, so no search finds it"
+                reason = f"its video {video_id} is not in the index, so no search can find it"
                 yield {"query_id": query_id, "error": reason}
                 continue
             yield {
@@ -243,7 +242,7 @@ class GRPOPrompts(Stage):
 
 
 def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of `train.minimal_top1.jsonl`; times in seconds."""
+    """A line of `train.minimal_top1.jsonl` from a row of `grpo_prompts`; times are in seconds."""
     return {
         "qid": row["query_id"],
         "query": row["query"],
@@ -264,8 +263,8 @@ def _negatives(view: View, ids: Iterable[str]) -> Mapping[str, dict[str, Any]]:
 
 
 def _file_to_publish(view: View, asset: str, name: str, prompt: str = "") -> Path | None:
-    """Where the asset's JSON form has to be written; None where it is there, as new as the table and with this
-    prompt."""
+    """The path where the asset's JSON form has to be written; None where the file exists already, made of the present
+    table and with this prompt."""
     path, marker = view.files(asset) / name, view.files(asset) / MARKER
     if path.exists() and marker.exists() and read_json(marker) == _published_state(view, asset, prompt):
         return None

@@ -1,4 +1,4 @@
-"""The sampled frames of each video, on disk and as a row. `media.decode` decodes them."""
+"""The sampled frames of each video: a file on disk and a row about it. `media.decode` decodes the video."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vsr1_core.stages.reads import same
 
 
 class FrameTensors(Stage):
-    """One row and one `.npy` (uint8 [T, H, W, 3]) per video.
+    """One row and one `.npy` file (uint8 [T, H, W, 3]) per video.
 
-    timestamps_s: each frame's source time, counted from the video's first frame, which the file's own clock shows at
-    start_s. content: changes when, and only when, the pixels may: what reads no splits depends on this one. height,
-    width: as models are shown them; the array of an imported video may have another size.
+    timestamps_s: the source time of each frame, in seconds from the video's first frame; the file's own clock shows
+    start_s at that frame. content: the version of the pixels, which stages that read no splits depend on. height,
+    width: the size that models are shown; the array of an imported video may have another size.
     """
 
     name = "frame_tensors"
     key = "video_id"
     group = "media"
-    says = "One uint8 array [T, H, W, 3] per video, sampled evenly, with the true time of each frame in seconds."
+    says = "One uint8 array [T, H, W, 3] of evenly sampled frames per video, with the true time of each in seconds."
     reads = {"video": same("videos"), "splits": same("videos")}
     imports = "rows"
     kept_inputs = ("splits",)
@@ -39,11 +39,11 @@ class FrameTensors(Stage):
         "path": c.PATH,
         "content": c.CONTENT,
         "splits": c.SPLITS,
-        "num_frames": c.integer("Sampled frames: an even count."),
-        "height": c.integer("Pixels of the sampled frames."),
-        "width": c.integer("Pixels of the sampled frames."),
+        "num_frames": c.integer("Number of sampled frames, which is even."),
+        "height": c.integer("Height in pixels of the frames that models are shown."),
+        "width": c.integer("Width in pixels of the frames that models are shown."),
         "timestamps_s": Column(
-            pl.List(pl.Float64), "Source time of each sampled frame, in seconds from the first frame."
+            pl.List(pl.Float64), "Source time of each sampled frame, in seconds from the video's first frame."
         ),
         "duration_s": c.DURATION_S,
         "start_s": c.CLOCK_START_S,

@@ -1,4 +1,4 @@
-"""All stages in the order they run, and a plan over the whole graph before any of it runs."""
+"""All stages in the order in which they run, and the plan of the whole graph before any stage runs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ GROUPS = (
     *("sources", "corpus", "media", "checkpoints", "embeddings", "retrieval"),
     *("sft", "grpo", "evaluation"),
 )
-"""The groups in the order in which they are shown."""
+"""The groups of stages, in the order in which they are shown."""
 
 
 def all_stages() -> dict[str, Stage]:
-    """Every stage by name, upstream before downstream: those that the modules of `vsr1_core.stages` list in STAGES."""
+    """Every stage by name, upstream before downstream. The modules of `vsr1_core.stages` list them in STAGES."""
     return in_order([make() for module in _stage_modules() for make in module.STAGES])
 
 
 @functools.cache
 def _stage_modules() -> list[ModuleType]:
-    """A new module with STAGES is found here, and nowhere else has to be named."""
+    """The modules that have a list STAGES. A new module is found by this function and has to be named nowhere."""
     import vsr1_core.stages as package
 
     modules = []
@@ -47,7 +47,12 @@ def _stage_modules() -> list[ModuleType]:
 
 
 def in_order(stages: list[Stage]) -> dict[str, Stage]:
-    """Topological order; among ready stages that of their groups, then of their names."""
+    """The stages by name in topological order; stages that are ready together are ordered by group, then by name.
+
+    Raises:
+        ValueError: The stages read each other in a cycle, one reads an asset that is not among them, or one has an
+            unknown group.
+    """
     strange = next((stage for stage in stages if stage.group not in GROUPS), None)
     if strange is not None:
         raise ValueError(f"stage {strange.name!r} has the group {strange.group!r}; the groups are: {', '.join(GROUPS)}")
@@ -63,15 +68,19 @@ def in_order(stages: list[Stage]) -> dict[str, Stage]:
 
 
 def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
-    """The tables of one dataset of the home folder, with the configuration that it is built with."""
+    """The tables of one dataset of the home folder, with the configuration that it is built with.
+
+    stages: the stages to use; all stages by default. KeyError where the home has no such dataset.
+    """
     entry = get_entry(home, dataset)
     return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)
 
 
 def stamp(view: View) -> str:
-    """Changes when the plan of a dataset may have: with its entry and configuration, its files by size and time, its
-    tables, what was imported for it, and the tables and configuration of the dataset whose models it borrows. No video
-    is opened.
+    """A fingerprint that changes when the plan of a dataset may have changed. No video is opened.
+
+    It covers the dataset's entry and configuration, its files by size and time, its tables, its import, and the tables
+    and configuration of the dataset whose models it borrows.
     """
     models = view.models_view()
     read = [v.table(name).manifest_path for v in (view, models) if v for name in view.stages]
@@ -80,12 +89,12 @@ def stamp(view: View) -> str:
     files = sources.file_facts(view.entry)
     versions = {name: stage.version for name, stage in view.stages.items()}
     written = [_written(path) for path in read]
-    configs = [view.config, models.config if models else None]  # which checkpoints there are is the owner's choice
+    configs = [view.config, models.config if models else None]  # the owner's decides which checkpoints exist
     return fingerprint([versions, view.entry, configs, files, written, str(imported)])
 
 
 def _written(path: Path) -> list[int]:
-    """When a file was put there; its inode tells two writes within the clock's resolution apart."""
+    """When a file was written, and its inode, which differs between two writes within the clock's resolution."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -95,7 +104,8 @@ def _written(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's plan, or why it cannot be known yet. num_imported: rows that are taken as they were imported."""
+    """The plan of one stage. plan: None where it cannot be known before `waits_for` has run. num_imported: number of
+    rows that keep their imported values."""
 
     asset: str
     plan: Plan | None
@@ -105,9 +115,9 @@ class StagePlan:
 
 @without_gc()
 def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
-    """What a build would do, stage by stage, on the tables as they will be by then. Writes nothing.
+    """What a build would do, stage by stage, given the tables as they will be when each stage runs. Writes nothing.
 
-    `kept`: stages that the build leaves out. They are planned, and what reads them finds them as they are.
+    kept: stages that the build leaves out. They are planned as well, but downstream stages see their present tables.
     """
     plans = []
     for name, stage in view.stages.items():
@@ -130,7 +140,7 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
 
 
 def _future(view: View, stage: Stage, rows: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
-    """The table after the build: unchanged and failed rows as they are, due ones with version and known columns."""
+    """The table after the build: unchanged and failed rows as they are, new and stale ones with known columns only."""
     table = view.table(stage.name)
     kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
     moved = moved_columns(table, plan, stage.unversioned(table, rows))

@@ -1,8 +1,8 @@
-"""A training in several processes of this machine: `accelerate launch` of `stages.launched`, one process per GPU, or on
-a CPU with a share of the cores each: small models gain little from more threads.
+"""A training in several processes of this machine: `accelerate launch` runs `stages.launched` in each of them.
 
-The parent waits, passes on what the first process logs, and takes the rows that it made; weights travel as a folder.
-All processes read the same tables; the first one alone writes.
+There is one process per GPU. On a CPU each process gets an equal share of the cores, because small models gain little
+from more threads. The parent waits, passes on what the first process logs, and returns the rows that it made; weights
+stay in their folder on disk. All processes read the same tables, and only the first one writes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from vsr1_core.stages.base import Execution, View
 
 PASSED_ON = ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size", "save_steps", "trackers")
 LOGGED = "vsr1> "
-"""Before a line for the log; all other output is only shown when the training fails."""
+"""Prefix of lines for the log; all other output is shown only when the training fails."""
 _TAIL_LINES = 30
 
 
 def launch(view: View, asset: str, execution: Execution) -> list[dict[str, Any]]:
     """Train `asset` in `execution.processes` processes and return its rows.
 
-    Raises ValueError with what the training refuses, RuntimeError with the end of the output of one that broke.
+    Raises:
+        ValueError: The training refused to run, or there are fewer GPUs than processes; the message says why.
+        RuntimeError: A process crashed; the message has the end of the output.
     """
     _check_gpus(execution)
     if view.home is None:
-        raise ValueError("several processes find the tables by their home folder, and this view has none")
+        raise ValueError("several processes find the tables through the home folder, which this view lacks")
     folder = view.files(asset) / "launch"
     request, answer = folder / "request.json", folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -41,7 +43,8 @@ def launch(view: View, asset: str, execution: Execution) -> list[dict[str, Any]]
     if "error" in said:
         raise ValueError(said["error"])
     if returncode or "rows" not in said:
-        raise RuntimeError(f"{asset}: {execution.processes} processes trained it and ended with {returncode}\n{output}")
+        how = f"its training in {execution.processes} processes failed with exit code {returncode}"
+        raise RuntimeError(f"{asset}: {how}\n{output}")
     return list(said["rows"])
 
 
@@ -57,7 +60,7 @@ def _check_gpus(execution: Execution) -> None:
 
 
 def _command(processes: int, request: Path) -> list[str]:
-    """`--multi_gpu` only says that there are several processes here; without GPUs they talk through gloo."""
+    """The command line. `--multi_gpu` means several processes on this machine; without GPUs they talk through gloo."""
     flags = {"num_processes": processes, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     options = [part for name, value in {**flags, "main_process_port": 0}.items() for part in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options]
@@ -65,7 +68,7 @@ def _command(processes: int, request: Path) -> list[str]:
 
 
 def _run(command: list[str], execution: Execution) -> tuple[int, str]:
-    """The return code and the last lines that were not for the log."""
+    """(return code, the last lines of output that were not for the log)."""
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     environment = dict(os.environ)
     if execution.device == "cpu":

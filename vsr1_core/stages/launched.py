@@ -1,4 +1,4 @@
-"""What each of the processes does that train one model together; `stages.launch` starts them and waits."""
+"""The program of each process that trains a model together with others. `stages.launch` starts them and waits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _say(line: str) -> None:
 
 
 def main(request: Path) -> None:
-    """What each of the processes does."""
+    """Train the asset that the file `request` names. The first process writes the answer next to that file."""
     from accelerate import PartialState
 
     asked = read_json(request)

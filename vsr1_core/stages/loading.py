@@ -1,4 +1,4 @@
-"""Models and frames as the stages load them: from the rows of the tables that hold their paths. No stage here."""
+"""How stages load models and frames: by the paths in the rows of their tables. This module defines no stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
-    """One ok row. LookupError says what to build or why it failed."""
+    """The ok row `row_id` of an asset. LookupError, where there is none, says what to build or why the row failed."""
     table = view.table(asset)
     rows = table.rows().filter(pl.col(table.key) == row_id).to_dicts()
     if not rows:
@@ -31,7 +31,7 @@ def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
 
 
 def _remedy(view: View, asset: str) -> str:
-    """What brings a row that is missing. A dataset that borrows models has only those that their owner makes."""
+    """The command that makes a missing row. A dataset that borrows models has only those that their owner makes."""
     models = view.models_view()
     command = f"run: vsr1 build --dataset {view.entry.name} --assets {asset}"
     if models is None or view.stages[asset].group != "checkpoints" or models.versions(asset):
@@ -44,21 +44,22 @@ def _remedy(view: View, asset: str) -> str:
 
 
 def precision(execution: Execution) -> torch.dtype:
-    """fp32 on a CPU, where bf16 inference of small models gains nothing; bf16 on an accelerator."""
+    """The dtype of inference: fp32 on a CPU, where bf16 makes small models no faster, and bf16 on an accelerator."""
     import torch
 
     return torch.float32 if execution.device == "cpu" else torch.bfloat16
 
 
 def embedder_of(view: View, execution: Execution) -> Embedder:
+    """The dataset's frozen embedder, on the device and in the precision of `execution`. LookupError: not built."""
     from vsr1_core.models.checkpoints import load_embedder
 
     return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(execution))
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
-    """The policy whose folder is in `asset`'s row, to be asked; a published base gets fresh soft query modules.
-    Its text is written by whom `execution` names."""
+    """The policy whose folder the row of `asset` names, for inference. A published base model gets new soft query
+    modules. `execution.text_writer` decodes its text. LookupError: the row is not built."""
     policy = _opened_policy(view, execution, asset, row_id, precision(execution))
     if execution.text_writer == "in-process":
         return policy
@@ -72,8 +73,8 @@ def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> Poli
 def learning_policy_of(
     view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False
 ) -> PolicyModel:
-    """The same policy to be trained: what learns is fp32, since steps of stage 2's learning rate are lost
-    in bf16; a vision tower that does not learn stays in the usual precision, and shares its features with all stages.
+    """The same policy, to be trained. Weights that learn are fp32, because bf16 rounds steps of stage 2's learning rate
+    away. A vision tower that does not learn keeps the precision of inference, so all stages share its features.
     """
     import torch
 
@@ -94,8 +95,8 @@ def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dt
 def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_learning: bool = False) -> FeatureStore:
     """Vision features of the dataset's videos by a policy's `encoder`, from the stored frames.
 
-    They outlive the process in the lake's cache, where every stage and dataset finds those of the same tower, precision
-    and frames; not those of a tower that `is_learning`, whose weights no key could name.
+    The lake's cache keeps them on disk, and all stages and datasets share the features of the same tower, precision and
+    frames. Features of a tower that `is_learning` are not kept at all, because its weights change with every step.
     """
     from vsr1_core.models.feature_store import FeatureStore, feature_key
 
@@ -111,7 +112,7 @@ def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_lear
 
 
 def query_vectors(view: View, embedder: Embedder, execution: Execution) -> QueryVectors:
-    """Vectors of plain queries by the frozen embedder; they outlive the process, too."""
+    """Vectors of query texts without soft tokens, by the frozen embedder; the lake's cache keeps them on disk."""
     from vsr1_core.models.query_vectors import QueryVectors
 
     disk = _cache(view, "query_vectors", execution)
@@ -128,7 +129,7 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
 
 
 def frames_of(row: dict[str, Any]) -> VideoFrames:
-    """The stored frames of a frame_tensors row. Imported ones may have another size than models are shown."""
+    """The frames of a `frame_tensors` row, resized to its height and width: imported arrays may have another size."""
     from pathlib import Path
 
     from vsr1_core.media.frame_store import read_frames, resized
@@ -138,7 +139,7 @@ def frames_of(row: dict[str, Any]) -> VideoFrames:
 
 
 def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> list[Any]:
-    """What prompts need to know of the videos, in the order of `video_ids`. No frame is read."""
+    """The encoder's layout of each video, which prompts are built from, in the order of `video_ids`. Reads no frame."""
     columns = ["video_id", "height", "width", "timestamps_s"]
     rows = view.rows("frame_tensors", columns).iter_rows()
     layouts = {v: encoder.layout(height, width, times) for v, height, width, times in rows}
@@ -146,7 +147,7 @@ def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> l
 
 
 def durations_of(view: View) -> dict[str, float]:
-    """video id -> seconds, of every video with frames."""
+    """Video id -> length in seconds, of every video that has frames."""
     return dict(view.rows("frame_tensors", ["video_id", "duration_s"]).iter_rows())
 
 

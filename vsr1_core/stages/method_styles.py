@@ -1,4 +1,4 @@
-"""The methods as what shows them needs them: plots, the report and the UI, which know no stage."""
+"""The methods in the form that plots, the report and the UI need, none of which know stages."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def _info(method: Method) -> MethodInfo:
 
 
 STYLES = MethodStyles(tuple(_info(method) for method in ALL.values()))
-"""Every method, with its options."""
+"""The style of every method, ablations included."""

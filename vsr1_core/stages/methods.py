@@ -1,7 +1,7 @@
-"""The methods that are compared, and the checkpoints that are trained for them: one entry each, and nothing restated.
+"""The methods that are compared, and the checkpoints that are trained for them: one entry for each.
 
-Stages, assets, plots, the report, the forecast and the doctor go over these entries. A new ablation is a new entry
-here: of ABLATIONS where it only searches otherwise, of TRAININGS and ABLATIONS where it is trained otherwise.
+Stages, assets, plots, the report, the forecast and the doctor iterate over these entries. A new ablation is a new
+entry in _ABLATIONS, and in _TRAININGS as well where it needs a checkpoint that is trained differently.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from vsr1_core.search.episodes import EpisodeSettings
 
 POLICY = ("base_models", "policy")
-"""Asset and row of the policy that every training starts from, at first or at last."""
+"""Asset and row of the base policy, which every training starts from, directly or through its parent."""
 
 
 @dataclass(frozen=True)
 class Trained:
     """A checkpoint that is trained: the asset `name`, with one row of the same id.
 
-    recipe: what of a configuration decides it. examples: the asset of its training rows. parent: asset and row of the
-    policy that it starts from. version: bumped by hand, in the commit that changes what is learned. searches: whether
-    it is trained on search episodes (GRPO), or on given answers. prompt: the system prompt that it is trained with,
-    where the policy has none of its own. always: made in every configuration; otherwise only where a method that is
-    reported searches with it.
+    says: one sentence for people. recipe: configuration -> its recipe. examples: the asset of its training rows.
+    parent: asset and row of the policy that training starts from. version: raised by hand, in the commit that changes
+    what is learned. searches: whether it is trained on search episodes (GRPO) or on written answers (SFT). prompt: the
+    system prompt that it is trained with where the policy has none of its own. always: whether every configuration
+    makes it; otherwise only configurations make it that report a method which searches with it.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Trained:
 _TRAININGS = (
     Trained(
         "fine_tuned_checkpoint",
-        "The baseline: fine-tuned on the rows of stage 1, without refinement. Only where it is reported.",
+        "The fine-tuned baseline: trained on the rows of stage 1, without refinement; made only where it is reported.",
         lambda config: config.fine_tuned,
         "sft_examples",
         version=2,
     ),
     Trained(
         "hard_refine_checkpoint",
-        "Hard query refinement: trained as stage 1, but to write a new query in words. Only where it is reported.",
+        "Hard query refinement: trained to write a new query in words; made only where it is reported.",
         lambda config: config.hard_refine,
         "hard_refine_examples",
         version=2,
@@ -60,7 +60,7 @@ _TRAININGS = (
     ),
     Trained(
         "sft_checkpoint",
-        "Stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
+        "The checkpoint of stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
         lambda config: config.sft,
         "sft_examples",
         version=3,
@@ -68,14 +68,14 @@ _TRAININGS = (
     ),
     Trained(
         "drop_above_positive_checkpoint",
-        "An ablation of stage 1: no negatives that rank above the right video. Only where it is reported.",
+        "Stage 1 without the negatives that rank above the right video, an ablation; made only where it is reported.",
         lambda config: replace(config.sft, drop_above_positive=True),
         "sft_examples",
         version=3,
     ),
     Trained(
         "grpo_checkpoint",
-        "Stage 2: GRPO over whole search episodes.",
+        "The checkpoint of stage 2: GRPO over whole search episodes.",
         lambda config: config.grpo,
         "grpo_prompts",
         parent=("sft_checkpoint", "sft_checkpoint"),
@@ -85,18 +85,18 @@ _TRAININGS = (
     ),
 )
 TRAINED: dict[str, Trained] = {trained.name: trained for trained in _TRAININGS}
-"""By the asset's name."""
+"""The trained checkpoints by the name of their asset."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A row of the report: which model searches, and how.
 
-    label: its name in plots and tables. says: one sentence. model: the asset of its checkpoint. refine: how a query
-    changes after a rejection. order: its place in tables, and colour: its own in every plot. published: its name in the
-    paper's table, where it stands there. options: what differs from the method of the same name before a `+`:
-    `exclude_rejected` (a rejected video is not shown again), `last_latents` (a query carries the soft tokens of its
-    last turn only).
+    label: the name in plots and tables. says: one sentence for people. model: the asset of its checkpoint. refine: how
+    a query changes after a rejection. order: the place in tables. colour: the colour in every plot. published: the name
+    in the paper's table; empty where it is not in it. options: how it differs from the method whose name stands before
+    the `+`: `exclude_rejected` (a rejected video is not shown again), `last_latents` (a query carries the soft tokens
+    of its last turn only).
     """
 
     name: str
@@ -111,7 +111,7 @@ class Method:
 
     @property
     def row_id(self) -> str:
-        """The row of `model` that is its policy."""
+        """Id of the row of `model` that is the method's policy."""
         return "policy" if self.model == "base_models" else self.model
 
     @property
@@ -127,7 +127,7 @@ _BASIC = (
     Method(
         "zero_shot",
         "zero-shot",
-        "The base policy, no refinement.",
+        "The base policy searches without refinement.",
         "base_models",
         "none",
         0,
@@ -137,7 +137,7 @@ _BASIC = (
     Method(
         "fine_tuned",
         "fine-tuned",
-        "The fine-tuned policy, no refinement.",
+        "The fine-tuned policy searches without refinement.",
         "fine_tuned_checkpoint",
         "none",
         1,
@@ -147,7 +147,7 @@ _BASIC = (
     Method(
         "hard_refine",
         "hard refinement",
-        "The policy rewrites the query as text.",
+        "The policy rewrites a rejected query in words.",
         "hard_refine_checkpoint",
         "text",
         2,
@@ -166,7 +166,7 @@ _BASIC = (
     ),
 )
 BASIC: dict[str, Method] = {method.name: method for method in _BASIC}
-"""The methods that are no ablation, by name."""
+"""The methods that are not ablations, by name."""
 
 _SAYS_OF_OPTION = {
     "exclude_rejected": ("rejected videos excluded", "A rejected video is not shown again."),
@@ -215,7 +215,7 @@ ALL: dict[str, Method] = {method.name: method for method in (*_BASIC, *_ABLATION
 
 
 def methods_of(config: Configuration) -> tuple[str, ...]:
-    """The methods that `config` reports. ValueError names one that does not exist, and those that do."""
+    """The methods that `config` reports. ValueError for a method that does not exist lists those that do."""
     unknown = sorted(set(config.evaluation.methods) - set(ALL))
     if unknown:
         raise ValueError(f"configuration {config.name!r}: no method {unknown[0]!r}; there are: {', '.join(ALL)}")
@@ -223,22 +223,22 @@ def methods_of(config: Configuration) -> tuple[str, ...]:
 
 
 def is_used(config: Configuration, asset: str) -> bool:
-    """Whether a reported method searches with this asset's checkpoint."""
+    """Whether a method that `config` reports searches with the checkpoint of `asset`."""
     return any(ALL[name].model == asset for name in methods_of(config))
 
 
 def is_made(config: Configuration, trained: Trained) -> bool:
-    """Whether this configuration trains that checkpoint."""
+    """Whether this configuration makes the checkpoint."""
     return trained.always or is_used(config, trained.name)
 
 
 def num_turns_of(method: Method, recipe: EvalRecipe) -> int:
-    """How many turns `method` takes at most: without refinement and exclusion a second one would repeat the first."""
+    """Most turns that `method` takes: without refinement and exclusion a second turn would repeat the first."""
     return recipe.num_turns if method.refine != "none" or method.exclude_rejected else 1
 
 
 def settings_of(method: Method, recipe: EvalRecipe, num_soft_tokens: int, batch_size: int) -> EpisodeSettings:
-    """How `method` searches with a policy that was made for so many soft tokens."""
+    """How `method` searches with a policy that was made for `num_soft_tokens` soft tokens."""
     from vsr1_core.models.protocols import DecodeSettings
     from vsr1_core.search.episodes import EpisodeSettings
 

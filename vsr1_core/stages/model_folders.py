@@ -1,7 +1,7 @@
-"""What stages of models share: a row that points to a folder, made here or borrowed from another dataset.
+"""The base of all stages of models: a row points to a folder, made by this dataset or borrowed from another one.
 
-A dataset that borrows models (`models_from`) gets rows that point to the other dataset's folders, so the rest of the
-graph needs not know. Every folder is named by its row's version: a rebuilt checkpoint never overwrites one in use.
+A dataset that borrows models (`models_from`) gets rows that point to the folders of the dataset that owns them, so the
+rest of the graph works the same. Folders are named by row version: a new checkpoint never overwrites one in use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint
 
 BORROWED = "borrowed"
-"""The one input of a row that points to another dataset's model: that row's version."""
+"""Name of the only input of a row that points to another dataset's model: the version of the row there."""
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
 OPTIONS = pl.Struct(
     {
@@ -36,32 +36,32 @@ OPTIONS = pl.Struct(
         "seed": pl.Int64,
     }
 )
-"""The fields of `recipes.MethodOptions`; seed is null where a checkpoint from elsewhere does not say it."""
+"""The fields of `recipes.MethodOptions`. seed is null for an adopted checkpoint, whose folder does not record it."""
 IN_TRAIN = pl.col("splits").list.contains("train")
 
 
 class ModelStage(Stage):
-    """A stage whose rows are model folders, borrowed where the dataset says so."""
+    """A stage whose rows point to model folders. They are borrowed where the dataset uses the models of another one."""
 
     group = "checkpoints"
     row_files = "*-*"
     columns = {
         "path": c.PATH,
         "digest": c.DIGEST,
-        "parent": c.text("Digest of the weights that training started from."),
+        "parent": c.text("Digest of the weights that training started from; null where there were none."),
         "source": c.text(
-            "Where the weights come from, if they were not trained here: a model id, or `borrowed from` a dataset."
+            "Where weights come from that were not trained here: a hub id, a folder, or `borrowed from` a dataset."
         ),
-        "record": c.text("Recipe, parents and results, JSON."),
+        "record": c.text("How the model was made: its recipe, parent and results, as JSON."),
         "options": Column(
             OPTIONS,
-            "What the policy was made with: soft tokens, accumulation, seed state, prompt, seed; null: no policy.",
+            "Options that the policy was made with: soft tokens, accumulation, prompt, seeds; null: not a policy.",
         ),
-        "curve": Column(CURVE, "Logged training values: step, name, value."),
+        "curve": Column(CURVE, "Values that training logged: step, name and value of each."),
     }
 
     def is_made(self, config: Configuration) -> bool:
-        """Whether this configuration has these models at all."""
+        """Whether this configuration makes these models at all."""
         return True
 
     @abstractmethod
@@ -69,7 +69,7 @@ class ModelStage(Stage):
         """The rows of a dataset that makes its own models."""
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        """Make the rows of a dataset that makes its own models: train, in as many processes as can share a step."""
+        """Train the models of a dataset that makes its own, in as many processes as can share a step evenly."""
         from vsr1_core.stages.launch import launch
 
         shared = self.rows_a_step(view)
@@ -83,12 +83,12 @@ class ModelStage(Stage):
 
     @abstractmethod
     def rows_a_step(self, view: View) -> int:
-        """What the processes that train together share of every step."""
+        """Size of one training step that processes share: rows or queries. It must divide evenly by their number."""
 
     @abstractmethod
     def train_here(self, view: View, run: Execution, writes: bool = True) -> list[dict[str, Any]]:
-        """Train in this process, which may be one of several, and return the rows. Only one that `writes` saves the
-        models; the others return nothing."""
+        """Train in this process, which may be one of several, and return the rows. Only the process with `writes` saves
+        the models; the others return an empty list."""
 
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
@@ -129,19 +129,18 @@ class ModelStage(Stage):
             yield columns | {"source": f"{BORROWED} from {models.entry.name}"}
 
     def folder(self, view: View, row_id: str) -> Path:
-        """Where row `row_id` of the present version lies."""
+        """The folder of row `row_id` in its planned version."""
         version = row_version(self.inputs_of(view, self.plan(view))[row_id])
         return view.files(self.name).absolute() / f"{row_id}-{version}"
 
 
 def known_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The column of a model's row that says what a policy was made with, as a plan knows it."""
+    """The column `options` of a model's row, which a plan knows before the model is made."""
     return {"options": dict(options) if options else None}
 
 
 def options_of(view: View, asset: str, row_id: str) -> dict[str, Any] | None:
-    """What the policy in a model's row was made with, also of one that is still to be made; None where there is no such
-    policy."""
+    """Options of the policy in row `row_id` of `asset`, also of a planned row; None where there is no such policy."""
     if asset not in view.stages:
         return None
     rows = view.rows(asset, [view.stages[asset].key, "options"]).iter_rows()
@@ -157,7 +156,7 @@ def model_row(
     curve: Sequence[CurvePoint],
     options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The columns of a model that was saved to `folder`, with `model_id` as key."""
+    """The row of a model that was saved to `folder`, with `model_id` as its key."""
     points = [{"step": p.step, "name": p.name, "value": p.value} for p in curve]
     return {
         "model_id": row_id,
@@ -170,5 +169,5 @@ def model_row(
 
 
 def train_videos(view: View) -> pl.DataFrame:
-    """video_id, content and splits of the train videos that have frames."""
+    """The columns video_id, content and splits of the train videos that have frames."""
     return view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)

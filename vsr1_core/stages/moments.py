@@ -1,4 +1,4 @@
-"""What several stages read of the moments: train rows, and which videos a query text is right for."""
+"""What several stages read of the moments: the train rows, and the videos that are right for a query text."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MOMENT_COLUMNS = {
     "end_s": "end_s",
     "duration_s": "duration_s",
 }
-"""What both stages' training rows take from a moment -> its name there."""
+"""Column of a moment that training rows of both stages copy -> its name in the training rows."""
 
 
 def train_moments(view: View) -> dict[str, dict[str, Any]]:
-    """query id -> what both stages' training rows take from its moment, by the names of MOMENT_COLUMNS."""
+    """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS."""
     frame = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).drop("split")
     rows = frame.rename(MOMENT_COLUMNS).to_dicts()
     return {row.pop("query_id"): row for row in rows}
 
 
 def moment_version(moment: Mapping[str, Any]) -> str:
-    """Of what a training row takes from its moment (a value of `train_moments`)."""
+    """The version of what a training row copies from its moment (a value of `train_moments`)."""
     return fingerprint({name: moment[column] for name, column in MOMENT_COLUMNS.items()})
 
 
 def asked_version(query: str, video_id: str) -> str:
-    """Of what a query asks for and which video has it: what imported rankings of it stand on."""
+    """The version of a query's text and right video: the basis of what was imported for the query."""
     return fingerprint([query, video_id])
 
 
@@ -45,7 +45,7 @@ def asked_versions(view: View) -> dict[str, str]:
 
 
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
-    """Query id -> the videos of all moments of the split with the same query text, its own among them."""
+    """Query id -> ids of the videos of all moments in the split with the same query text, including its own video."""
     moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
     texts = moments.with_columns(text=pl.col("query").str.strip_chars().str.to_lowercase())
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))

@@ -1,4 +1,4 @@
-"""What answering a query takes (policy, embedder, index, vision features), opened once and kept while its rows stay."""
+"""What answers a query (policy, embedder, index, vision features), opened once and kept as long as it is current."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from vsr1_core.search.index import VideoIndex
 
 _MADE_WITH = {"embedder": ("plain",), "policy": ("features",)}
-"""A piece -> those that hold on to it."""
+"""Name of a piece -> names of the pieces that hold a reference to it."""
 
 
 @dataclass
 class OpenedModels:
     """The models, indexes and vision features of one dataset.
 
-    Each is opened when it is first asked for, and again only when a row that it was opened from has another version by
-    then: after a build, the next question reads what the build made. One policy is held at a time.
+    Each piece is opened when it is first used. It is opened again when the row that it was opened from has a new
+    version, so that the next query after a build uses what the build made. Only one policy is held at a time.
 
-    Everything here raises LookupError, with the command that helps, for a row that was not built or that failed.
+    All methods raise LookupError for a row that was not built or that failed; the message has the command that helps.
     """
 
     view: View
@@ -44,29 +44,30 @@ class OpenedModels:
 
     @property
     def plain(self) -> QueryVectors:
-        """Unit vectors of plain queries by `embedder`; each text is embedded once."""
+        """Unit vectors of query texts without soft tokens, by `embedder`; each text is embedded once."""
         embedder = self.embedder
         return self._piece("plain", embedder, lambda: loading.query_vectors(self.view, embedder, self.execution))
 
     @property
     def durations_s(self) -> Mapping[str, float]:
-        """Video id -> seconds, of every video with frames."""
+        """Video id -> length in seconds, of every video that has frames."""
         return self._piece("durations", self._frames_version(), lambda: loading.durations_of(self.view))
 
     def index(self, split: str) -> VideoIndex:
-        """The index of one split's videos."""
+        """The search index of the videos of `split`."""
         row = loading.one_row(self.view, "video_index", split)
         return self._piece(f"index/{split}", row["row_version"], lambda: _read_index(row["path"]))
 
     def policy(self, method: Method) -> PolicyModel:
-        """The policy that `method` searches with, to be asked. A published one starts from the embedder's size, too."""
+        """The policy that `method` searches with. It is opened again when the embedder changes as well, because a
+        published policy gets soft query modules of the embedder's size."""
         asset, row_id = method.model, method.row_id
         embedder = self.view.versions("base_models").get("embedder")
         version = (asset, self._version(asset, row_id), embedder)
         return self._piece("policy", version, lambda: loading.policy_of(self.view, self.execution, asset, row_id))
 
     def features(self, policy: PolicyModel) -> FeatureStore:
-        """Vision features of the dataset's videos by `policy`'s vision tower."""
+        """Vision features of the dataset's videos, by the vision tower of `policy`."""
         return self._piece(
             "features",
             (policy, self._frames_version()),
@@ -78,7 +79,7 @@ class OpenedModels:
         return str(loading.one_row(self.view, method.model, method.row_id)["digest"])
 
     def searcher(self, split: str, method: Method) -> Searcher:
-        """A searcher over one split's videos by `method`."""
+        """A searcher that searches the videos of `split` by `method`."""
         from vsr1_core.search.episodes import Searcher
 
         policy = self.policy(method)
@@ -100,9 +101,9 @@ class OpenedModels:
         return str(self.view.table("frame_tensors").manifest()["data_version"])
 
     def _piece(self, name: str, version: Any, open_it: Callable[[], Any]) -> Any:
-        """What is kept under `name`, opened (again) where it is not of `version`."""
+        """The piece `name`. It is opened by `open_it` where none is kept, or one of another version."""
         if name not in self._kept or self._kept[name][0] != version:
-            for old in (name, *_MADE_WITH.get(name, ())):  # their memory is free before the next one takes as much
+            for old in (name, *_MADE_WITH.get(name, ())):  # free their memory before the new one is opened
                 self._kept.pop(old, None)
             self._kept[name] = (version, open_it())
         return self._kept[name][1]

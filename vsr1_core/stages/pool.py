@@ -1,4 +1,4 @@
-"""The top-1 pool: the train queries of stage 1, each with the video that it is shown."""
+"""The top-1 pool: the train queries of stage 1, each with the video that the policy is shown for it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
 from vsr1_core.stages.reads import same
 
 _SameText = Mapping[str, frozenset[str]]
-"""What `same_text_videos` gives."""
+"""What `same_text_videos` returns."""
 
 
 class Top1Pool(Stage):
-    """Train queries with the first video of their ranking: so many whose first is right, so many whose first is wrong.
+    """Train queries with the first video of their ranking: `num_matched` with the right video first, and
+    `num_not_matched` with a wrong one.
 
-    Chosen by a hash of (seed, query id), so that a changed row does not reshuffle the others; fewer than asked where
-    there are no more. Left out: queries whose right video is not in the index, and those whose first video is wrong
-    but has a moment with the same text (no one can say what its label should be). With `fill_matched`, where too few
-    are ranked first, spare queries are shown their right video all the same: the toy's embedder ranks one train query
-    in forty first, which is too few to learn from what a match looks like. With `random_share`, some are shown any
-    wrong video.
-    No recipe: it decides which rows there are, never what is in one, so asking for more makes only the new ones.
-    An imported pool is taken whole, and nothing is drawn beside it.
+    Queries are drawn by a hash of (seed, query id), so a changed row does not reshuffle the others. There are fewer
+    rows than asked for where there are too few queries. Left out are queries whose right video is not in the index, and
+    queries whose first video is wrong but has a moment with the same text, because its label is undecidable.
+    With `fill_matched`, where too few right videos rank first, spare queries are shown their right video although it
+    does not: the toy's embedder ranks it first for one train query in forty, too few to learn what a match looks like.
+    With `random_share`, that share of the mismatches shows a random wrong video instead of the first one.
+    The stage has no recipe: the recipe decides which rows exist and never what is in one, so asking for more rows makes
+    only the new ones. An imported pool is used as a whole, and no further queries are drawn.
     """
 
     name = "top1_pool"
     key = "query_id"
     group = "sft"
-    says = "The train queries of stage 1 with the video that is shown, and whether that is right."
+    says = "One row per train query of stage 1: the video that is shown, and whether it is the right one."
     reads = {"first_ranking": same("first_ranking")}
     uses = ("moments",)
     imports = "rows"
@@ -52,7 +53,7 @@ class Top1Pool(Stage):
         return self._as_imported(view, imported) if imported else self._drawn(view)
 
     def _as_imported(self, view: View, imported: Mapping[str, ImportedRow]) -> dict[str, Row]:
-        """The imported queries; those whose moment has changed since are shown what is ranked first now."""
+        """The imported queries. Those whose moment has changed since the import show the video that ranks first now."""
         asked = asked_versions(view)
         changed = {q for q in imported if q in asked and imported[q].basis != {"query": asked[q]}}
         held = {q: Row({}, basis={"query": asked[q]}) for q in imported if q in asked and q not in changed}
@@ -79,8 +80,8 @@ class Top1Pool(Stage):
     def _shown_any(
         pool: PoolRecipe, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, str]]:
-        """The share of these queries that is shown any wrong video: the one that follows the query on a ring of
-        hashes, so that a new video changes the few queries before it and no other."""
+        """The share of the mismatches that shows a random wrong video: the first one after the query on a ring of
+        hashes, so that a new video changes only the few queries before it."""
         seed, share = pool.seed, pool.random_share
         ranked = rankings["top_video_ids"]
         ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked.explode().drop_nulls().unique())
@@ -96,6 +97,7 @@ class Top1Pool(Stage):
 
     @staticmethod
     def _candidates(rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
+        """Query id -> columns of its row, of every query that may be drawn."""
         found = {}
         for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
             shown = top[0]
@@ -106,8 +108,8 @@ class Top1Pool(Stage):
 
 
 def _row(known: Mapping[str, str]) -> Row:
-    """All that a row of the pool reads is what it is. The version spells the right video `video_id`, as it did before
-    that column got its name: traces that a model was paid for stay."""
+    """A row of the pool, whose version covers its own columns only. In the version the right video is still called
+    `video_id`, as before that column was renamed, so that traces which a paid model wrote keep their version."""
     spelled = {"video_id" if name == "gt_video_id" else name: value for name, value in known.items()}
     return Row({"first_ranking": fingerprint(spelled)}, known)
 
@@ -117,6 +119,7 @@ def _train_rankings(view: View) -> pl.DataFrame:
 
 
 def _draw(seed: int, name: str) -> str:
+    """Deterministic uniform draw for a name, as a hexadecimal number of 64 digits."""
     return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
 

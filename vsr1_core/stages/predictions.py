@@ -1,13 +1,14 @@
-"""Predictions: every evaluated query searched, with one stage per method. `stages.reporting` scores them."""
+"""Predictions: every evaluated query is searched for, by one stage per method. `stages.reporting` scores them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
+from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, TurnRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class Predictions(Stage):
-    """One row per query of the evaluated splits; none where the configuration does not report the method.
+    """One row per query of the evaluated splits; no rows where the configuration does not report the method.
 
-    video_id, start_s, end_s, iou: the strict answer. best_*: that of the answer policy `best`
-    (`search.episodes.BestAnswer`); num_best_tokens were decoded for its span alone and are not part of num_text_tokens.
+    video_id, start_s, end_s, iou: the strict answer, a miss where nothing was matched. best_*: the answer of the answer
+    policy `best` (`search.episodes.BestAnswer`). num_best_tokens were decoded for its span alone and are no part of
+    num_text_tokens.
     """
 
     key = "query_id"
@@ -39,38 +41,38 @@ class Predictions(Stage):
         "gt_video_id": c.GT_VIDEO_ID,
         "gt_start_s": c.GT_START_S,
         "gt_end_s": c.GT_END_S,
-        "video_id": c.text("The answered video: the matched one, else the first of the last ranking."),
-        "rank": c.integer("Rank of the right video in the last ranking; null where it is not indexed."),
+        "video_id": c.text("Id of the answered video: the matched video, else the first video of the last ranking."),
+        "rank": c.integer("Rank of the right video in the last ranking; null where the video is not indexed."),
         "first_rank": c.FIRST_RANK,
-        "decision": c.text("The last turn's decision: `matched`, `not_matched` or `unknown`."),
+        "decision": c.text("Decision of the last turn: `matched`, `not_matched` or `unknown`."),
         "start_s": c.number("Start of the answered span in seconds; null where nothing was matched."),
         "end_s": c.number("End of the answered span in seconds; null where nothing was matched."),
         "iou": c.IOU,
-        "num_turns": c.integer("Videos that were shown."),
+        "num_turns": c.integer("Number of turns: videos that the policy was shown."),
         "num_text_tokens": c.NUM_TEXT_TOKENS,
         "num_latent_tokens": c.NUM_LATENT_TOKENS,
         "num_query_tokens": c.NUM_QUERY_TOKENS,
         "matched_probability": c.MATCHED_PROBABILITY,
-        "checkpoint": c.text("Digest of the checkpoint that answered."),
+        "checkpoint": c.text("Digest of the weights of the policy that answered."),
         "best_video_id": c.text(
-            "What the answer policy `best` answers: the shown video with the highest match probability."
+            "Video of the answer policy `best`: the matched one, else the shown one that most probably matches."
         ),
-        "best_turn": c.integer("The turn in which that video was shown."),
-        "best_start_s": c.number("Start of that answer's span in seconds."),
-        "best_end_s": c.number("End of that answer's span in seconds."),
-        "best_iou": c.number("Temporal IoU of that span and the right one; 0 for another video."),
-        "num_best_tokens": c.integer("Text tokens decoded for that span alone; no part of `num_text_tokens`."),
+        "best_turn": c.integer("Turn, counted from 1, in which `best_video_id` was shown."),
+        "best_start_s": c.number("Start of the span of the answer policy `best`, in seconds."),
+        "best_end_s": c.number("End of the span of the answer policy `best`, in seconds."),
+        "best_iou": c.number("Temporal IoU of the `best` span and the right span; 0 for a wrong video."),
+        "num_best_tokens": c.integer("Text tokens decoded for the `best` span alone; `num_text_tokens` excludes them."),
         "prefix_ranks": Column(
             pl.List(pl.Int64),
-            "Last rank of the right video, had every turn brought only its first 0, 1, 2, ... soft tokens.",
+            "Last rank of the right video if each turn had added only its first 0, 1, 2, ... soft tokens to the query.",
         ),
-        "turns": Column(pl.List(TURN), "The episode, one struct per turn; the view `turns` has them as rows."),
+        "turns": Column(pl.List(TURN), "Turns of the episode, one struct per turn; the view `turns` has them as rows."),
     }
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.name = f"predictions.{method.name}"
-        self.says = f"Every evaluated query searched by {method.label}. {method.says}"
+        self.says = f"One row per evaluated query: the answer of {method.label}. {method.says}"
         self.reads = {
             "query": same("moments"),
             "moment": same("moments"),
@@ -101,42 +103,49 @@ class Predictions(Stage):
                 },
                 facts=row,
             )
-            for row in moments.to_dicts()
+            for row in typed_rows(moments, MomentRow)
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         indexes, opened = view.versions("video_index"), OpenedModels(view, run)
-        of_splits: dict[str, list[Mapping[str, Any]]] = {}
+        of_splits: dict[str, list[MomentRow]] = {}
         for row in rows.values():
-            of_splits.setdefault(row.facts["split"], []).append(row.facts)
+            moment: MomentRow = row.facts
+            of_splits.setdefault(moment["split"], []).append(moment)
         for split, moments in of_splits.items():
             if split not in indexes:
                 error = f"no video of split {split!r} could be indexed"
                 yield from ({"query_id": moment["query_id"], "error": error} for moment in moments)
                 continue
             searcher, digest = opened.searcher(split, self.method), opened.checkpoint(self.method)
-            # Chunks so that a killed run keeps what it has searched; a chunk is a few batches of decoding.
+            # A killed run keeps the chunks that it has searched; a chunk is a few batches of decoding.
             size = run.batch_size * 8
             for start in range(0, len(moments), size):
                 yield from _search(searcher, moments[start : start + size], digest)
 
 
-def _search(searcher: Searcher, moments: Sequence[Mapping[str, Any]], digest: str) -> Iterator[dict[str, Any]]:
+def _search(searcher: Searcher, moments: Sequence[MomentRow], digest: str) -> Iterator[dict[str, Any]]:
     from vsr1_core.search.episodes import EpisodeQuery
 
     queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
     episodes = searcher.run(queries)
     best, prefix_ranks = searcher.best_answers(episodes), searcher.prefix_ranks(episodes)
     for moment, episode, answer, ranks in zip(moments, episodes, best, prefix_ranks, strict=True):
-        yield prediction_row(moment, episode, answer) | {"prefix_ranks": ranks, "checkpoint": digest}
+        yield dict(prediction_row(moment, episode, answer, ranks, digest))
 
 
-def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer | None) -> dict[str, Any]:
-    """An episode as a predictions row: the strict answer, which is a miss where nothing was matched, and
-    beside it the best one."""
+def prediction_row(
+    moment: MomentRow, episode: Episode, best: BestAnswer | None, prefix_ranks: list[int] | None, digest: str
+) -> PredictionRow:
+    """An episode as a row of predictions. digest: that of the checkpoint.
+
+    The row has the strict answer, which is a miss where nothing was matched, and the answer `best` in columns of its
+    own.
+    """
     from vsr1_core.search.episodes import turn_row
 
     last = episode.turns[-1]
+    turns = [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)]
     matched = episode.is_matched
     start_s, end_s = (last.answer.start_s, last.answer.end_s) if matched else (None, None)
     return {
@@ -164,12 +173,14 @@ def prediction_row(moment: Mapping[str, Any], episode: Episode, best: BestAnswer
         "num_latent_tokens": sum(t.decoded.num_latent_tokens for t in episode.turns),
         "num_query_tokens": sum(t.num_query_tokens for t in episode.turns),
         "matched_probability": last.decoded.matched_probability,
-        "turns": [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)],
+        "checkpoint": digest,
+        "prefix_ranks": prefix_ranks,
+        "turns": cast("list[TurnRow]", turns),
     }
 
 
-def _iou(moment: Mapping[str, Any], video_id: str, start_s: float | None, end_s: float | None) -> float:
-    """0 in a wrong video and without a span."""
+def _iou(moment: MomentRow, video_id: str, start_s: float | None, end_s: float | None) -> float:
+    """Temporal IoU of a span of `video_id` and the moment; 0 in a wrong video and without a span."""
     from vsr1_core.evaluation.spans import temporal_iou
 
     if video_id != moment["video_id"] or start_s is None or end_s is None:

@@ -1,13 +1,14 @@
-"""Verification probes: every evaluated query shown one right and one wrong video, a stage for each trained method."""
+"""Verification probes: each evaluated query with one right and one wrong video, one stage per trained method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import polars as pl
 
+from vsr1_core.evaluation.row_types import MomentRow, ProbeRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
@@ -22,20 +23,21 @@ if TYPE_CHECKING:
 
 
 def _shown_in_probe(view: View, row_id: str, row: Row) -> RowIds:
-    """The right video is the moment's, the wrong one the ranking's."""
+    """The row that decides which video is shown: the moment for the right video, the ranking for the wrong one."""
     asset = "moments" if row.known["label"] == "matched" else "first_ranking"
     return [(asset, [row.known["query_id"]])]
 
 
 class VerificationProbe(Stage):
-    """Every evaluated query shown its right video and the wrong one that ranks first, a greedy verification each.
+    """Two greedy verifications per evaluated query: of its right video and of the wrong video that ranks first.
 
-    Nothing is searched, so both labels are equally frequent; the search's own verdicts are mostly about wrong videos.
-    A query whose right video has no frames is left out, and one without a wrong video has a right probe only.
+    Nothing is searched for, so both labels are equally frequent, whereas the verdicts of a search are mostly about
+    wrong videos. A query whose right video has no frames is left out. A query without a wrong video has only the probe
+    of its right video.
     """
 
     key = "probe_id"
-    key_says = "The probe: `<query_id>/right` or `<query_id>/wrong`."
+    key_says = "Id of the probe: `<query_id>/right` or `<query_id>/wrong`."
     group = "evaluation"
     version = 2
     columns = {
@@ -54,7 +56,7 @@ class VerificationProbe(Stage):
     def __init__(self, method: Method) -> None:
         self.method = method
         self.name = f"verification_probe.{method.name}"
-        self.says = f"Every evaluated query shown one right and one wrong video, without search. {method.says}"
+        self.says = f"Decisions about one right and one wrong video per evaluated query, without search. {method.says}"
         self.uses = ("base_models",)
         self.reads = {
             "query": known("moments", "query_id"),
@@ -68,7 +70,7 @@ class VerificationProbe(Stage):
         return [config.evaluation.max_new_tokens]
 
     def plan(self, view: View) -> dict[str, Row]:
-        """A new index makes no row stale whose wrong video still ranks first."""
+        """The rows; a new index leaves a row unchanged as long as the same wrong video ranks first."""
         if self.method.name not in methods_of(view.config):
             return {}
         checkpoint = view.versions(self.method.model).get(self.method.row_id, "")
@@ -94,47 +96,69 @@ class VerificationProbe(Stage):
         policy = opened.policy(self.method)
         features, durations_s = opened.features(policy), opened.durations_s
         settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
-        probes, size = [row.facts for row in rows.values()], run.batch_size * 8
+        probes: list[ShownPair] = [row.facts for row in rows.values()]
+        size = run.batch_size * 8
         for start in range(0, len(probes), size):
             some = probes[start : start + size]
             pairs = [(probe["query"], probe["shown_video_id"]) for probe in some]
             asked = verify(policy, features, durations_s, pairs, settings, run.batch_size * 2)
             for probe, verification in zip(some, asked, strict=True):
-                yield probe_row(probe, verification)
+                yield dict(probe_row(probe, verification))
 
 
-PROBE_KNOWN = ("query_id", "split", "label", "shown_video_id")
+ProbeKnown = Literal["query_id", "split", "label", "shown_video_id"]
+PROBE_KNOWN: tuple[ProbeKnown, ...] = ("query_id", "split", "label", "shown_video_id")
+"""Columns of a probe that are known before the policy is asked."""
 
 
-def probes_of(view: View) -> dict[str, dict[str, Any]]:
-    """probe_id -> what is shown: label, shown_video_id, query_id, query, split, gt_start_s, gt_end_s.
+class ShownPair(TypedDict):
+    """What one probe shows, and the right answer."""
 
-    The wrong video is the first of the first ranking that is not right and shares no query text with it.
-    Raises NotYetKnown while that ranking is still to be made.
+    probe_id: str
+    query_id: str
+    query: str
+    split: str
+    label: str
+    shown_video_id: str
+    gt_start_s: float
+    gt_end_s: float
+
+
+def probes_of(view: View) -> dict[str, ShownPair]:
+    """Probe id -> what is shown and what is right.
+
+    The wrong video is the first video of the first ranking that is not right, has no moment with the same query text,
+    and has frames. Raises NotYetKnown while that ranking is still to be made.
     """
-    probes = {}
+    probes: dict[str, ShownPair] = {}
     with_frames = set(view.rows("frame_tensors", ["video_id"])["video_id"])
     for split in view.config.evaluation.splits:
         of_split = pl.col("split") == split
         ranked = dict(view.results("first_ranking", ["query_id", "top_video_ids"], of_split).iter_rows())
         never = same_text_videos(view, split)
-        for row in view.rows("moments").filter(of_split & pl.col("video_id").is_in(list(with_frames))).to_dicts():
-            query_id = row["query_id"]
-            shared = {"query_id": query_id, "query": row["query"], "split": split}
-            shared |= {"gt_start_s": row["start_s"], "gt_end_s": row["end_s"]}
-            shown = {"right": ("matched", row["video_id"])}
+        moments = view.rows("moments").filter(of_split & pl.col("video_id").is_in(list(with_frames)))
+        for moment in typed_rows(moments, MomentRow):
+            query_id = moment["query_id"]
+            shown = {"right": ("matched", moment["video_id"])}
             candidates = (v for v in ranked.get(query_id, ()) if v not in never[query_id] and v in with_frames)
             if (wrong := next(candidates, None)) is not None:
                 shown["wrong"] = ("not_matched", wrong)
             for side, (label, video_id) in shown.items():
                 probes[f"{query_id}/{side}"] = {
-                    **shared, "probe_id": f"{query_id}/{side}", "label": label, "shown_video_id": video_id
-                }  # fmt: skip
+                    "probe_id": f"{query_id}/{side}",
+                    "query_id": query_id,
+                    "query": moment["query"],
+                    "split": split,
+                    "label": label,
+                    "shown_video_id": video_id,
+                    "gt_start_s": moment["start_s"],
+                    "gt_end_s": moment["end_s"],
+                }
     return probes
 
 
-def probe_row(probe: Mapping[str, Any], asked: Verification) -> dict[str, Any]:
-    """A verification as a row. `iou` is 0 unless the right video was matched."""
+def probe_row(probe: ShownPair, asked: Verification) -> ProbeRow:
+    """A verification as a row of the table. `iou` is 0 unless the right video was matched."""
     from vsr1_core.evaluation.spans import temporal_iou
 
     start_s, end_s = asked.answer.start_s, asked.answer.end_s
@@ -143,7 +167,10 @@ def probe_row(probe: Mapping[str, Any], asked: Verification) -> dict[str, Any]:
         iou = float(temporal_iou(start_s, end_s, probe["gt_start_s"], probe["gt_end_s"]))
     return {
         "probe_id": probe["probe_id"],
-        **{name: probe[name] for name in PROBE_KNOWN},
+        "query_id": probe["query_id"],
+        "split": probe["split"],
+        "label": probe["label"],
+        "shown_video_id": probe["shown_video_id"],
         "decision": asked.answer.decision,
         "matched_probability": asked.decoded.matched_probability,
         "start_s": start_s,

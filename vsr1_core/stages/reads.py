@@ -1,6 +1,6 @@
-"""What rows read, said once: which upstream rows an input's version stands for.
+"""Which upstream rows the version of an input stands for: the usual cases, declared once for all stages.
 
-The graph's edges, the tree of `vsr1 explain` and the UI's lineage all follow from these.
+The edges of the graph, the tree of `vsr1 explain` and the lineage in the UI are all derived from these declarations.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from vsr1_core.stages.base import Read, Row, RowIds, View
 
 
 def same(asset: str) -> Read:
-    """The row with the same id."""
+    """The row of `asset` that has the same id as the reading row."""
     return Read((asset,), lambda view, row_id, row: [(asset, [row_id])])
 
 
 def one(asset: str, row_id: str) -> Read:
-    """One row, known by its id."""
+    """The row `row_id` of `asset`, for every reading row."""
     return Read((asset,), lambda view, _, row: [(asset, [row_id])])
 
 
 def known(asset: str, column: str) -> Read:
-    """The row whose id is a known column of this one."""
+    """The row of `asset` whose id is in the known column `column` of the reading row."""
     return Read((asset,), lambda view, row_id, row: [(asset, [row.known[column]])])
 
 
 def every(asset: str, where: pl.Expr | None = None) -> Read:
-    """All ok rows that fit `where`."""
+    """All ok rows of `asset` that fit `where`."""
     return Read((asset,), lambda view, row_id, row: [(asset, row_ids(view, asset, where))])
 
 
 def of_split(asset: str) -> Read:
-    """All ok rows of this row's split."""
+    """All ok rows of `asset` in the split of the reading row."""
 
     def rows(view: View, row_id: str, row: Row) -> RowIds:
         return [(asset, row_ids(view, asset, pl.col("split") == split_of(view, row_id, row)))]
@@ -42,7 +42,7 @@ def of_split(asset: str) -> Read:
 
 
 def found_by(rows: Callable[[View, str, Row], RowIds], *assets: str) -> Read:
-    """Rows of `assets` that only a function can name."""
+    """The rows of `assets` that the function `rows` returns, where no other case fits."""
     return Read(assets, rows)
 
 
@@ -54,12 +54,15 @@ def row_ids(view: View, asset: str, where: pl.Expr | None = None) -> list[str]:
 
 
 def row_ids_of_split(view: View, asset: str, split: str) -> list[str]:
-    """By their queries: a prediction's own split is not known before the row is made."""
+    """Ids of the ok rows of `asset` whose query is in `split`, sorted.
+
+    The split is looked up in `moments`: that of a prediction is not known before the row is made.
+    """
     return row_ids(view, asset, pl.col("query_id").is_in(row_ids(view, "moments", pl.col("split") == split)))
 
 
 def split_of(view: View, row_id: str, row: Row) -> str:
-    """A row's split: its own column, or that of the query it is named after, or the row's id itself."""
+    """The split of a row: its own column, else the split of the query with the row's id, else the row's id itself."""
     if "split" in row.known:
         return str(row.known["split"])
     of_query = view.rows("moments", ["query_id", "split"]).filter(pl.col("query_id") == row_id)["split"]

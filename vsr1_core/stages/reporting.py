@@ -1,6 +1,6 @@
 """The stages `metrics`, `refinement_curves` and `report`: what is scored, from which rows, and when it is out of date.
 
-What the metrics are is in `vsr1_core.evaluation.metrics` and `.curves`, what the report says in `.report`.
+`vsr1_core.evaluation` defines the metrics (`.metrics`, `.curves`) and writes the text of the report (`.report`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROBES = tuple(f"verification_probe.{name}" for name, method in methods.BASIC.it
 
 
 def _of_method(view: View, prefix: str, row: Row) -> RowIds:
-    """All rows of a method's asset, of the row's split."""
+    """All rows of the asset `<prefix>.<method>` in the row's split, for the method of the row."""
     asset = f"{prefix}.{row.known['method']}"
     return [(asset, row_ids_of_split(view, asset, row.known["split"]))] if asset in view.stages else []
 
@@ -67,7 +67,7 @@ class ScoreStage(Stage):
 
 
 def _scored_methods(view: View) -> Iterator[tuple[str, str, pl.DataFrame, dict[str, str]]]:
-    """(split, method, the split's annotated queries, what scores of the method read) of all that can be scored."""
+    """(split, method, the split's annotated queries, inputs of the method's scores) of all that can be scored."""
     for split in view.config.evaluation.splits:
         truth = _truth(view, split)
         for method in _methods(view, truth):
@@ -80,13 +80,13 @@ def _scored_methods(view: View) -> Iterator[tuple[str, str, pl.DataFrame, dict[s
 
 
 class Metrics(ScoreStage):
-    """One row per method and metric; a method is scored as soon as it has a row, even if all of them failed."""
+    """One row per method and metric. A method is scored as soon as it has rows, even if all of them failed."""
 
     name = "metrics"
     key = "metric_id"
-    key_says = "`<method>/<metric>`."
+    key_says = "Id of the value: `<method>/<metric>`; all but the first evaluated split add `@<split>`."
     version = 4
-    says = "One row per method and metric with its 95 % interval; shares are in [0, 1], null is undefined."
+    says = "One row per method and metric: its value and 95 % interval. Shares are in [0, 1]; null means undefined."
     reads = {
         **_SCORED,
         "probes": found_by(lambda view, _, row: _of_method(view, "verification_probe", row), *PROBES),
@@ -107,36 +107,36 @@ class Metrics(ScoreStage):
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         recipe = view.config.evaluation
-        for (split, method), due in _by_method(rows).items():
+        for (split, method), wanted in _by_method(rows).items():
             truth = _truth(view, split)
             episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
             scores = score(episodes, _probes(view, method, truth))
             for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
                 metric_id = _metric_id(view, method, row["metric"], split)
-                if metric_id in due:
+                if metric_id in wanted:
                     yield {"metric_id": metric_id, "method": method, "split": split, **row}
 
     def after_build(self, view: View) -> None:
-        """Keep each state, so that builds can be compared (`metrics_history`)."""
+        """Keep a copy of each state of the table, so that builds can be compared (the view `metrics_history`)."""
         view.table(self.name).keep_state(view.lake.history(self.name) / f"dataset={view.entry.name}")
 
 
 class RefinementCurves(ScoreStage):
-    """One row per method and point of a curve: a metric by the number of turns, or of soft tokens, allowed.
+    """One row per method and point of a curve: a metric by the number of turns, or of soft tokens per turn, allowed.
 
-    Curves of soft tokens are those of methods that refine with them.
+    Only methods that refine with soft tokens have curves over soft tokens.
     """
 
     name = "refinement_curves"
     key = "point_id"
-    key_says = "`<method>/<curve>/<x>/<metric>`."
-    says = "Metrics by the number of turns, or of soft tokens per turn, allowed; with 95 % intervals."
+    key_says = "Id of the point: `<method>/<curve>/<x>/<metric>`; all but the first evaluated split add `@<split>`."
+    says = "One row per method and curve point: a metric if only so many turns, or soft tokens per turn, were allowed."
     reads = _SCORED
     uses = CHECKPOINTS
     columns = {
         "method": c.SEARCHED_BY,
-        "curve": c.text("What is varied: `turns`, or `soft_tokens` per turn."),
-        "x": c.integer("How many of them were allowed."),
+        "curve": c.text("What the curve varies: the number of `turns`, or of `soft_tokens` per turn."),
+        "x": c.integer("Number of turns or of soft tokens per turn that were allowed."),
         "metric": c.METRIC,
         **_RESULT,
     }
@@ -151,16 +151,16 @@ class RefinementCurves(ScoreStage):
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         recipe = view.config.evaluation
-        for (split, method), due in _by_method(rows).items():
+        for (split, method), wanted in _by_method(rows).items():
             episodes = load_episodes(_truth(view, split), view.rows(f"predictions.{method}"))
             values = summarise(_curve_scores(view, method, episodes), recipe.num_resamples, recipe.seed)
             of_name = {row["metric"]: row for row in values.to_dicts()}
-            for point_id, row in due.items():
+            for point_id, row in wanted.items():
                 yield {"point_id": point_id, **of_name[row.facts], **row.known}
 
 
 def scores_of(view: View, split: str) -> dict[str, Scores]:
-    """Every reported method's metrics and curve points per query, as committed: what several runs are compared by."""
+    """Method -> its metrics and curve points per query, from the committed tables, to compare several runs."""
     truth, found = _truth(view, split), {}
     for method in _methods(view, truth):
         episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
@@ -177,7 +177,7 @@ def _curve_scores(view: View, method: str, episodes: Episodes) -> Scores:
 
 
 def _by_method(rows: Mapping[str, Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """(split, method) -> its rows by id."""
+    """(split, method) -> the rows of both, by row id."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row_id, row in rows.items():
         found.setdefault((row.known["split"], row.known["method"]), {})[row_id] = row
@@ -190,20 +190,20 @@ def _points(view: View, method: str) -> list[Point]:
 
 
 def num_soft_tokens_of(view: View, method: str) -> int:
-    """How many soft tokens `method`'s policy was made for; 0 where it does not refine with them."""
+    """Number of soft tokens that the policy of `method` was made for; 0 where the method does not refine with them."""
     how = methods.ALL[method]
     options = options_of(view, how.model, how.row_id) if how.refine == "soft" else None
     return int(options["num_soft_tokens"]) if options else 0
 
 
 class Report(Stage):
-    """One row per split: the Markdown file, with its plots in the same folder."""
+    """One row per split: the path of the Markdown file, which has its plots in the same folder."""
 
     name = "report"
     key = "split"
     group = "evaluation"
     version = 2
-    says = "The written report of a split: Markdown with plots, the published numbers beside ours."
+    says = "One written report per split: Markdown with plots, and the published numbers next to the measured ones."
     reads = {
         "moments": of_split("moments"),
         "predictions": found_by(_of_all_methods, *PREDICTIONS),
@@ -270,12 +270,12 @@ _TIMES = ("start_s", "end_s", "duration_s")
 
 
 def _metric_id(view: View, method: str, metric: str, split: str) -> str:
-    """`<method>/<metric>`, and the split behind it for all but the first split of the recipe."""
+    """`<method>/<metric>`, with `@<split>` appended for all but the first split of the recipe."""
     return f"{method}/{metric}" + ("" if split == view.config.evaluation.splits[0] else f"@{split}")
 
 
 def _all_rows(view: View, asset: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Rows of an upstream table, failed ones too, as they will be. Raises NotYetKnown when the plan cannot say."""
+    """All rows of an upstream table, failed ones included, as planned. Raises NotYetKnown where the plan is unknown."""
     if asset in view.planned:
         return view.planned[asset].select(list(columns))
     if asset in view.unsettled:
@@ -284,14 +284,14 @@ def _all_rows(view: View, asset: str, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def _truth(view: View, split: str) -> pl.DataFrame:
-    """The annotated queries of a split."""
+    """The annotated queries of a split, sorted by id."""
     columns = ["query_id", "split", "query", "video_id", "start_s", "end_s", "duration_s", "status"]
     frame = _all_rows(view, "moments", columns)
     return frame.filter((pl.col("split") == split) & (pl.col("status") == "ok")).sort("query_id")
 
 
 def _content(truth: pl.DataFrame, columns: Sequence[str]) -> str:
-    """Changes with what is read of the annotations, and not with the rest of their rows."""
+    """A fingerprint of these columns of the annotated queries: other columns may change without changing it."""
     return fingerprint(truth.select("query_id", *columns).rows())
 
 
@@ -308,13 +308,13 @@ def _methods(view: View, truth: pl.DataFrame) -> list[str]:
 
 
 def _answers(view: View, method: str, truth: pl.DataFrame) -> str:
-    """One version for a method's rows of these queries: which there are, and which failed."""
+    """One version for the rows of a method and these queries; it covers which rows exist and which failed."""
     rows = _all_rows(view, f"predictions.{method}", ["query_id", "row_version", "status"])
     return fingerprint(sorted(rows.filter(pl.col("query_id").is_in(truth["query_id"].to_list())).rows()))
 
 
 def _probe_inputs(view: View, method: str, truth: pl.DataFrame) -> dict[str, str]:
-    """What the metrics of probes read; a method that has none is judged by none."""
+    """The inputs of the metrics of probes; `none` for a method that has no probes."""
     asset = f"verification_probe.{method}"
     if asset not in view.stages:
         return {"probes": "none"}
@@ -341,7 +341,7 @@ def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:
 
 
 def _failures(view: View) -> pl.DataFrame:
-    """(asset, row_id, error) of every failed row of the dataset, in the order of the graph."""
+    """(asset, row_id, error) of every failed row of the dataset, in the order in which the assets are built."""
     schema = {"asset": pl.String, "row_id": pl.String, "error": pl.String}
     frames = [pl.DataFrame(schema=schema)]
     for name, stage in view.stages.items():
@@ -354,7 +354,7 @@ def _failures(view: View) -> pl.DataFrame:
 
 
 def _curves(view: View) -> dict[str, pl.DataFrame]:
-    """Model or checkpoint -> (step, name, value), where values were logged."""
+    """Name of the model or checkpoint -> its logged values (step, name, value); no entry where none were logged."""
     curves = {}
     for asset in CHECKPOINTS:
         if asset in view.stages:

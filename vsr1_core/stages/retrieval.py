@@ -1,6 +1,6 @@
 """The index of each split, the first ranking of each query, and the hard negatives of train queries.
 
-Only plain queries are searched here; refined ones are `search.episodes`' matter.
+Only queries as they were annotated are searched here; `search.episodes` searches with refined queries.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vsr1_core.stages.reads import found_by, known, row_ids, same
 if TYPE_CHECKING:
     from vsr1_core.search.index import VideoIndex
 
-QUERIES_A_SEARCH = 4096
-"""At 2048 dimensions, 32 MB of query vectors."""
+QUERIES_PER_SEARCH = 4096
+"""Queries that are searched together; at 2048 dimensions their vectors take 32 MB."""
 
 
 def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
@@ -34,18 +34,18 @@ def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
 
 
 class VideoIndexes(Stage):
-    """One FAISS index per split, of all its videos. A new video writes its split's index anew, from stored vectors."""
+    """One FAISS index per split, of all its videos. A new video rewrites the index of its split from stored vectors."""
 
     name = "video_index"
     key = "split"
     group = "retrieval"
-    says = "The search index (FAISS) of each split, with its ids."
+    says = "One FAISS search index per split, with the ids of its videos."
     reads = {"video_embeddings": found_by(_indexed_videos, "video_embeddings")}
     imports = "rows"
     columns = {
         "path": c.PATH,
-        "num_videos": c.integer("Videos in the index."),
-        "dim": c.integer("Size of a vector."),
+        "num_videos": c.integer("Number of videos in the index."),
+        "dim": c.integer("Number of dimensions of each vector."),
     }
 
     def recipe(self, config: Configuration) -> Any:
@@ -79,21 +79,21 @@ class VideoIndexes(Stage):
 
 
 def members_version(members: Iterable[tuple[str, str]]) -> str:
-    """Of an index of these (video_id, version of its embedding)."""
+    """The version of an index with these members: (video_id, row version of its embedding) pairs."""
     return fingerprint(sorted(members))
 
 
 class FirstRanking(Stage):
-    """All videos of the split ranked by the plain query.
+    """All videos of the split, ranked by the query's own text.
 
-    rank: of the right video, exact whatever the index is; null when it is not in the index (it could not be decoded or
-    embedded). top_*: the first `top_k`.
+    rank: the exact rank of the right video, whatever kind the index is; null when the video is not in the index because
+    it could not be decoded or embedded. top_*: the first `top_k` videos.
     """
 
     name = "first_ranking"
     key = "query_id"
     group = "retrieval"
-    says = "The ranking by the query's own text: rank of the right video, best ids and scores."
+    says = "One ranking per query by its own text: the rank of the right video, and the best videos with their scores."
     reads = {
         "query_embeddings": same("query_embeddings"),
         "video_index": known("video_index", "split"),
@@ -104,16 +104,16 @@ class FirstRanking(Stage):
         "split": c.SPLIT,
         "gt_video_id": c.GT_VIDEO_ID,
         "rank": c.RANK,
-        "score": Column(pl.Float32, "Cosine of the query and the right video; null where that one is not indexed."),
-        "top_video_ids": c.texts("Best videos, best first."),
-        "top_scores": c.scores("Their cosines."),
+        "score": Column(pl.Float32, "Cosine of the query and the right video; null where the video is not indexed."),
+        "top_video_ids": c.texts("Ids of the highest-ranking videos, best first."),
+        "top_scores": c.scores("Cosine of the query and each of `top_video_ids`, in the same order."),
     }
 
     def recipe(self, config: Configuration) -> Any:
         return {"top_k": config.retrieval.top_k}
 
     def plan(self, view: View) -> dict[str, Row]:
-        """A new video re-ranks all queries of its split, as its index has a new version."""
+        """A new video ranks all queries of its split again, because the index gets a new version."""
         indexes = view.versions("video_index")
         queries = view.rows("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"])
         return {
@@ -135,8 +135,8 @@ class FirstRanking(Stage):
                 yield from ({"query_id": i, "error": _no_index(str(split))} for i in of_split["query_id"])
                 continue
             index = read_index(Path(paths[split]))
-            for start in range(0, of_split.height, QUERIES_A_SEARCH):
-                yield from _ranked(index, of_split[start : start + QUERIES_A_SEARCH], view.config.retrieval.top_k)
+            for start in range(0, of_split.height, QUERIES_PER_SEARCH):
+                yield from _ranked(index, of_split[start : start + QUERIES_PER_SEARCH], view.config.retrieval.top_k)
 
 
 def _no_index(split: str) -> str:
@@ -166,7 +166,7 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
 
 
 def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
-    """The query, and those that ask the same of other videos, which are then never its negatives."""
+    """The query itself, and the queries with the same text: their videos are never its negatives."""
     videos = list(same_text_videos(view)[row_id])
     moments = view.rows("moments", ["query_id", "query"])
     text = pl.col("query").str.strip_chars().str.to_lowercase()
@@ -175,15 +175,16 @@ def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
 
 
 class HardNegatives(Stage):
-    """For each train query the wrong videos that rank highest, best first.
+    """For each train query, the wrong videos that rank highest, best first.
 
-    Never the right video, and never one whose own moments have the same query text: it would be right as well.
+    The right video is never among them, nor is a video that has a moment with the same query text: it would be right
+    as well.
     """
 
     name = "hard_negatives"
     key = "query_id"
     group = "retrieval"
-    says = "Wrong videos that rank high, per train query."
+    says = "One row per train query: the wrong videos that rank highest for it."
     reads = {
         "first_ranking": same("first_ranking"),
         "moments": found_by(_with_the_same_text, "moments"),
@@ -192,8 +193,8 @@ class HardNegatives(Stage):
     checks = (checks.QUERIES_KNOWN,)
     columns = {
         "split": c.SPLIT,
-        "video_ids": c.texts("Wrong videos that rank high, highest first."),
-        "scores": c.scores("Their cosines."),
+        "video_ids": c.texts("Ids of the wrong videos that rank highest, best first."),
+        "scores": c.scores("Cosine of the query and each of `video_ids`, in the same order."),
     }
 
     def recipe(self, config: Configuration) -> Any:
@@ -202,7 +203,7 @@ class HardNegatives(Stage):
     def plan(self, view: View) -> dict[str, Row]:
         never = same_text_videos(view)
         of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
-        asked = asked_versions(view) if view.imported_rows(self.name) else None  # only imported rows stand on it
+        asked = asked_versions(view) if view.imported_rows(self.name) else None  # only imported rows have this basis
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
             query_id: Row(

@@ -1,4 +1,4 @@
-"""The reasoning traces: what the teacher writes about each pair of the pool. `reasoning.teacher` does the writing."""
+"""The reasoning traces: what the teacher writes about each pair of the pool. `reasoning.teacher` has the teachers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from vsr1_core.evaluation.row_types import MomentRow, typed_rows
 from vsr1_core.reasoning.tasks import EventNote, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
@@ -26,14 +27,15 @@ def _told_to_the_teacher(view: View, row_id: str, row: Row) -> RowIds:
 class ReasoningTraces(Stage):
     """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why.
 
-    A template's row reads the moments of the shown video; one from an endpoint reads its frames and what it is told.
+    A row of the template teacher depends on the moments of the shown video. A row of a model behind an endpoint depends
+    on the frames of the shown video and on the text in its prompt.
     """
 
     name = "reasoning_traces"
     key = "query_id"
     group = "sft"
     version = 3
-    says = "What the teacher wrote about each shown video. An unusable one has status failed."
+    says = "One row per pair of the pool: what the teacher wrote about the shown video. An unusable trace has failed."
     reads = {
         "top1_pool": same("top1_pool"),
         "moments": found_by(_told_to_the_teacher, "moments"),
@@ -43,20 +45,20 @@ class ReasoningTraces(Stage):
     columns = {
         "label": c.LABEL,
         "shown_video_id": c.SHOWN_VIDEO_ID,
-        "trace": c.text("What the teacher wrote about the shown video."),
-        "verdict": c.text("The label that the teacher's own words support; null where they support none."),
-        "finish_reason": c.text("Why the teacher stopped: `stop`, or `length` where it was cut."),
-        "num_tokens": c.integer("Tokens that the teacher wrote."),
-        "num_prompt_tokens": c.integer("Tokens that the teacher read."),
-        "num_requests": c.integer("Requests that were made, retries included."),
-        "request_s": c.number("Seconds in these requests, without the waits between."),
+        "trace": c.text("Reasoning that the teacher wrote about the shown video."),
+        "verdict": c.text("Label that the teacher's own words support; null where they support none."),
+        "finish_reason": c.text("Why the teacher stopped: `stop`, or `length` where the text was cut off."),
+        "num_tokens": c.integer("Number of tokens that the teacher wrote."),
+        "num_prompt_tokens": c.integer("Number of tokens that the teacher read."),
+        "num_requests": c.integer("Number of requests that were made, retries included."),
+        "request_s": c.number("Seconds that these requests took, without the waits between them."),
     }
 
     def recipe(self, config: Configuration) -> Any:
         return config.teacher
 
     def shard_rows(self, view: View, run: Execution) -> int:
-        """A model's reply costs seconds of a GPU or money, so each is kept as it arrives."""
+        """Each reply of a model is saved as it arrives, because it costs money or seconds of a GPU."""
         return 1 if _asks_a_model(view) else run.shard_rows
 
     def plan(self, view: View) -> dict[str, Row]:
@@ -105,10 +107,9 @@ def _read_by_a_model(task: TeacherTask) -> Inputs:
 
 
 def _teacher_tasks(view: View) -> list[TeacherTask]:
-    columns = ["query_id", "split", "query", "plain_query", "video_id", "start_s", "end_s"]
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
     asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in(pool["shown_video_id"])
-    moments = view.rows("moments", columns).filter(IS_TRAIN & (asked | shown_ones)).to_dicts()
+    moments = list(typed_rows(view.rows("moments").filter(IS_TRAIN & (asked | shown_ones)), MomentRow))
     notes = {m["query_id"]: _event_note(m) for m in moments}
     queries = {m["query_id"]: m["query"] for m in moments}
     events = defaultdict(set)
@@ -125,13 +126,13 @@ def _teacher_tasks(view: View) -> list[TeacherTask]:
 
 
 def _stored_frames(view: View) -> dict[str, StoredFrames]:
-    """video id -> its frames; while planning, those still to be made have no times yet."""
+    """Video id -> its stored frames. While planning, frames that are still to be made have no times yet."""
     rows = view.rows("frame_tensors", ["video_id", "path", "timestamps_s", "content"]).iter_rows()
     return {video_id: StoredFrames(path, tuple(times or ()), content) for video_id, path, times, content in rows}
 
 
-def _event_note(moment: Mapping[str, Any]) -> EventNote:
-    """A dataset without plain captions is described by its queries."""
+def _event_note(moment: MomentRow) -> EventNote:
+    """The moment in plain words: its plain caption, or its query where the dataset has no plain captions."""
     caption = " ".join((moment["plain_query"] or moment["query"]).split()).rstrip(".")
     return EventNote(moment["start_s"], moment["end_s"], caption)
 

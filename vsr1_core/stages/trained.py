@@ -1,4 +1,4 @@
-"""The checkpoints that are trained: one stage per entry of `methods.TRAINED`. `training` does the learning."""
+"""The checkpoints that are trained: one stage per entry of `methods.TRAINED`. `vsr1_core.training` trains them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from vsr1_core.training.sft import SFTData
 
 EPISODE_COLUMNS: Mapping[str, Column] = {
-    "step": c.integer("Step of the training."),
-    "sample": c.integer("Number of the sample in its group."),
+    "step": c.integer("Training step in which the episode was sampled."),
+    "sample": c.integer("Number of the episode in its group, counted from 0."),
     "query_id": c.QUERY_ID,
     "query": c.QUERY,
     "gt_video_id": c.GT_VIDEO_ID,
@@ -43,18 +43,21 @@ EPISODE_COLUMNS: Mapping[str, Column] = {
     "first_rank": c.FIRST_RANK,
     "rank": c.RANK,
     **{name: c.number(says) for name, says in reward_columns().items()},
-    "advantage": c.number("How much better than its group: (reward - mean) / (standard deviation + 1e-4)."),
-    "turns": Column(pl.List(TURN), "The episode, one struct per turn."),
+    "advantage": c.number("How far it was above its group: (reward - mean) / (standard deviation + 1e-4)."),
+    "turns": Column(pl.List(TURN), "Turns of the episode, one struct per turn."),
 }
 EPISODE = pl.Struct(dtypes(EPISODE_COLUMNS))
-"""An episode of stage 2's training: samples of one group share step and query."""
+"""Polars type of an episode of stage 2's training. Episodes of one group have the same step and query."""
 TRAINER = "trainer"
-"""Below an asset's files: the folders of trainings that are under way."""
+"""Subfolder of an asset's files that holds the state of unfinished trainings."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gives beside the weights: its curve, facts for the record, values of the stage's own columns."""
+    """What a training returns in addition to the weights.
+
+    curve: the logged values. facts: entries of the record. columns: values of the stage's own columns.
+    """
 
     curve: Sequence[CurvePoint]
     facts: Mapping[str, Any]
@@ -62,7 +65,7 @@ class TrainingResult:
 
 
 class TrainedStage(ModelStage):
-    """One checkpoint, as its entry of `methods.TRAINED` says, from train rows only."""
+    """One checkpoint, trained as its entry of `methods.TRAINED` says, from train rows only."""
 
     key = "checkpoint"
 
@@ -90,11 +93,12 @@ class TrainedStage(ModelStage):
         return [adopted_path(view, self.name)]
 
     def plan(self, view: View) -> dict[str, Row]:
-        given = adopted(view, self.name)
-        if given is None:
+        checkpoint = adopted(view, self.name)
+        if checkpoint is None:
             return super().plan(view)
-        made_with = known_options(given.options)
-        return {self.name: Row({"adopted": given.digest, "options": fingerprint(made_with)}, made_with, facts=given)}
+        made_with = known_options(checkpoint.options)
+        inputs = {"adopted": checkpoint.digest, "options": fingerprint(made_with)}
+        return {self.name: Row(inputs, made_with, facts=checkpoint)}
 
     def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
         if adopted(view, self.name):
@@ -102,12 +106,13 @@ class TrainedStage(ModelStage):
         return super().inputs_of(view, rows)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        given = rows[self.name].facts
-        if given is None:
+        checkpoint = rows[self.name].facts
+        if checkpoint is None:
             yield from super().make(view, rows, run)
             return
-        facts = {**known_options(given.options), "record": json.dumps({"source": given.source}), "curve": []}
-        yield {self.key: self.name, **asdict(given), **facts}
+        record = json.dumps({"source": checkpoint.source})
+        facts = {**known_options(checkpoint.options), "record": record, "curve": []}
+        yield {self.key: self.name, **asdict(checkpoint), **facts}
 
     def own_rows(self, view: View) -> dict[str, Row]:
         asset, row_id = self.trained.parent
@@ -120,7 +125,7 @@ class TrainedStage(ModelStage):
         return {self.name: Row(inputs, known_options(self.made_with(options_of(view, asset, row_id))))}
 
     def made_with(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """The options that the checkpoint has: those of its parent, with its own prompt where the parent has none."""
+        """The options of the checkpoint: those of its parent, with the training's prompt where the parent has none."""
         return options and {**options, "system_prompt": options["system_prompt"] or self.trained.prompt}
 
     def train_here(self, view: View, run: Execution, writes: bool = True) -> list[dict[str, Any]]:
@@ -144,10 +149,10 @@ class TrainedStage(ModelStage):
 
     @abstractmethod
     def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
-        """Train `policy` in place."""
+        """Train `policy` in place and return what its row needs in addition to the weights."""
 
     def training_run(self, view: View, run: Execution) -> TrainingRun:
-        """How it runs. A killed training goes on from its state, which lies by the version of the row it makes."""
+        """How the training runs. A killed one resumes from its state, whose folder is named by the row's version."""
         from vsr1_core.training.runs import TrainingRun
 
         return TrainingRun(
@@ -159,7 +164,7 @@ class TrainedStage(ModelStage):
         )
 
     def after_build(self, view: View) -> None:
-        """The checkpoint is committed: what a stopped training would have gone on from is of no use any more."""
+        """Delete the saved training state: the checkpoint is committed, so no training will resume from it."""
         folder = view.files(self.name) / TRAINER
         if folder.exists():
             from vsr1_core.training.runs import drop_state
@@ -168,7 +173,7 @@ class TrainedStage(ModelStage):
 
 
 class SFTCheckpoint(TrainedStage):
-    """A checkpoint that learns given answers: stage 1, the baselines, and ablations of it."""
+    """A checkpoint that is trained on written answers: stage 1, the fine-tuned baselines, and ablations of stage 1."""
 
     uses = ("video_embeddings",)
 
@@ -200,19 +205,19 @@ def _sft_data(view: View, examples_asset: str, policy: PolicyModel, run: Executi
 
 
 class GRPOCheckpoint(TrainedStage):
-    """Stage 2, from stage 1's checkpoint. `episodes`: a sample of what the policy did, to be read."""
+    """Stage 2, which starts from stage 1's checkpoint. `episodes` holds some of its search episodes, for people."""
 
     uses = ("video_index", "video_embeddings")
     columns = {
         **ModelStage.columns,
         "episodes": Column(
             pl.List(EPISODE),
-            "Some of the episodes that were sampled; the views `grpo_episodes` and `grpo_turns` have them as rows.",
+            "Some of the episodes that training sampled; the views `grpo_episodes` and `grpo_turns` have them as rows.",
         ),
     }
 
     def rows_a_step(self, view: View) -> int:
-        """Queries: a group is sampled and scored in one process."""
+        """Number of queries per step: the episodes of one query are sampled and scored in one process."""
         recipe = self.recipe(view.config)
         return min(recipe.queries_per_step, view.rows(self.trained.examples).height)
 
@@ -262,14 +267,14 @@ class GRPOCheckpoint(TrainedStage):
 
 
 def _episode_row(trace: EpisodeTrace) -> dict[str, Any]:
-    """A traced episode as an EPISODE, its rewards side by side."""
+    """A traced episode as a value of EPISODE, with each reward in a column of its own."""
     plain = asdict(trace)
     del plain["reward"]
     return plain | trace.reward.columns
 
 
 def trained_stage(trained: Trained) -> TrainedStage:
-    """The stage of an entry."""
+    """The stage of an entry of `methods.TRAINED`."""
     return GRPOCheckpoint(trained) if trained.searches else SFTCheckpoint(trained)
 
 

@@ -1,4 +1,4 @@
-"""One turn of an episode, as predictions and the sampled episodes of training hold it."""
+"""The columns of one turn of an episode; predictions and the sampled episodes of a training store turns."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.columns import Column, dtypes
 
 TURN_COLUMNS: Mapping[str, Column] = {
-    "turn": c.integer("Number of the turn, from 1."),
-    "video_id": c.text("The video shown in this turn."),
-    "score": c.number("Cosine of query and video."),
+    "turn": c.integer("Number of the turn in its episode, counted from 1."),
+    "video_id": c.text("Id of the video that the policy was shown in this turn."),
+    "score": c.number("Cosine of the query, as it stood in this turn, and the shown video."),
     "rank": c.integer("Rank of the right video in this turn's ranking; null where it is not indexed."),
     "decision": c.DECISION,
     "matched_probability": c.MATCHED_PROBABILITY,
-    "reasoning": c.text("What the policy wrote before its answer."),
+    "reasoning": c.text("Reasoning that the policy wrote before its answer."),
     "start_s": c.START_S,
     "end_s": c.END_S,
     "num_text_tokens": c.NUM_TEXT_TOKENS,
     "num_latent_tokens": c.NUM_LATENT_TOKENS,
     "num_query_tokens": c.NUM_QUERY_TOKENS,
-    "new_query": c.text("The query that the policy wrote anew."),
-    "text": c.text("All that the policy wrote."),
+    "new_query": c.text("Query that the policy rewrote in words after this turn; null where it did not."),
+    "text": c.text("Everything that the policy wrote in this turn."),
 }
 TURN = pl.Struct(dtypes(TURN_COLUMNS))
-"""What `search.episodes.turn_row` gives."""
+"""Polars type of one turn, which `search.episodes.turn_row` returns as a dict."""

@@ -75,7 +75,7 @@ def test_nothing_is_decoded_embedded_or_asked_for(
         if stage.imports == "rows":
             monkeypatch.setattr(type(stage), "make", refuse)
     summary = Home(tmp_path / "home").take(folder)
-    assert summary.taken == summary.given
+    assert summary.num_imported == summary.num_rows
 
 
 def test_rows_hold_what_was_given(folder: Path, home: Home) -> None:
@@ -295,7 +295,7 @@ def test_one_split_can_be_taken_alone(tmp_path: Path, folder: Path) -> None:
     home = Home(tmp_path / "home")
     (folder / "sft_data/train_oneturn.json").unlink()
     summary = home.take(folder, splits=["test"])
-    assert summary.taken["query_embeddings"] == 6
+    assert summary.num_imported["query_embeddings"] == 6
     assert set(home.rows("frame_tensors")) == set(VIDEOS["test"])
 
 
@@ -329,7 +329,7 @@ def test_a_dataset_made_here_leaves_in_the_layout_and_can_be_taken_in_elsewhere(
     assert meta["sampled_timestamps_sec"] == built.rows("frame_tensors")[meta["video_id"]]["timestamps_s"]
     other = Home(tmp_path / "other")
     summary = other.take(tmp_path / "out")
-    assert summary.taken == summary.given
+    assert summary.num_imported == summary.num_rows
     for name in ("query_embeddings", "video_embeddings", "hard_negatives", "sft_examples", "grpo_prompts"):
         before, after = built.rows(name), other.rows(name)
         assert {i for i, row in before.items() if row["status"] == "ok"} == set(after), name

@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
     "video vectors are too few": (save(VIDEOS, lambda a: a[1:]), ROWS, "maps 3 videos, segment_embeds.npy has 2 rows"),
     "two videos have one row": (change_json(ROWS, lambda d: d.update(TST00=1, TST01=1)), ROWS, "each number once"),
     "a row is no number": (change_json(ROWS, lambda d: d.update(TST00="0")), ROWS, "each number once"),
-    "one video is mapped twice": (raw_duplicate_key, ROWS, "the key 'TST00' is there twice"),
+    "one video is mapped twice": (raw_duplicate_key, ROWS, "the key 'TST00' is there more than once"),
     "a mapped video is not annotated": (change_json(ROWS, lambda d: {"x": d.pop("TST00"), **d}), ROWS, "not annotated"),
     "an id would leave the folder": (
         change_json(ROWS, lambda d: {"../../x": d.pop("TST00"), **d}), ROWS, "cannot be file names",
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
         change_json("test/index/id_map.json", lambda i: [*i[1:], i[1]]), "test/index/id_map.json", "does not name",
     ),
     "the id map is in another order": (
-        change_json("test/index/id_map.json", lambda i: i[::-1]), "test/index/index.faiss", "are not those of segment",
+        change_json("test/index/id_map.json", lambda i: i[::-1]), "test/index/index.faiss", "differ from those in",
     ),
     "the index is truncated": (cut("test/index/index.faiss"), "test/index/index.faiss", "truncated or not sound"),
     "the index is of another kind": (other_index, "train/index/index.faiss", "not a flat inner-product index"),
@@ -139,14 +139,14 @@ CASES: dict[str, tuple[Break, str, str]] = {
             change_lines("test/query_embedding/query_meta.test.jsonl",
                          lambda q: next(m for m in q if m["qid"] == "150_fig").update(qid="0_fig"))(r),
         ],
-        "raw_annotation/t", "the id of 0_fig is used",
+        "raw_annotation/t", "the id of 0_fig is also used",
     ),
     "the annotations are missing": (remove("raw_annotation/test.jsonl"), "raw_annotation/test.jsonl", "is not there"),
     "hard negatives name an unknown video": (
         change_json(NEGATIVES, lambda n: n.update({"0_fig": ["nope"]})), NEGATIVES, "docid2row.json does not have",
     ),
     "hard negatives hold the right video": (
-        change_json(NEGATIVES, lambda n: n.update({"0_fig": ["TRN00"]})), NEGATIVES, "hold its own video",
+        change_json(NEGATIVES, lambda n: n.update({"0_fig": ["TRN00"]})), NEGATIVES, "contain its own video",
     ),
     "hard negatives are missing": (remove(NEGATIVES), NEGATIVES, "is not there"),
     "a conversation is there twice": (change_json(SFT, lambda s: s.append(s[0])), SFT, "entry 7 repeats the query"),
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
         change_lines(GRPO, lambda g: g[4].update(gt_time=[1, 2])), GRPO, "line 5: text, video and span",
     ),
     "a prompt has fewer scores than negatives": (
-        change_lines(GRPO, lambda g: g[4]["hard_negative_scores"].pop()), GRPO, "not as many scores",
+        change_lines(GRPO, lambda g: g[4]["hard_negative_scores"].pop()), GRPO, "not one score for each",
     ),
     "a prompt shows an unknown video": (
         change_lines(GRPO, lambda g: g[4].update(retrieved_video="x")), GRPO, "line 5: shows x",

@@ -1,1 +1,1 @@
-"""Checkpoints and tables as others can use them: folders with a card, and the way to a model hub and back."""
+"""Share checkpoints and tables: write them as folders with a card, push them to a model hub, and pull checkpoints."""

@@ -1,6 +1,6 @@
-"""A checkpoint from elsewhere in place of a training: checked against the dataset's embedder, then named in a record.
+"""Adopt a checkpoint from elsewhere in place of a training: check that it fits the embedder, then record it.
 
-From then on the stage's row points to it, and nothing of it is trained here (`stages.trained.adopted`).
+From then on the row of the stage points to this checkpoint, and the stage trains nothing (`stages.adopted`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,38 @@ from vsr1_core.stages.trained import TrainedStage
 
 
 def form_of(folder: Path) -> str:
-    """`own` (its config holds the method's options), `released` (the authors' form), or `plain` (no soft query)."""
+    """The form of a policy folder: `own` (its config has the method's options), `released` (the authors' form), or
+    `plain` (no soft query modules)."""
     if own_soft_query(folder):
         return "own"
     return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
 
 
 def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Path:
-    """Let the checkpoint in `folder` stand for `asset`. Returns the record, which may be deleted to train again.
+    """Let the checkpoint in `folder` replace the training of `asset`.
 
-    A released one is saved with its options beside it; `training_file` is the SFT file that holds its prompt. Raises
-    ValueError for an asset that is not trained, a folder that is no policy, or one for another embedder.
+    A checkpoint in the authors' form is first saved in this project's form, with its options.
+
+    Args:
+        view: The dataset.
+        asset: The trained asset, for example `sft_checkpoint`.
+        source: Where the checkpoint comes from: a hub id or a folder.
+        folder: The local folder of the checkpoint.
+        training_file: The SFT file that contains the prompt; required for the authors' form.
+
+    Returns:
+        The path of the record. Deleting it makes the dataset train again.
+
+    Raises:
+        ValueError: The asset is not trained, the folder holds no policy with soft query modules, or the policy was
+            trained with another embedder.
     """
     if not isinstance(view.stages.get(asset), TrainedStage):
         trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
         raise ValueError(f"{asset!r} is not trained by this pipeline; use one of {', '.join(trained)}")
     form = form_of(folder)
     if form == "plain":
-        raise ValueError(f"{source} has no soft query modules: it is a base model, set as ModelRecipe(policy=...)")
+        raise ValueError(f"{source} has no soft query modules: it is a base model; set it as ModelRecipe(policy=...)")
     if form == "released":
         folder = _with_options(view, asset, source, folder, training_file)
     load_policy(folder, dtype=stored_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
@@ -47,7 +61,7 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
 def _with_options(view: View, asset: str, source: str, folder: Path, training_file: Path | None) -> Path:
     if training_file is None:
         raise ValueError(
-            f"{source} is in the authors' form, which does not hold its prompt; give the training file that belongs "
+            f"{source} is in the authors' form, which does not contain its prompt; give the training file that belongs "
             "to it: --training-file train_oneturn.json"
         )
     embedder = one_row(view, "base_models", "embedder")
@@ -55,7 +69,7 @@ def _with_options(view: View, asset: str, source: str, folder: Path, training_fi
         folder,
         training_file=training_file,
         embedder=hub_source(embedder) or embedder["digest"],
-        dtype=stored_dtype(folder),  # wider, it would double the memory for a check
+        dtype=stored_dtype(folder),  # a wider dtype would double the memory of this check
     )
     target = view.files(asset).absolute() / f"adopted-{digest_weights(folder)[:12]}"
     save_policy(policy, target, {"source": source})
@@ -63,7 +77,7 @@ def _with_options(view: View, asset: str, source: str, folder: Path, training_fi
 
 
 def _check_embedder(view: View, source: str, folder: Path) -> None:
-    """A policy writes into one embedder's input space: with another one its latents mean nothing."""
+    """Raise ValueError where the policy was trained for another embedder: that one alone understands its latents."""
     soft_query = own_soft_query(folder)
     assert soft_query is not None, "load_policy has read it"
     row = one_row(view, "base_models", "embedder")

@@ -1,6 +1,6 @@
-"""A checkpoint as a folder for others: weights, config, tokenizer, record, and a card that says how it was made.
+"""Write a checkpoint as a folder to share: weights, config, tokenizer, record, and a card that says how it was made.
 
-Such a folder loads by its path (`models.checkpoints`). Nothing in it names a place on this machine.
+`models.checkpoints` loads such a folder by its path. No file in it contains a path of this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One row of a model stage, and what its card tells of it."""
+    """One row of a model stage, which a card is written about."""
 
     view: View
     asset: str
@@ -42,13 +42,13 @@ class Checkpoint:
 
     @property
     def methods(self) -> list[str]:
-        """The methods of the report that search with it."""
+        """The methods of the report that search with this checkpoint."""
         own = (self.asset, self.name)
         return [name for name, method in methods.ALL.items() if (method.model, method.row_id) == own]
 
 
 def find_checkpoint(view: View, name: str) -> Checkpoint:
-    """The built model row `name` (`sft_checkpoint`, `embedder`, ...). LookupError says which there are."""
+    """The checkpoint `name` (`sft_checkpoint`, `embedder`, ...). LookupError lists the checkpoints that are built."""
     assets = [asset for asset, stage in view.stages.items() if stage.group == ModelStage.group]
     for asset in assets:
         if name in view.versions(asset):
@@ -61,10 +61,14 @@ def find_checkpoint(view: View, name: str) -> Checkpoint:
 
 
 def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> None:
-    """Write the folder to be pushed, all or nothing. ValueError for a base model that is on the hub already."""
+    """Write the folder that can be pushed as `repo_id`; on an error nothing is written.
+
+    Raises:
+        ValueError: The checkpoint is a published base model, so there is nothing to share.
+    """
     source = checkpoint.row["source"]
     if checkpoint.asset == "base_models" and source:
-        raise ValueError(f"{checkpoint.name} is {source} as published; there is nothing of its own to push")
+        raise ValueError(f"{checkpoint.name} is {source} as published, so there is nothing new to push")
     with atomic_folder(folder) as temporary:
         for pattern in COPIED:
             for path in sorted(Path(checkpoint.row["path"]).glob(pattern)):
@@ -74,7 +78,7 @@ def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) 
 
 
 def _name_embedder(path: Path, view: View) -> None:
-    """Name the embedder by its hub id or digest where the config names a folder of this machine."""
+    """Replace the embedder's path in the config, if it is a path of this machine, by its hub id or digest."""
     config = read_json(path)
     soft_query = config.get("soft_query")
     if soft_query and Path(soft_query["embedder"]).is_absolute():
@@ -84,13 +88,13 @@ def _name_embedder(path: Path, view: View) -> None:
 
 
 def hub_source(row: Mapping[str, Any]) -> str:
-    """The hub id that a base model's row comes from; empty for one that was made here or read from a folder."""
+    """The hub id of a base model's row; empty for a model that was made here or read from a folder."""
     source = row["source"] or ""
     return "" if Path(source).is_absolute() or " " in source else source
 
 
 def card_text(checkpoint: Checkpoint, repo_id: str) -> str:
-    """The card: metadata for the hub, then what it is, its metrics, how it was made, and how to use it."""
+    """The text of the card: metadata for the hub, what the checkpoint is, its use, its metrics, and how it was made."""
     from huggingface_hub import ModelCardData
 
     view, results, name = checkpoint.view, metric_rows(checkpoint), repo_id.rpartition("/")[2]
@@ -110,7 +114,7 @@ def card_text(checkpoint: Checkpoint, repo_id: str) -> str:
         "## Results",
         *(_metric_lines(results) if results.height else ["Not evaluated."]),
         "## How it was made",
-        "What it was made from, by version: a row's version is a hash of all that decides it.",
+        "The versions of its inputs; a version is a hash of everything that decides the input.",
         "\n".join(markdown_table(["input", "version"], sorted(json.loads(checkpoint.row["row_inputs"]).items()))),
         "\n".join(markdown_table(["annotation file", "digest"], _annotation_digests(view))),
         f"Weights: `{checkpoint.row['digest']}`; parent: `{checkpoint.row['parent'] or 'none'}`. Recipe:",
@@ -120,7 +124,7 @@ def card_text(checkpoint: Checkpoint, repo_id: str) -> str:
 
 
 def metric_rows(checkpoint: Checkpoint) -> pl.DataFrame:
-    """The defined metrics of the methods that use this checkpoint; none where nothing was evaluated."""
+    """The metrics with a value of the methods that search with this checkpoint; empty where none was evaluated."""
     columns = ["split", "method", "metric", "value", "low", "high", "num_queries"]
     rows = checkpoint.view.rows("metrics", columns).filter(pl.col("method").is_in(checkpoint.methods))
     return rows.drop_nulls("value").sort("split", "method", "metric")

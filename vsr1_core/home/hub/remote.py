@@ -1,6 +1,6 @@
-"""Names on the model hub, and folders going there. What a folder holds is decided in the modules beside this one.
+"""Names on the model hub, and the upload of folders. The other modules of this package write these folders.
 
-Coming back is `models.checkpoints.fetch_model`: weights as safetensors, into the hub client's own cache.
+`models.checkpoints.fetch_model` downloads: weights as safetensors, into the cache of the hub client.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ RELEASED_STAGES: Mapping[str, tuple[str, str]] = {
     "sft": ("stage1", "sft"),
     "grpo": ("stage2", "grpo"),
 }
-"""Ending of an alias -> the endings that the released checkpoint has been seen with."""
+"""Ending of an alias -> endings of names that the authors have used for the checkpoint."""
 
 
 def hub_ids(name: str) -> list[str]:
-    """The hub ids that `name` may mean: itself where it is one, both spellings of a released one for an alias.
+    """The hub ids that `name` may mean: `name` itself where it is a hub id, both spellings in use where it is an alias.
 
-    Raises ValueError that lists the aliases.
+    Raises:
+        ValueError: `name` is neither; the message lists the aliases.
     """
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return [name]
@@ -39,9 +40,13 @@ def hub_ids(name: str) -> list[str]:
 
 
 def pull(name: str, fetch: Callable[[str], Path] | None = None) -> tuple[str, Path]:
-    """(where it is from, its local folder) of a checkpoint: a folder, a hub id, or an alias.
+    """Get a checkpoint by a folder, a hub id, or an alias. Returns (its source, its local folder).
 
-    Raises OSError with what was tried when it cannot be had.
+    fetch: hub id or folder -> local folder; by default `models.checkpoints.fetch_model`.
+
+    Raises:
+        OSError: It cannot be fetched; the message says what was tried.
+        ValueError: `name` is neither a folder, a hub id nor an alias.
     """
     if fetch is None:
         from vsr1_core.models.checkpoints import fetch_model
@@ -61,12 +66,15 @@ def pull(name: str, fetch: Callable[[str], Path] | None = None) -> tuple[str, Pa
 def push(
     folder: Path, repo_id: str, repo_type: str = "model", *, public: bool = False, api: HfApi | None = None
 ) -> str:
-    """Make the repository where it is not there yet, and upload all of `folder` as one commit. Returns its address.
+    """Upload the whole `folder` as one commit, to a repository that is created where it is missing. Returns its URL.
 
-    The token is the hub client's own (HF_TOKEN or `hf auth login`). Raises ValueError for a name that is none.
+    The hub client finds the token (HF_TOKEN or `hf auth login`). A new repository is private unless `public`.
+
+    Raises:
+        ValueError: `repo_id` is not of the form ORG/NAME.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise ValueError(f"{repo_id!r} is no name on the hub; give ORG/NAME")
+        raise ValueError(f"{repo_id!r} is not a name on the hub; give ORG/NAME")
     if api is None:
         from huggingface_hub import HfApi as Api
 

@@ -1,6 +1,6 @@
-"""Tables of a dataset as a folder that `datasets.load_dataset` opens: a Parquet file a table and split, and a card.
+"""Export tables of a dataset to a folder for `datasets.load_dataset`: one Parquet file per table and split, and a card.
 
-SFT and GRPO rows have their published form. Failed rows, bookkeeping and paths stay at home; so do videos.
+SFT and GRPO rows are written in their published form. Failed rows, bookkeeping columns, paths and videos are left out.
 """
 
 from __future__ import annotations
@@ -61,19 +61,29 @@ def _published(view: View, asset: str, publish: Callable[[Mapping[str, Any]], di
 TABLES: Mapping[str, tuple[str, Callable[[View], Splits]]] = {
     "moments": ("One row per annotated query: its text, its video, and its span in seconds.", _moments),
     "predictions": (
-        "One row per query and method: the answer, and each turn with what the policy wrote.",
+        "One row per query and method: the answer, and every turn with the text that the policy wrote.",
         _predictions,
     ),
-    "metrics": ("One row per method and metric, with 95 % bootstrap intervals over queries.", _metrics),
-    "sft_examples": ("Rows of stage 1 as chat messages; `videos` names the shown video's frames.", _sft_examples),
-    "grpo_prompts": ("Queries of stage 2 with their first ranking and hard negatives.", _grpo_prompts),
+    "metrics": ("One row per method and metric: its value and 95 % bootstrap interval over queries.", _metrics),
+    "sft_examples": ("One conversation of stage 1 per row; `videos` names the shown video's frames.", _sft_examples),
+    "grpo_prompts": ("One query of stage 2 per row, with its first-ranked video and hard negatives.", _grpo_prompts),
 }
 
 
 def export_tables(view: View, folder: Path, names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
-    """Write the named tables (all that have rows) to `folder`, all or nothing. Returns table -> split -> rows.
+    """Write the named tables to `folder`; on an error nothing is written.
 
-    Raises ValueError for an unknown name or a named table without rows, FileExistsError where `folder` is taken.
+    Args:
+        view: The dataset.
+        folder: The folder to make; it may exist if it is empty.
+        names: Names of tables; by default all that have rows.
+
+    Returns:
+        Table -> split -> number of rows.
+
+    Raises:
+        ValueError: A name is unknown, or a named table has no rows.
+        FileExistsError: `folder` is not empty.
     """
     unknown = sorted(set(names) - set(TABLES))
     if unknown:
@@ -109,7 +119,7 @@ def _card_text(view: View, tables: Mapping[str, Splits]) -> str:
     data = DatasetCardData(
         pretty_name=title, tags=["video-retrieval", "moment-retrieval", "videosearch-r1"], configs=configs
     )
-    lines = [f"---\n{data.to_yaml()}\n---", f"# {title}", "No video is part of this dataset, and no frame."]
+    lines = [f"---\n{data.to_yaml()}\n---", f"# {title}", "This dataset contains no videos and no frames."]
     if benchmark:
         lines.append(f"The queries are those of VERIFIED FIG ({VERIFIED_FIG}, CC BY 4.0).")
     for name, splits in tables.items():

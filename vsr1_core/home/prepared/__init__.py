@@ -1,1 +1,1 @@
-"""The authors' prepared data: read and checked, taken into the lake, and written again from it."""
+"""The authors' prepared data: read and check a folder, import it into the lake, and export the same layout again."""

@@ -1,7 +1,7 @@
-"""Arrays of strangers: `.npy` files and flat FAISS indexes, read without believing them.
+"""Read arrays from untrusted sources: `.npy` files and flat FAISS indexes.
 
-Nothing is unpickled, and FAISS itself never sees a file before its size and header are known to agree: its reader
-trusts both.
+Nothing is unpickled. FAISS reads a file only after its size and header were found to agree, because its reader trusts
+both.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _FLAT_INNER_PRODUCT = struct.Struct("<4siqqq?iQ")
-"""Of faiss.write_index for IndexFlatIP: mark, dimensions, vectors, two unused, trained, metric, number of floats."""
+"""Header of an IndexFlatIP file: mark, dimensions, vectors, two unused, trained, metric, number of floats."""
 
 
 class ArrayError(ValueError):
-    """This file is not the array it should be; the message says how, for a person."""
+    """A file is not the array that it should be. The message says what is wrong; the caller adds the file's name."""
 
 
 def open_array(path: Path, dtype: Any, num_axes: int) -> NDArray[Any]:
-    """The array in a `.npy` file, read as it is touched. ArrayError for any other kind of array, or a cut file."""
+    """Memory-map the array in a `.npy` file.
+
+    Raises:
+        ArrayError: The file is missing or cut off, or its array has another dtype or number of axes.
+    """
     if not path.is_file():
         raise ArrayError("is not there")
     shape, fortran, found, offset = _header(path)
@@ -44,7 +48,7 @@ def open_array(path: Path, dtype: Any, num_axes: int) -> NDArray[Any]:
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """(shape, is in Fortran order, dtype, where the data begin)."""
+    """(shape, whether it is in Fortran order, dtype, offset of the data in bytes)."""
     with path.open("rb") as file:
         try:
             read = _HEADERS[npy.read_magic(file)]
@@ -55,7 +59,11 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 
 
 def open_flat_index(path: Path) -> NDArray[np.float32]:
-    """The vectors [V, D] of a flat inner-product FAISS index, read as they are touched. ArrayError for other files."""
+    """Memory-map the vectors [V, D] of a flat inner-product FAISS index.
+
+    Raises:
+        ArrayError: The file is missing, cut off, or another kind of index.
+    """
     if not path.is_file():
         raise ArrayError("is not there")
     size = path.stat().st_size
@@ -65,7 +73,7 @@ def open_flat_index(path: Path) -> NDArray[np.float32]:
         header = _FLAT_INNER_PRODUCT.unpack(file.read(_FLAT_INNER_PRODUCT.size))
     mark, dimensions, count, _, _, _, metric, num_floats = header
     if mark != b"IxFI" or metric != 0:
-        raise ArrayError("is not a flat inner-product index (IndexFlatIP), the only kind that is taken in")
+        raise ArrayError("is not a flat inner-product index (IndexFlatIP), the only kind that can be imported")
     promised = _FLAT_INNER_PRODUCT.size + 4 * num_floats
     if dimensions < 1 or count < 1 or num_floats != dimensions * count or size != promised:
         raise ArrayError(

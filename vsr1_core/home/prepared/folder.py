@@ -1,4 +1,4 @@
-"""A whole prepared folder: its splits, its training files, and what they share. Nothing is written here."""
+"""Read and check a whole prepared folder: its splits, its training files, and what they share. Writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vsr1_core.home.prepared.training_files import TrainingFiles, read_training_
 
 @dataclass(frozen=True)
 class Prepared:
-    """A whole checked folder."""
+    """A prepared folder that passed all checks."""
 
     root: Path
     splits: Mapping[str, PreparedSplit]
@@ -26,13 +26,17 @@ class Prepared:
 
     @property
     def moments(self) -> dict[str, Moment]:
-        """Query id -> moment, of all splits; lines that are none left out."""
+        """Query id -> moment, of all splits; lines that are not valid moments are left out."""
         rows = (row for split in self.splits.values() for row in split.annotated.values())
         return {row.query_id: row.moment for row in rows if row.moment is not None}
 
 
 def read_prepared(root: Path, splits: Sequence[str], workers: int = 1) -> Prepared:
-    """The folder, checked. PreparedError names everything that is wrong."""
+    """Read and check the splits of a folder, in `workers` processes.
+
+    Raises:
+        PreparedError: Something is wrong; the message names every problem.
+    """
     problems = Problems(root)
     read = {split: read_split(root, split, problems, workers) for split in splits}
     whole = {name: split for name, split in read.items() if split is not None}
@@ -45,7 +49,7 @@ def read_prepared(root: Path, splits: Sequence[str], workers: int = 1) -> Prepar
 
 
 def _check_across(splits: Iterable[PreparedSplit], problems: Problems) -> None:
-    """Ids are the dataset's, not a split's: what two splits share has to be the same."""
+    """Report ids that two splits use differently: an id means the same in the whole dataset."""
     seen: dict[str, str] = {}
     arrays: dict[str, str] = {}
     sizes = set()
@@ -53,15 +57,16 @@ def _check_across(splits: Iterable[PreparedSplit], problems: Problems) -> None:
         sizes.add(split.video_vectors.shape[1])
         for query_id in split.annotated:
             if query_id in seen:
-                problems.add(split.annotations, f"the id of {query_id} is used in {seen[query_id]}, too")
+                problems.add(split.annotations, f"the id of {query_id} is also used in {seen[query_id]}")
             seen[query_id] = split.annotations.name
         for row, video_id in enumerate(split.video_ids):
             content = split.frames[video_id].digest + vector_digest(split.video_vectors[row])
             if arrays.setdefault(video_id, content) != content:
-                problems.add(split.frames[video_id].path, "frames or embedding are not those that another split has")
+                problems.add(split.frames[video_id].path, "frames or embedding differ from those in another split")
     if len(sizes) > 1:
         problems.add(problems.root, f"splits have embeddings of different sizes: {sorted(sizes)}")
 
 
 def vector_digest(vector: NDArray[Any]) -> str:
+    """Digest of a vector's bytes: 32 hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(vector).tobytes()).hexdigest()[:32]

@@ -1,7 +1,7 @@
-"""From a checked prepared folder to rows in the lake: all or nothing, and what was imported is not computed.
+"""Import a checked prepared folder into the lake, completely or not at all. Imported rows are not computed again.
 
-The import is complete in a folder of its own before it is put in force; then the stages take its rows in. What they
-would have to make (embedding a changed query, say) is left for a build.
+The import is completed in a folder of its own before it is put in force; then the stages store its rows. Rows that have
+to be made (such as the embedding of a changed query) are left to a build.
 """
 
 from __future__ import annotations
@@ -40,20 +40,35 @@ from vsr1_core.stages.base import Execution, View
 
 @dataclass(frozen=True)
 class Summary:
-    """given: asset -> rows the folder brought; taken: asset -> rows of the lake that are as imported now."""
+    """What an import did.
 
-    given: Mapping[str, int]
-    taken: Mapping[str, int]
+    num_rows: asset -> rows that the folder has. num_imported: asset -> rows of the lake that are as imported now.
+    notes: sentences about the annotation files.
+    """
+
+    num_rows: Mapping[str, int]
+    num_imported: Mapping[str, int]
     notes: Sequence[str]
 
 
 def import_prepared(
     view: View, root: Path, execution: Execution, splits: Sequence[str] = (), copy: bool = False
 ) -> Summary:
-    """Take the folder's rows into the dataset of `view`. Run again, it goes on where it was stopped.
+    """Import the rows of the folder `root` into the dataset of `view`. A second call continues a stopped import.
 
-    splits: of the folder, all of them by default. copy: frames are copied; otherwise they are hard links where the lake
-    is on the same file system. PreparedError names everything that is wrong, and then nothing was changed.
+    Args:
+        view: The dataset.
+        root: The prepared folder.
+        execution: How the work runs.
+        splits: Splits to import; by default all that the folder has.
+        copy: Whether frames are copied; otherwise they are hard links where the lake is on the same file system.
+
+    Returns:
+        How many rows were imported of each asset.
+
+    Raises:
+        PreparedError: The folder is not sound; the message names everything that is wrong, and nothing was changed.
+        OSError: The frames have to be copied, and the disk has no space for them.
     """
     root = root.absolute()
     prepared = read_prepared(root, splits or splits_of(root), execution.workers)
@@ -66,13 +81,13 @@ def import_prepared(
         with atomic_folder(imported.folder) as temporary:
             _fill(Imported(temporary), prepared, tables, copy)
     put_in_force(view.lake, view.entry.name, import_id)
-    taken = _take_in(dataclasses.replace(view, planned={}, unsettled=set()), execution)
+    num_imported = _store(dataclasses.replace(view, planned={}, unsettled=set()), execution)
     remove_older(view.lake, view.entry.name)
-    return Summary({t.asset: len(t.ids) for t in tables}, taken, notes)
+    return Summary({t.asset: len(t.ids) for t in tables}, num_imported, notes)
 
 
 def _import_id(prepared: Prepared, tables: Sequence[ImportedTable]) -> str:
-    """Of all rows and of the documents they came in."""
+    """Fingerprint of all rows and of the documents that they came in."""
     lines = hashlib.sha256()
     for name, document in _documents(prepared):
         for line in document:
@@ -82,7 +97,7 @@ def _import_id(prepared: Prepared, tables: Sequence[ImportedTable]) -> str:
 
 
 def _check_space(prepared: Prepared, view: View, copy: bool) -> None:
-    """OSError where frames have to be copied and the disk has no room for them."""
+    """Raise OSError where frames have to be copied and the disk has no space for them."""
     view.lake.root.mkdir(parents=True, exist_ok=True)
     if not copy and prepared.root.stat().st_dev == view.lake.root.stat().st_dev:
         return
@@ -91,13 +106,14 @@ def _check_space(prepared: Prepared, view: View, copy: bool) -> None:
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"the frames take {needed / 2**30:.1f} GiB and {view.lake.root} has {free / 2**30:.1f} GiB free; put the "
-            "prepared folder on the same file system, and its frames are linked instead of copied",
+            f"the frames need {needed / 2**30:.1f} GiB and {view.lake.root} has {free / 2**30:.1f} GiB free; put the "
+            "prepared folder on the same file system, so that its frames are linked instead of copied",
         )
 
 
 def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
-    """Give the dataset the annotation files that it lacks. What it has stays; rows that differ there are not taken."""
+    """Copy the annotation files that the dataset lacks. Files that it has stay, and rows that do not fit them are not
+    imported. Returns a sentence per file that was written or differs."""
     notes = []
     for file in BENCHMARKS[entry.name].files:
         target = Path(entry.annotations).absolute() / file.name
@@ -109,12 +125,12 @@ def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
                 shutil.copyfile(source, temporary)
             notes.append(f"wrote {file.name} to {target.parent}")
         elif digest_file(target) != digest_file(source):
-            notes.append(f"{target} differs from {source}: its rows decide, and only what fits them is taken in")
+            notes.append(f"{target} differs from {source}: the former is used, and only rows that fit it are imported")
     return notes
 
 
 def _fill(imported: Imported, prepared: Prepared, tables: Sequence[ImportedTable], copy: bool) -> None:
-    """Everything of the import, into its folder."""
+    """Write the rows, documents, arrays and frames of the import into its folder."""
     for table in tables:
         write_rows(imported, table.asset, table.rows, table.digests, table.bases)
     _write_documents(imported, prepared)
@@ -133,7 +149,7 @@ def _fill(imported: Imported, prepared: Prepared, tables: Sequence[ImportedTable
 
 
 def bring(source: Path, target: Path, copy: bool) -> None:
-    """A file under another name: linked where that can be, else copied."""
+    """Put the file `source` at `target`: as a hard link where that is possible and `copy` is false, else as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
@@ -163,7 +179,7 @@ def _write_documents(imported: Imported, prepared: Prepared) -> None:
 
 
 def _documents(prepared: Prepared) -> Iterator[tuple[str, Sequence[Line]]]:
-    """(name, lines) of each document, in the order of its file."""
+    """(name, lines) of each document, with the lines in the order of its file."""
     for split in prepared.splits.values():
         yield f"{split.split}.queries", split.queries
         yield f"{split.split}.videos", [Line(video_id, "") for video_id in split.video_ids]
@@ -174,7 +190,8 @@ def _documents(prepared: Prepared) -> Iterator[tuple[str, Sequence[Line]]]:
 
 
 def _record(prepared: Prepared, tables: Sequence[ImportedTable]) -> dict[str, object]:
-    """Where the rows are from; the system prompts are those of the stage 1 file, for checkpoints trained on it."""
+    """The record of the import: source, time and numbers of rows. system_prompts: those of the stage 1 file, which
+    checkpoints trained on it need."""
     return {
         "source": str(prepared.root),
         "form": FORM,
@@ -186,14 +203,14 @@ def _record(prepared: Prepared, tables: Sequence[ImportedTable]) -> dict[str, ob
     }
 
 
-def _take_in(view: View, execution: Execution) -> dict[str, int]:
-    """Let the stages take what was imported; asset -> rows that are as imported."""
-    taken = {}
+def _store(view: View, execution: Execution) -> dict[str, int]:
+    """Let the stages store the imported rows in their tables. Returns asset -> rows that are as imported."""
+    num_imported = {}
     for name, stage in view.stages.items():
         if stage.imports == "none":
             continue
         stage.build(view, execution, only_imported=stage.imports == "rows")
         if stage.imports == "rows" or name == "videos":
             inputs = view.table(name).rows(["row_inputs"])["row_inputs"].to_list()
-            taken[name] = sum("imported" in json.loads(text) for text in inputs)
-    return taken
+            num_imported[name] = sum("imported" in json.loads(text) for text in inputs)
+    return num_imported

@@ -1,7 +1,7 @@
-"""One prepared folder, read and checked as a whole: every file is there, whole, and fits the others.
+"""Read and check the splits of a prepared folder: every file exists, is complete, and fits the others.
 
-Everything that is wrong is collected and named in one error; nothing is written here. Training files (hard negatives,
-SFT, GRPO) are read by `training_files`; `importing` turns it all into rows.
+All problems are collected and named in one error, and nothing is written. `training_files` reads the training files
+(hard negatives, SFT, GRPO), and `importing` turns everything into rows.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ from vsr1_core.rows.workers import map_rows
 SPLITS = ("train", "val", "test")
 MAX_NAMED = 20
 SAME_VECTOR = 1e-3
-"""An index and the embeddings it was made of agree so far in each number; both are of length 1."""
+"""Largest difference of a number in an index and in the embeddings it was made of; both have length 1."""
 
 
 class PreparedError(ValueError):
-    """The folder cannot be taken in. The message names each file and what is wrong with it."""
+    """The folder cannot be imported. The message names each file and what is wrong with it."""
 
 
 @dataclass
 class Problems:
-    """What was found wrong below `root`, one line each."""
+    """The problems that were found in files below `root`, one line per problem."""
 
     root: Path
     lines: list[str] = field(default_factory=list)
 
     def add(self, path: Path, what: str) -> None:
+        """Add a problem of the file `path`, which is below `root`."""
         self.lines.append(f"{path.relative_to(self.root)}: {what}")
 
     def raise_if_any(self) -> None:
+        """Raise PreparedError with the first 20 problems, if there are any."""
         if not self.lines:
             return
         named = self.lines[:MAX_NAMED]
         named += [f"and {len(self.lines) - MAX_NAMED:,} more"] if len(self.lines) > MAX_NAMED else []
-        raise PreparedError("\n".join([f"{self.root} is not taken in, and nothing was changed:", *named]))
+        raise PreparedError("\n".join([f"{self.root} was not imported, and nothing was changed:", *named]))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an imported document. is_held: a row of the lake will stand for it."""
+    """One line of an imported document: the id of its row, and its JSON text. is_held: whether a row is made of it."""
 
     row_id: str
     record: str
@@ -60,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Annotated:
-    """One annotated query as the file spells it. moment: None where the line is no moment (a bad span)."""
+    """One annotated query as the file spells it. moment: None where the line is not a valid moment (a bad span)."""
 
     query_id: str
     query: str
@@ -70,8 +72,11 @@ class Annotated:
 
 
 @dataclass(frozen=True)
-class GivenFrames:
-    """One video's array and its line in meta.jsonl. times_s: true source times, one a frame."""
+class ImportedFrames:
+    """The array of one video, and its line in meta.jsonl.
+
+    shape: [T, H, W, 3]. times_s: true source time of each frame, in seconds.
+    """
 
     video_id: str
     path: Path
@@ -85,7 +90,10 @@ class GivenFrames:
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """query_vectors [Q, D] in the order of `queries`; video_vectors [V, D] in the order of `video_ids`."""
+    """One split that passed all checks.
+
+    query_vectors: [Q, D] in the order of `queries`. video_vectors: [V, D] in the order of `video_ids`.
+    """
 
     split: str
     annotations: Path
@@ -95,12 +103,12 @@ class PreparedSplit:
     video_ids: Sequence[str]
     video_vectors: NDArray[np.float32]
     index: Path
-    frames: Mapping[str, GivenFrames]
+    frames: Mapping[str, ImportedFrames]
     frame_lines: Sequence[Line]
 
 
 def splits_of(root: Path) -> list[str]:
-    """The splits that the folder has. PreparedError where it has none."""
+    """The splits that have a subfolder in `root`. PreparedError where there are none."""
     found = [split for split in SPLITS if (root / split).is_dir()]
     if not found:
         raise PreparedError(
@@ -110,7 +118,7 @@ def splits_of(root: Path) -> list[str]:
 
 
 def read_split(root: Path, split: str, problems: Problems, workers: int = 1) -> PreparedSplit | None:
-    """One split, or None where a file is wrong that the others are held against. All that is wrong is in `problems`."""
+    """Read one split. All problems are added to `problems`; returns None where there are any."""
     known = len(problems.lines)
     folder, annotations = root / split, root / "raw_annotation" / f"{split}.jsonl"
     annotated = _annotated(annotations, split, problems)
@@ -150,7 +158,7 @@ def _annotated(path: Path, split: str, problems: Problems) -> dict[str, Annotate
     for number, fields in json_lines(path, problems, strict=False):
         desc_id = fields.get("desc_id")
         if isinstance(desc_id, bool) or not isinstance(desc_id, int | str):
-            continue  # `moments` keeps such a line as a failed row
+            continue  # the stage `moments` makes a failed row of such a line
         query_id = f"{desc_id}_fig"
         if query_id in found:
             problems.add(path, f"line {number} repeats the id {desc_id}")
@@ -198,13 +206,15 @@ def _vectors(path: Path, problems: Problems) -> NDArray[np.float32] | None:
 def _video_ids(
     path: Path, annotated: Mapping[str, Annotated], vectors: NDArray[Any] | None, problems: Problems
 ) -> list[str]:
-    """The ids in the order of their rows; empty where the map is wrong."""
+    """The video ids in the order of their rows; empty where the map is wrong."""
     rows = read_document(path, problems, dict)
     if rows is None:
         return []
     count, known = len(problems.lines), {row.video_id for row in annotated.values()}
     if any(type(row) is not int for row in rows.values()) or set(rows.values()) != set(range(len(rows))):
-        problems.add(path, f"does not number its {len(rows):,} videos from 0 to {len(rows) - 1}, each number once")
+        problems.add(
+            path, f"does not number its {len(rows):,} videos from 0 to {len(rows) - 1}, using each number once"
+        )
     if vectors is not None and len(vectors) != len(rows):
         problems.add(path, f"maps {len(rows):,} videos, segment_embeds.npy has {len(vectors):,} rows")
     strange = sorted(v for v in rows if v not in known)
@@ -217,7 +227,7 @@ def _video_ids(
 
 
 def is_file_name(video_id: str) -> bool:
-    """Whether `<id>.npy` is a plain file in a folder, wherever the id came from."""
+    """Whether `<id>.npy` is the name of a plain file in a folder; ids come from untrusted files."""
     return bool(video_id) and not video_id.startswith(".") and not set(video_id) & set("/\\\0") and len(video_id) < 200
 
 
@@ -233,7 +243,7 @@ def _check_index(folder: Path, video_ids: Sequence[str], vectors: NDArray[Any], 
     ids = [str(video_id) for video_id in ids]
     if len(ids) != len(set(ids)) or set(ids) != set(video_ids):
         odd = sorted(set(ids) ^ set(video_ids)) or sorted({i for i in ids if ids.count(i) > 1})
-        problems.add(folder / "id_map.json", f"does not name the videos of docid2row.json, each once: {_some(odd)}")
+        problems.add(folder / "id_map.json", f"does not name each video of docid2row.json exactly once: {_some(odd)}")
         return
     if stored.shape != vectors.shape:
         problems.add(path, f"holds vectors of shape {list(stored.shape)}, segment_embeds.npy has {list(vectors.shape)}")
@@ -243,24 +253,24 @@ def _check_index(folder: Path, video_ids: Sequence[str], vectors: NDArray[Any], 
     wrong = np.flatnonzero(~(differ <= SAME_VECTOR))
     if wrong.size:
         problems.add(
-            path, f"{wrong.size:,} vectors are not those of segment_embeds.npy: {_some([ids[i] for i in wrong])}"
+            path, f"{wrong.size:,} vectors differ from those in segment_embeds.npy: {_some([ids[i] for i in wrong])}"
         )
 
 
 def of_length_1(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """`vectors` [N, D] scaled to length 1: the authors' bf16 vectors are up to 0.2 % off it."""
+    """`vectors` [N, D] scaled to length 1: lengths of the authors' bf16 vectors are off by up to 0.2 %."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / lengths, np.float32)
 
 
 def _frames(
     folder: Path, video_ids: Sequence[str], problems: Problems, workers: int
-) -> tuple[dict[str, GivenFrames], list[Line]]:
+) -> tuple[dict[str, ImportedFrames], list[Line]]:
     lines, metas = [], {}
     path = folder / "meta.jsonl"
     for number, fields in json_lines(path, problems):
         video_id = str(fields.get("video_id"))
-        is_skip = str(fields.get("status", "")).startswith("skip")  # a second run that left the array as it was
+        is_skip = str(fields.get("status", "")).startswith("skip")  # the line of a second run that changed nothing
         if not is_skip and video_id in metas:
             problems.add(path, f"line {number} repeats the video {video_id}")
         if not is_skip:
@@ -284,15 +294,15 @@ def _frames(
 
 
 def examine_frames(path: Path) -> tuple[tuple[int, ...], str]:
-    """(shape, digest) of one array of frames. ArrayError where it is none."""
+    """(shape, digest) of one array of frames. ArrayError where the file is no such array."""
     shape = open_array(path, np.uint8, 4).shape
     if shape[-1] != 3:
         raise ArrayError(f"must have shape [T, H, W, 3], has {list(shape)}")
     return shape, digest_file(path)
 
 
-def _with_meta(path: Path, shape: tuple[int, ...], digest: str, meta: Mapping[str, Any]) -> GivenFrames:
-    """The array with what meta.jsonl says of it. ValueError where the two disagree, or a value is unusable."""
+def _with_meta(path: Path, shape: tuple[int, ...], digest: str, meta: Mapping[str, Any]) -> ImportedFrames:
+    """The array with its line of meta.jsonl. ValueError where the two disagree, or a value is unusable."""
     said = tuple(meta.get(f"output_{name}") for name in ("num_frames", "height", "width"))
     if said != shape[:3]:
         raise ValueError(f"has shape {list(shape)}, meta.jsonl says {list(said)} for frames, height and width")
@@ -309,7 +319,7 @@ def _with_meta(path: Path, shape: tuple[int, ...], digest: str, meta: Mapping[st
     if duration_s <= 0 or fps <= 0:
         raise ValueError(f"meta.jsonl says {duration_s:g} s at {fps:g} frames per second; both must be above 0")
     total = meta.get("source_total_frames")
-    return GivenFrames(
+    return ImportedFrames(
         path.stem, path, shape, digest, times_s, duration_s, fps, total if isinstance(total, int) else None
     )
 
@@ -323,7 +333,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def json_lines(path: Path, problems: Problems, strict: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file; with `strict`, a line that is no object is a problem."""
+    """(line number, object) of each line of a JSONL file. With `strict`, a line that is no JSON object is a problem."""
     if not path.is_file():
         problems.add(path, "is not there")
         return
@@ -339,7 +349,7 @@ def json_lines(path: Path, problems: Problems, strict: bool = True) -> Iterator[
 
 
 def read_document(path: Path, problems: Problems, kind: type[Any]) -> Any:
-    """The JSON document at `path`, or None where it is missing, broken, or not a `kind`."""
+    """The JSON document at `path`; None, with a problem added, where it is missing, broken, or not a `kind`."""
     if not path.is_file():
         problems.add(path, "is not there")
         return None
@@ -355,9 +365,9 @@ def read_document(path: Path, problems: Problems, kind: type[Any]) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json would keep the last of two equal keys without a word."""
+    """A dict of these pairs. ValueError where a key repeats: the json module would silently keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there more than once")
     return found

@@ -1,7 +1,7 @@
-"""A checked prepared folder as rows of this project's tables: what each is made of, and what it stands on.
+"""Turn a checked prepared folder into rows of this project's tables, each with a digest and a basis.
 
-A row's basis names the facts that it was imported for (a query's text, the frames that a vector is of), never the
-versions of stages that had no part in it: an upgrade of this project leaves imported rows as they are.
+The basis of a row names the facts that the imported row is valid for (the text of a query, the frames of a vector). It
+never names versions of stages, which did not make the row: an upgrade of this project leaves imported rows as they are.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("video_ids", "negative_ids"), pl.List(pl.String)),
     **dict.fromkeys(("scores", "negative_scores"), pl.List(pl.Float32)),
 }
-"""Of columns whose values may be null or empty in every row, so that their type cannot be seen from them."""
+"""Types of columns whose values may be null or empty in every row, so that polars cannot infer the type."""
 
 
 def imported_tables(view: View, prepared: Prepared) -> list[ImportedTable]:
-    """Every asset that the folder brings rows of."""
+    """The imported rows of every asset that the folder has rows of."""
     return _Rows(view, prepared).tables()
 
 
 @dataclass(frozen=True)
 class ImportedTable:
-    """Imported rows of one asset: `rows` has the key first, then columns of its table. Each row has a digest and a
-    basis.
+    """Imported rows of one asset.
 
-    A path in `rows` is relative to the import's folder.
+    rows: the key first, then columns of the asset's table; paths are relative to the folder of the import. digests,
+    bases: the digest and the basis of each row.
     """
 
     asset: str
@@ -62,7 +62,7 @@ class ImportedTable:
 
 
 class _Rows:
-    """A prepared folder as rows of this project's tables."""
+    """Makes the rows of all assets from one prepared folder."""
 
     def __init__(self, view: View, prepared: Prepared) -> None:
         self.prepared, self.moments, self.training = prepared, prepared.moments, prepared.training
@@ -77,7 +77,7 @@ class _Rows:
             self.vectors |= dict(zip(split.video_ids, of_length_1(split.video_vectors), strict=True))
 
     def tables(self) -> list[ImportedTable]:
-        """Every asset that rows were imported of."""
+        """The imported rows of every asset that has some."""
         tables = [self._videos(), self._frames(), self._queries(), self._video_vectors(), self._indexes()]
         if "train" in self.prepared.splits:
             tables += [self._hard_negatives(), self._pool(), self._traces(), self._examples(), self._prompts()]
@@ -160,7 +160,7 @@ class _Rows:
         return ImportedTable("video_index", pl.DataFrame(rows), marks, bases)
 
     def _embedding_version(self, video_id: str, digest: str) -> str:
-        """The version that the row of an imported embedding has, as `stages.base` makes it."""
+        """The version of the row of an imported embedding, computed as `stages.base` does."""
         return row_version({"imported": digest, "splits": " ".join(self.splits.get(video_id, []))})
 
     def _asked(self, query_id: str) -> dict[str, str]:
@@ -168,11 +168,11 @@ class _Rows:
         return {"query": asked_version(moment.query, moment.video_id)}
 
     def _facts(self, query_id: str) -> dict[str, Any]:
-        """What a training row takes from its moment, by the names of the training tables."""
+        """What a training row copies from its moment, under the column names of the training tables."""
         return {column: getattr(self.moments[query_id], name) for name, column in MOMENT_COLUMNS.items()}
 
     def _negatives(self, query_id: str) -> dict[str, Any]:
-        """The published file has no scores; they are the imported vectors' cosines."""
+        """Ids and scores of the negatives. The published file has no scores: they are cosines of imported vectors."""
         ids = self.training.hard_negatives.get(query_id, [])
         query = self.query_vectors.get(query_id)
         scores = [] if query is None or not ids else (np.stack([self.vectors[i] for i in ids]) @ query).tolist()
@@ -180,18 +180,19 @@ class _Rows:
 
     @cached_property
     def query_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Of train queries, scaled to length 1."""
+        """Query id -> vector of length 1, of the train queries."""
         train = self.prepared.splits["train"]
         return dict(zip((line.row_id for line in train.queries), of_length_1(train.query_vectors), strict=True))
 
     def _hard_negatives(self) -> ImportedTable:
         ids = [query_id for query_id in self.training.hard_negatives if query_id in self.moments]
-        given = {query_id: self._negatives(query_id) for query_id in ids}
+        negatives = {query_id: self._negatives(query_id) for query_id in ids}
         rows = [
-            {"query_id": q, "split": "train", "video_ids": n["ids"], "scores": n["scores"]} for q, n in given.items()
+            {"query_id": q, "split": "train", "video_ids": n["ids"], "scores": n["scores"]}
+            for q, n in negatives.items()
         ]
-        digests = [fingerprint(n["ids"]) for n in given.values()]
-        return _table("hard_negatives", rows, digests, [self._asked(q) for q in given])
+        digests = [fingerprint(n["ids"]) for n in negatives.values()]
+        return _table("hard_negatives", rows, digests, [self._asked(q) for q in negatives])
 
     @cached_property
     def _imported_traces(self) -> list[ImportedTrace]:

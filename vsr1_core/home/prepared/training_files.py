@@ -1,7 +1,7 @@
-"""The prepared training files: hard negatives, stage 1's conversations, stage 2's prompts; read and checked.
+"""Read and check the prepared training files: hard negatives, conversations of stage 1, prompts of stage 2.
 
-The published stage 2 file takes a query's id from the first query with its text, so where texts are shared (147 of
-12,408 train rows of Charades) ids repeat. A line's query is therefore found by text, video and span.
+In the published file of stage 2 each line has the id of the first query with its text, so ids repeat where queries
+share a text (147 of 12,408 train rows of Charades). Therefore the query of a line is looked up by text, video and span.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ LABELS = {"pos": "matched", "neg": "not_matched"}
 
 @dataclass(frozen=True)
 class ImportedTrace:
-    """One conversation of stage 1. answer: in this project's form. error: why it cannot be trained on, or None."""
+    """One imported conversation of stage 1.
+
+    text: the assistant's message as published. trace: its reasoning. answer: the message in this project's form. error:
+    why it cannot be trained on; None where it can.
+    """
 
     query_id: str
     label: str
@@ -38,8 +42,8 @@ class ImportedTrace:
 
 
 @dataclass(frozen=True)
-class GivenPrompt:
-    """One prompt of stage 2."""
+class ImportedPrompt:
+    """One imported prompt of stage 2."""
 
     query_id: str
     retrieved_video_id: str
@@ -50,16 +54,18 @@ class GivenPrompt:
 
 @dataclass(frozen=True)
 class TrainingFiles:
+    """The content of all training files by query id, and the lines of each file in its order."""
+
     hard_negatives: Mapping[str, Sequence[str]] = field(default_factory=dict)
     negative_lines: Sequence[Line] = ()
     traces: Mapping[str, ImportedTrace] = field(default_factory=dict)
     trace_lines: Sequence[Line] = ()
-    prompts: Mapping[str, GivenPrompt] = field(default_factory=dict)
+    prompts: Mapping[str, ImportedPrompt] = field(default_factory=dict)
     prompt_lines: Sequence[Line] = ()
 
 
 def read_training_files(root: Path, train: PreparedSplit, problems: Problems) -> TrainingFiles:
-    """All three; what is wrong is in `problems`."""
+    """Read all three files. What is wrong with them is added to `problems`."""
     videos = frozenset(train.video_ids)
     negatives, negative_lines = _hard_negatives(root / HARD_NEGATIVES, train.annotated, videos, problems)
     traces, trace_lines = _traces(root / SFT, train.annotated, videos, problems)
@@ -85,13 +91,13 @@ def _hard_negatives(
 
 
 def _id_list_problem(ids: Any, row: Annotated, videos: frozenset[str]) -> str:
-    """What is wrong with a list of negatives; empty where nothing is."""
+    """What is wrong with a list of negatives; empty where nothing is wrong."""
     if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
         return "are not a list of video ids"
     if len(set(ids)) < len(ids):
         return "name a video twice"
     if row.video_id in ids:
-        return "hold its own video"
+        return "contain its own video"
     strange = sorted(set(ids) - videos)
     return f"name videos that docid2row.json does not have, e.g. {strange[0]}" if strange else ""
 
@@ -126,7 +132,7 @@ def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[st
         raise ValueError(f"lacks a field of the published form ({error!r})") from error
     row = annotated.get(query_id)
     if row is None or str(fields.get("query")).strip() != row.query or right != row.video_id:
-        raise ValueError(f"text or video of the query {query_id} are not those of its annotation")
+        raise ValueError(f"text or video of the query {query_id} differ from its annotation")
     if shown not in videos or named != [f"{shown}.npy"]:
         raise ValueError(f"shows {shown} as {named}, which docid2row.json does not have under that name")
     if (shown == right) != (label == "matched"):
@@ -134,25 +140,25 @@ def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[st
     return _read_answer(ImportedTrace(query_id, label, shown, system, answer, "", "", None), row)
 
 
-def _read_answer(given: ImportedTrace, row: Annotated) -> ImportedTrace:
-    """The trace and the answer in this project's form: the published one ends matches with <REFINE>, too."""
+def _read_answer(read: ImportedTrace, row: Annotated) -> ImportedTrace:
+    """The trace with its answer in this project's form: in the published form matches also end with <REFINE>."""
     duration_s = row.moment.duration_s if row.moment is not None else None
-    answer = parse_answer(given.text, duration_s or float("inf"))
+    answer = parse_answer(read.text, duration_s or float("inf"))
     error, text = None, ""
-    if answer.decision != given.label:
-        error = f"the trace contradicts the label: it says {answer.decision}, the label is {given.label}"
+    if answer.decision != read.label:
+        error = f"the trace contradicts the label: it says {answer.decision}, the label is {read.label}"
     else:
-        span = (answer.start_s, answer.end_s) if given.label == "matched" else ()
+        span = (answer.start_s, answer.end_s) if read.label == "matched" else ()
         try:
-            text = answer_text(answer.reasoning, given.label == "matched", *span)
+            text = answer_text(answer.reasoning, read.label == "matched", *span)
         except ValueError as problem:
             error = str(problem)
     return ImportedTrace(
-        given.query_id,
-        given.label,
-        given.shown_video_id,
-        given.system_prompt,
-        given.text,
+        read.query_id,
+        read.label,
+        read.shown_video_id,
+        read.system_prompt,
+        read.text,
         answer.reasoning,
         text,
         error,
@@ -161,12 +167,12 @@ def _read_answer(given: ImportedTrace, row: Annotated) -> ImportedTrace:
 
 def _prompts(
     path: Path, annotated: Mapping[str, Annotated], videos: frozenset[str], problems: Problems
-) -> tuple[dict[str, GivenPrompt], list[Line]]:
+) -> tuple[dict[str, ImportedPrompt], list[Line]]:
     queries = _Queries(annotated)
     found, lines = {}, []
     for number, fields in json_lines(path, problems):
         record = json.dumps(fields, ensure_ascii=False)
-        if fields.get("is_augmented"):  # a second prompt for a query, with its own video shown
+        if fields.get("is_augmented"):  # a second prompt for a query, which shows its right video
             lines.append(Line(str(fields.get("qid")), record, is_held=False))
             continue
         try:
@@ -180,7 +186,8 @@ def _prompts(
 
 
 class _Queries:
-    """Which annotated queries a line may mean, each to be taken once. Spans count as annotated, or inside the video."""
+    """Looks up the annotated query of each line; each query is used once. Spans may be as annotated, or cut at the end
+    of the video."""
 
     def __init__(self, annotated: Mapping[str, Annotated]) -> None:
         self.ids: dict[str, list[str]] = defaultdict(list)
@@ -191,10 +198,11 @@ class _Queries:
                 self.ids[key].append(row.query_id)
 
     def take(self, fields: Mapping[str, Any]) -> str:
+        """The id of the query that a line means. ValueError where no annotation fits, or its query is used already."""
         named, video_id = fields.get("qid"), video_id_of(str(fields.get("gt_video")))
         ids = self.ids.get(_asked(str(fields.get("query")).strip(), video_id, fields.get("gt_time")))
         if ids is None:
-            raise ValueError(f"text, video and span of the query {named} are not those of any annotation")
+            raise ValueError(f"text, video and span of the query {named} fit no annotation")
         left = [query_id for query_id in ids if query_id not in self.taken]
         if not left:
             raise ValueError(f"repeats the query {named}")
@@ -204,7 +212,7 @@ class _Queries:
 
 
 def _asked(query: str, video_id: str, time: Any) -> str:
-    """One spelling of what is asked and where it is; the published file has null for a span that is none."""
+    """A key of query, video and span. A span that is not valid counts as null, as in the published file."""
     try:
         start_s, end_s = (float(t) for t in time)
         span = [start_s, end_s] if end_s > start_s else None
@@ -213,7 +221,7 @@ def _asked(query: str, video_id: str, time: Any) -> str:
     return json.dumps([query, video_id, span])
 
 
-def _prompt(query_id: str, fields: Mapping[str, Any], row: Annotated, videos: frozenset[str]) -> GivenPrompt:
+def _prompt(query_id: str, fields: Mapping[str, Any], row: Annotated, videos: frozenset[str]) -> ImportedPrompt:
     shown, label = str(fields.get("retrieved_video")), fields.get("label")
     if shown not in videos:
         raise ValueError(f"shows {shown}, which docid2row.json does not have")
@@ -224,8 +232,8 @@ def _prompt(query_id: str, fields: Mapping[str, Any], row: Annotated, videos: fr
     if problem:
         raise ValueError(f"its hard negatives {problem}")
     if not isinstance(scores, list) or len(scores) != len(ids or ()) or not all(_is_number(s) for s in scores):
-        raise ValueError(f"has {len(ids or ())} hard negatives and not as many scores")
-    return GivenPrompt(query_id, shown, str(label), ids or [], scores)
+        raise ValueError(f"has {len(ids or ())} hard negatives, but not one score for each")
+    return ImportedPrompt(query_id, shown, str(label), ids or [], scores)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""The prepared layout written from the lake: imported rows as they came, the others as they were made.
+"""Export a dataset from the lake in the prepared layout: imported rows unchanged, and the rows that were made here.
 
-Documents and arrays keep the order in which they were imported; rows of this lake's own follow, by id.
+Documents and arrays keep the order in which they were imported; rows that were made here follow, sorted by id.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ TRAINING = {"hard_negatives": HARD_NEGATIVES, "sft_examples": SFT, "grpo_prompts
 
 @dataclass(frozen=True)
 class Entry:
-    """One line to write. position: its place in the imported document, None where it was not in it or has changed.
+    """One line to write.
 
-    record: the imported JSON text, where there is one.
+    position: its place in the imported document; None where it was not imported or has changed. record: the imported
+    JSON text; None where it was not imported or has changed.
     """
 
     row_id: str
@@ -41,16 +42,25 @@ class Entry:
 
 
 def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
-    """Write the dataset to the folder `target`, all at once. Returns what was left out because it is not built.
+    """Write the dataset to the folder `target`; on an error nothing is written.
 
-    copy: frames are copied; otherwise they are hard links where `target` is on the lake's file system.
-    FileExistsError when there is something in `target`, FileNotFoundError when a table is missing that is needed,
-    ValueError when a video id cannot be a file name.
+    Args:
+        view: The dataset.
+        target: The folder to make; it may exist if it is empty.
+        copy: Whether frames are copied; otherwise they are hard links where `target` is on the lake's file system.
+
+    Returns:
+        The training files that were left out because their assets are not built.
+
+    Raises:
+        FileExistsError: `target` is not an empty folder.
+        FileNotFoundError: A required table is not built; the message has the command that builds it.
+        ValueError: A video id cannot be a file name.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder; name a new one")
     for asset in NEEDED:
-        view.table(asset).manifest()  # says how to build it where it is missing
+        view.table(asset).manifest()  # raises where the table is not built
     unsafe = [v for v in view.rows("video_embeddings", ["video_id"])["video_id"] if not is_file_name(v)]
     if unsafe:
         raise ValueError(
@@ -72,16 +82,16 @@ def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
 
 
 def _as_imported(view: View, asset: str) -> set[str]:
-    """The ids of rows that are the current import's, unchanged."""
+    """Ids of the rows that are still as the current import brought them."""
     table, imported = view.table(asset), view.imported_rows(asset)
     rows = table.ok_rows([table.key, "row_inputs"]).iter_rows() if imported else ()
     return {i for i, inputs in rows if i in imported and json.loads(inputs).get("imported") == imported[i].digest}
 
 
 def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[Entry]:
-    """What to write for the rows `ids`: imported lines in their order, then the rest by id.
+    """What to write for the rows `ids`: imported lines in their order, then the other rows sorted by id.
 
-    An imported line that no row of the lake stands for is kept as long as it says nothing of a row that has changed.
+    An imported line that no row was made from is kept, unless the lake has a changed row with its id.
     """
     current, as_imported = set(ids), _as_imported(view, asset)
     entries, written = [], set()
@@ -99,7 +109,7 @@ def _entries(view: View, document: str, asset: str, ids: Iterable[str]) -> list[
 def _values(
     view: View, document: str, asset: str, publish: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """One JSON object per row: as it was imported, or as `publish` writes the row."""
+    """One JSON object per line: as it was imported, or as `publish` writes the row."""
     rows = {row["query_id"]: row for row in view.rows(asset).iter_rows(named=True)}
     for entry in _entries(view, document, asset, rows):
         yield publish(rows[entry.row_id]) if entry.record is None else json.loads(entry.record)
@@ -122,7 +132,7 @@ def _write_split(view: View, split: str, folder: Path, copy: bool) -> None:
 
 
 def _write_annotations(view: View, split: str, target: Path) -> None:
-    """The split's own file where there is one, else the moments in the FIG schema."""
+    """Copy the annotation file of the split where there is one, else write the moments in the FIG schema."""
     files = view.rows("annotation_files", ["split", "path"]).filter(pl.col("split") == split)["path"].to_list()
     target.parent.mkdir(parents=True, exist_ok=True)
     if files:
@@ -153,7 +163,7 @@ def _write_queries(view: View, split: str, folder: Path) -> None:
 
 
 def _videos_of(view: View, split: str) -> pl.DataFrame:
-    """The rows of `video_embeddings` in the split's corpus."""
+    """The rows of `video_embeddings` whose videos are in the corpus of the split."""
     return view.rows("video_embeddings").filter(pl.col("splits").list.contains(split))
 
 
@@ -165,24 +175,24 @@ def _write_videos(view: View, split: str, folder: Path) -> None:
 
 
 def _write_vectors(view: View, document: str, entries: Sequence[Entry], own: pl.DataFrame, path: Path) -> None:
-    """float32 [N, D] in the order of `entries`; `own` has the id first and the `vector` of each row."""
-    given = None
+    """Write float32 [N, D] in the order of `entries`. own: rows of the lake, with the id first and a `vector`."""
+    imported = None
     if view.imported is not None and any(entry.position is not None for entry in entries):
-        given = np.load(view.imported.array(document), mmap_mode="r", allow_pickle=False)
-    if given is None and own.is_empty():
+        imported = np.load(view.imported.array(document), mmap_mode="r", allow_pickle=False)
+    if imported is None and own.is_empty():
         raise ValueError(
-            f"there is no vector to write into {path.name}: no row of the split is embedded; see: "
+            f"there is no vector to write into {path.name}, because no row of the split is embedded; see: "
             f"vsr1 status --dataset {view.entry.name}"
         )
     row_of = {row_id: row for row, row_id in enumerate(own.to_series(0))}
-    size = len(own["vector"][0]) if given is None else given.shape[1]
+    size = len(own["vector"][0]) if imported is None else imported.shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(entries), size))
     for row, entry in enumerate(entries):
-        if given is None or entry.position is None:
+        if imported is None or entry.position is None:
             out[row] = own["vector"][row_of[entry.row_id]]
         else:
-            out[row] = given[entry.position]
+            out[row] = imported[entry.position]
     out.flush()
 
 
@@ -201,7 +211,7 @@ def _write_frames(view: View, split: str, folder: Path, copy: bool) -> None:
 
 
 def _frames_meta(row: Mapping[str, Any], fps: float, split: str) -> dict[str, Any]:
-    """A line of meta.jsonl. Frame numbers are those of a source at a constant rate; the times are the true ones."""
+    """A line of meta.jsonl. The times are the true ones; frame numbers assume a source with a constant frame rate."""
     num_frames, height, width = read_frames(row["path"]).shape[:3]
     return {
         "source_duration_sec": row["duration_s"],
