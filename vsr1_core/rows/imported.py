@@ -1,8 +1,8 @@
-"""What an import leaves in the lake: the imported rows, the documents that they came in, and their source.
+"""What an import leaves in the lake: the imported rows, the documents that they came from, and their source.
 
-One folder per import, `imported/<dataset>/<import id>/`, complete before `current.json` names it. A stage takes an
-imported row in place of one it would make (`stages.base.Stage.planned_rows`) as long as its basis holds. The
-authors' folder is read by `home.prepared.layout`, and `home.prepared.importing` fills this one.
+Each import has one folder, `imported/<dataset>/<import id>/`, which is complete before `current.json` names it. A stage
+uses an imported row instead of computing its own (`stages.base.Stage.planned_rows`) as long as the imported row's basis
+is unchanged. `home.prepared.layout` reads the authors' folder, and `home.prepared.importing` writes this one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ IMPORTED_COLUMNS = {"digest": pl.String, "basis": pl.String}
 DOCUMENT_COLUMNS = {"document": pl.String, "row_id": pl.String, "is_held": pl.Boolean, "record": pl.String}
 ROWS_AT_ONCE = 256
 FORM = 2
-"""Of the columns that imported rows have: 2 since the right video is `gt_video_id`."""
+"""Version of the columns that imported rows have. It is 2 since the right video is called `gt_video_id`."""
 
 
 @dataclass(frozen=True)
 class ImportedRow:
-    """digest: of the imported content. basis: the inputs that the row stands on (name -> version); the row holds as
-    long as these are unchanged.
+    """One row that was imported instead of computed.
 
-    known: its columns that hold a single value.
+    digest: the digest of the imported content. basis: the inputs that the row depends on (name -> version); the row is
+    valid as long as they are unchanged. known: the row's columns that are not lists or structs.
     """
 
     digest: str
@@ -42,7 +42,7 @@ class ImportedRow:
 
 @dataclass(frozen=True)
 class Imported:
-    """One import of one dataset. `record` says where it is from, when it was made, and of what."""
+    """One import of one dataset. `record` says where the import came from, when it was made, and what it contains."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class Imported:
         return self.folder / "rows" / f"{asset}.parquet"
 
     def rows(self, asset: str, key: str) -> dict[str, ImportedRow]:
-        """Row id -> imported row; empty where the import has none of this asset."""
+        """Map row id -> imported row. The result is empty when the import has no rows of this asset."""
         if not self._path(asset).exists():
             return {}
         schema = pl.read_parquet_schema(self._path(asset))
@@ -66,30 +66,32 @@ class Imported:
         return found
 
     def values(self, asset: str, key: str, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The rows `ids` with the columns that were imported, and no bookkeeping."""
+        """Yield the rows `ids` with their imported columns, without the bookkeeping columns digest and basis."""
         wanted = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids)))
         frame = wanted.drop(*IMPORTED_COLUMNS).collect()
         for some in frame.iter_slices(ROWS_AT_ONCE):
             yield from map(self._placed, some.iter_rows(named=True))
 
     def _placed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An imported path is relative to the folder of the import."""
+        """Make the row's path absolute: imports store paths relative to their own folder."""
         return row | {"path": str(self.folder.absolute() / row["path"])} if "path" in row else row
 
     def document(self, name: str) -> pl.DataFrame:
-        """The lines of one imported document in order: row_id, is_held (a row of the lake stands for it), record."""
+        """The lines of one imported document in their original order, with the columns row_id, is_held (whether a row
+        of the lake stands for the line) and record."""
         path = self.folder / "documents.parquet"
         return pl.read_parquet(path).filter(pl.col("document") == name).drop("document")
 
     def array(self, name: str) -> Path:
-        """The file of an imported array, kept byte for byte."""
+        """The path of an imported array, which is kept byte for byte."""
         return self.folder / "arrays" / f"{name}.npy"
 
 
 def write_rows(
     imported: Imported, asset: str, rows: pl.DataFrame, digests: Sequence[str], bases: Sequence[Mapping[str, str]]
 ) -> None:
-    """Keep imported rows of one asset. `rows` has the key and the imported columns."""
+    """Store the imported rows of one asset. `rows` has the key and the imported columns; `digests` and `bases` have one
+    entry per row."""
     texts = [json.dumps(dict(basis), sort_keys=True) for basis in bases]
     marks = [pl.Series("digest", digests, pl.String), pl.Series("basis", texts, pl.String)]
     with atomic_path(imported.folder / "rows" / f"{asset}.parquet") as temporary:
@@ -97,13 +99,15 @@ def write_rows(
 
 
 def import_folder(lake: Lake, dataset: str, import_id: str) -> Path:
+    """The folder of one import of a dataset."""
     return lake.imported(dataset) / import_id
 
 
 def current_import(lake: Lake, dataset: str) -> Imported | None:
-    """The import that is in force; None where the dataset has none.
+    """The import that is in force, or None when the dataset has none.
 
-    ValueError for one that an earlier version of this project wrote with other columns: it says how to repeat it.
+    Raises ValueError, which says how to repeat the import, when an earlier version of this project wrote it with other
+    columns.
     """
     path = lake.imported(dataset) / "current.json"
     if not path.exists():
@@ -111,18 +115,20 @@ def current_import(lake: Lake, dataset: str) -> Imported | None:
     imported = Imported(import_folder(lake, dataset, read_json(path)["id"]))
     if imported.record.get("form") != FORM:
         raise ValueError(
-            f"what was imported for dataset {dataset!r} was written by an earlier version of this project; import it "
-            f"again: vsr1 import-prepared {imported.record['source']} --dataset {dataset}"
+            f"the import of dataset {dataset!r} was written by an earlier version of this project; import it again: "
+            f"vsr1 import-prepared {imported.record['source']} --dataset {dataset}"
         )
     return imported
 
 
 def put_in_force(lake: Lake, dataset: str, import_id: str) -> None:
+    """Make a complete import the one that the dataset's stages use."""
     write_json(lake.imported(dataset) / "current.json", {"id": import_id})
 
 
 def forget_import(lake: Lake, dataset: str) -> bool:
-    """Let the stages make their own rows again. False where nothing was imported."""
+    """Delete the dataset's import, so that its stages compute their own rows again. Returns False when there was no
+    import."""
     path = lake.imported(dataset) / "current.json"
     existed = path.exists()
     path.unlink(missing_ok=True)
@@ -131,7 +137,7 @@ def forget_import(lake: Lake, dataset: str) -> bool:
 
 
 def remove_older(lake: Lake, dataset: str) -> None:
-    """Delete what imports before the current one left, killed ones included."""
+    """Delete the folders of all imports except the current one, including imports that were killed."""
     current = current_import(lake, dataset)
     for folder in lake.imported(dataset).iterdir():
         if folder.is_dir() and (current is None or folder != current.folder):
