@@ -98,7 +98,7 @@ def test_settings_on_a_dataset_make_a_configuration_of_its_name(home: Path, clip
     assert "Then: vsr1 report --dataset mine" in out
     assert configuration_of(home, get_entry(home, "mine")).retrieval.index == "hnsw"
     again = refused("dataset", "add", "mine", *clips, "--config", "mine", "--set", "retrieval.top_k=5")
-    assert "there is a configuration mine already: edit" in again
+    assert "configuration mine exists already: edit" in again
     assert configuration_of(home, get_entry(home, "mine")).retrieval.top_k == TINY.retrieval.top_k
     assert "changes nothing while the models of toy are used" in run(
         "dataset", "add", "o", *clips, "--set", "sft.steps=9"

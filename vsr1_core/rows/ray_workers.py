@@ -112,8 +112,8 @@ def connected(address: str) -> Iterator[ModuleType]:
 
 @dataclass(frozen=True)
 class _Needed:
-    """What a node needs. sign: a file that the node has to see, in a folder that it has to be able to write to. folders:
-    other folders that it has to see. code: the digest of this library's Python files."""
+    """What a node needs. sign: a file that the node has to see, in a folder that it has to be able to write to.
+    folders: other folders that it has to see. code: the digest of this library's Python files."""
 
     sign: Path
     folders: Sequence[Path]
