@@ -136,6 +136,6 @@ def test_tiny_models_need_annotations_to_be_trained_on(home: Path, clips: list[s
 def test_a_dataset_whose_configuration_is_gone_says_so_and_hides_no_other(home: Path, clips: list[str]) -> None:
     run("dataset", "add", "mine", *clips, "--set", "retrieval.index=hnsw")
     (home / "configurations/mine.toml").unlink()
-    assert "dataset 'mine' cannot be built as it was: no configuration 'mine'" in refused("plan", "--dataset", "mine")
+    assert "configuration of dataset 'mine' is missing: no configuration" in refused("plan", "--dataset", "mine")
     assert json.loads(CliRunner().invoke(app, ["plan", "--dataset", "toy", "--json"]).stdout)["assets"]
     assert "charades" in run("dataset", "list")
