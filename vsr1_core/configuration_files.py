@@ -1,13 +1,13 @@
-"""The configurations of a home: the built-in ones, and the user's own in `<home>/configurations/NAME.toml`.
+"""The configurations of a home: the built-in ones, and the user's own ones in `<home>/configurations/NAME.toml`.
 
-A file names what it is based on and holds only what differs:
+A file names the configuration that it is based on and contains only the settings that differ:
 
     base = "tiny"
 
     [sft]
     steps = 500
 
-It is read each time that it is asked for, so an edit counts at once.
+The file is read each time that it is used, so that an edit takes effect at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class ConfigurationFile:
-    """What a file says, before any of it is checked. settings: nested, without the base."""
+    """The content of a file before its settings are checked. settings: nested, without the key `base`."""
 
     path: Path
     base: str
@@ -45,23 +45,27 @@ class ConfigurationFile:
 
 
 def configuration_path(home: Path, name: str) -> Path:
-    """Where a user's configuration is, or will be. ValueError for a name that cannot be a file's."""
+    """The file of a user's configuration, whether it exists or not. Raises ValueError for a name that is unsafe as a
+    file name."""
     return home / "configurations" / f"{check_name(name, 'configuration')}.toml"
 
 
 def own_names(home: Path) -> list[str]:
-    """The user's configurations, usable or not."""
+    """The names of the user's configurations, including those that cannot be used."""
     return sorted(path.stem for path in (home / "configurations").glob("[!.]*.toml"))
 
 
 def configuration_names(home: Path) -> list[str]:
-    """The built-in configurations, then the user's."""
+    """The names of the built-in configurations, followed by the user's."""
     return [*CONFIGURATIONS, *(name for name in own_names(home) if name not in CONFIGURATIONS)]
 
 
 def load_configuration(home: Path, name: str) -> Configuration:
-    """One configuration with everything that it is based on. LookupError lists the names; ValueError says in which file
-    and line something cannot be used, and what is allowed."""
+    """Load a configuration together with everything that it is based on.
+
+    Raises LookupError, which lists the names, when there is no such configuration, and ValueError, which gives the file
+    and the line and says what is allowed, for a setting that cannot be used.
+    """
     return _load(home, name, ())
 
 
@@ -83,7 +87,8 @@ def _load(home: Path, name: str, based_on_it: tuple[str, ...]) -> Configuration:
 
 
 def read_configuration_file(home: Path, name: str) -> ConfigurationFile:
-    """LookupError where there is no such file. ValueError where it is no TOML, or names no base."""
+    """Read a user's configuration file without checking its settings. Raises LookupError when there is no such file,
+    and ValueError when it is not valid TOML or names no base."""
     if name not in own_names(home):
         raise LookupError(_no_configuration(home, name))
     path = configuration_path(home, name)
@@ -98,7 +103,9 @@ def read_configuration_file(home: Path, name: str) -> ConfigurationFile:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     base = settings.pop(BASE, None)
     if not isinstance(base, str):
-        raise ValueError(f'{path}: begin it with base = "NAME", the configuration that it differs from, such as "tiny"')
+        raise ValueError(
+            f'{path} names no base: begin it with base = "NAME", the configuration that it is based on, such as "tiny"'
+        )
     return ConfigurationFile(path, base, settings, Source(str(path), lines_of(text)))
 
 
@@ -110,15 +117,16 @@ def _no_configuration(home: Path, name: str) -> str:
 
 
 def write_configuration(home: Path, name: str, base: str, settings: Mapping[str, Any], command: str) -> Path:
-    """Put a new file there, after a check of all that it says. settings: nested. command: what is blamed in errors.
+    """Write a new configuration file after checking all its settings. settings: nested. command: the command that gave
+    the settings, for error messages.
 
-    ValueError for a name that is taken, and for settings that cannot be used.
+    Raises ValueError for a name that is taken, and for settings that cannot be used.
     """
     path = configuration_path(home, name)
     if name in CONFIGURATIONS:
         raise ValueError(f"{name} is a built-in configuration and cannot be changed; choose another name")
     if path.exists():
-        raise ValueError(f"there is a configuration {name} already: edit {path}, or choose another name")
+        raise ValueError(f"configuration {name} exists already: edit {path}, or choose another name")
     changed(load_configuration(home, base), settings, Source(command))
     with atomic_path(path) as temporary:
         temporary.write_text(toml_text(base, settings), encoding="utf-8")
@@ -129,7 +137,7 @@ def write_configuration(home: Path, name: str, base: str, settings: Mapping[str,
 
 
 def lines_of(text: str) -> dict[tuple[str, ...], int]:
-    """Key -> the line it is on, of valid TOML: tables, and keys at the beginning of a line."""
+    """Map each key of a valid TOML text to its line number, for tables and for keys at the beginning of a line."""
     lines: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
     for number, line in _code_lines(text):
@@ -142,7 +150,7 @@ def lines_of(text: str) -> dict[tuple[str, ...], int]:
 
 
 def _code_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) without those inside texts of several lines."""
+    """Yield (line number from 1, stripped line), without the lines inside multi-line texts."""
     quote = ""
     for number, line in enumerate(text.splitlines(), 1):
         if not quote:
@@ -153,7 +161,8 @@ def _code_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _keys_in(line: str) -> tuple[str, ...]:
-    """The dotted key of a table's head, or of an assignment; empty where it is neither, as within a list."""
+    """The dotted key of a table header or of an assignment. It is empty for any other line, such as one inside a
+    list."""
     keys: tuple[str, ...] = ()
     try:
         found: Any = tomllib.loads(line)
@@ -166,7 +175,7 @@ def _keys_in(line: str) -> tuple[str, ...]:
 
 
 def toml_text(base: str, settings: Mapping[str, Any], remarks: Mapping[str, str] | None = None) -> str:
-    """A configuration file. settings: nested. remarks: dotted key -> a comment behind its value."""
+    """The text of a configuration file. settings: nested. remarks: dotted key -> comment after the value."""
     return "\n".join([f"{BASE} = {_toml(base)}", *_toml_lines(settings, (), remarks or {})]) + "\n"
 
 
@@ -184,7 +193,8 @@ def _toml_lines(settings: Mapping[str, Any], table: tuple[str, ...], remarks: Ma
 
 
 def _toml(value: Any) -> str:
-    """One value as TOML; JSON spells texts and numbers the same way, but for the one character that TOML escapes."""
+    """Write one value as TOML. JSON writes texts and numbers the same way, except for one character (0x7F) that TOML
+    escapes. Raises ValueError for a number that is not finite."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, float) and not math.isfinite(value):
@@ -193,15 +203,17 @@ def _toml(value: Any) -> str:
 
 
 def shown(home: Path, name: str) -> str:
-    """A configuration with all its settings as a file that could be saved. What its base has otherwise is remarked."""
+    """The text of a configuration file with all settings of a configuration. Where the base has another value, a
+    comment gives it."""
     config = load_configuration(home, name)
     if name in CONFIGURATIONS:
-        return f"# {name} is built in.\n{toml_text(name, nested(settings_of(config)))}"
+        return f"# {name} is a built-in configuration.\n{toml_text(name, nested(settings_of(config)))}"
     file = read_configuration_file(home, name)
     base = settings_of(load_configuration(home, file.base))
     ours = settings_of(config)
     remarks = {key: _remark(file.base, base.get(key)) for key, value in ours.items() if base.get(key) != value}
-    return f"# {file.path}, with what it takes from {file.base}.\n{toml_text(file.base, nested(ours), remarks)}"
+    heading = f"# {file.path}, with all settings that it takes from {file.base}."
+    return f"{heading}\n{toml_text(file.base, nested(ours), remarks)}"
 
 
 def _remark(base: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The named configurations: one code, several sizes. Nothing else in the code asks which one it is."""
+"""The built-in configurations. They run the same code at several sizes; no other code depends on the name of one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ TINY = Configuration(
         options=MethodOptions(system_prompt="Does the video show what the query describes?"),
         tiny=TinyRecipe(vision_pretraining_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
     ),
-    retrieval=RetrievalRecipe(num_hard_negatives=6),  # the rest is random: with hard ones alone, tokens erase the query
+    # The other negatives are random: with hard ones only, the soft tokens erase the query.
+    retrieval=RetrievalRecipe(num_hard_negatives=6),
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
     sft=TINY_SFT,
     fine_tuned=dataclasses.replace(TINY_SFT, refine="none", steps=150),
@@ -84,9 +85,10 @@ EXPERIMENT = dataclasses.replace(
         ),
     ),
 )
-"""What `vsr1 experiment` trains with several seeds: `tiny` with twice the videos to learn from and more steps. Writing
-is learned in 400 of them; searching takes longer (on val, seed 1, R@1 after 400 and 700: 53 and 83 %). All methods but
-the one ablation that needs a stage 1 of its own (`sqr_sft+drop_above_positive`; add it where there is time)."""
+"""The configuration that `vsr1 experiment` trains with several seeds: `tiny` with twice as many train videos and more
+steps. A policy learns to write answers in 400 steps; learning to search takes longer (R@1 on val with seed 1 is 53 %
+after 400 steps and 83 % after 700). It has all methods except the ablation that needs its own stage 1
+(`sqr_sft+drop_above_positive`); add that one if there is time."""
 
 NANO = Configuration(
     name="nano",
@@ -116,7 +118,7 @@ NANO = Configuration(
         num_resamples=50,
     ),
 )
-"""A few seconds on a CPU: for tests that need the whole graph and not its quality."""
+"""A build takes a few seconds on a CPU: for tests that need the whole graph and no good models."""
 
 QWEN3_VL_2B = Configuration(
     name="qwen3-vl-2b",
@@ -128,7 +130,7 @@ QWEN3_VL_2B = Configuration(
     grpo=GRPORecipe(gradient_checkpointing=True),
     evaluation=EvalRecipe(methods=(*EvalRecipe.methods, "hard_refine", "videosearch_r1+exclude_rejected")),
 )
-"""The authors' settings for both stages, and every method of the paper's comparison."""
+"""The authors' settings for both training stages, and all methods of the paper's comparison."""
 
 QWEN3_VL_4B, QWEN3_VL_8B = (
     dataclasses.replace(
@@ -138,15 +140,15 @@ QWEN3_VL_4B, QWEN3_VL_8B = (
     )
     for size in ("4B", "8B")
 )
-"""A larger policy before the same search engine."""
+"""A larger policy with the same embedder."""
 
 _ALL = (TINY, EXPERIMENT, NANO, QWEN3_VL_2B, QWEN3_VL_4B, QWEN3_VL_8B)
 CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _ALL}
 
 
 def with_seed(config: Configuration, seed: int) -> Configuration:
-    """`config` with another draw of all that training leaves to chance: first weights, order of rows, negatives and
-    samples. The corpus, the draw of the pool and the bootstrap stay."""
+    """Return `config` with `seed` for everything random in training: initial weights, the order of rows, negatives and
+    sampled episodes. The seeds of the corpus, the pool and the bootstrap stay the same."""
     replace, models = dataclasses.replace, config.models
     return replace(
         config,

@@ -1,7 +1,8 @@
-"""Which values a field of a recipe may have, said in its type: `steps: Whole`, `index: Literal["flat", "hnsw"]`.
+"""Which values a field of a recipe may have, expressed by its type: `steps: Whole`, `index: Literal["flat", "hnsw"]`.
 
-A type says what values are (`problem`, `described`); what has to fit together is said by the recipe's
-`problems`. Values come from files and command lines, so every message says what is allowed.
+`checked` checks one value against its type, and `described` says in words what a type allows. Requirements that involve
+several fields are checked by a recipe's own `problems` method. Values come from files and command lines, so every
+message says what is allowed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 
 class Limit(Protocol):
-    """What narrows a type, inside `Annotated`."""
+    """A limit that narrows a type; it stands inside `Annotated`."""
 
     def describe(self, kind: str) -> str:
-        """`kind` (what the type alone allows) with the limit: `a number from 0 to 1`."""
+        """Add the limit to `kind`, which says what the type alone allows: `a number` becomes `a number from 0 to 1`."""
 
-    def allows(self, value: Any) -> bool: ...
+    def allows(self, value: Any) -> bool:
+        """Whether `value`, which has the right type already, is within the limit."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; without `low` itself where `is_above`."""
+    """Numbers from `low` to `high`, both included; with `is_above`, `low` itself is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -41,7 +43,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Ascending:
-    """Numbers of which each is at least the one before, and the first at least `low`."""
+    """A list of numbers in which the first is at least `low` and no number is smaller than the one before it."""
 
     low: float = 1
 
@@ -54,13 +56,14 @@ class Ascending:
 
 @dataclass(frozen=True)
 class Keys:
-    """One or more keys of the table `attribute` of `module`, each once. The table is read when a value is checked: what
-    it holds is made of recipes, so its module cannot be imported where recipes are."""
+    """One or more keys of the mapping `attribute` of `module`, none of them twice. The mapping is read only when a
+    value is checked, because its module imports the recipes and so cannot be imported by them."""
 
     module: str
     attribute: str
 
     def known(self) -> Collection[Any]:
+        """All keys that are allowed."""
         found: Collection[Any] = getattr(importlib.import_module(self.module), self.attribute)
         return found
 
@@ -75,7 +78,8 @@ class Keys:
 
 @dataclass(frozen=True)
 class Each:
-    """Of a mapping: which keys it may have, and the type of the values. It is a group of settings, not one."""
+    """Marks a mapping: `names` are the keys that it may have, and `hint` is the type of its values. Such a field is a
+    group of settings and not a single one."""
 
     names: Keys
     hint: Any
@@ -83,7 +87,7 @@ class Each:
 
 @dataclass(frozen=True)
 class NotEmpty:
-    """At least one."""
+    """A list with at least one entry."""
 
     def describe(self, kind: str) -> str:
         return f"{kind}, at least one"
@@ -102,7 +106,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 def described(hint: Any) -> str:
-    """What `hint` allows, in words."""
+    """Say in words what the type `hint` allows, such as `a whole number of at least 1`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         text = described(arguments[0])
@@ -118,7 +122,7 @@ def described(hint: Any) -> str:
 
 
 def is_text(hint: Any) -> bool:
-    """Whether values are texts, so that a command line needs no quotes around them."""
+    """Whether the values of type `hint` are texts, so that they need no quotes on a command line."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return is_text(arguments[0])
@@ -126,12 +130,13 @@ def is_text(hint: Any) -> bool:
 
 
 def is_list(hint: Any) -> bool:
+    """Whether the values of type `hint` are lists."""
     return get_origin(get_args(hint)[0] if get_origin(hint) is Annotated else hint) is tuple
 
 
 def checked(value: Any, hint: Any) -> Any:
-    """`value`, as TOML or JSON gives it, as `hint` has it: a list becomes a tuple, and a whole number a float where one
-    is wanted. ValueError says what is allowed."""
+    """Convert `value`, as read from TOML or JSON, to the type `hint`: a list becomes a tuple, and a whole number
+    becomes a float if `hint` asks for one. Raises ValueError, which says what is allowed, for any other value."""
     try:
         return _converted(value, hint)
     except TypeError:
@@ -139,7 +144,7 @@ def checked(value: Any, hint: Any) -> Any:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """TypeError for what `hint` does not allow."""
+    """Like `checked`, but raises TypeError for a value that `hint` does not allow."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _converted(value, arguments[0])

@@ -1,7 +1,7 @@
-"""What decides a result: one frozen recipe per stage.
+"""Recipes: the values that decide the results, as one frozen dataclass per stage.
 
-A value belongs here when changing it changes a row. Batch sizes, devices and worker counts do not
-(see `vsr1_core.stages.base.Execution`). No torch here: plans are made without it.
+A value belongs here if changing it changes rows. Batch sizes of inference, devices and worker counts do not; they are
+in `vsr1_core.stages.base.Execution`. This module does not import torch, because plans are made without it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
-"""How the learning rate goes on after the warmup, by the names of transformers."""
+"""The course of the learning rate after the warmup; the names are those of the transformers library."""
 Methods = Annotated[tuple[str, ...], Keys("vsr1_core.stages.methods", "ALL")]
 Refine = Literal["none", "soft", "text"]
-"""How a query changes after a video was rejected: not at all, by soft tokens (SQR), or written anew (HQR)."""
+"""How a query changes after a video was rejected: `none` does not change it, `soft` adds soft tokens (SQR), and `text`
+writes a new query (HQR)."""
 
 
 @dataclass(frozen=True)
 class ToyRecipe:
-    """The rendered corpus (drawn by `vsr1_core.datasets.toy`)."""
+    """The rendered toy corpus, which `vsr1_core.datasets.toy` draws."""
 
     num_train: Whole = 1500
     num_val: Whole = 150
@@ -35,43 +36,44 @@ class ToyRecipe:
     moments_per_train_video: Count = 2
     moments_per_eval_video: Count = 1
     near_duplicate_share: Share = 0.1
-    """Share of videos that are another video with one attribute of one event changed."""
+    """Share of the videos that copy another video of their split and change one attribute: of one event, or the
+    background."""
     synonym_probability: Share = 0.5
     seed: Whole = 42
 
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Frame sampling (docs/method.md, Data): min(max_frames, max(1, floor(duration * fps))) frames, an even count,
-    aspect kept."""
+    """Frame sampling (docs/method.md, Data): a video gives min(max_frames, max(1, floor(duration * fps))) frames, made
+    an even number, and frames keep their aspect ratio."""
 
     fps: Positive = 1.0
     max_frames: Annotated[int, Range(2)] = 64
     max_pixels: Count = 200_704
     size_multiple: Count = 32
-    """Height and width are multiples of this: patch size times spatial merge."""
+    """Height and width of a frame in pixels are multiples of this: patch size times spatial merge."""
     backend: Literal["auto", "pyav", "torchcodec", "decord", "ffmpeg"] = "auto"
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """How the soft query modules of a policy work. A policy is made with them and carries them from then on: training,
-    search and evaluation read the policy's, never a recipe's."""
+    """How the soft query modules of a policy work. A policy is made with these options and stores them: training,
+    search and evaluation read the options of the policy, never those of a recipe."""
 
     num_soft_tokens: Count = 8
     accumulate: bool = True
-    """Keep the latents of earlier turns in the query."""
+    """Whether the query keeps the latents of earlier turns."""
     seed_hidden: Literal["post_norm", "pre_norm"] = "post_norm"
-    """Where h_1 is read: `post_norm`, or the authors' `pre_norm`."""
+    """Where h_1 is read: after the final norm (`post_norm`), or before it as the authors do (`pre_norm`)."""
     system_prompt: str = ""
-    """What the policy is told; empty means `reasoning.conversation.SYSTEM_PROMPT`."""
+    """The policy's system prompt; an empty text means `reasoning.conversation.SYSTEM_PROMPT`."""
     seed: Whole = 42
-    """Of the starting weights of the soft query modules."""
+    """Seed of the initial weights of the soft query modules."""
 
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """How the tiny models are trained from scratch; no part of a build with published models."""
+    """How the tiny models are trained from scratch. Builds with published models do not use this recipe."""
 
     hidden_size: Count = 128
     num_layers: Count = 4
@@ -81,29 +83,36 @@ class TinyRecipe:
     patch_size: Count = 16
     vocab_size: Count = 1024
     vision_pretraining_steps: Whole = 150
-    """Of the vision tower alone, which learns the captions' words before anything else."""
+    """Steps of vision pretraining, which trains the vision tower alone to recognise the words of the captions, before
+    anything else is trained."""
     contrastive_steps: Whole = 400
     contrastive_batch: Annotated[int, Range(2)] = 64
     contrastive_lr: Positive = 1e-3
     contrastive_temperature: Positive = 0.07
     caption_weight: Weight = 1.0
-    """Weight of writing captions (from the video, and again from the text), beside matching them."""
+    """Weight of the captioning loss (captions written from the video, and again from the text) relative to the
+    contrastive loss."""
     seed: Whole = 42
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What does not fit together: a field, and what it has to be."""
+        """Yield (field, requirement) for each value that does not fit the other values."""
         if self.hidden_size % (2 * self.num_heads):
             multiple = 2 * self.num_heads
-            yield "hidden_size", f"has to be a multiple of {multiple}, twice num_heads, as each head has an even width"
+            yield "hidden_size", f"has to be a multiple of {multiple} (twice num_heads): each head needs an even width"
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Which models there are, the options that the policy is made with, and how the tiny models are trained."""
+    """Which models are used, which options the policy is made with, and how the tiny models are trained.
+
+    Raises:
+        ValueError: If only one of the two models is `tiny`.
+    """
 
     policy: str = "tiny"
     """`tiny` (trained from scratch on the toy corpus), a hub id, or a local folder."""
     embedder: str = "tiny"
+    """As `policy`: `tiny`, a hub id, or a local folder."""
     options: MethodOptions = MethodOptions()
     tiny: TinyRecipe = TinyRecipe()
 
@@ -121,48 +130,57 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class RetrievalRecipe:
+    """The index over the videos, and how many results are kept per query."""
+
     index: Literal["flat", "ivf", "hnsw"] = "flat"
-    """`flat` (exact), `ivf` or `hnsw`."""
+    """Kind of index: `flat` searches exactly, `ivf` and `hnsw` approximately."""
     top_k: Count = 100
+    """Number of videos that are ranked per query."""
     num_hard_negatives: Whole = 30
 
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """The top-1 pool (docs/method.md, Data): train queries whose first video is right, and as many whose first is
-    wrong."""
+    """The top-1 pool (docs/method.md, Data): train queries whose first-ranked video is right, and as many whose
+    first-ranked video is wrong."""
 
     num_matched: Whole = 1000
     num_not_matched: Whole = 1000
     fill_matched: bool = False
-    """Where too few are ranked first, show the right video of other queries. Not in the paper; for weak embedders."""
+    """If too few queries rank their right video first, the pool is filled with other queries, which are shown their
+    right video. The paper does not do this; it is for weak embedders."""
     random_share: Share = 0.0
-    """Share of the not-matched rows that are shown any wrong video instead of the first. Not in the paper; for small
-    models, which learn to read what is asked off a shown video that is nearly right."""
+    """Share of the not-matched rows that show a random wrong video instead of the first-ranked one. The paper does not
+    do this; it is for small models, which otherwise learn to copy the query's content from a video that is nearly
+    right."""
     seed: Whole = 42
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
+    """Which teacher writes the reasoning traces."""
+
     kind: Literal["template", "endpoint"] = "template"
-    """`template` writes the trace from the shown video's own annotation; `endpoint` (EndpointRecipe) asks a model."""
+    """`template` writes a trace from the annotations of the shown video; `endpoint` (EndpointRecipe) asks a model."""
 
 
 @dataclass(frozen=True)
 class EndpointRecipe(TeacherRecipe):
-    """What a model is asked for a trace. A recipe of its own: a template's rows do not change with these values."""
+    """How a model is asked for a trace. This is a separate recipe, so that these values do not change the rows of the
+    template teacher."""
 
     kind: Literal["endpoint"] = "endpoint"
     model: str = ""
     temperature: Weight = 0.4
     prompt_version: Annotated[int, Keys("vsr1_core.reasoning.evidence", "PROMPTS")] = 1
-    """Which of `vsr1_core.reasoning.evidence.PROMPTS`."""
+    """Key of the prompt in `vsr1_core.reasoning.evidence.PROMPTS`."""
     max_tokens: Count = 4096
-    """Of a whole reply, a thinking model's thoughts included."""
+    """Maximum number of tokens of a whole reply, including the thoughts of a thinking model."""
     frames_as: Literal["images", "video"] = "images"
-    """`images` (one JPEG a frame) or `video` (one mp4 of the same frames at their true times)."""
+    """How frames are sent: as `images` (one JPEG per frame) or as `video` (one mp4 with the same frames at their true
+    times)."""
     num_frames: Count = 32
-    """At most so many of the stored frames, evenly spread."""
+    """Maximum number of frames that are sent; they are evenly spread over the stored frames."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +188,11 @@ class SFTRecipe:
     """Stage 1: supervised fine-tuning (docs/method.md)."""
 
     refine: Refine = "soft"
-    """`none` trains the fine-tuned baseline: the same rows, no retrieval loss, no soft tokens. `text` trains hard query
-    refinement: the pool's pairs again, with a new query after a mismatch, and no soft tokens."""
+    """`soft` trains soft query refinement. `none` trains the fine-tuned baseline on the same rows, without retrieval
+    loss and soft tokens. `text` trains hard query refinement on the same pairs of the pool, where a mismatch ends with
+    a new query, without soft tokens."""
     steps: Whole = 0
-    """Optimiser steps; 0 means one epoch over the rows."""
+    """Number of optimiser steps; 0 means one epoch over the rows."""
     batch_size: Count = 1
     gradient_accumulation: Count = 1
     lr: Positive = 2e-5
@@ -184,27 +203,29 @@ class SFTRecipe:
     max_grad_norm: Weight = 1.0
     retrieval_weight: Weight = 0.3
     retrieval_warmup_ratio: Share = 0.0
-    """Over this share of the steps the weight of L_ret rises from 0. Not in the paper; for models that first have to
-    learn to write, and learn neither well when both losses pull from the start."""
+    """Share of the steps over which the weight of L_ret rises from 0. The paper does not do this; it is for models that
+    first have to learn to write, and that learn neither task well when both losses act from the start."""
     temperature: Positive = 0.1
     num_negatives: Whole = 24
     in_batch_positives: bool = False
     drop_above_positive: bool = False
     lora_rank: Whole = 0
-    """Rank of adapters on the text model's linear layers, which then learn in its place; merged at the end. 0: none."""
+    """Rank of the adapters on the linear layers of the text model. Only the adapters are trained then, and they are
+    merged into the layers at the end. 0 trains the layers themselves."""
     train_vision: bool = False
     gradient_checkpointing: bool = False
     bf16: bool = True
     early_stop_patience: Whole = 0
-    """Stop after so many validations without a lower loss, with the best weights. 0 trains on all rows, to the end."""
+    """Stop after this many validations without a lower loss, and keep the best weights. 0 means no validation: training
+    uses all rows and all steps."""
     validation_steps: Count = 50
     validation_share: Share = 0.1
-    """Share of the train videos whose rows validate and do not train, where early stopping is asked for."""
+    """Share of the train videos whose rows are used for validation and not for training; only with early stopping."""
     seed: Whole = 42
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The fields that change nothing here, so that no version depends on them."""
+        """Names of the fields that have no effect with the other values of this recipe; no version depends on them."""
         no_search = () if self.refine == "soft" else OF_SOFT_REFINEMENT
         return (*no_search, *(() if self.early_stop_patience else ("validation_steps", "validation_share")))
 
@@ -213,17 +234,17 @@ OF_SOFT_REFINEMENT = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
     *("in_batch_positives", "drop_above_positive"),
 )
-"""Fields of SFTRecipe that only a training with soft tokens and their retrieval loss reads."""
+"""Fields of SFTRecipe that are read only when training with soft tokens and their retrieval loss."""
 
 
 class RewardWeights(Mapping[str, float]):
-    """The weight of each reward by its name, as in `RewardWeights(format=0.2)`. It cannot be changed.
+    """Immutable mapping from the name of a reward to its weight, as in `RewardWeights(format=0.2)`.
 
-    Which rewards there are is in `training.rewards`, which refuses a weight without a reward. A reward that has no
-    weight here is judged and logged, and adds nothing to the total.
+    `training.rewards` defines the rewards, and refuses a weight whose name is not a reward. A reward without a weight
+    here is computed and logged, and adds nothing to the total.
 
     Raises:
-        ValueError: Where a weight is no finite number.
+        ValueError: If a weight is not a finite number.
     """
 
     __slots__ = ("_weights",)
@@ -256,11 +277,11 @@ class GRPORecipe:
     """Stage 2: GRPO over search episodes (docs/method.md)."""
 
     steps: Whole = 0
-    """Optimiser steps; 0 means one epoch over the prompts."""
+    """Number of optimiser steps; 0 means one epoch over the prompts."""
     queries_per_step: Count = 2
     matched_share: Share = 0.0
-    """Share of a step's queries that find their video first; 0 takes queries as they come. Not in the paper; where few
-    do, a policy is rewarded for refusing whatever it is shown."""
+    """Share of the queries of a step that rank their right video first; 0 takes queries in random order. The paper does
+    not do this; if only few queries rank it first, a policy is rewarded for rejecting every video."""
     group_size: Annotated[int, Range(2)] = 8
     num_turns: Count = 3
     temperature: Positive = 1.0
@@ -285,8 +306,11 @@ class GRPORecipe:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The fields that change nothing here, so that no version depends on them: at another temperature than 1 the
-        ratio that is clipped is exactly 1, and a step of one query has no share of queries."""
+        """Names of the fields that have no effect with the other values of this recipe; no version depends on them.
+
+        `clip` has no effect at a temperature other than 1, where the clipped ratio is exactly 1. `matched_share` has no
+        effect when a step has only one query.
+        """
         no_clip = () if self.temperature == 1 else ("clip",)
         return (*no_clip, *(() if self.queries_per_step > 1 else ("matched_share",)))
 
@@ -295,17 +319,18 @@ TrainingRecipe = TypeVar("TrainingRecipe", SFTRecipe, GRPORecipe)
 
 
 def effective(recipe: TrainingRecipe) -> TrainingRecipe:
-    """`recipe` with the fields that change nothing at their defaults: what versions are made of."""
+    """Set the fields that have no effect (`recipe.unused`) to their defaults. Versions are computed from the result."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(recipe) if f.name in recipe.unused}
     return replace(recipe, **defaults)
 
 
 @dataclass(frozen=True)
 class EvalRecipe:
-    """The search loop and what is reported of it."""
+    """How queries are searched in evaluation, and what is reported."""
 
     methods: Methods = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1")
-    """Names in `stages.methods.ALL`. Only these are searched with, and baselines trained only for these."""
+    """Names in `stages.methods.ALL`. Queries are searched with these methods only, and only the baselines that they
+    need are trained."""
     splits: Annotated[tuple[str, ...], NotEmpty()] = ("test",)
     num_turns: Count = 3
     max_new_tokens: Count = 256
@@ -315,9 +340,10 @@ class EvalRecipe:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All recipes of one way to build a dataset.
+    """All recipes for building a dataset.
 
-    retrain: whether automation may train. It decides when, never what, so no row depends on it.
+    retrain: whether automation may train models. It decides when they are trained and not how, so that no row depends
+    on it.
     """
 
     name: str
@@ -335,7 +361,7 @@ class Configuration:
     evaluation: EvalRecipe = EvalRecipe()
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What makes a method another one than its name says: a dotted field, and what it has to be."""
+        """Yield (dotted field, requirement) for each value that would make a method differ from what its name says."""
         for stage, refine in (("sft", "soft"), ("fine_tuned", "none"), ("hard_refine", "text")):
             if getattr(self, stage).refine != refine:
-                yield f"{stage}.refine", f"has to be {refine!r}, which is what makes its method another one"
+                yield f"{stage}.refine", f"has to be {refine!r}: another value would make it a different method"

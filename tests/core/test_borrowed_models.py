@@ -53,10 +53,10 @@ def test_models_that_are_nobodys_are_refused(tmp_path: Path) -> None:
     add(tmp_path, "a", "nano", "c")
     add(tmp_path, "b", "nano", "a")
     last = add(tmp_path, "c", "nano", "b")
-    with pytest.raises(ValueError, match="'c' are nobody's: c from b from a from c; one of them has to make its own"):
+    with pytest.raises(ValueError, match="borrow in a circle: c from b from a from c; one of them has to make its own"):
         models_owner(tmp_path, last)
     lost = add(tmp_path, "lost", "nano", "gone")
-    with pytest.raises(LookupError, match="'lost' uses the models of 'gone', which is not among the datasets"):
+    with pytest.raises(LookupError, match="'lost' borrows the models of 'gone', which is not a known dataset"):
         configuration_of(tmp_path, lost)
 
 

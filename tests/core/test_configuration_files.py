@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "a key that there is not": ("[sft]\nstepz = 5", 3, r"sft\.stepz is no setting; did you mean sft\.steps\?"),
     "a key that stands elsewhere": ("steps = 5", 2, r"did you mean sft\.steps or fine_tuned\.steps"),
     "a group that there is not": ("[stf]\nsteps = 5", 2, r"stf is no setting; did you mean sft\?"),
-    "its own name": ('name = "x"', 2, "called as its file is"),
+    "its own name": ('name = "x"', 2, "the name of its file"),
     "another type": ('[sft]\n\nsteps = "many"', 4, "a whole number of at least 0, not 'many'"),
     "a truth for a number": ("[sft]\nsteps = true", 3, "a whole number of at least 0, not True"),
     "a number for a truth": ("[sft]\nbf16 = 1", 3, "true or false, not 1"),
@@ -159,7 +159,7 @@ def test_what_is_written_is_checked_first_and_never_overwrites(tmp_path: Path) -
     assert not configuration_path(tmp_path, "mine").exists()
     path = write_configuration(tmp_path, "mine", "tiny", {"sft": {"steps": 7}}, "--set")
     assert path.read_text() == 'base = "tiny"\n\n[sft]\nsteps = 7\n'
-    with pytest.raises(ValueError, match="there is a configuration mine already"):
+    with pytest.raises(ValueError, match="configuration mine exists already"):
         write_configuration(tmp_path, "mine", "tiny", {}, "--set")
     assert [p.name for p in path.parent.iterdir()] == ["mine.toml"]
 

@@ -248,7 +248,7 @@ def test_a_row_without_frames_fails_alone(tmp_path: Path, server: ChatServer) ->
     assert refusal(replies["lost"], "matched") == (
         "the teacher failed: video v has no frames to show; build frame_tensors"
     )
-    assert "are not there" in replies["gone"].error
+    assert "are missing" in replies["gone"].error
     assert replies["q"].error == ""
 
 

@@ -247,7 +247,7 @@ class NoWorker:
 
 def test_a_cluster_that_loses_every_worker_stops_the_work_and_blames_no_row() -> None:
     tasks = ray_workers._Tasks(NoWorker(), iter, iter(range(100)), 5.0, lambda line: None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"the Ray cluster does no work: a worker was lost .* 20 times in turn"):
+    with pytest.raises(ValueError, match=r"the Ray cluster does no work: a worker was lost .* 20 times in a row"):
         list(tasks.results())
 
 

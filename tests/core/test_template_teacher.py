@@ -50,7 +50,7 @@ def test_traces_are_short():
 
 def test_what_the_teacher_cannot_write_is_refused():
     assert "nothing to describe" in refusal(trace("matched", RED), "matched")
-    assert "not among those" in refusal(trace("matched", RED, BLUE), "matched")
+    assert "does not have the query's moment" in refusal(trace("matched", RED, BLUE), "matched")
     assert "contradicts" in refusal(trace("not_matched", RED, RED), "not_matched")
     assert "tags" in refusal(TeacherReply("q", "it is <answer>matched</answer>"), "matched")
     assert "'content_filter'" in refusal(TeacherReply("q", "x", "content_filter"), "matched")

@@ -98,7 +98,7 @@ def test_settings_on_a_dataset_make_a_configuration_of_its_name(home: Path, clip
     assert "Then: vsr1 report --dataset mine" in out
     assert configuration_of(home, get_entry(home, "mine")).retrieval.index == "hnsw"
     again = refused("dataset", "add", "mine", *clips, "--config", "mine", "--set", "retrieval.top_k=5")
-    assert "there is a configuration mine already: edit" in again
+    assert "configuration mine exists already: edit" in again
     assert configuration_of(home, get_entry(home, "mine")).retrieval.top_k == TINY.retrieval.top_k
     assert "has no effect while the models of toy are used" in run(
         "dataset", "add", "o", *clips, "--set", "sft.steps=9"
@@ -136,6 +136,6 @@ def test_tiny_models_need_annotations_to_be_trained_on(home: Path, clips: list[s
 def test_a_dataset_whose_configuration_is_gone_says_so_and_hides_no_other(home: Path, clips: list[str]) -> None:
     run("dataset", "add", "mine", *clips, "--set", "retrieval.index=hnsw")
     (home / "configurations/mine.toml").unlink()
-    assert "dataset 'mine' cannot be built as it was: no configuration 'mine'" in refused("plan", "--dataset", "mine")
+    assert "configuration of dataset 'mine' is missing: no configuration" in refused("plan", "--dataset", "mine")
     assert json.loads(CliRunner().invoke(app, ["plan", "--dataset", "toy", "--json"]).stdout)["assets"]
     assert "charades" in run("dataset", "list")

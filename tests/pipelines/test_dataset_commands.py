@@ -103,7 +103,7 @@ def test_models_that_go_round_in_a_circle_are_refused_and_listed(home: Path, cli
     assert get_entry(home, "mine") == entry
     save_entry(home, dataclasses.replace(entry, models_from="gone"))
     assert "unknown" in said("dataset", "list")
-    assert "unknown: dataset 'mine' uses the models of 'gone'" in said("dataset", "show", "mine")
+    assert "unknown: dataset 'mine' borrows the models of 'gone'" in said("dataset", "show", "mine")
 
 
 def test_a_clean_dataset_exits_with_0(clips: Path) -> None:

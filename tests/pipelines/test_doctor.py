@@ -38,7 +38,7 @@ def test_what_a_real_dataset_lacks_is_named(home: Path) -> None:
     assert found["GPU"].level == "problem"
     assert "VSR1_TEACHER_URL" in found["teacher"].advice
     assert "vsr1 dataset show charades" in found["charades_fig_train.jsonl"].advice
-    assert "has 1 rows, as published it has 3,720" in found["charades_fig_test.jsonl"].found
+    assert "has 1 rows, the published file has 3,720" in found["charades_fig_test.jsonl"].found
     assert found["videos"].level == "problem"
 
 

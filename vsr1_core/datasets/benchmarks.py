@@ -1,6 +1,6 @@
-"""The three public datasets: which files they have, how many rows, what their ids look like, and where to get them.
+"""The three public datasets: their annotation files and numbers of rows, the form of their ids, and where to get them.
 
-Facts only; `verified` reads the files, and `file_check` compares them with the disk.
+This module contains only facts; `verified` reads the files, and `file_check` compares the facts with the disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ VERIFIED_FIG = "https://github.com/hlchen23/VERIFIED"
 
 @dataclass(frozen=True)
 class AnnotationSpec:
-    """One annotation file as published. num_rows: its lines."""
+    """One annotation file as published. num_rows: the number of its lines."""
 
     name: str
     split: str
@@ -23,9 +23,11 @@ class AnnotationSpec:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """files: in the order train, val, test. id_pattern: what every video id looks like, as a whole-string pattern.
+    """One public dataset.
 
-    folder: where the annotation repository has the files. suffixes: of the published videos, most frequent first.
+    folder: the folder of its files in the annotation repository. files: in the order train, val, test. id_pattern: a
+    regular expression that matches every video id as a whole. suffixes: the suffixes of the published videos, the most
+    frequent first.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Benchmark:
 
     @property
     def splits(self) -> dict[str, str]:
-        """file name -> split."""
+        """Map file name -> split."""
         return {file.name: file.split for file in self.files}
 
     @property
@@ -66,7 +68,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             id_example="TAQ25",
             suffixes=(".mp4",),
             videos_from="https://prior.allenai.org/projects/charades (Charades_v1_480.zip)",
-            videos_note="the archive holds more videos than are annotated: `vsr1 dataset check charades --allow-extra`",
+            videos_note="the archive has more videos than the annotations: `vsr1 dataset check charades --allow-extra`",
         ),
         Benchmark(
             name="didemo",
@@ -103,9 +105,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def wrong_row_count(file_name: str, num_rows: int) -> str:
-    """What is wrong with an annotation file of so many rows; empty where nothing is, or no such file was published."""
+    """The message for an annotation file that has `num_rows` rows instead of the published number. It is empty when the
+    number is right, and for a file that is not a published one."""
     for benchmark in BENCHMARKS.values():
         for file in benchmark.files:
             if file.name == file_name and file.num_rows != num_rows:
-                return f"{file_name} has {num_rows:,} rows, as published it has {file.num_rows:,}: fetch it again"
+                return f"{file_name} has {num_rows:,} rows, the published file has {file.num_rows:,}: fetch it again"
     return ""

@@ -1,6 +1,6 @@
-"""A dataset's annotations against its files on disk, before anything is built: what is missing, extra or unusable.
+"""Compares a dataset's annotations with its files on disk before anything is built: what is missing, extra or unusable.
 
-Reads the files themselves, not the tables; every video is opened, and one frame of it decoded.
+The check reads the files and not the tables. It opens every video and decodes one frame of it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from vsr1_core.rows.files import read_jsonl
 from vsr1_core.rows.workers import map_rows
 
 KINDS = {
-    "wrong count": "an annotation file is not there, or has another number of rows than the published one",
-    "bad row": "an annotated row that is no moment",
-    "strange id": "an annotated video id that does not look like this dataset's",
+    "wrong count": "an annotation file that is missing, or does not have the published number of rows",
+    "bad row": "an annotation row that is not a valid moment",
+    "strange id": "an annotated video id that does not look like the ids of this dataset",
     "missing": "an annotated video without a file",
-    "clash": "several files claim one video",
+    "clash": "a video id that several files have",
     "extra": "a video file that no annotation names",
     "undecodable": "a video file that cannot be read",
     "too short": "a span that begins beyond the end of its video's file",
 }
-"""What is looked for, in the order it is reported."""
+"""Kind of finding -> what it means, in the order in which findings are reported."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. row_id: a video, a query, or `<file>:<line>`."""
+    """One problem. kind: a key of KINDS. row_id: the id of a video or query, a file, or `<file>:<line>`. file: a path,
+    or empty. detail: the message."""
 
     kind: str
     row_id: str
@@ -42,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Spans:
-    """One video file and when its annotated moments begin: (query_id, start_s, end_s)."""
+    """One video file and the spans of its annotated moments: (query_id, start_s, end_s), in seconds."""
 
     video_id: str
     path: Path
@@ -50,7 +51,8 @@ class Spans:
 
 
 def check_files(entry: DatasetEntry, config: Configuration, workers: int = 1) -> Iterator[Finding]:
-    """All findings; those for which no video is opened come first. FileNotFoundError: no annotations at all."""
+    """Yield all findings; those that need no opened video come first. Raises FileNotFoundError when the dataset has no
+    annotation file at all."""
     yield from _annotation_findings(entry, config)
     spans: dict[str, list[tuple[str, float, float]]] = {}
     for row_id, moment in sources.moments(entry, config).items():
@@ -97,11 +99,12 @@ def _name_findings(
         if len(paths) > 1:
             yield Finding("clash", video_id, str(paths[0]), folder.clash_error(video_id, paths))
         elif video_id not in annotated and not sources.unannotated_splits(entry):
-            yield Finding("extra", video_id, str(paths[0]), "no annotation names it")
+            yield Finding("extra", video_id, str(paths[0]), "no annotation names this video")
 
 
 def too_short(task: Spans) -> list[tuple[str, str]]:
-    """(query_id, why) of each moment that begins after the video's end. ValueError when it cannot be decoded."""
+    """Return (query_id, reason) for each moment that begins after the end of its video. Raises ValueError when the
+    video cannot be decoded."""
     from vsr1_core.media.probe import probe
 
     end_s = probe(task.path).duration_s

@@ -1,4 +1,4 @@
-"""A folder of videos: which files there are, and annotations in a CSV. `verified` reads the FIG schema."""
+"""Reads a folder of videos: finds the files, and parses annotations in a CSV file. `verified` reads the FIG schema."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ REQUIRED = ("video", "start", "end", "query")
 
 
 def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
-    """video_id -> its files (one, unless several claim the id), searched in all subfolders.
+    """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
-    The id is the path below `folder` without its suffix; with `by_name` only the last part of it. Hidden files and
-    folders are left out. FileNotFoundError when the folder is not there.
+    The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Hidden
+    files and folders are skipped. Raises FileNotFoundError when the folder does not exist.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
     found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(folder):  # strings: a pathlib operation costs as much as asking the disk
+    for place, folders, names in os.walk(folder):  # strings: a pathlib operation costs as much as a disk access
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder).as_posix()
         prefix = "" if by_name or below == "." else f"{below}/"
@@ -39,14 +39,16 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
 
 
 def clash_error(video_id: str, paths: list[Path]) -> str:
+    """The message for several files that have the same video id."""
     names = ", ".join(str(p) for p in paths)
-    return f"{len(paths)} files claim the video id {video_id!r}: {names}; rename or remove all but one"
+    return f"{len(paths)} files have the same video id {video_id!r}: {names}; rename or remove all but one"
 
 
 def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
-    """(`<file>:<line>`, moment) from a `.csv`, or from a `.jsonl` in the FIG schema; split `test` unless a row says.
+    """Yield (`<file>:<line>`, moment) from a `.csv` file, or from a `.jsonl` file in the FIG schema. The split is
+    `test` unless a row says otherwise. A line that is not a valid moment becomes a BadLine.
 
-    FileNotFoundError or ValueError when the file as a whole cannot be used.
+    Raises FileNotFoundError or ValueError when the file as a whole cannot be used.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the annotation file {path} is not there")
@@ -59,7 +61,8 @@ def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
-    """Columns video, start, end, query, in any case and order; optional id, split, duration."""
+    """Read a CSV file with the columns video, start, end and query (start and end in seconds), and optionally id, split
+    and duration. The columns may be in any order and letter case."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         header = [name.strip().lower() for name in next(reader, [])]
@@ -77,8 +80,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
 
 
 def _csv_moment(fields: Mapping[str, str], seen: Counter[str]) -> Moment:
-    """Without an id column, the id comes from video and query and not from the span, so a corrected span stays the
-    same row. `seen` numbers repetitions."""
+    """Convert one line to a moment. Without an id column, the id is computed from the video and the query and not from
+    the span, so that a corrected span stays the same row. `seen` counts the ids, to number repeated ones."""
     video, query = text_of(fields, "video"), text_of(fields, "query")
     own_id = fields.get("id", "").strip()
     if not own_id:

@@ -1,4 +1,4 @@
-"""What a kind of dataset has to say of its files. The kinds themselves are modules of `datasets.formats`."""
+"""The interface that each kind of dataset implements. The kinds are the modules in `datasets.formats`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from vsr1_core.recipes import Configuration
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """content: its version; None where the file is missing, and `error` says what to put where. digest: of the bytes
-    that `content` stands for; empty where it stands for a recipe. split: empty where the file's rows say it."""
+    """One annotation file.
+
+    split: the split of all its rows; empty when each row says its own. content: the version of the file's content; None
+    when the file is missing, and then `error` says what to put where. digest: the digest of the bytes that `content`
+    stands for; empty when `content` stands for a recipe.
+    """
 
     file_id: str
     path: Path
@@ -28,8 +32,8 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class MadeVideo:
-    """A video that is made and not found. content: what decides its pixels, known before the file is there. task: what
-    `DatasetFormat.render` gets, which has to be picklable."""
+    """A video that is made and not found. content: the version of what decides its pixels, which is known before the
+    file exists. task: the argument for `DatasetFormat.render`, which has to be picklable."""
 
     path: Path
     content: str
@@ -37,40 +41,42 @@ class MadeVideo:
 
 
 class DatasetFormat(ABC):
-    """One kind of dataset. Everything here has to be cheap: files are listed and annotations parsed, no video is
-    opened."""
+    """One kind of dataset. All methods except `render` have to be cheap: they list files and parse annotations, and
+    they open no video."""
 
     kind: str
-    """Its name in a `DatasetEntry`."""
+    """The name of the kind in a `DatasetEntry`."""
     says: str
-    """One sentence for people."""
+    """One sentence that describes the kind to users."""
     unannotated_splits: tuple[str, ...] = ()
-    """The splits of a video on disk that no annotation names; none: it does not belong to the corpus."""
+    """The splits to which a video on disk belongs when no annotation names it. If this is empty, such a video does not
+    belong to the corpus."""
 
     @abstractmethod
     def annotation_files(self, entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
-        """file_id -> file. FileNotFoundError where there is no file at all."""
+        """Map file_id -> annotation file. Raises FileNotFoundError when the dataset has none of its files."""
 
     @abstractmethod
     def lines(self, entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
-        """(`<file>:<line>`, the moment, or why that line is none) of every line that is not blank."""
+        """Yield (`<file>:<line>`, moment or BadLine) for every line that is not blank."""
 
     @abstractmethod
     def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
-        """video_id -> its files on disk, several where files clash. Empty where videos are made."""
+        """Map video_id -> its files on disk; more than one if files clash. Empty for a kind whose videos are made."""
 
     def prepare(self, entry: DatasetEntry, config: Configuration) -> None:  # noqa: B027  # most find their files
-        """Make the annotation files, where they are made and not found."""
+        """Make the annotation files, for a kind whose annotations are made and not found."""
 
     def made_videos(self, entry: DatasetEntry, config: Configuration) -> Mapping[str, MadeVideo] | None:
-        """video_id -> the video that is made for it; None where videos are found."""
+        """Map video_id -> the video to make; None for a kind whose videos are found."""
         return None
 
     @staticmethod
     def render(task: Any) -> dict[str, Any]:
-        """Make one video of `made_videos` and return its columns of `raw_videos`. Runs in a worker process."""
+        """Make one video of `made_videos` and return its columns in `raw_videos`. `task` is that of its MadeVideo. This
+        runs in a worker process."""
         raise NotImplementedError("the videos of this kind of dataset are found, not made")
 
     def splits_of_videos(self, entry: DatasetEntry, config: Configuration) -> Mapping[str, str]:
-        """video_id -> the split that it belongs to beside those in which it is annotated."""
+        """Map video_id -> the split to which the video belongs in addition to those in which it is annotated."""
         return {}

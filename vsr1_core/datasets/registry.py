@@ -1,4 +1,5 @@
-"""The datasets a home knows: one JSON file each under `<home>/datasets/`. Reading their files is not done here."""
+"""The datasets that a home knows. Each registered dataset has one JSON file in `<home>/datasets/`. `sources` reads the
+annotations and videos."""
 
 from __future__ import annotations
 
@@ -17,12 +18,16 @@ REAL_CONFIG = "qwen3-vl-2b"
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """kind: of a format of `datasets.formats`: toy | verified | folder. videos: folder of video files. annotations: a
-    file (folder kind) or a folder of `<corpus>_fig_<split>.jsonl` (verified kind). config: the name of a built-in
-    configuration or of one of the home. models_from: the dataset whose checkpoints this one uses; empty when it trains
-    its own. seed: of its trainings, in place of the configuration's (`configurations.with_seed`). embedder, policy:
-    folders or hub ids, in place of the configuration's; with an embedder and no policy, videos are ranked and none is
-    verified. same_corpus_as: the dataset whose files and imports it reads under that one's name; empty for its own."""
+    """One dataset of a home.
+
+    kind: the kind of a format in `datasets.formats`: toy, verified or folder. videos: the folder of the video files.
+    annotations: a file (kind folder) or a folder with `<corpus>_fig_<split>.jsonl` (kind verified). config: the name of
+    a built-in configuration, or of one of the home. models_from: the dataset whose models this one borrows; empty when
+    it makes its own. seed: the seed of its trainings, which replaces that of the configuration
+    (`configurations.with_seed`); None keeps the configuration's. embedder, policy: folders or hub ids that replace the
+    models of the configuration; with an embedder and no policy, videos are ranked but not verified. same_corpus_as: the
+    dataset whose files and imports this one reads, under the name of that dataset; empty when it has its own.
+    """
 
     name: str
     kind: str
@@ -37,12 +42,13 @@ class DatasetEntry:
 
     @property
     def corpus(self) -> str:
-        """The name that the files of the corpus bear."""
+        """The dataset name that stands in the file names of the corpus."""
         return self.same_corpus_as or self.name
 
 
 def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
-    """The four datasets every home has; their folders are under `<home>/data/` unless registered otherwise."""
+    """The four datasets that every home has. Their folders are below `<home>/data/` unless they are registered with
+    other ones."""
     entries = [DatasetEntry("toy", "toy", str(home / "data/toy/videos"), str(home / "data/toy"))]
     for name in BENCHMARKS:
         data = home / "data" / name
@@ -51,7 +57,7 @@ def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
 
 
 def load_entries(home: Path) -> dict[str, DatasetEntry]:
-    """All datasets by name: the built-in ones, overridden or extended by what was registered."""
+    """Map name -> dataset: the built-in datasets, overridden and extended by the registered ones."""
     entries = builtin_entries(home)
     for path in sorted((home / "datasets").glob("[!.]*.json")):
         entry = DatasetEntry(**read_json(path))
@@ -60,7 +66,7 @@ def load_entries(home: Path) -> dict[str, DatasetEntry]:
 
 
 def get_entry(home: Path, name: str) -> DatasetEntry:
-    """One dataset. KeyError lists the known names."""
+    """One dataset by its name. Raises KeyError, which lists the known names, when there is none of this name."""
     entries = load_entries(home)
     if name not in entries:
         raise KeyError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
@@ -68,32 +74,35 @@ def get_entry(home: Path, name: str) -> DatasetEntry:
 
 
 def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:
-    """The dataset that makes the models which `entry` uses: itself, or the end of the chain that `models_from` begins.
+    """The dataset that makes the models which `entry` uses: `entry` itself, or the last dataset in the chain of
+    `models_from`.
 
-    LookupError where a dataset of the chain is not known; ValueError where the chain comes back to where it was.
+    Raises LookupError when a dataset of the chain is unknown, and ValueError when the chain is a circle.
     """
     entries, chain = load_entries(home) | {entry.name: entry}, [entry.name]
     while source := entries[chain[-1]].models_from:
         if source in chain:
             raise ValueError(
-                f"the models of dataset {entry.name!r} are nobody's: {' from '.join([*chain, source])}; one of them "
-                "has to make its own: vsr1 dataset add ... --models-from ''"
+                f"no dataset makes the models of dataset {entry.name!r}, because the datasets borrow in a circle: "
+                f"{' from '.join([*chain, source])}; one of them has to make its own: "
+                "vsr1 dataset add ... --models-from ''"
             )
         if source not in entries:
-            raise LookupError(f"dataset {chain[-1]!r} uses the models of {source!r}, which is not among the datasets")
+            raise LookupError(f"dataset {chain[-1]!r} borrows the models of {source!r}, which is not a known dataset")
         chain.append(source)
     return entries[chain[-1]]
 
 
 def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
-    """The one that `entry` names. What it is built with is `configuration_of`, which knows about borrowed models.
+    """The configuration that `entry` names, with the entry's own models and seed. `configuration_of` is the one that
+    the dataset is built with, which respects borrowed models.
 
-    LookupError or ValueError where the configuration is gone or cannot be used.
+    Raises LookupError when the configuration does not exist, and ValueError when it cannot be used.
     """
     try:
         config = load_configuration(home, entry.config)
     except LookupError as error:
-        raise LookupError(f"dataset {entry.name!r} cannot be built as it was: {error.args[0]}") from error
+        raise LookupError(f"the configuration of dataset {entry.name!r} is missing: {error.args[0]}") from error
     if entry.embedder:
         models = dataclasses.replace(config.models, embedder=entry.embedder, policy=entry.policy)
         config = dataclasses.replace(config, models=models)
@@ -101,8 +110,8 @@ def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
 
 
 def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
-    """What `entry` is built with: its own configuration, with the frames and models of the dataset whose models it
-    uses. Models see what they were trained on, and a policy carries its options with it."""
+    """The configuration that `entry` is built with: its own one, with the frame and model recipes of the dataset whose
+    models it borrows. Models then see frames as they were trained on, and a policy keeps its options."""
     own = own_configuration(home, entry)
     if not entry.models_from:
         return own
@@ -111,11 +120,13 @@ def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
 
 
 def save_entry(home: Path, entry: DatasetEntry) -> None:
+    """Register a dataset, or replace its registration."""
     write_json(home / "datasets" / f"{check_name(entry.name)}.json", dataclasses.asdict(entry))
 
 
 def remove_entry(home: Path, name: str) -> bool:
-    """Forget a registered dataset. False when it was not registered. Tables and files are the caller's."""
+    """Remove the registration of a dataset. Returns False when it was not registered. Its tables and files stay; the
+    caller may remove them."""
     path = home / "datasets" / f"{check_name(name)}.json"
     existed = path.exists()
     path.unlink(missing_ok=True)

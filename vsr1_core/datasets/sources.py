@@ -1,7 +1,7 @@
-"""The files of any dataset, whatever its kind: annotation files, moments, videos. Stages ask here and nowhere else.
+"""The files of a dataset of any kind: annotation files, moments, videos. Stages use only this module to find them.
 
-Cheap enough for a plan: files are listed and annotations parsed, but no video is opened. What differs between the kinds
-is `datasets.formats`' matter.
+These functions are cheap enough for a plan: they list files and parse annotations, but they open no video. The modules
+in `datasets.formats` implement what differs between the kinds.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from vsr1_core.recipes import Configuration
 
 
 def format_of(entry: DatasetEntry) -> DatasetFormat:
-    """The format of the entry's kind. ValueError lists the kinds."""
+    """The format of the entry's kind. Raises ValueError, which lists the kinds, when the kind is unknown."""
     return get_format(entry.kind)
 
 
 def annotation_files(entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
-    """file_id -> file. `split` is empty where the file's rows say it themselves. FileNotFoundError: no file at all."""
+    """Map file_id -> annotation file. Raises FileNotFoundError when the dataset should have annotation files and has
+    none of them."""
     return format_of(entry).annotation_files(entry, config)
 
 
 def moments(entry: DatasetEntry, config: Configuration) -> dict[str, Moment | BadLine]:
-    """query_id -> moment, or `<file>:<line>` -> why that line is none."""
+    """Map query_id -> moment; for a line that is not a valid moment, map `<file>:<line>` -> the reason."""
     return verified.without_duplicates(format_of(entry).lines(entry, config))
 
 
 def place_of(entry: DatasetEntry, config: Configuration, query_id: str) -> str | None:
-    """`<file>:<line>` that a moment or a refused line was read from; None where there is none (any more)."""
+    """The `<file>:<line>` from which a moment or a refused line was read; None when there is no such line (any
+    more)."""
     lines = format_of(entry).lines(entry, config)
     return next((place for place, row in lines if query_id in (row.query_id, place)), None)
 
 
 def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[str]]:
-    """video_id -> the splits whose corpus it belongs to: those in which it is annotated, and a made video's own."""
+    """Map video_id -> the sorted splits to whose corpus the video belongs: the splits in which it is annotated and, for
+    a made video, the split that it was made for."""
     splits = {video_id: {split} for video_id, split in format_of(entry).splits_of_videos(entry, config).items()}
     for moment in moments(entry, config).values():
         if isinstance(moment, Moment):
@@ -48,22 +51,25 @@ def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[
 
 
 def unannotated_splits(entry: DatasetEntry) -> list[str]:
-    """The splits of a video on disk that no annotation names; none: it does not belong to the corpus."""
+    """The splits to which a video on disk belongs when no annotation names it. If the list is empty, such a video does
+    not belong to the corpus."""
     return list(format_of(entry).unannotated_splits)
 
 
 def video_files(entry: DatasetEntry) -> dict[str, list[Path]]:
-    """video_id -> its files on disk (several where files clash). Empty where videos are made, not found."""
+    """Map video_id -> its files on disk; more than one if files clash. Empty for a kind whose videos are made and not
+    found."""
     return format_of(entry).video_files(entry)
 
 
 def made_videos(entry: DatasetEntry, config: Configuration) -> Mapping[str, MadeVideo] | None:
-    """video_id -> the video that is made for it; None where videos are found."""
+    """Map video_id -> the video to make; None for a kind whose videos are found."""
     return format_of(entry).made_videos(entry, config)
 
 
 def file_facts(entry: DatasetEntry) -> list[tuple[str, int, int]]:
-    """(path, bytes, mtime_ns) of the files that the dataset reads; made videos are none. Missing folders are empty."""
+    """List (path, bytes, mtime_ns) of all files that the dataset reads. Made videos are not among them, and a missing
+    folder counts as empty."""
     root = Path(entry.annotations).absolute()
     in_folder = sorted(root.iterdir()) if entry.annotations and root.is_dir() else []
     annotated = [path for path in [root, *in_folder] if path.is_file()]
@@ -75,7 +81,8 @@ def file_facts(entry: DatasetEntry) -> list[tuple[str, int, int]]:
 
 
 def missing_video_error(entry: DatasetEntry, video_id: str) -> str:
+    """The message for an annotated video without a file."""
     return (
-        f"no video file for {video_id!r}: put {video_id}.mp4 (or .mkv, .avi, .mov, .webm, ...) into "
-        f"{Path(entry.videos).absolute()} and build again; what else is missing: vsr1 dataset check {entry.name}"
+        f"there is no video file for {video_id!r}: put {video_id}.mp4 (or .mkv, .avi, .mov, .webm, ...) into "
+        f"{Path(entry.videos).absolute()} and build again; to list all missing files: vsr1 dataset check {entry.name}"
     )

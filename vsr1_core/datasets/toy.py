@@ -1,10 +1,10 @@
-"""The toy world: scenes of moving shapes, how they are drawn, and how they are described. No files are written here.
+"""The toy world: scenes of moving shapes, how they are drawn, and how they are described. `toy_files` writes the files.
 
-A video shows a few events in a row (two, as it is set up), each one coloured shape that moves, on one background. A
-moment is one event. Its plain caption (`cog_desc`) names every attribute in the base words and a neighbouring object;
-its query (`fig_desc`) says the same in another order and partly in other words, which a model trained on plain captions
-has never seen. Some videos are another video with a single attribute changed. Every split is made from its own seed and
-from nothing else, and no two videos of a split fit the same description.
+A video shows a few events one after another (two by default) on one background; each event is one coloured shape that
+moves. A moment is one event. Its plain caption (`cog_desc`) names every attribute in the base words, and a neighbouring
+object; its query (`fig_desc`) says the same in another order and partly in other words, which a model trained on plain
+captions has never seen. Some videos are copies of another video with a single attribute changed. Every split is made
+from its own seed and from nothing else, and no two videos of a split fit the same description.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """One video: its events fill it from 0 to `duration_s` without a gap."""
+    """One video. Its events fill it from 0 to `duration_s` seconds without a gap."""
 
     video_id: str
     split: str
@@ -86,7 +86,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Moment:
-    """One event and the neighbour that its description names."""
+    """One event of a scene, and the neighbouring event that its description names. `event` and `neighbour` are indices
+    into the scene's events."""
 
     scene: Scene
     event: int
@@ -94,7 +95,7 @@ class Moment:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What the description says, in base words: two moments with one key have the same plain caption."""
+        """The content of the description in base words. Two moments with the same key have the same plain caption."""
         event, other = self.scene.events[self.event], self.scene.events[self.neighbour]
         return (self.scene.background, event.colour, event.shape, event.motion, self.relation, other.object)
 
@@ -140,7 +141,7 @@ def _random_scene(rng: random.Random, recipe: ToyRecipe) -> Scene:
 
 
 def _near_duplicate(rng: random.Random, scene: Scene) -> Scene:
-    """`scene` with one attribute of one event, or the background, changed. Times stay."""
+    """Copy `scene` and change one attribute of one event, or the background. The times stay the same."""
     attribute = rng.choice(("colour", "shape", "motion", "background"))
     if attribute == "background":
         return dataclasses.replace(scene, background=_other(rng, tuple(BACKGROUNDS), scene.background))
@@ -157,7 +158,8 @@ def _other(rng: random.Random, choices: tuple[str, ...], value: str) -> str:
 
 
 def moments(recipe: ToyRecipe) -> list[Moment]:
-    """The annotated moments: up to `moments_per_video` a video, each describing one video of its split only."""
+    """The annotated moments: at most `moments_per_train_video` or `moments_per_eval_video` per video. Each description
+    fits only one video of its split."""
     found = []
     for split in SPLITS:
         in_split = [s for s in scenes(recipe) if s.split == split]
@@ -170,14 +172,14 @@ def moments(recipe: ToyRecipe) -> list[Moment]:
             one_an_event = {m.event: m for m in unique}
             limit = recipe.moments_per_train_video if split == "train" else recipe.moments_per_eval_video
             chosen = list(one_an_event.values())
-            if len(chosen) > limit:  # not the first ones: where all moments lie early, a constant span grounds well
+            if len(chosen) > limit:  # a random choice: if all moments were early, a constant span would ground well
                 chosen = rng.sample(chosen, limit)
             found.extend(sorted(chosen, key=lambda m: m.event))
     return found
 
 
 def _candidates(scene: Scene) -> list[Moment]:
-    """Every (event, adjacent event) whose description fits only one event of its own video."""
+    """Every pair of an event and an adjacent event whose description fits only one event of its own video."""
     last = len(scene.events) - 1
     pairs = [Moment(scene, i, j) for i in range(last + 1) for j in (i - 1, i + 1) if 0 <= j <= last]
     counts = Counter(m.key for m in pairs)
@@ -185,7 +187,8 @@ def _candidates(scene: Scene) -> list[Moment]:
 
 
 def query_text(moment: Moment, recipe: ToyRecipe) -> str:
-    """The fine-grained query: one of three sentence forms, each base word replaced with a synonym now and then."""
+    """The fine-grained query of a moment, in one of three sentence forms. Each base word is replaced by a synonym with
+    probability `synonym_probability`."""
     scene = moment.scene
     rng = random.Random(f"{recipe.seed}/{scene.video_id}/{moment.event}/query")
 
@@ -212,7 +215,7 @@ def query_text(moment: Moment, recipe: ToyRecipe) -> str:
 
 
 def annotations(recipe: ToyRecipe) -> dict[str, list[dict[str, Any]]]:
-    """split -> rows of the FIG schema: `desc_id` is unique over all splits."""
+    """Map split -> rows of the FIG schema. `desc_id` is unique over all splits."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for moment in moments(recipe):
         scene, event = moment.scene, moment.scene.events[moment.event]
@@ -232,7 +235,7 @@ def annotations(recipe: ToyRecipe) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw(scene: Scene, recipe: ToyRecipe) -> np.ndarray:
-    """The video's frames, uint8 [T, size, size, 3], `source_fps` a second."""
+    """Draw the frames of a video: uint8 [T, size, size, 3], with `source_fps` frames per second."""
     count = round(scene.duration_s * recipe.source_fps)
     background = np.array(BACKGROUNDS[scene.background], np.float32)
     frames = np.empty((count, recipe.size, recipe.size, 3), np.uint8)
@@ -247,7 +250,8 @@ def draw(scene: Scene, recipe: ToyRecipe) -> np.ndarray:
 
 
 def _cover(event: Event, progress: float, size: int) -> np.ndarray:
-    """How much of each pixel the shape covers, [size, size] in 0..1. `progress` runs from 0 to 1 over the event."""
+    """The share of each pixel that the shape covers: float [size, size] in 0..1. `progress` goes from 0 to 1 during the
+    event."""
     travel = 0.6 * (progress - 0.5)
     dx = {"moves left": -travel, "moves right": travel}.get(event.motion, 0.0)
     dy = {"moves up": -travel, "moves down": travel}.get(event.motion, 0.0)
@@ -258,7 +262,7 @@ def _cover(event: Event, progress: float, size: int) -> np.ndarray:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Roughly the signed distance to the shape of radius 1 (negative inside)."""
+    """The approximate signed distance to a shape of radius 1, which is negative inside the shape."""
     across, far = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.hypot(x, y) - 1

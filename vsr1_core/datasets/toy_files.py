@@ -1,4 +1,4 @@
-"""The toy corpus as files: h264 clips and FIG annotations. `toy` decides what they show and say."""
+"""Writes the toy corpus as files: h264 clips and FIG annotations. `toy` decides what they show and say."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from vsr1_core.rows.files import atomic_path, digest_file, read_json, write_json
 from vsr1_core.rows.versions import fingerprint
 
 TOY_VERSION = 2
-"""Of the code that describes scenes and their annotations: bumped by hand when it describes them otherwise."""
+"""Version of the code that describes scenes and their annotations. Raise it by hand when the descriptions change."""
 
 
 def scene_fingerprint(scene: Scene, recipe: ToyRecipe) -> str:
-    """What decides a clip's pixels: the scene, and how it is drawn. Not the size of the corpus."""
+    """A fingerprint of what decides a clip's pixels: the scene, the frame size and the frame rate. The size of the
+    corpus has no influence."""
     return fingerprint({"scene": scene, "size": recipe.size, "source_fps": recipe.source_fps})
 
 
 def render_clip(scene: Scene, recipe: ToyRecipe, path: Path) -> None:
-    """Draw and encode one scene, unless `path` already holds just this one."""
+    """Draw and encode one scene, unless `path` is already the clip of this scene."""
     mark = scene_fingerprint(scene, recipe)
     if clip_mark(path) != mark:
         encode_clip(path, toy.draw(scene, recipe), recipe.source_fps, mark)
 
 
 def clip_mark(path: Path) -> str | None:
-    """The mark a clip was encoded with; None where there is no readable clip."""
+    """The mark that a clip was encoded with; None when there is no readable clip at `path`."""
     import av
 
     if not path.is_file():
@@ -43,9 +44,10 @@ def clip_mark(path: Path) -> str | None:
 
 
 def encode_clip(path: Path, frames: np.ndarray, fps: int, mark: str) -> None:
-    """Write uint8 [T, H, W, 3] as an h264 mp4, all or nothing; `mark` is kept as its comment.
+    """Write frames, uint8 [T, H, W, 3], as an h264 mp4 with `fps` frames per second. The write is atomic. `mark`
+    becomes the comment of the file.
 
-    One thread and fixed settings: the same frames give the same bytes with the same FFmpeg.
+    The encoder uses one thread and fixed settings, so that the same FFmpeg writes the same bytes for the same frames.
     """
     import av
 
@@ -61,11 +63,12 @@ def encode_clip(path: Path, frames: np.ndarray, fps: int, mark: str) -> None:
 
 
 def annotation_path(folder: Path, split: str) -> Path:
+    """The annotation file of one split."""
     return folder / f"toy_fig_{split}.jsonl"
 
 
 def _world(recipe: ToyRecipe) -> str:
-    """Changes with the recipe, and with the code that describes scenes: by `TOY_VERSION`, bumped by hand."""
+    """A fingerprint of the recipe and of `TOY_VERSION`, which stands for the code that describes scenes."""
     return fingerprint([recipe, TOY_VERSION])
 
 
@@ -74,7 +77,8 @@ def _record_path(folder: Path) -> Path:
 
 
 def is_written(folder: Path, recipe: ToyRecipe) -> bool:
-    """Whether the annotation files there are this recipe's (they may have been edited by hand since)."""
+    """Whether the annotation files in `folder` were written for this recipe. They may have been edited by hand
+    since."""
     record = _record_path(folder)
     if not record.is_file() or read_json(record)["recipe"] != _world(recipe):
         return False
@@ -82,7 +86,8 @@ def is_written(folder: Path, recipe: ToyRecipe) -> bool:
 
 
 def write_annotations(folder: Path, recipe: ToyRecipe) -> None:
-    """Write `toy_fig_<split>.jsonl` of every split, and a record of the recipe and of what was written."""
+    """Write `toy_fig_<split>.jsonl` for every split, and a record with the recipe's fingerprint and the digests of the
+    files."""
     digests = {}
     for split, rows in toy.annotations(recipe).items():
         write_jsonl(annotation_path(folder, split), rows)
@@ -91,8 +96,8 @@ def write_annotations(folder: Path, recipe: ToyRecipe) -> None:
 
 
 def annotation_content(folder: Path, recipe: ToyRecipe, split: str) -> str:
-    """Version of a split's annotations: the recipe's as long as the file is as written or not yet there, else the
-    digest of the edited file."""
+    """The version of a split's annotations: the fingerprint of the recipe if the file is not yet written or is
+    unchanged, and the digest of the file if it was edited."""
     if is_written(folder, recipe):
         digest = digest_file(annotation_path(folder, split))
         if digest != read_json(_record_path(folder))["digests"][split]:

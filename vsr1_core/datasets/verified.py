@@ -1,4 +1,7 @@
-"""Moments of the VERIFIED FIG annotations: one JSON object on each line. `folder` reads CSV files."""
+"""Reads moments from VERIFIED FIG annotations, which have one JSON object per line. `folder` reads CSV files.
+
+The text of a refused line is part of the version of its row: if a message here changes, these rows are made again.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ from vsr1_core.rows.versions import fingerprint
 
 @dataclass(frozen=True)
 class Moment:
-    """One annotated query. Times in seconds of the video, 0 <= start_s < end_s <= duration_s.
+    """One annotated query and its moment. Times are in seconds of the video, with 0 <= start_s < end_s <= duration_s.
 
-    duration_s: as annotated; None where the annotation does not say. clamped: the span reached beyond the duration.
+    plain_query: the coarse query (`cog_desc`); the same as `query` if there is none. duration_s: the annotated duration
+    of the video; None when the annotation does not say it. clamped: whether the annotated span reached beyond the
+    duration and was cut.
     """
 
     query_id: str
@@ -38,7 +43,8 @@ class Moment:
         return fingerprint(vars(self))
 
     def within(self, duration_s: float | None) -> Moment:
-        """The moment in a video of `duration_s`: its end clamped. ValueError when it begins after the video's end."""
+        """The moment in a video of `duration_s` seconds, with its end clamped to the video. Raises ValueError when the
+        moment begins after the video's end."""
         if duration_s is None:
             return self
         if self.start_s >= duration_s:
@@ -52,7 +58,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is no moment. `query_id` is `<file>:<line>`."""
+    """A line that is not a valid moment. `query_id` is `<file>:<line>`, and `reason` is the message for the user."""
 
     query_id: str
     reason: str
@@ -63,10 +69,11 @@ class BadLine:
 
 
 def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
-    """Each annotation file the dataset should have -> its split, in the order train, val, test.
+    """Map each annotation file that the dataset should have -> its split, in the order train, val, test.
 
-    A dataset under another name has `<name>_fig_<split>.jsonl`. FileNotFoundError, with what to put where, when none
-    of the files is there; a single missing file is the caller's to report.
+    A dataset that is not one of the benchmarks has files named `<name>_fig_<split>.jsonl`. Raises FileNotFoundError,
+    which says which files to put where, when none of the files exists. If only some are missing, the caller reports
+    them.
     """
     if name in BENCHMARKS:
         names = BENCHMARKS[name].splits
@@ -78,7 +85,7 @@ def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
         raise FileNotFoundError(
             f"dataset {name!r} has no annotations: put {wanted} (VERIFIED FIG) into {folder}, or register the folder "
             f"that holds them with: vsr1 dataset add {name} --annotations FOLDER --videos FOLDER. "
-            f"Where to get them: vsr1 dataset show {name}"
+            f"Their sources are listed by: vsr1 dataset show {name}"
         )
     order = ("train", "val", "test")
     return dict(sorted(paths.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
@@ -90,19 +97,21 @@ def _split_of(path: Path, name: str) -> str:
 
 
 def missing_file_error(path: Path) -> str:
+    """The message for one missing annotation file."""
     return f"{path.name} is not there: put it (VERIFIED FIG) into {path.parent}, or go on without this split"
 
 
 @functools.lru_cache(maxsize=8)
 def parsed_fig(path: Path, split: str, digest: str) -> tuple[tuple[str, Moment | BadLine], ...]:
-    """A file's (place, row) pairs. Kept by the digest of its content: a build asks for them several times, a watching
-    process at every look, and parsing takes a hundred times as long as hashing.
+    """The (place, row) pairs of a file. They are cached by the digest of its content: a build needs them several times,
+    a process that watches the files needs them at every check, and parsing takes a hundred times as long as hashing.
     """
     return tuple(read_fig(path, split))
 
 
 def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
-    """(`<file>:<line>`, moment) of one file, in its order. What is no moment becomes a BadLine; nothing is left out."""
+    """Yield (`<file>:<line>`, moment) for each line of a file that is not blank, in order. A line that is not a valid
+    moment becomes a BadLine."""
     for number, line in read_jsonl(path):
         place = f"{path.name}:{number}"
         try:
@@ -114,7 +123,7 @@ def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
 
 
 def fig_moment(fields: Any, split: str) -> Moment:
-    """One object of the FIG schema as a moment. ValueError says which field is wrong."""
+    """Convert one object of the FIG schema to a moment. Raises ValueError, which names the wrong field."""
     if not isinstance(fields, Mapping):
         raise ValueError("expected an object with video, time, desc_id, duration, cog_desc, fig_desc")
     query = text_of(fields, "fig_desc")
@@ -137,6 +146,7 @@ def fig_moment(fields: Any, split: str) -> Moment:
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str:
+    """The stripped text of a required field. Raises ValueError when it is missing, blank or not a text."""
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text, got {value!r}")
@@ -146,7 +156,8 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
 def make_moment(
     *, query_id: str, split: str, query: str, plain_query: str, video: str, span: tuple[Any, Any], duration: Any
 ) -> Moment:
-    """Check and clamp a span. ValueError for one that is negative, reversed, empty or wholly outside the video."""
+    """Make a moment after checking its span and clamping it to the video. `span` and `duration` are in seconds, as
+    numbers or texts. Raises ValueError for a span that is negative, reversed, empty or entirely outside the video."""
     start_s, end_s = seconds(span[0], "start"), seconds(span[1], "end")
     if start_s < 0 or end_s <= start_s:
         raise ValueError(f"the span [{start_s:g}, {end_s:g}] s is negative, reversed or empty")
@@ -155,7 +166,8 @@ def make_moment(
 
 
 def seconds(value: Any, name: str) -> float:
-    """A finite number from JSON or CSV. ValueError otherwise."""
+    """Convert a value from JSON or CSV to a finite number of seconds. Raises ValueError, which calls the value `name`,
+    when that is not possible."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -167,7 +179,7 @@ def seconds(value: Any, name: str) -> float:
 
 @functools.lru_cache(maxsize=1 << 15)
 def video_id_of(video: str) -> str:
-    """The id a `video` field names: its path without a video suffix, with `/` between folders."""
+    """The video id that a `video` field stands for: its path without a video suffix, with `/` between folders."""
     if not any(mark in video for mark in "./\\"):
         return video.strip()
     path = PurePosixPath(video.strip().replace("\\", "/"))
@@ -176,7 +188,8 @@ def video_id_of(video: str) -> str:
 
 
 def without_duplicates(rows: Iterable[tuple[str, Moment | BadLine]]) -> dict[str, Moment | BadLine]:
-    """(place, row) pairs as id -> row. A second row with the same id becomes a BadLine named by its place."""
+    """Convert (place, row) pairs to a mapping id -> row. A second row with the same id becomes a BadLine whose id is
+    its place."""
     found: dict[str, Moment | BadLine] = {}
     places: dict[str, str] = {}
     for place, row in rows:

@@ -1,1 +1,1 @@
-"""Reading videos: open and probe, choose times, decode, and keep the frames. What a frame is used for is elsewhere."""
+"""Reading videos: open and probe files, choose sample times, decode frames and store them."""

@@ -1,4 +1,4 @@
-"""Opening a video file safely, and the time stamps of its packets. Nothing is decoded to pixels here."""
+"""Opens a video file safely and reads the time stamps of its packets. `decode` turns packets into pixels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-# FFmpeg guesses a format from the bytes, whatever the suffix: without this list a playlist called clip.mp4
-# would open other files and addresses, and a text file would be drawn as ANSI art.
+# FFmpeg guesses the format from the bytes and ignores the suffix: without this list, a playlist named clip.mp4 would
+# open other files and addresses, and a text file would be drawn as ANSI art.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,h264,hevc,m4v"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 
 
 class VideoError(ValueError):
-    """This video cannot be used; the message says why, for a person."""
+    """A video cannot be used. The message says why, and is written for users."""
 
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """When the video stream shows its frames, read from packets alone. Seconds; `times_s` starts at 0.
+    """When the video stream shows its frames, as read from the packets without decoding. All values are in seconds.
 
-    start_s: source time of the first frame. end_s: end of the last frame, from the first frame on.
-    keyframes_s: times at which decoding can begin.
+    start_s: the time of the first frame on the file's own clock. All other times count from the first frame. end_s: the
+    end of the last frame. times_s: the start of each frame, ascending from 0. keyframes_s: the times at which decoding
+    can begin, ascending.
     """
 
     start_s: float
@@ -38,15 +39,17 @@ class PacketIndex:
     keyframes_s: tuple[float, ...]
 
     def frame_at(self, time_s: float) -> int:
-        """Number of the last frame that begins at or before `time_s` (0 before the first)."""
+        """The number, from 0, of the last frame that begins at or before `time_s`; 0 for a time before the first
+        frame."""
         return max(0, bisect_right(self.times_s, time_s + 1e-6) - 1)
 
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The opened file and its first real video stream (cover pictures do not count). VideoError says why not."""
+    """Yield the opened file and its first video stream; cover pictures do not count as video. Raises VideoError, which
+    says why, when the file cannot be opened or has no video stream."""
     if not path.is_file():
-        raise VideoError(f"{path} is not there, or is not a file")
+        raise VideoError(f"{path} does not exist or is not a file")
     if path.stat().st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes): copy or download it again")
     try:
@@ -62,7 +65,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise VideoError(f"{path.name} has no video stream (it holds: {kinds})")
         stream = streams[0]
-        stream.codec_context.thread_count = 1  # rows run in parallel, one thread each
+        stream.codec_context.thread_count = 1  # rows are processed in parallel, with one thread per row
         yield container, stream
 
 
@@ -71,10 +74,10 @@ def _reason(error: Exception) -> str:
 
 
 def read_index(container: InputContainer, stream: VideoStream, name: str) -> PacketIndex:
-    """Read all packets, to the end of the file. VideoError when there are none, or when the file is cut short.
+    """Read all packets to the end of the file. Raises VideoError when there are none, or when the file is cut short.
 
-    Headers are not believed: durations are missing in some containers (live WebM), include the audio in others,
-    and promise what a cut file no longer holds.
+    The headers are not trusted: some containers (live WebM) have no duration in them, in others it includes the audio,
+    and the header of a cut file promises data that the file no longer contains.
     """
     base = float(stream.time_base or 0)
     times, keyframes, ends, file_end_s = [], [], [], 0.0
@@ -109,7 +112,8 @@ def _promise(stream: VideoStream) -> str:
 
 
 def _frame_s(stream: VideoStream, times: list[float]) -> float:
-    """How long a frame lasts, where packets do not say: the mean step, or one over the frame rate."""
+    """The duration of a frame in seconds, for packets without a duration: the mean distance between frames, or else one
+    over the frame rate."""
     if len(times) > 1 and max(times) > min(times):
         return (max(times) - min(times)) / (len(times) - 1)
     return 1.0 / float(stream.average_rate) if stream.average_rate else 0.04
@@ -118,24 +122,26 @@ def _frame_s(stream: VideoStream, times: list[float]) -> float:
 def _refuse_cut_file(
     container: InputContainer, stream: VideoStream, file_end_s: float, start_s: float, end_s: float, name: str
 ) -> None:
-    """VideoError when more than a tenth (and a second) of what the header promises is not in the file."""
+    """Raise VideoError when more than a tenth of the duration that the header promises, and more than one second, is
+    missing from the file."""
     if stream.duration and stream.time_base is not None:
         promised_s, held_s = float(stream.duration * stream.time_base), end_s - start_s
     elif container.duration:
-        # Matroska counts its duration from 0, other containers from their first packet: believe the kinder one.
+        # Matroska counts its duration from 0, other containers from their first packet: use the more lenient value.
         promised_s = container.duration / 1_000_000
         held_s = max(file_end_s, file_end_s - (container.start_time or 0) / 1_000_000)
     else:
         return
     if promised_s - held_s > max(1.0, 0.1 * promised_s):
         raise VideoError(
-            f"{name} is cut short: its header promises {promised_s:.1f} s, but it holds only {max(0.0, held_s):.1f} s; "
+            f"{name} is cut short: its header promises {promised_s:.1f} s, but it has only {max(0.0, held_s):.1f} s; "
             "copy or download it again"
         )
 
 
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame that decodes, from the current position on, in display order. Broken packets are passed over."""
+    """Yield every frame that can be decoded, from the current position on, in display order. Broken packets are
+    skipped."""
     try:
         for packet in container.demux(stream):
             try:
@@ -143,4 +149,4 @@ def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[V
             except av.error.FFmpegError:
                 continue  # one damaged packet; the next key frame repairs the picture
     except av.error.FFmpegError:
-        return  # the container itself cannot be read further
+        return  # the rest of the container cannot be read

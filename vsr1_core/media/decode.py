@@ -1,7 +1,7 @@
-"""One function that samples a video's frames, with several decoders behind it. `frame_store` writes them.
+"""Samples the frames of a video: one function, which can use several decoders. `frame_store` writes the frames.
 
-Rule, whatever the decoder: for each wanted time the last frame that begins at or before it, upright, with its true
-time. Times count from the video's first frame.
+With every decoder, a sample time gives the last frame that begins at or before it, upright, with the frame's true time.
+Times count from the video's first frame.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from vsr1_core.media.sampling import num_frames, output_size, sample_times
 from vsr1_core.recipes import FrameRecipe
 
 _SEEKABLE = ("mov", "matroska")
-"""Containers whose seek tables are exact; in MPEG-TS and AVI a seek may land anywhere."""
+"""Containers with exact seek tables. In MPEG-TS and AVI, a seek may land at any frame."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """pixels: uint8 [T, H, W, 3], RGB, upright. timestamps_s: float64 [T], the taken frames' source times from the
-    first frame on. duration_s: of the video stream. start_s: what was subtracted from the source's own clock."""
+    """The T sampled frames of one video.
+
+    pixels: uint8 [T, H, W, 3], RGB, upright. timestamps_s: float64 [T], the true times of the sampled frames, which
+    count from the video's first frame. duration_s: the duration of the video stream. start_s: the time of the first
+    frame on the file's own clock, which was subtracted.
+    """
 
     pixels: np.ndarray
     timestamps_s: np.ndarray
@@ -42,20 +46,21 @@ class Frames:
 
 @dataclass(frozen=True)
 class _Picked:
-    """One decoded picture: when it begins (from the first frame on) and its upright, scaled pixels."""
+    """One decoded frame: its start time, counted from the first frame, and its upright, scaled pixels [H, W, 3]."""
 
     time_s: float
     pixels: np.ndarray
 
 
 def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
-    """Sample a video at the times and size that `sampling` names.
+    """Sample a video at the times and in the size that `sampling` computes from `recipe`.
 
-    Raises VideoError with the reason when it cannot be used.
+    Raises VideoError, with the reason, when the video cannot be used, ModuleNotFoundError when the decoder that the
+    recipe asks for is not installed, and ValueError when there is no such decoder.
 
-    Backends: `pyav` (and `auto`) is right on everything we know of; `torchcodec` takes wrong frames where an edit list
-    cuts between key frames, `decord` where start or edit lists are not trivial; both are optional packages. `ffmpeg`
-    needs the program.
+    Decoders: `pyav` (also used for `auto`) is correct on every video that we know of. `torchcodec` returns wrong frames
+    if an edit list cuts between key frames, and `decord` if the start or the edit list is not trivial; both are
+    optional packages. `ffmpeg` needs the ffmpeg program.
     """
     backend = _BACKENDS.get(recipe.backend)
     if backend is None:
@@ -84,14 +89,15 @@ def _as_frames(picked: Sequence[_Picked], duration_s: float, start_s: float) -> 
 
 
 def _pick(frames: Iterator[VideoFrame], start_s: float, wanted: np.ndarray, paint: _Painter) -> Iterator[_Picked]:
-    """For each wanted time (rising) the last frame that begins at or before it; before the first frame, the first."""
+    """Yield, for each of the ascending times `wanted`, the last frame that begins at or before it; the first frame for
+    a time before it."""
     targets, last = list(wanted), None
     for frame in frames:
         if frame.pts is None or frame.time_base is None:
             continue
         time_s = float(frame.pts * frame.time_base) - start_s
         if last is not None and time_s <= last[0]:
-            continue  # a damaged stream may step back in time
+            continue  # the times of a damaged stream may go backwards
         while targets and time_s > targets[0] + 1e-6:
             yield paint(*(last or (time_s, frame)))
             targets.pop(0)
@@ -103,7 +109,8 @@ def _pick(frames: Iterator[VideoFrame], start_s: float, wanted: np.ndarray, pain
 
 
 class _Painter:
-    """Decoded frames to scaled RGB arrays: the one place that resizes. The first frame decides the output size."""
+    """Converts decoded frames to scaled, upright RGB arrays; no other code resizes frames while decoding. The first
+    frame decides the output size."""
 
     def __init__(self, recipe: FrameRecipe, stream: VideoStream | None) -> None:
         self._recipe, self._stream = recipe, stream
@@ -129,12 +136,13 @@ class _Painter:
 
 
 def _gop_start(index: PacketIndex, time_s: float) -> float:
-    """The key frame from which the frame at `time_s` is reached."""
+    """The time of the key frame at which decoding has to begin to reach the frame at `time_s`."""
     return index.keyframes_s[max(0, bisect_right(index.keyframes_s, time_s + 1e-6) - 1)]
 
 
 def _seeking_pays(index: PacketIndex, wanted: np.ndarray) -> bool:
-    """Whether decoding only the needed groups of pictures decodes less than half of the frames."""
+    """Whether fewer than half of the frames are decoded when only the groups of pictures with wanted frames are
+    decoded."""
     if len(index.keyframes_s) < 2:
         return False
     cost = 0
@@ -144,7 +152,8 @@ def _seeking_pays(index: PacketIndex, wanted: np.ndarray) -> bool:
 
 
 def _by_seeking(path: Path, index: PacketIndex, wanted: np.ndarray, recipe: FrameRecipe) -> list[_Picked] | None:
-    """As a full pass would pick, from the needed groups of pictures only; None where a seek landed wrong."""
+    """Pick the same frames as a pass over the whole file would, but decode only the groups of pictures that contain
+    them. Returns None when a seek did not land where it should."""
     picked: list[_Picked] = []
     with open_video(path) as (container, stream):
         painter = _Painter(recipe, stream)
@@ -169,7 +178,8 @@ def _seek(container: InputContainer, stream: VideoStream, time_s: float) -> None
 
 
 def _refuse_gaps(name: str, index: PacketIndex, wanted: np.ndarray, picked: Sequence[_Picked]) -> None:
-    """VideoError when most wanted times got a frame from elsewhere, because what is there cannot be decoded."""
+    """Raise VideoError when most of the sample times got a frame from a distant time, because the right one cannot be
+    decoded."""
     spacing_s = float(wanted[-1]) / max(1, len(wanted) - 1)
     allowed_s = max(0.5, spacing_s)
     off = [abs(index.times_s[index.frame_at(t)] - p.time_s) > allowed_s for t, p in zip(wanted, picked, strict=True)]
@@ -210,7 +220,7 @@ def _with_torchcodec(path: Path, recipe: FrameRecipe) -> Frames:
 
 
 def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
-    """Through the ffmpeg program, which turns rotated videos upright and is silent about frames that it cannot give."""
+    """Decode with the ffmpeg program. It turns rotated videos upright, and it reports no error for missing frames."""
     info = probe(path)
     try:
         import ffmpeg
@@ -232,7 +242,7 @@ def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
         raise VideoError(f"{path.name} cannot be decoded by ffmpeg: {' '.join(last)}") from error
     if len(raw) != len(numbers) * info.height * info.width * 3:
         raise VideoError(
-            f"{path.name}: ffmpeg gave other frames than the {len(numbers)} asked for; the file may be cut"
+            f"{path.name}: ffmpeg did not return exactly the {len(numbers)} frames asked for; the file may be cut short"
         )
     frames = np.frombuffer(raw, np.uint8).reshape(len(numbers), info.height, info.width, 3)
     return _by_number(recipe, info, begins_s, lambda i: frames[numbers.index(i)])
@@ -246,8 +256,8 @@ def _absent(backend: str, packages: str) -> ModuleNotFoundError:
 
 
 def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read: Callable[[int], np.ndarray]) -> Frames:
-    """Sample with a decoder that gives frames by number, as RGB arrays [H, W, 3]. decord and torchcodec (from 0.11 on)
-    turn rotated videos upright themselves."""
+    """Sample with a decoder that returns frames by their number, as RGB arrays [H, W, 3]. decord and torchcodec (from
+    0.11 on) turn rotated videos upright themselves."""
     painter = _Painter(recipe, None)
     picked = []
     for number in _wanted_numbers(recipe, info, begins_s):
@@ -257,7 +267,7 @@ def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read:
 
 
 def _wanted_numbers(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray) -> list[int]:
-    """The number of the frame shown at each sample time."""
+    """The number, from 0, of the frame that is shown at each sample time."""
     times_s = sample_times(float(begins_s[-1]), num_frames(info.duration_s, recipe))
     return [max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1) for time_s in times_s]
 

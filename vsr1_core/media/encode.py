@@ -1,4 +1,4 @@
-"""Frames as the bytes of a picture or a clip, for what takes files and not arrays. Nothing is written to disk here."""
+"""Encodes frames as the bytes of a picture or a clip, for APIs that take files and not arrays. No file is written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 JPEG_QUALITY = 90
 CLOCK_HZ = 1000
-"""Ticks a second of a clip's clock."""
+"""Ticks per second of a clip's clock."""
 
 
 def jpeg_bytes(pixels: np.ndarray) -> bytes:
-    """One frame uint8 [H, W, 3] as a JPEG."""
+    """Encode one frame, uint8 [H, W, 3], as a JPEG."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -24,9 +24,11 @@ def jpeg_bytes(pixels: np.ndarray) -> bytes:
 
 
 def mp4_bytes(pixels: np.ndarray, timestamps_s: Sequence[float]) -> bytes:
-    """Frames uint8 [T, H, W, 3] as an h264 mp4, each shown from its time [T] on, in milliseconds from the first one's.
+    """Encode frames, uint8 [T, H, W, 3], as an h264 mp4 whose first frame is at time 0. `timestamps_s` [T] are the
+    start times of the frames in seconds; they are rounded to milliseconds.
 
-    An odd last row or column is left out: h264 keeps colour at half the size. ValueError where times do not increase.
+    An odd last row or column of pixels is dropped, because h264 stores colour at half the size. Raises ValueError when
+    the number of times differs from the number of frames, or when the times do not increase.
     """
     import av
 

@@ -1,4 +1,4 @@
-"""Sampled frames on disk (one `.npy` a video), and contact sheets of them for people. Nothing is decoded here."""
+"""Stores sampled frames on disk, with one `.npy` file per video, and draws contact sheets of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vsr1_core.rows.files import atomic_path
 
 
 def write_frames(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 [T, H, W, 3] as `.npy`, all or nothing. ValueError for anything else."""
+    """Write frames, uint8 [T, H, W, 3] with T >= 1, as `.npy`. The write is atomic. Raises ValueError for an array of
+    another type or shape."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.shape[0] == 0:
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     with atomic_path(path) as temporary:
@@ -21,15 +22,17 @@ def write_frames(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_frames(path: Path | str) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3], read as they are touched. FileNotFoundError says how to make them again."""
+    """Open stored frames, uint8 [T, H, W, 3], as a memory map, so that only the frames that are used are read. Raises
+    FileNotFoundError, which says how to make the file again, when it is missing."""
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"the frames {path} are not there: build frame_tensors again") from error
+        raise FileNotFoundError(f"the frames {path} are missing: build frame_tensors again") from error
 
 
 def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] at another size; those that have it already are not touched."""
+    """Resize frames, uint8 [T, H, W, 3], to `height` x `width` pixels. Frames that have this size already are returned
+    unchanged."""
     from PIL import Image
 
     if frames.shape[1:3] == (height, width):
@@ -40,7 +43,7 @@ def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One video on a contact sheet: `timestamps_s` [T] belong to the frames in the file `path`."""
+    """One video on a contact sheet. path: its stored frames. timestamps_s: [T], the times of these frames."""
 
     title: str
     path: Path | str
@@ -48,7 +51,8 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow], columns: int = 8, height: int = 96) -> bytes:
-    """A PNG with a strip a video: up to `columns` evenly spread frames, each with its time, `height` pixels high."""
+    """Draw a PNG with one strip per video: up to `columns` evenly spread frames, each `height` pixels high and labelled
+    with its time. Raises ValueError when there are no videos, and FileNotFoundError when stored frames are missing."""
     from PIL import Image
 
     if not rows:

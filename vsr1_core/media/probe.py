@@ -1,4 +1,4 @@
-"""What a video file is: duration, rate, size, rotation. One frame is decoded, to know that it can be."""
+"""Reads the facts of a video file: duration, frame rate, size, rotation. One frame is decoded as a check."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from vsr1_core.media.container import VideoError, decoded_frames, open_video, re
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """duration_s: from the first frame's beginning to the last one's end. width, height: as displayed, upright.
+    """The facts of one video.
 
-    fps: average. num_frames: packets that show a frame. rotation: 0, 90, 180 or 270 degrees, counter-clockwise, to be
-    applied to the stored picture. start_s: the first frame's time in the file's own clock.
+    duration_s: from the start of the first frame to the end of the last one. fps: average number of frames per second.
+    num_frames: number of packets that show a frame. width, height: in pixels, as displayed, upright. rotation: 0, 90,
+    180 or 270 degrees counter-clockwise, by which the stored picture has to be turned. codec: FFmpeg's name of the
+    codec. start_s: the time of the first frame on the file's own clock.
     """
 
     duration_s: float
@@ -31,7 +33,8 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read a video's facts. Raises VideoError (audio only, cut off, undecodable, not a video) with the reason."""
+    """Read the facts of a video. Raises VideoError, with the reason, when the file is not a video, has only audio, is
+    cut short or cannot be decoded."""
     with open_video(path) as (container, stream):
         index = read_index(container, stream, path.name)
     with open_video(path) as (container, stream):
@@ -53,18 +56,20 @@ def probe(path: Path) -> VideoInfo:
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """How many counter-clockwise quarter turns make the stored picture upright."""
+    """The number of counter-clockwise quarter turns (0 to 3) that make the stored picture upright."""
     return round(frame.rotation / 90) % 4
 
 
 def upright_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """(width, height) on a screen: non-square pixels stretched in width, then turned."""
+    """(width, height) in pixels as shown on a screen: non-square pixels are stretched in width, then the picture is
+    turned."""
     width, height = display_size(frame, stream)
     return (height, width) if quarter_turns(frame) % 2 else (width, height)
 
 
 def display_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """(width, height) of the stored picture with square pixels. Within 5 % they count as square: encoders round."""
+    """(width, height) of the stored picture after its pixels are made square. Pixels whose aspect is within 5 % of 1
+    count as square, because encoders round."""
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     if aspect <= 0 or abs(aspect - 1) < 0.05:
         return frame.width, frame.height

@@ -1,7 +1,8 @@
-"""What the policy is asked and what it answers: prompt, answer text, and the parser (docs/method.md, answers).
+"""The conversation with the policy: the prompt, the answer text, and the parser of answers (docs/method.md, What the
+policy writes).
 
-The one conversation builder: SFT, GRPO and inference all use it. No tokenizer and no torch here; who renders the
-messages with a chat template lives in `vsr1_core.models`.
+SFT, GRPO and inference all build their conversations here. This module uses no tokenizer and no torch;
+`vsr1_core.models` renders the messages with a chat template.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _TASK = (
 )
 SYSTEM_PROMPT = f"{_TASK}end with {REFINE_TOKEN}."
 HARD_REFINE_PROMPT = f"{_TASK}a better search query in <query></query>."
-"""Of policies that refine by words. A checkpoint carries its own prompt."""
+"""The system prompt of policies that refine a query in words. A checkpoint stores its own prompt."""
 
 MATCH_TO_SPAN = "<answer>matched</answer> <start>"
-"""How a match is written up to its first number."""
+"""The text of a match between its trace and its first number."""
 
 _MATCHED = {"matched", "match"}
 _NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
@@ -43,28 +44,31 @@ _REWRITE_FORM = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """What one completion says. Span in seconds, inside the video, ordered; None unless matched and readable."""
+    """The parsed content of one completion. `start_s` and `end_s` are in seconds, inside the video, with start <= end;
+    both are None unless the decision is `matched` and both numbers can be read."""
 
     decision: Decision
     start_s: float | None
     end_s: float | None
     reasoning: str
     has_refine: bool
-    """Whether a <REFINE> stands after the answer. False for a match: what a released model writes there is ignored."""
+    """Whether <REFINE> follows the answer. Always False for a match: a <REFINE> that a released model writes there is
+    ignored."""
     is_well_formed: bool
     new_query: str | None = None
-    """What to search for instead, as one line; None for a match, and where none can be read."""
+    """The query to search for instead, on one line; None for a match, and when no query can be read."""
 
 
 def user_text(query: str) -> str:
-    """The user turn's text; the video follows it."""
+    """The text of the user turn. The video follows it."""
     return f'Query: "{query}"\nRetrieved video: '
 
 
 def build_messages(query: str, system_prompt: str = "") -> list[dict[str, Any]]:
-    """System and user turn in the chat form of Hugging Face processors, with one place for a video.
+    """Build the system and the user turn in the chat format of Hugging Face processors, with one placeholder for a
+    video.
 
-    `system_prompt` is the checkpoint's own; without one it is SYSTEM_PROMPT.
+    `system_prompt` is the prompt that the checkpoint stores; SYSTEM_PROMPT is used when it is empty.
     """
     return [
         {"role": "system", "content": [{"type": "text", "text": system_prompt or SYSTEM_PROMPT}]},
@@ -75,15 +79,15 @@ def build_messages(query: str, system_prompt: str = "") -> list[dict[str, Any]]:
 def answer_text(
     trace: str, matched: bool, start_s: float | None = None, end_s: float | None = None, new_query: str | None = None
 ) -> str:
-    """The assistant's text for a trace and a label; seconds with one decimal. A mismatch with `new_query` ends with
-    these words to search for, any other with <REFINE>.
+    """The assistant's text for a trace and a label. Seconds are written with one decimal. A mismatch ends with
+    `new_query` if there is one, and with <REFINE> otherwise.
 
-    Raises ValueError when a match has no span or a new query, a mismatch has a span, or the trace or the new query is
-    blank or holds an answer's tags.
+    Raises ValueError when a match has no span or has a new query, when a mismatch has a span, and when the trace or the
+    new query is blank or contains tags of an answer.
     """
     for what, words in (("reasoning trace", trace), ("new query", new_query)):
         if words is not None and (not words.strip() or re.search(ANY_TAG, words)):
-            raise ValueError(f"a {what} must have words and none of the answer's tags, got {words[:80]!r}")
+            raise ValueError(f"a {what} must contain words and no tags of an answer, got {words[:80]!r}")
     think = f"<think> {trace.strip()} </think>"
     if not matched:
         if start_s is not None or end_s is not None:
@@ -98,9 +102,10 @@ def answer_text(
 
 
 def parse_answer(text: str, duration_s: float) -> Answer:
-    """Read a completion (without its prompt) about a video of `duration_s` seconds. Never raises on any text.
+    """Parse a completion (without its prompt) about a video of `duration_s` seconds. No text raises an error.
 
-    The first answer tag counts and its span is looked for between it and the next one. Linear in the text's length.
+    The first answer tag counts, and its span has to be between this tag and the next answer tag. The time is linear in
+    the length of the text.
     """
     opened = _find("<answer>", text, 0)
     content, answer_end = _between("answer", text, 0)
@@ -121,8 +126,9 @@ def parse_answer(text: str, duration_s: float) -> Answer:
 
 
 def is_well_formed(text: str, writes_query: bool = False) -> bool:
-    """Whether `text` is exactly what `answer_text` may write: words, one answer, its span in order, or <REFINE>; in
-    place of <REFINE>, a new query for a policy that `writes_query`."""
+    """Whether `text` has exactly the form that `answer_text` writes: a trace with words, one answer, and then an
+    ordered span for a match, or <REFINE> for a mismatch. With `writes_query`, a mismatch ends with a new query instead
+    of <REFINE>."""
     match = _MATCH_FORM.fullmatch(text)
     if match:
         start_s, end_s = float(match[2]), float(match[3])
@@ -132,14 +138,16 @@ def is_well_formed(text: str, writes_query: bool = False) -> bool:
 
 
 def _find(tag: str, text: str, start: int) -> int:
+    """The position of the first `tag` from `start` on, in any letter case; -1 when there is none."""
     found = re.compile(re.escape(tag), re.IGNORECASE).search(text, start)
     return found.start() if found else -1
 
 
 def _between(tag: str, text: str, start: int) -> tuple[str | None, int]:
-    """Content of the first `<tag>...</tag>` from `start` on and where it ends; (None, start) when there is none.
+    """The content of the first `<tag>...</tag>` from `start` on, and the position where it ends; (None, start) when
+    there is none.
 
-    Two plain searches, not one lazy pattern: that one is quadratic in a text of many opening tags.
+    This uses two plain searches because one lazy pattern takes quadratic time in a text with many opening tags.
     """
     opened = _find(f"<{tag}>", text, start)
     closed = _find(f"</{tag}>", text, opened) if opened >= 0 else -1
@@ -156,7 +164,8 @@ def _decision(content: str | None) -> Decision:
 
 
 def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
-    """Seconds inside [0, duration], swapped if reversed; two None unless both tags hold finite numbers."""
+    """(start, end) in seconds, clamped to [0, duration] and swapped if reversed; (None, None) unless both tags contain
+    finite numbers."""
     start_s, end_s = (_seconds(_between(tag, text, 0)[0]) for tag in ("start", "end"))
     if start_s is None or end_s is None:
         return None, None
@@ -165,7 +174,8 @@ def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
 
 
 def _new_query(text: str) -> str | None:
-    """Words that can be searched for: none of the answer's tags and none of a tokenizer's special tokens in them."""
+    """The new query on one line. None when it is blank, or contains tags of an answer or special tokens of a
+    tokenizer."""
     words = " ".join((_between("query", text, 0)[0] or "").split())
     return words if words and not re.search(rf"{ANY_TAG}|<\|", words, re.IGNORECASE) else None
 

@@ -1,8 +1,9 @@
 """The teacher that asks a model behind an OpenAI-compatible chat API (vLLM, SGLang, `transformers serve`).
 
-Several requests at a time, each sent again when the server or the network had a bad moment. One bad row is a failed
-reply; what would fail for every row (no such server, no such model, a wrong key) stops the run, and what was asked
-already is waited for, since it is paid for. What is asked and how a reply is read is `reasoning.evidence`.
+It sends several requests at a time, and repeats a request after a temporary failure of the server or the network. An
+error that concerns one row gives a failed reply for this row. An error that concerns every row (no such server, no such
+model, a wrong key) stops the run; replies to requests that were already sent are still awaited, because they are paid
+for. `reasoning.evidence` writes the requests and reads the replies.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from vsr1_core.recipes import EndpointRecipe
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_AFTER_S = 300.0
-"""The longest wait that a server is granted."""
+"""The longest wait in seconds that a server's Retry-After header can ask for."""
 PASSING = frozenset({408, 409, 425, 429})
-"""HTTP statuses that another try may cure, beside all from 500 on."""
+"""HTTP statuses after which a request is sent again; so is any status from 500 on."""
 HOPELESS = frozenset({401, 404})
-"""HTTP statuses that every row would get: a wrong key, a wrong path or model."""
+"""HTTP statuses that every row would get: the key, the path or the model is wrong."""
 _MAX_QUOTED = 300
 
 
 class BadMoment(Exception):
-    """A request that failed in a way that may pass."""
+    """A temporary failure of a request; it may succeed when it is sent again."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -43,11 +44,11 @@ class BadMoment(Exception):
 
 
 class Unreachable(BadMoment):
-    """No connection at all: nobody listens there."""
+    """No connection could be made: no server listens at the address."""
 
 
 class Refused(Exception):
-    """The server will not answer this row."""
+    """The server refuses this row's request; sending it again will not help."""
 
 
 class _Message(BaseModel):
@@ -65,14 +66,14 @@ class _Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """What is read of an answer; whatever else a server adds is ignored."""
+    """The fields of a server's response that are read. All other fields are ignored."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
 
 
 class EndpointTeacher:
-    """Asks for one trace a task, in order, and gives replies in the order they come."""
+    """Sends one request per task, in order, and yields the replies in the order in which they arrive."""
 
     def __init__(self, recipe: EndpointRecipe, settings: EndpointSettings) -> None:
         self.recipe, self.settings = recipe, settings
@@ -86,10 +87,10 @@ class EndpointTeacher:
         )
 
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
-        """One reply per task. The event loop runs only while the caller waits for the next reply.
+        """Yield one reply per task. The event loop runs only while the caller waits for the next reply.
 
-        Raises ConnectionError when the server cannot be reached, ConfigurationError when it refuses all of it, both
-        after the replies that were still to come.
+        Raises ConnectionError when the server cannot be reached, and ConfigurationError when it would refuse every
+        request. Both are raised only after the replies to all requests that were already sent.
         """
         replies = self._replies(tasks)
         with asyncio.Runner() as runner:
@@ -131,14 +132,14 @@ class EndpointTeacher:
         )
 
     async def _reply(self, client: httpx2.AsyncClient, task: TeacherTask) -> TeacherReply:
-        """The row boundary: whatever concerns this row alone becomes its error."""
+        """Ask for one trace. An error that concerns only this row becomes a failed reply."""
         seconds: list[float] = []
         try:
             body = await asyncio.to_thread(self._body, task)
             completion: Completion = await self._retrying(self._post, client, body, seconds)
         except Unreachable as error:
             raise ConnectionError(
-                f"the teacher's endpoint {self.settings.url} cannot be reached ({error}); start it, or set "
+                f"the teacher's endpoint {self.settings.url} cannot be reached ({error}); start it, or correct "
                 "VSR1_TEACHER_URL, and build again: finished rows are kept"
             ) from error
         except BadMoment as error:
@@ -174,7 +175,7 @@ class EndpointTeacher:
         )
 
     def _body(self, task: TeacherTask) -> bytes:
-        """The request; runs in a thread, since it reads and encodes the frames."""
+        """The body of the request. This runs in a thread, because it reads and encodes the frames."""
         request = {
             "model": self.recipe.model,
             "messages": build_messages(task, self.recipe),
@@ -184,7 +185,7 @@ class EndpointTeacher:
         return json.dumps(request).encode()
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, seconds: list[float]) -> Completion:
-        """One request; its duration is added to `seconds` whatever becomes of it."""
+        """Send one request. Its duration is appended to `seconds`, whether it succeeds or fails."""
         started = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.timeout_s):
@@ -205,19 +206,19 @@ class EndpointTeacher:
             raise BadMoment(said, retry_after_s(response.headers.get("Retry-After", "")))
         if response.status_code in HOPELESS:
             raise ConfigurationError(
-                f"the teacher's endpoint {self.settings.url} refuses to be asked for {self.recipe.model!r} ({said}); "
-                "check VSR1_TEACHER_URL, VSR1_TEACHER_API_KEY and the model it serves, and build again: finished rows "
-                "are kept"
+                f"the teacher's endpoint {self.settings.url} refuses requests for {self.recipe.model!r} ({said}); "
+                "check VSR1_TEACHER_URL, VSR1_TEACHER_API_KEY and the model that it serves, and build again: finished "
+                "rows are kept"
             )
         if response.status_code != 200:
             raise Refused(said)
         try:
             return Completion.model_validate_json(response.content)
         except ValidationError as error:
-            raise BadMoment(f"the answer is no chat completion: {self._quoted(response)}") from error
+            raise BadMoment(f"the answer is not a chat completion: {self._quoted(response)}") from error
 
     def _quoted(self, response: httpx2.Response) -> str:
-        """What the server said, short, and without the key, which some servers repeat."""
+        """The beginning of the server's response, without the API key, which some servers repeat."""
         text, key = " ".join(response.text.split()), self.settings.api_key
         return (text.replace(key, "***") if key else text)[:_MAX_QUOTED] or "(nothing)"
 
@@ -232,7 +233,8 @@ def _asked_wait_s(state: RetryCallState) -> float:
 
 
 def retry_after_s(header: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 where it says nothing readable."""
+    """The seconds that a Retry-After header, a number or a date, asks for: between 0 and MAX_RETRY_AFTER_S. 0 when the
+    header cannot be read."""
     try:
         asked = float(header)
     except ValueError:

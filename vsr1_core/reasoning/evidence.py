@@ -1,7 +1,7 @@
-"""What a model is asked for a reasoning trace, and how its reply is read. Who sends it is `reasoning.endpoint`.
+"""Writes the request that asks a model for a reasoning trace, and reads its reply. `reasoning.endpoint` sends it.
 
-The model sees the query, the shown video's frames with their times, and the gold label. It ends with a
-verdict of its own, so that a trace which does not bear the label out is found and dropped.
+The model gets the query, the frames of the shown video with their times, and the gold label. Its reply ends with its
+own verdict, so that a trace which contradicts the label is detected and dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Part = dict[str, Any]
 
 @dataclass(frozen=True)
 class PromptText:
-    """system: who writes what; match and mismatch: the question for either label."""
+    """One version of the prompt. system: the system turn. match, mismatch: the question for each label, as format
+    strings with the fields query, start_s and end_s (in seconds)."""
 
     system: str
     match: str
@@ -62,13 +63,13 @@ _VERDICT_LINE = re.compile(r"\W*verdict\W+((?:mis|not?[\s_-]*)?match)(?:ed)?\W*"
 
 
 def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, Any]]:
-    """System and user turn in the form of OpenAI's chat API, the frames as data URLs.
+    """Build the system and the user turn in the format of OpenAI's chat API, with the frames as data URLs.
 
-    Raises OSError or ValueError where the shown video's frames cannot be had, ConfigurationError for a recipe that
-    names no known prompt or form.
+    Raises OSError or ValueError when the frames of the shown video cannot be read, and ConfigurationError when the
+    recipe's `prompt_version` or `frames_as` is unknown.
     """
     if recipe.prompt_version not in PROMPTS:
-        raise ConfigurationError(f"no teacher's prompt {recipe.prompt_version}; there are: {list(PROMPTS)}")
+        raise ConfigurationError(f"the teacher has no prompt version {recipe.prompt_version}; known: {list(PROMPTS)}")
     if recipe.frames_as not in _FRAME_PARTS:
         raise ConfigurationError(f"frames_as must be one of {', '.join(_FRAME_PARTS)}, not {recipe.frames_as!r}")
     if task.frames is None:
@@ -84,16 +85,19 @@ def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, 
 
 
 def chosen_frames(stored: StoredFrames, num_frames: int) -> tuple[np.ndarray, list[float]]:
-    """At most `num_frames` frames [n, H, W, 3], evenly spread from the first to the last, and their times [n]."""
+    """Return at most `num_frames` frames, uint8 [n, H, W, 3], evenly spread from the first to the last one, and their n
+    times in seconds. Raises OSError or ValueError when the stored frames are missing or do not fit their times."""
     pixels = read_frames(stored.path)
     if len(pixels) != len(stored.timestamps_s):
-        raise ValueError(f"{stored.path} holds {len(pixels)} frames, its row says {len(stored.timestamps_s)}")
+        raise ValueError(
+            f"{stored.path} contains {len(pixels)} frames, but its row in frame_tensors says {len(stored.timestamps_s)}"
+        )
     numbers = np.linspace(0, len(pixels) - 1, min(num_frames, len(pixels))).round().astype(int)
     return pixels[numbers], [stored.timestamps_s[i] for i in numbers]
 
 
 def _as_images(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:
-    """Each frame after a text with its time."""
+    """One picture per frame, each after a text with its time."""
     parts: list[Part] = []
     for time_s, frame in zip(timestamps_s, pixels, strict=True):
         parts.append({"type": "text", "text": f"At {time_s:.1f} seconds:"})
@@ -102,7 +106,8 @@ def _as_images(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:
 
 
 def _as_video(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:
-    """One clip, after a text with its frames' times: a server may see only their average distance."""
+    """One clip of all frames, after a text with their times: a server may know only the average distance between
+    frames."""
     times = ", ".join(f"{t:.1f}" for t in timestamps_s)
     return [
         {"type": "text", "text": f"The video's frames were taken at these seconds: {times}."},
@@ -118,7 +123,8 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def read_reply(content: str) -> tuple[str, Label | None]:
-    """The trace on one line, and the verdict or None, of a reply; thoughts that a server left before it are cut off."""
+    """Split a reply into the trace, on one line, and the verdict, which is None when there is none. Thoughts that the
+    server left before the reply are cut off."""
     said = content.rpartition("</think>")[2].strip()
     before, _, last = said.rpartition("\n")
     found = _VERDICT_LINE.fullmatch(last)

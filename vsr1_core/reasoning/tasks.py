@@ -1,4 +1,5 @@
-"""What a teacher is given and what it gives back, and where one that is a model can be asked. Nobody writes here."""
+"""The data types of teachers: tasks, replies, and the settings of an endpoint. The teachers are in `teacher` and
+`endpoint`."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ Label = Literal["matched", "not_matched"]
 
 
 class ConfigurationError(ValueError):
-    """What the configuration asks for is not set up; the message says what to change."""
+    """The configuration asks for something that is not set up. The message says what to change."""
 
 
 @dataclass(frozen=True, order=True)
 class EventNote:
-    """One annotated event of a video, in plain words."""
+    """One annotated event of a video: its start and end in seconds, and a caption in plain words."""
 
     start_s: float
     end_s: float
@@ -29,7 +30,8 @@ class EventNote:
 
 @dataclass(frozen=True)
 class StoredFrames:
-    """Where a video's frames lie (uint8 [T, H, W, 3]), their source times [T], and what changes when the pixels do."""
+    """The stored frames of one video. path: the file with uint8 [T, H, W, 3]. timestamps_s: their T times in seconds.
+    content: a version that changes when the pixels change."""
 
     path: str
     timestamps_s: tuple[float, ...]
@@ -38,8 +40,11 @@ class StoredFrames:
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """One pair of query and shown video. `moment` is the query's own event, in its right video; `events` are those of
-    the shown video in time order; `frames` are the shown video's, for a teacher that looks at them."""
+    """One pair of a query and a shown video, for which a trace is needed.
+
+    moment: the event that the query describes, in its right video. events: the events of the shown video in time order.
+    frames: the frames of the shown video, for teachers that look at them.
+    """
 
     query_id: str
     query: str
@@ -52,11 +57,15 @@ class TeacherTask:
 
 @dataclass(frozen=True)
 class TeacherReply:
-    """finish_reason: `stop`, `length` (truncated) or `error`. verdict: the label that the teacher's own words support,
-    None where it gives none. num_tokens: as the teacher counts; words for the template.
+    """The reply to one task.
 
-    What a model's reply cost: num_prompt_tokens and num_tokens as the server counts them, num_requests with all
-    retries, request_s seconds in them without the waits between. None from a teacher that asks no one.
+    finish_reason: `stop`, `length` (truncated) or `error`. num_tokens: length of the reply as the teacher counts it;
+    the template teacher counts words. verdict: the label that the teacher's own words support; None when it gives none.
+    error: why there is no usable reply; empty otherwise.
+
+    The cost of a model's reply: num_prompt_tokens and num_tokens as the server counts them, num_requests including all
+    retries, and request_s, the seconds spent in these requests without the waits between them. The costs are None for a
+    teacher that sends no requests.
     """
 
     query_id: str
@@ -72,11 +81,16 @@ class TeacherReply:
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Where the model is and how it is asked; what it is asked is EndpointRecipe's. Nothing here changes a trace.
+    """Where the model is served, and how requests are sent. These settings do not change a trace; the settings that do
+    are in EndpointRecipe.
 
-    url: the base of an OpenAI-compatible API, e.g. http://127.0.0.1:8000/v1. api_key is never written anywhere.
-    timeout_s: of one request. A failed request is sent again, up to max_requests in all, after a random wait of up to
-    first_wait_s, then twice that and so on up to max_wait_s, and at least as long as the server asks for.
+    url: the base of an OpenAI-compatible API, e.g. http://127.0.0.1:8000/v1. api_key: never written anywhere.
+    concurrency: the number of simultaneous requests. timeout_s: the limit for one request, in seconds. A failed request
+    is sent again, up to max_requests in total, after a random wait. The wait is at most first_wait_s seconds at first,
+    then twice as much each time, up to max_wait_s; the wait that the server asks for is added.
+
+    Raises:
+        ConfigurationError: If the URL is not a base URL, or a number is too small.
     """
 
     url: str
@@ -95,10 +109,15 @@ class EndpointSettings:
                 "key belongs into VSR1_TEACHER_API_KEY, not into the URL"
             )
         if self.concurrency < 1 or self.max_requests < 1 or self.timeout_s <= 0:
-            raise ConfigurationError("the teacher needs at least one request at a time, one try, and some time for it")
+            raise ConfigurationError(
+                "the teacher's settings allow no request: concurrency and max_requests must be at least 1, and "
+                "timeout_s must be above 0"
+            )
 
 
 class Teacher(Protocol):
+    """Anything that can write reasoning traces."""
+
     def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
-        """One reply per task, in any order."""
+        """Yield one reply per task, in any order."""
         ...

@@ -1,1 +1,2 @@
-"""The kernel: files, versions, tables, the row loop and where row work runs. It imports nothing of ours."""
+"""The kernel: files, versions, tables, the row loop, and the processes that do row work. It imports no other package
+of this project."""

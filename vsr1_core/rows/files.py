@@ -1,4 +1,4 @@
-"""How files are written and named: atomic writes, JSON and JSON lines, digests, names that are safe as paths."""
+"""How files are written and named: atomic writes, JSON and JSON lines, digests, and names that are safe as paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
 def check_name(name: str, what: str = "dataset") -> str:
-    """`name` if it may become a folder's name, else ValueError."""
+    """Return `name` if it is safe as the name of a folder; raise ValueError if it is not. `what` is for the message."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} cannot be the name of a {what}: use 1 to 64 letters, digits, '_', '.', '+' or '-', "
@@ -28,14 +28,16 @@ def check_name(name: str, what: str = "dataset") -> str:
 
 
 def file_stem(row_id: str) -> str:
-    """A file name for any id: readable, unique, and never a path (`../x` cannot leave its folder)."""
+    """Turn any id into a file name without a suffix. The name is readable and unique, and it is never a path, so that
+    `../x` cannot leave its folder."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", row_id)[:48].strip("_") or "id"
     return f"{readable}-{hashlib.sha256(row_id.encode()).hexdigest()[:10]}"
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix); it becomes `path` when the block ends well."""
+    """Yield a temporary path beside `path`, with the same suffix. The temporary file replaces `path` when the block
+    ends without an exception, and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
@@ -47,7 +49,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it replaces `path` when the block ends well."""
+    """Yield a temporary folder beside `path`. It replaces `path` when the block ends without an exception, and is
+    deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
@@ -65,6 +68,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises ValueError, naming the file, when it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -72,13 +76,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys. The write is atomic."""
     text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_json_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One array on one line, a row at a time: for files with thousands of rows."""
+    """Write `rows` as one JSON array on a single line. Rows are encoded one at a time, so that files with thousands of
+    rows take little memory."""
     encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.write("[")
@@ -87,7 +93,8 @@ def write_json_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of each line that is not blank. Parsing is the caller's: bad lines are rows."""
+    """Yield (line number from 1, text) for each line that is not blank. The caller parses the text, because a line that
+    cannot be parsed still becomes a row."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -95,13 +102,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line. The write is atomic."""
     encoder = json.JSONEncoder(ensure_ascii=False)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(encoder.encode(row) + "\n" for row in rows)
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 32 hex digits."""
+    """The first 32 hex digits of the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
@@ -111,30 +119,31 @@ CHANGED = "changed while the build was reading it; when it is written completely
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells a file from another one of the same name without reading it."""
+    """Path, size in bytes and modification time in nanoseconds of a file: enough to notice a change without reading the
+    file."""
 
     path: str
     bytes: int | None
     mtime_ns: int | None
 
     def check(self) -> None:
-        """ValueError when the file is not any more what it was when the stamp was taken. A stamp that lacks size or
-        time promises nothing."""
+        """Raise ValueError when the file has changed since the stamp was taken. A stamp without a size or a time is
+        never checked."""
         if self.bytes is not None and self.mtime_ns is not None and read_stamp(Path(self.path)) != self:
             raise ValueError(f"{Path(self.path).name} {CHANGED}")
 
 
 def read_stamp(path: Path) -> FileStamp:
-    """The stamp of the file as it is now."""
+    """Take the stamp of a file as it is now."""
     stat = path.stat()
     return FileStamp(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 def digest_stable_file(path: Path, num_tries: int = 3) -> tuple[FileStamp, str]:
-    """A file's stamp and the digest of exactly what it stands for: read again when the file changed meanwhile.
+    """Return a file's stamp and the digest of exactly the content that had this stamp.
 
-    A file that changes in each of `num_tries` readings gets the last digest and a stamp from before it, so that the
-    next plan reads it again.
+    The file is read again when it changed during the reading. If it changes in each of `num_tries` readings, the result
+    is the last digest with the stamp from before that reading, so that the next plan reads the file again.
     """
     for _ in range(num_tries):
         stamp = read_stamp(path)

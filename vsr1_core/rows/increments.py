@@ -1,8 +1,8 @@
-"""The one row loop: plan (new, stale, orphaned, failed, unchanged) -> process -> commit.
+"""The row loop that every stage uses: plan (new, stale, orphaned, failed, unchanged) -> process -> commit.
 
-A row's version is known before its work is done: a hash of the stage's version, its recipe and the versions
-of what the row reads. What is read is kept beside the row, so a plan can say why a row is due.
-Nothing here knows any stage; `vsr1_core.stages` holds those.
+A row's version is known before the row is computed: it is a hash of the stage's version, the recipe and the versions of
+everything that the row reads. These inputs are stored beside the row, so that a plan can say why a row has to be
+processed. This module does not know any stage; the stages are in `vsr1_core.stages`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vsr1_core.rows.versions import Inputs, row_version, spelled
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """For planning, which makes a dict or two a row and no cycles: again and again the collector would look through
-    all of them, and all that is imported beside them."""
+    """Switch the garbage collector off during planning. A plan makes one or two dicts per row and no reference cycles,
+    so the collector would only scan all of these dicts, and all imported modules, again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -39,7 +39,8 @@ def without_gc() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Row ids by what is to be done with them; `causes` maps a due row to why: one line per cause, often several."""
+    """Row ids, grouped by what has to be done with the rows. `causes` maps each new or stale row to the reasons why it
+    has to be processed; a row may have several."""
 
     new: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
@@ -52,21 +53,21 @@ class Plan:
         return {name: len(getattr(self, name)) for name in ("new", "stale", "orphaned", "failed", "unchanged")}
 
     def due(self, retry_failed: bool = False) -> list[str]:
-        """Ids to process: new and stale rows, and failed ones when asked."""
+        """Ids of the rows to process: the new and the stale rows, and with `retry_failed` the failed ones as well."""
         return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
 
     def limited_to(self, ids: Container[str]) -> Plan:
-        """The same plan with only these new and stale rows; the others stay as they are."""
+        """A copy of this plan whose new and stale rows are limited to `ids`. All other groups stay the same."""
         new, stale = (tuple(i for i in group if i in ids) for group in (self.new, self.stale))
         return dataclasses.replace(self, new=new, stale=stale, causes={i: self.causes[i] for i in (*new, *stale)})
 
     def why(self) -> dict[str, int]:
-        """How many due rows each cause has; a row with two causes counts for both."""
+        """Map cause -> number of rows to process because of it. A row with two causes counts for both."""
         return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())
 
 
 def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
-    """Compare wanted rows with the committed ones. Rows that a killed run left pending count as committed."""
+    """Compare the wanted rows with the committed rows. Rows that a killed run left pending count as committed."""
     have = {row_id: (inputs, status) for row_id, inputs, status in _known(table).iter_rows()}
     groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
     causes: dict[str, tuple[str, ...]] = {}
@@ -76,7 +77,7 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
             causes[row_id] = ("new row",)
             continue
         old_inputs, status = have[row_id]
-        if old_inputs != spelled(inputs):  # what the version is a hash of, without hashing
+        if old_inputs != spelled(inputs):  # the version is a hash of this text; comparing the texts saves the hashing
             groups["stale"].append(row_id)
             causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
         else:
@@ -94,13 +95,13 @@ def _known(table: Table) -> pl.DataFrame:
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
-    """Names of the inputs that came, went, or have another version."""
+    """Names of the inputs that were added, were removed, or have another version. The names are sorted."""
     return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, the committed table's manifest, and the plan it followed."""
+    """What a run did, the manifest of the committed table, and the plan that the run followed."""
 
     num_processed: int
     num_failed: int
@@ -121,11 +122,12 @@ def run_plan(
     unversioned: Mapping[str, Mapping[str, Any]] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Process the due rows and commit. A killed run loses at most the shard in flight.
+    """Process the rows that the plan lists and commit the table. A killed run loses at most one unfinished shard.
 
-    `process` gets the due ids and yields one dict per row, in any order; a dict with `error` set becomes a failed
-    row. `unversioned` are columns that unchanged rows take over without a new version. Raises RuntimeError when
-    `process` yields an id that was not asked for, the same id twice, or forgets one.
+    `process` gets the ids to process and yields one dict per row, in any order; a dict with `error` set becomes a
+    failed row. `unversioned` maps row id -> columns whose values unchanged rows take over without a new version.
+    `shard_rows` is the number of rows per pending shard. Raises RuntimeError when `process` yields an id that was not
+    asked for, yields the same id twice, or leaves an id out.
     """
     started = time.monotonic()
     due = plan.due(retry_failed)
@@ -145,18 +147,18 @@ def run_plan(
 
 
 def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
-    """Key and unversioned columns of the unchanged rows whose committed values differ; None where none does."""
+    """Key and unversioned columns of the unchanged rows whose committed values differ; None when no value differs."""
     kept: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row_id in plan.unchanged:
         if columns := unversioned.get(row_id):
             kept.setdefault(tuple(columns), []).append({table.key: row_id, **columns})
     changed = [frame for rows in kept.values() if (frame := _changed(table, rows)).height]
-    # What some rows have and others have not is null in those, and `update` leaves it as it is.
+    # A column that only some rows have is null in the others, and `update` does not write nulls.
     return pl.concat(changed, how="diagonal") if changed else None
 
 
 def _changed(table: Table, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Of rows with the same columns, those whose committed values differ."""
+    """The rows whose committed values differ. All `rows` have the same columns."""
     schema = {name: table.schema[name] for name in rows[0]}
     committed = table.rows(schema)
     return pl.DataFrame(rows, schema=schema).join(committed, on=list(schema), how="anti", nulls_equal=True)
@@ -171,8 +173,8 @@ def _collect(
     log: Callable[[str], None],
     started: float,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Run `process` over `due`, writing full shards as pending. Returns the rows of the last one, which the commit
-    follows at once, and how many rows failed."""
+    """Run `process` over `due` and write each full shard as pending. Returns the rows of the last shard, which need no
+    pending file because the commit follows at once, and the number of failed rows."""
     missing, shard, num_failed = set(due), [], 0
     progress = Progress(log, table.asset, len(due), started=started)
     for row in process(due):

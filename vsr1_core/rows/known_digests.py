@@ -1,6 +1,6 @@
-"""Digests of files that were read already, kept between two looks at them: by path, size and modification time.
+"""A cache of file digests, keyed by path, size and modification time, so that unchanged files are not read again.
 
-Safe to delete; then the files are read once more.
+The cache is safe to delete: the files are then read once more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vsr1_core.rows.lake import Lake
 
 @dataclass(frozen=True)
 class KnownDigests:
-    """The digests of one dataset's files, in a Parquet file of the lake's cache."""
+    """The digests of one dataset's files. They are stored in a Parquet file in the lake's cache."""
 
     path: Path
 
@@ -26,14 +26,14 @@ class KnownDigests:
         return cls(lake.cache("digests") / f"{check_name(dataset)}.parquet")
 
     def read(self) -> dict[FileStamp, str]:
-        """Empty where nothing was kept."""
+        """Map file stamp -> digest. The result is empty when nothing is stored yet."""
         if not self.path.exists():
             return {}
         rows = pl.read_parquet(self.path, glob=False).iter_rows()
         return {FileStamp(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
 
     def write(self, digests: Mapping[FileStamp, str]) -> None:
-        """Keep these and no others; where they are kept already, nothing is written."""
+        """Store exactly these digests and drop all others. Nothing is written when they are stored already."""
         if self.read() == digests:
             return
         rows = [(stamp.path, stamp.bytes, stamp.mtime_ns, digest) for stamp, digest in digests.items()]

@@ -1,4 +1,4 @@
-"""Paths of everything in the lake of a home. `rows.table` says what the folder of a table holds."""
+"""The paths of everything in the lake of a home. `rows.table` describes what the folder of a table contains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vsr1_core.rows.table import Table
 
 @dataclass(frozen=True)
 class Lake:
-    """Every path of the lake."""
+    """The lake below `root`. Every method returns a path, or an object at a path, and creates nothing."""
 
     root: Path
 
@@ -29,7 +29,7 @@ class Lake:
         return sorted(folder.name.partition("=")[2] for folder in self._tables(asset).glob("dataset=*"))
 
     def history(self, asset: str) -> Path:
-        """The folder for states of a small table that are kept, in `dataset=<name>/` each."""
+        """The folder for the kept states of a small table; each dataset has its own `dataset=<name>/` below it."""
         return self.root / "history" / check_name(asset, "asset")
 
     def files(self, asset: str, dataset: str) -> Path:
@@ -37,13 +37,14 @@ class Lake:
         return self.files_of_all(asset) / check_name(dataset)
 
     def files_of_all(self, asset: str) -> Path:
-        """The folder that has a folder of `files` for each dataset."""
+        """The folder that contains the `files` folders of all datasets."""
         return self.root / "files" / check_name(asset, "asset")
 
     def cache(self, what: str) -> Path:
-        """The folder for what can be made again at any time: shared by all datasets and stages, safe to delete."""
+        """A folder for data that can be computed again at any time. All datasets and stages share it, and it is safe to
+        delete."""
         return self.root / "cache" / check_name(what, "cache")
 
     def imported(self, dataset: str) -> Path:
-        """The folder for what was brought from elsewhere instead of being computed (`vsr1_core.home.prepared`)."""
+        """The folder for data that was imported instead of computed (`vsr1_core.home.prepared`)."""
         return self.root / "imported" / check_name(dataset)

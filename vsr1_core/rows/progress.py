@@ -1,6 +1,6 @@
-"""How far a long piece of work is: a line now and then for logs, and every step for whoever draws a bar.
+"""Progress of long work: an occasional line for logs, and every single step for progress bars.
 
-Nothing is written here: lines and steps go to the `Log` that the caller gave, or lines alone to a plain function.
+This module prints nothing. Lines and steps go to the `Log` that the caller passes; a plain function gets lines only.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_AN_ARRIVAL = 1.0
-"""What is noted within so long came together."""
+"""Units that are reported within this many seconds count as one arrival."""
 
 
 def _nowhere(*_: Any) -> None:
-    """No-op: where no one asked for progress."""
+    """No-op: the caller did not ask for progress."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """Where work tells of itself. line: a sentence. step: (name, done, total), as often as something is done."""
+    """The callbacks that work reports to. `line` gets a sentence. `step` gets (name, done, total) whenever a unit of
+    work is done."""
 
     line: Callable[[str], Any] = _nowhere
     step: Callable[[str, int, int], Any] = _nowhere
@@ -32,12 +33,12 @@ class Log:
 
 @dataclass
 class Progress:
-    """`total` units of work called `name`, `done_before` of them by an earlier run. `log`: a `Log`, or a function that
-    takes lines.
+    """Progress of `total` units of work called `name`; an earlier run did `done_before` of them. `log` is a `Log`, or a
+    function that takes lines.
 
-    Rates are those of whole arrivals: what arrives within a second came together, as the rows of a batch do. How many
-    belong to the arrival that has just begun is not known, so it counts for nothing before it is over: the first of 32
-    rows that take 52 s together would otherwise promise 52 s for each of the others.
+    Rates are computed from whole arrivals: units that arrive within one second came together, as the rows of a batch
+    do. An arrival that has just begun may still grow, so it is not counted before it is over: otherwise the first of 32
+    rows that take 52 s together would predict 52 s for each of the others.
     """
 
     log: Callable[[str], None]
@@ -53,7 +54,8 @@ class Progress:
         self._newest = self._complete = self._begun = (self.done_before, self.started)
 
     def note(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """`done` units are done. `values`, as losses, stand in the line, and are worth a last line at the end."""
+        """Report that `done` units are done. `values`, such as losses, are added to the line; with values there is
+        always a last line at the end."""
         self._step(self.name, done, self.total)
         now, is_end = time.monotonic(), done >= self.total
         self._arrive(done, now)
@@ -64,13 +66,14 @@ class Progress:
         self.log(f"{self.name}: {self._text(done, now - self.started)}{shown}")
 
     def _arrive(self, done: int, now: float) -> None:
-        """Keep (done, time) of the newest note, of the last one of the arrival before, and of this arrival's first."""
+        """Keep (done, time) of the newest report, of the last report of the previous arrival, and of the first report
+        of the current arrival."""
         if now - self._begun[1] >= SECONDS_OF_AN_ARRIVAL:
             self._complete, self._begun = self._newest, (done, now)
         self._newest = (done, now)
 
     def _text(self, done: int, seconds: float) -> str:
-        """`120 of 400 rows, 3.1 rows/s, about 2 min left`; slow work is said in seconds per row."""
+        """For example `120 of 400 rows, 3.1 rows/s, about 2 min left`. Slow work is given in seconds per row."""
         counted = f"{done:,} of {self.total:,} {self.unit}"
         known, at = (done, self.started + seconds) if done >= self.total else self._complete
         if known <= self.done_before:
@@ -83,7 +86,7 @@ class Progress:
 
 
 def duration_text(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`."""
+    """A duration for people, such as `40 s`, `12 min` or `3 h 20 min`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,8 +1,8 @@
-"""Row work on a Ray cluster that is already there: the contract of `rows.workers.map_rows`, on all of its nodes.
+"""Row work on all nodes of a running Ray cluster, with the contract of `rows.workers.map_rows`.
 
-A task takes a few rows to one CPU of a node and works there as `engine` does on one machine: in a process of its own,
-so that a decoder's crash or hang costs one row. Files go to storage that all nodes share; what travels back is a row.
-A node that dies or is cut off takes no row with it: what it had not finished goes to another one.
+A task takes a few rows to one CPU of a node and processes them there as `rows.workers` does on one machine: in a
+separate process, so that a crash or hang of a decoder costs one row. Files are written to storage that all nodes share;
+only rows travel back. No row is lost when a node dies or is cut off: its unfinished rows go to another node.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from typing import Any, Generic
 from vsr1_core.rows.versions import code_digest
 from vsr1_core.rows.workers import Item, Result, Value, map_in_processes
 
-ROWS_A_TASK = 8
-"""Few enough to share a small corpus out, enough to be worth the start of a process."""
+ROWS_PER_TASK = 8
+"""Rows per task: few enough to spread a small corpus over the nodes, and enough to be worth the start of a process."""
 
-TASKS_A_CPU = 2
-"""One that runs, one that waits: no CPU idles, and a cluster that can grow sees that it should."""
+TASKS_PER_CPU = 2
+"""Tasks per CPU: one that runs and one that waits, so that no CPU is idle and an autoscaling cluster sees demand."""
 
 MAX_LOSSES = 3
-"""A row with which that many workers were lost (it needs more memory than they have, say) is given up."""
+"""A row is given up after this many workers were lost while they worked on it (for example because it needs more memory
+than they have)."""
 
 MAX_IDLE_LOSSES = 20
-"""So many lost before they could work, with no answer between them: the cluster is broken, and no row is to blame."""
+"""After this many workers were lost before they began to work, without an answer in between, the cluster is considered
+broken: no row can be the cause."""
 
 SLACK_S = 60.0
-"""A node keeps a row's deadline itself. One that says nothing for so much longer is cut off."""
+"""A node enforces the deadline of a row itself. A node that is silent for this many seconds beyond it is cut off."""
 
 QUIET_S = 60.0
-"""Seconds for which all tasks may wait for a CPU before a log line says so."""
+"""When all tasks have waited for a CPU for this many seconds, a log line says so."""
 
 COUNT_S = 5.0
-"""How often the cluster is asked for its CPUs."""
+"""Seconds between two queries for the number of CPUs of the cluster."""
 
 LOSSES = ("LocalRayletDiedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError", "WorkerCrashedError")
-"""Ray's errors after which the same rows may do elsewhere."""
+"""Errors of Ray after which the same rows may succeed on another node."""
 
 
 def map_rows_on_ray(
@@ -57,12 +59,13 @@ def map_rows_on_ray(
     deadline_s: float = 900.0,
     log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Result[Item, Value]]:
-    """Apply `function` to each item on the cluster at `address`: `auto`, or HOST:PORT of its head; yield results in the
-    order they are done. This machine has to be one of its nodes.
+    """Apply `function` to each item on the Ray cluster at `address` (`auto`, or HOST:PORT of its head node) and yield
+    the results in the order in which they finish. This machine has to be a node of the cluster.
 
-    As `workers.map_rows`, an item having `deadline_s` seconds. `folders` are what nodes have to see; to the first one
-    they have to write, and it is made where it is missing. `log` is told of losses and of waiting. ValueError where
-    there is no Ray or no cluster, and for a node that cannot do the work: then no row is to blame.
+    The contract is that of `workers.map_rows`; each item may take `deadline_s` seconds. Nodes have to see all
+    `folders`, and have to be able to write to the first one, which is created if it is missing. `log` gets a line for
+    each lost worker and when all tasks wait for a CPU. Raises ValueError when Ray or the cluster is missing, and when a
+    node cannot do the work at all, so that no row is the cause.
     """
     items = iter(items)
     first = list(itertools.islice(items, 1))
@@ -72,8 +75,8 @@ def map_rows_on_ray(
     seen = [folder.absolute() for folder in folders[1:] if folder.is_dir()]
     with connected(address) as ray, tempfile.NamedTemporaryFile(dir=folders[0].absolute(), prefix=".ray-") as sign:
         needed = _Needed(Path(sign.name), seen, code_digest())
-        # Streaming: each row comes back when it is done, so a lost node costs no finished row. Never retried by Ray,
-        # which would begin again with the first row.
+        # Results are streamed: each row comes back when it is done, so that a lost node costs no finished row. Ray must
+        # not retry a task, because it would start again with the first row.
         task = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_work)
 
         def start(rows: Sequence[Item]) -> Any:
@@ -84,7 +87,8 @@ def map_rows_on_ray(
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster at `address`; a connection that this process has already is used and left."""
+    """Yield Ray, connected to the cluster at `address`. A connection that this process already has is used and stays
+    open. Raises ValueError when Ray is not installed or the cluster cannot be joined."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -93,7 +97,7 @@ def connected(address: str) -> Iterator[ModuleType]:
         yield ray
         return
     try:
-        if address != "auto":  # Ray would try for minutes
+        if address != "auto":  # without this check Ray would try to connect for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
@@ -108,14 +112,15 @@ def connected(address: str) -> Iterator[ModuleType]:
 
 @dataclass(frozen=True)
 class _Needed:
-    """What a node has to have. sign: a file beside which it can write; code: the digest of this library's files."""
+    """What a node needs. sign: a file that the node has to see, in a folder that it has to be able to write to.
+    folders: other folders that it has to see. code: the digest of this library's Python files."""
 
     sign: Path
     folders: Sequence[Path]
     code: str
 
     def check(self) -> None:
-        """ValueError says what is missing."""
+        """Raise ValueError, which says what is missing, when this node does not have everything."""
         for path in (self.sign, *self.folders):
             if not path.exists():
                 place = path.parent if path == self.sign else path
@@ -129,8 +134,9 @@ class _Needed:
 def _work(
     function: Callable[[Item], Value], items: list[Item], deadline_s: float, needed: _Needed
 ) -> Iterator[tuple[Value | None, str | None] | None]:
-    """On a node: None for a beginning, None when it can work, then (value, error) of each item in its order."""
-    yield None  # from here on it has to speak in time: a dead mount hangs
+    """Runs on a node. Yields None when the task begins, None when the node can do the work, and then (value, error) for
+    each item, in the items' order."""
+    yield None  # from here on the node has to answer in time, because the check can hang on a dead mount
     needed.check()
     yield None
     for result in map_in_processes(function, items, 1, deadline_s):
@@ -143,8 +149,8 @@ class _Lost(Exception):
 
 @dataclass
 class _Rows(Generic[Item]):
-    """What is left of a task's rows. num_losses: workers lost at work on them; due: when the task has to have spoken,
-    which only one that has begun has to."""
+    """The unfinished rows of a task. num_losses: the number of workers that were lost while working on them. due: the
+    time by which the task has to answer; infinite before the task has begun."""
 
     items: deque[Item]
     num_losses: int = 0
@@ -153,7 +159,8 @@ class _Rows(Generic[Item]):
 
 
 class _Tasks(Generic[Item, Value]):
-    """Rows on their way through a cluster. `start` begins a task, which gives a stream of answers."""
+    """All rows on their way through a cluster. `start` begins a task for some rows and returns its stream of
+    answers."""
 
     def __init__(
         self,
@@ -182,19 +189,21 @@ class _Tasks(Generic[Item, Value]):
                 self._ray.cancel(stream, force=True)
 
     def _fill(self) -> bool:
-        """Keep the cluster's CPUs, which may come and go, in work. False when all is done."""
+        """Start tasks until all CPUs of the cluster, which may come and go, are busy. Returns False when no task is
+        running any more."""
         if time.monotonic() - self._counted_at > COUNT_S:
             self._num_cpus = int(self._ray.cluster_resources().get("CPU", 0))
             self._counted_at = time.monotonic()
-        while len(self._running) < TASKS_A_CPU * max(1, self._num_cpus):
-            rows = self._left.pop() if self._left else _Rows(deque(itertools.islice(self._items, ROWS_A_TASK)))
+        while len(self._running) < TASKS_PER_CPU * max(1, self._num_cpus):
+            rows = self._left.pop() if self._left else _Rows(deque(itertools.islice(self._items, ROWS_PER_TASK)))
             if not rows.items:
                 break
             self._running[self._start(rows.items)] = rows
         return bool(self._running)
 
     def _ready(self) -> list[Any]:
-        """Streams with an answer, at their end, or overdue; waits until there is one, or CPUs may have come."""
+        """Wait for, and return, the streams that have an answer, have ended or are overdue. Returns after COUNT_S
+        seconds at the latest, because the cluster may have more CPUs by then."""
         timeout_s = max(0.0, min(COUNT_S, *(rows.due - time.monotonic() for rows in self._running.values())))
         heard, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout_s)
         now = time.monotonic()
@@ -221,7 +230,8 @@ class _Tasks(Generic[Item, Value]):
                 yield Result(rows.items.popleft(), *answer)
 
     def _next(self, stream: Any) -> Any:
-        """What a task says next; StopIteration at its end."""
+        """The next answer of a task. Raises StopIteration at its end, _Lost when its worker was lost, and ValueError
+        when the node or the cluster cannot do the work."""
         if not self._ray.wait([stream], timeout=0)[0]:
             raise _Lost(f"a node said nothing for {self._patience_s:g} s")
         exceptions = self._ray.exceptions
@@ -235,19 +245,20 @@ class _Tasks(Generic[Item, Value]):
             raise ValueError(f"the Ray cluster cannot do this work: {type(error).__name__}: {error}") from error
 
     def _lose(self, rows: _Rows[Item], reason: str) -> Iterator[Result[Item, Value]]:
-        """Rows that were together when their worker was lost go on alone: which of them is to blame is not known."""
+        """Queue the rows of a lost worker again, each in a task of its own, because it is not known which of them
+        caused the loss."""
         self._num_idle_losses += not rows.is_at_work
         if self._num_idle_losses == MAX_IDLE_LOSSES:
-            raise ValueError(f"the Ray cluster does no work: {reason}, {MAX_IDLE_LOSSES} times in turn")
+            raise ValueError(f"the Ray cluster does no work: {reason}, {MAX_IDLE_LOSSES} times in a row")
         num_losses = rows.num_losses + rows.is_at_work
         if num_losses == MAX_LOSSES:
             yield from (Result(item, None, f"{reason}, {MAX_LOSSES} times with this row") for item in rows.items)
         elif rows.items:
-            self._log(f"Ray: {reason}; what it had not finished ({len(rows.items)} rows) begins anew")
+            self._log(f"Ray: {reason}; its {len(rows.items)} unfinished rows are started again")
             self._left += [_Rows(deque([item]), num_losses) for item in rows.items]
 
     def _tell_of_waiting(self) -> None:
         waits = all(rows.due == math.inf for rows in self._running.values())
         if self._running and waits and time.monotonic() - self._heard_at > QUIET_S:
             self._heard_at = time.monotonic()
-            self._log(f"Ray: waits for a free CPU; the cluster has {self._num_cpus} in all")
+            self._log(f"Ray: all tasks are waiting for a free CPU; the cluster has {self._num_cpus} CPUs in total")

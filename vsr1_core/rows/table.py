@@ -1,10 +1,10 @@
-"""One asset's rows of one dataset as Parquet: the committed state, the shards of a run in progress, the manifest.
+"""The rows of one asset for one dataset as Parquet: the committed state, the shards of a running build, the manifest.
 
-One folder per table: `tables/<asset>/dataset=<name>/` with `rows_<number>.parquet` (the newest is the truth;
-`rows.parquet`, which earlier versions wrote, is older than any), `manifest.json` (a summary, written last) and
-`pending/` (shards of a run that has not finished). A file of rows never changes once it has its name, and stays for a
-while after a newer one took its place: DuckDB opens a file three times per query, and of 1,000 queries 15 to 19 failed
-when a commit replaced the file in between. Which rows are due is decided in `rows.increments`, not here.
+Each table has one folder, `tables/<asset>/dataset=<name>/`, with `rows_<number>.parquet` (the newest one is the
+committed state; `rows.parquet`, which earlier versions wrote, is older than any of them), `manifest.json` (a summary,
+written last) and `pending/` (the shards of a run that has not finished). A file of rows never changes once it has its
+name, and it is kept for a while after a newer file replaced it: DuckDB opens a file three times per query, and 15 to 19
+of 1,000 queries failed when a commit replaced the file in between. `rows.increments` decides which rows to process.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ BASE_COLUMNS: dict[str, Any] = {
     "error": pl.String,
 }
 SUPERSEDED_S = 600.0
-"""Seconds for which a query may go on reading the rows from before a commit."""
+"""For this many seconds after a commit, queries may still read the file of rows that it replaced."""
 MAX_ROW_FILES = 8
-"""Files of rows a table, above which those that no query can be reading are removed."""
+"""When a table has more files of rows than this, a commit removes those that no query can still be reading."""
 HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
-"""What a kept state of a table has before the table's own columns. Times are UTC."""
+"""The columns that a kept state of a table has before the table's own columns. Times are UTC."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One asset's rows for one dataset. `key` names the id column; `columns` maps name to polars type."""
+    """The rows of one asset for one dataset. `key` is the name of the id column; `columns` maps name -> polars type."""
 
     folder: Path
     asset: str
@@ -52,11 +52,12 @@ class Table:
 
     @property
     def schema(self) -> dict[str, Any]:
+        """Name -> polars type of every column: the key, the bookkeeping columns, and the asset's own columns."""
         return {self.key: pl.String, **BASE_COLUMNS, **self.columns}
 
     @property
     def rows_path(self) -> Path:
-        """The committed rows; where there are none yet, the name that the first ones will get."""
+        """The file of the committed rows. When there are none yet, the path that the first ones will get."""
         return self._newest() or self.folder / _rows_name(1)
 
     def _newest(self) -> Path | None:
@@ -79,7 +80,7 @@ class Table:
         return pl.DataFrame(schema=self.schema)
 
     def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """Committed rows, sorted by id; an empty frame with the right columns where nothing was built yet."""
+        """The committed rows, sorted by id. The frame is empty, with the right columns, when nothing was built yet."""
         declared, path = self.schema, self._newest()
         wanted = list(columns) if columns is not None else list(declared)
         if path is None:
@@ -89,12 +90,13 @@ class Table:
         frame = _read(path, same)
         if len(same) == len(wanted):
             return frame
-        # A column that an older version wrote otherwise, or not at all, is null: its stage's version makes it stale.
+        # A column that an older version wrote with another type, or not at all, is null here. The version of its stage
+        # has changed as well, so that the rows are stale.
         new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
 
     def new_columns(self) -> list[str]:
-        """Declared columns that the committed rows were written without, or with another type."""
+        """The declared columns that the committed rows lack, or have with another type."""
         path = self._newest()
         if path is None:
             return []
@@ -102,18 +104,19 @@ class Table:
         return [name for name, dtype in self._empty.schema.items() if kept.get(name) != dtype]
 
     def has_other_columns(self) -> bool:
-        """Whether the committed rows were written with other columns than are declared now."""
+        """Whether the committed rows have other columns than the declared ones."""
         path = self._newest()
         return path is not None and dict(_schema(path)) != dict(self._empty.schema)
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """Committed rows whose status is `ok`."""
+        """The committed rows whose status is `ok`."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
         frame = self.rows(wanted).filter(pl.col("status") == "ok")
         return frame if columns is None else frame[list(columns)]
 
     def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
-        """`rows` as a frame with exactly this table's columns; a missing value is null, an unknown column an error."""
+        """Convert `rows` to a frame with exactly this table's columns. Missing values become null. Raises ValueError
+        for an unknown column."""
         unknown = {name for row in rows for name in row} - set(self.schema)
         if unknown:
             raise ValueError(f"table {self.asset} has no column {', '.join(sorted(unknown))}")
@@ -121,12 +124,12 @@ class Table:
         return pl.DataFrame(data, schema=self.schema)
 
     def add_pending(self, rows: list[dict[str, Any]]) -> None:
-        """Write one shard of a run in progress."""
+        """Write one shard of the running build."""
         with atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as temporary:
             self.frame(rows).write_parquet(temporary)
 
     def pending(self) -> pl.DataFrame:
-        """Rows of a run that did not reach its commit, the newest for each id."""
+        """The rows of runs that did not reach their commit: for each id the newest one."""
         if not (self.folder / "pending").exists():
             return self._empty
         paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
@@ -137,7 +140,8 @@ class Table:
         return pl.concat(readable).unique(self.key, keep="last")
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the table by `frame`, then its manifest, then drop the pending shards. Returns the manifest."""
+        """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
+        added to the manifest. Returns the manifest."""
         frame = frame.select(list(self.schema)).sort(self.key)
         newest = self.rows_path
         following = self.folder / _rows_name(_rows_number(newest) + 1) if newest.exists() else newest
@@ -158,8 +162,8 @@ class Table:
         return manifest
 
     def _drop_superseded(self) -> None:
-        """Remove files of rows that no query reads any more, and seldom: one that has just listed the folder, and has
-        not opened the files yet, fails.
+        """Remove files of rows that no query reads any more. This happens rarely, because a query that has just listed
+        the folder and has not opened its files yet would fail.
         """
         files = sorted(self.folder.glob("rows*.parquet"))
         if len(files) > MAX_ROW_FILES:
@@ -168,7 +172,7 @@ class Table:
                     old.unlink()
 
     def keep_state(self, folder: Path) -> None:
-        """Add the committed ok rows to `folder`, where the last state kept there is another one."""
+        """Add a state with the committed `ok` rows to `folder`, unless the last state kept there is the same."""
         version, states = self.manifest()["data_version"], sorted(folder.glob("*.parquet"))
         if states and states[-1].stem.endswith(version):
             return
@@ -179,11 +183,12 @@ class Table:
             kept.write_parquet(temporary)
 
     def kept_states(self, folder: Path) -> list[pl.DataFrame]:
-        """What `keep_state` put into `folder`, oldest first."""
+        """The states that `keep_state` wrote into `folder`, oldest first."""
         return [pl.read_parquet(path, glob=False) for path in sorted(folder.glob("*.parquet"))]
 
     def manifest(self) -> dict[str, Any]:
-        """The last commit's summary. FileNotFoundError says how to build it."""
+        """The summary of the last commit. Raises FileNotFoundError, which says how to build the table, when there is
+        none."""
         if not self.manifest_path.exists():
             raise FileNotFoundError(
                 f"{self.asset} has not been built for dataset {self.dataset!r}; run: "
@@ -193,11 +198,11 @@ class Table:
 
 
 SMALL_FILE = 2**16
-"""Bytes up to which a file of rows is kept in memory: planning a graph reads each table some ten times."""
+"""Files of rows of up to this many bytes are kept in memory: planning a graph reads each table about ten times."""
 
 
 def _read(path: Path, columns: list[str]) -> pl.DataFrame:
-    """Some columns of a file of rows."""
+    """Read `columns` of a file of rows."""
     if (small := _small(path)) is not None:
         return small[0][columns]
     return pl.read_parquet(path, columns=columns, hive_partitioning=False, glob=False)
@@ -210,14 +215,15 @@ def _schema(path: Path) -> Mapping[str, Any]:
 
 
 def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
-    """A whole file and its schema; None of a large one."""
+    """The whole file and its schema; None for a file that is too large to keep in memory."""
     stat = path.stat()
     return _kept(path, stat.st_ino, stat.st_mtime_ns) if stat.st_size <= SMALL_FILE else None
 
 
 @functools.lru_cache(maxsize=128)
 def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
-    """A small file, read once. It never changes once it has its name; a home that was made anew has other files."""
+    """Read a small file once. A file never changes once it has its name; `inode` and `written_ns` tell it from a file
+    of the same name in a home that was deleted and made again."""
     frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
     return frame, dict(frame.schema)
 
@@ -231,7 +237,7 @@ def _rows_number(path: Path) -> int:
 
 
 def data_version(frame: pl.DataFrame, key: str) -> str:
-    """Hash of the sorted (id, row version, status) triples: same rows, same version."""
+    """Hash of the (id, row version, status) triples, sorted by id: the same rows give the same version."""
     columns = [pl.col(name).fill_null("None") for name in (key, "row_version", "status")]
     rows = frame.sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
     return hashlib.sha256("".join(f"{row}\x1e" for row in rows).encode()).hexdigest()[:16]

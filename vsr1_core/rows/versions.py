@@ -1,5 +1,5 @@
-"""What a version is: one stable spelling of a value, its fingerprint, and the version of a row, which follows from what
-the row reads."""
+"""Versions: the canonical form of a value, its fingerprint, and the version of a row, which is computed from the
+versions of everything that the row reads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 
 def canonical(value: Any) -> Any:
-    """`value` as JSON types with one spelling each. Raises TypeError for what has no stable spelling."""
+    """Convert `value` to JSON types, in one canonical form. Raises TypeError for a value that has no stable form."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: canonical(getattr(value, name)) for name in _field_names(type(value))}
         return {"recipe": type(value).__name__, **fields}
-    if isinstance(value, Mapping) and not isinstance(value, dict):  # a recipe whose fields are open
+    if isinstance(value, Mapping) and not isinstance(value, dict):  # a recipe without a fixed set of fields
         return {"recipe": type(value).__name__, **{str(k): canonical(v) for k, v in value.items()}}
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
@@ -34,37 +34,41 @@ def _field_names(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind))
 
 
-# What JSON does not know is spelled by `canonical`; the rest is left to the encoder, as a plan takes tens of thousands.
+# Only values that JSON does not know go through `canonical`: a plan computes tens of thousands of fingerprints, and the
+# encoder handles the rest faster.
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=canonical)
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits that change when, and only when, `value` does. Raises TypeError like `canonical`."""
+    """Hash `value` to 16 hex digits, which change if and only if `value` changes. Raises TypeError like `canonical`."""
     return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:16]
 
 
 Inputs = Mapping[str, str]
-"""What one row reads: name of the input (an upstream asset, `recipe`, `stage`) -> its version."""
+"""Everything that one row reads: name of the input (an upstream asset, `recipe`, `stage`) -> its version."""
 
 
 def row_version(inputs: Inputs) -> str:
+    """The version of a row that reads `inputs`: 16 hex digits."""
     return fingerprint(dict(inputs))
 
 
 def spelled(inputs: Inputs) -> str:
-    """As they are kept beside the row: what `json.dumps` with sorted keys gives, in half of the time."""
+    """Serialise as `json.dumps(inputs, sort_keys=True)` would, in half of the time. This text is stored beside the
+    row."""
     return "{" + ", ".join([begin + _quoted(inputs[name]) for name, begin in _begins(tuple(inputs))]) + "}"
 
 
 @functools.cache
 def _begins(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Each name, and how its entry begins; sorted. A stage's rows have the same few names."""
+    """(name, first part of its JSON entry) for each name, sorted by name. The result is cached because all rows of a
+    stage have the same few names."""
     return [(name, f"{_quoted(name)}: ") for name in sorted(names)]
 
 
 @functools.cache
 def code_digest() -> str:
-    """Changes with any Python file of this library: what two machines compare before they share work."""
+    """A digest of all Python files of this library. Two machines compare it before they share work."""
     root = Path(__file__).parents[1]
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     return fingerprint([[name, hashlib.sha256((root / name).read_bytes()).hexdigest()] for name in files])

@@ -1,9 +1,8 @@
-"""Where row work runs: a pool of local processes that survives crashes and hangs (`ray_engine`: on a cluster). What is
-computed is elsewhere.
+"""A pool of local processes for row work, which survives crashes and hangs. `rows.ray_workers` is its cluster version.
 
-A worker is a fresh interpreter, not a fork: torch, BLAS and decoders hold threads and locks that a fork would copy in
-whatever state they are. It does not import the caller's main script either, so it starts in about 0.2 s under any
-program.
+A worker is a fresh interpreter and not a fork: torch, BLAS and decoders hold threads and locks, and a fork would copy
+these in an arbitrary state. A worker does not import the caller's main script either, so that it starts in about 0.2 s
+under any program.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 KNOWN_ERRORS = (OSError, ValueError, ModuleNotFoundError, MemoryError)
-"""Errors whose message is for a person; any other one is a mistake in our code and is named with its place."""
+"""Errors whose message is written for users. Any other error is a mistake in our code, and its message gets the type of
+the error and its place in the code."""
 
 
 @dataclass(frozen=True)
 class Result(Generic[Item, Value]):
-    """What became of one item: `value`, or `error` and no value."""
+    """The result for one item: either `value`, or `error` (a message) with `value` None."""
 
     item: Item
     value: Value | None
@@ -41,11 +41,12 @@ class Result(Generic[Item, Value]):
 def map_rows(
     function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float = 900.0
 ) -> Iterator[Result[Item, Value]]:
-    """Apply `function` to each item in `workers` processes; yield results in the order they are done.
+    """Apply `function` to each item in `workers` processes and yield the results in the order in which they finish.
 
-    `function` has to be importable by name, items and values picklable. An exception becomes that item's error. So does
-    a crash of the worker (a decoder's segmentation fault) and more than `deadline_s` seconds on one item; a fresh
-    worker goes on with the next one. With `workers` at most 1 everything runs here, and neither is caught.
+    `function` has to be importable by name; items and values have to be picklable. An exception becomes the error of
+    its item. So does a crash of the worker (such as a segmentation fault of a decoder) and an item that takes more than
+    `deadline_s` seconds; a fresh worker then continues with the next item. With `workers` <= 1 everything runs in this
+    process, where crashes and overlong items are not caught.
     """
     if workers <= 1:
         return (_outcome(function, item) for item in items)
@@ -55,7 +56,8 @@ def map_rows(
 def map_in_processes(
     function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float
 ) -> Iterator[Result[Item, Value]]:
-    """`map_rows` in processes of their own, a single one, too; that one keeps the items' order."""
+    """Like `map_rows`, but always in separate processes, even with `workers=1`. A single worker keeps the items'
+    order."""
     queue = iter(items)
     busy = [_Worker(function, item, deadline_s) for item in itertools.islice(queue, workers)]
     try:
@@ -76,7 +78,7 @@ def map_in_processes(
 
 
 def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Value]:
-    """The row boundary: whatever goes wrong with one item is that item's error."""
+    """Call `function` and turn any exception into the error of this item, so that it stops no other item."""
     try:
         return Result(item, function(item), None)
     except KNOWN_ERRORS as error:
@@ -88,7 +90,7 @@ def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Valu
 
 
 class _Worker(Generic[Item, Value]):
-    """One process, and the item it is working on."""
+    """One process, and the item that it is working on."""
 
     def __init__(self, function: Callable[[Item], Value], item: Item, deadline_s: float) -> None:
         self._deadline_s = deadline_s
@@ -103,7 +105,7 @@ class _Worker(Generic[Item, Value]):
         self.give(item)
 
     def _send(self, value: Any) -> None:
-        """A worker that is dead already is noticed when its result is taken."""
+        """Send `value` to the worker. If the worker is dead already, `take` notices it."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(value)
 
@@ -113,7 +115,8 @@ class _Worker(Generic[Item, Value]):
         self._send(item)
 
     def take(self) -> Result[Item, Value]:
-        """The result that is there, or why there is none: the worker died, or ran out of time and is killed."""
+        """The result that has arrived, or an error result when there is none: the worker died, or it ran out of time
+        and is killed here."""
         if not self.connection.poll():
             self.stop()
             return Result(self._item, None, f"took longer than {self._deadline_s:g} s and was stopped")
@@ -137,7 +140,7 @@ class _Worker(Generic[Item, Value]):
 
 
 def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
-    """Workers with a result, a death, or an overdue item; waits until there is one."""
+    """Wait for, and return, the workers that have a result, have died, or are past their deadline."""
     timeout_s = max(0.0, min(w.due for w in pool) - time.monotonic())
     heard = wait([w.connection for w in pool], timeout_s)
     now = time.monotonic()
@@ -145,7 +148,8 @@ def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
 
 
 def serve(fileno: int, parent: int) -> None:
-    """A worker's life: one item in, one (value, error) out, until the other side hangs up. One thread each."""
+    """The main loop of a worker: receive an item, send back (value, error), until the other side closes the connection.
+    Numeric libraries use one thread per worker."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
@@ -164,7 +168,7 @@ def serve(fileno: int, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process, whatever it is doing, when the one that started it was killed."""
+    """End this process, whatever it is doing, when its parent process was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

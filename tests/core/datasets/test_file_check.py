@@ -113,7 +113,7 @@ def test_a_shortened_annotation_file_is_found(shared_data: Path, tmp_path: Path)
     entry = DatasetEntry("charades", "verified", str(tmp_path), str(tmp_path))
     wrong: list[Any] = [f for f in check_files(entry, NANO) if f.kind == "wrong count"]
     assert [(f.row_id, f.detail.split(":")[0]) for f in wrong] == [
-        ("charades_fig_test.jsonl", "charades_fig_test.jsonl has 3,719 rows, as published it has 3,720")
+        ("charades_fig_test.jsonl", "charades_fig_test.jsonl has 3,719 rows, the published file has 3,720")
     ]
 
 

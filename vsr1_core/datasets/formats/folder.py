@@ -1,4 +1,5 @@
-"""Somebody's own videos: a folder of files, with an annotation file or without. `datasets.folder` reads it."""
+"""The format of a user's own videos: a folder of files, with or without an annotation file. `datasets.folder` reads
+both."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from vsr1_core.rows.files import digest_file
 
 
 class FolderFormat(DatasetFormat):
-    """All videos below a folder; those that no annotation names can be searched, too."""
+    """All videos below a folder. Videos that no annotation names can be searched as well."""
 
     kind = "folder"
-    says = "A folder of your own videos, with an annotation file (CSV or JSONL) or without."
+    says = "A folder of your own videos, with or without an annotation file (CSV or JSONL)."
     unannotated_splits = ("test",)
 
     def annotation_files(self, entry: DatasetEntry, config: Configuration) -> dict[str, AnnotationFile]:
@@ -26,7 +27,7 @@ class FolderFormat(DatasetFormat):
             return {}
         path = Path(entry.annotations).absolute()
         if not path.is_file():
-            raise FileNotFoundError(f"dataset {entry.name!r} has its annotations in {path}, which is not there")
+            raise FileNotFoundError(f"the annotation file of dataset {entry.name!r} is not there: {path}")
         digest = digest_file(path)
         return {path.name: AnnotationFile(path.name, path, "", digest, digest=digest)}
 
@@ -40,7 +41,8 @@ class FolderFormat(DatasetFormat):
 
 @functools.lru_cache(maxsize=8)
 def _parsed(path: Path, digest: str) -> tuple[tuple[str, Moment | BadLine], ...]:
-    """As `verified.parsed_fig`, which says why."""
+    """The file's (place, row) pairs, cached by the digest of its content for the reason given in
+    `verified.parsed_fig`."""
     return tuple(folder.read_annotations(path))
 
 

@@ -1,4 +1,5 @@
-"""The rendered corpus: annotations and clips are made here from a recipe. `datasets.toy` decides what they show."""
+"""The format of the rendered toy corpus, whose annotations and clips are made from a recipe. `datasets.toy` decides
+what they show."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from vsr1_core.rows.files import digest_file, read_stamp
 
 
 class ToyFormat(DatasetFormat):
-    """Rendered videos with captions of what they show; annotations may be edited by hand once they are written."""
+    """Rendered videos with captions of what they show. Users may edit the annotation files after they are written."""
 
     kind = "toy"
     says = "Rendered videos of coloured shapes that move, with their captions."
@@ -29,7 +30,7 @@ class ToyFormat(DatasetFormat):
         }
 
     def lines(self, entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
-        """Of the files as they are, or as they will be written."""
+        """The lines of the annotation files as they are, or as they will be written if they do not exist yet."""
         root = Path(entry.annotations).absolute()
         if toy_files.is_written(root, config.toy):
             for file in self.annotation_files(entry, config).values():

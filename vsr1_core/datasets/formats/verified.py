@@ -1,4 +1,5 @@
-"""VERIFIED FIG: `<name>_fig_<split>.jsonl` in a folder, videos by name in another. `datasets.verified` reads it."""
+"""The format VERIFIED FIG: a folder with `<name>_fig_<split>.jsonl`, and a folder in which videos are found by name.
+`datasets.verified` parses the annotations."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from vsr1_core.rows.files import digest_file
 
 
 class VerifiedFormat(DatasetFormat):
-    """The three published datasets, and others whose files have their names and schema."""
+    """The three published datasets, and other datasets whose files follow the same names and schema."""
 
     kind = "verified"
     says = "VERIFIED FIG: one JSONL file per split, one video file per annotated id."
