@@ -118,7 +118,7 @@ def test_a_dataset_format_is_one_module_of_formats(tmp_path: Path, monkeypatch: 
         entry_of(tmp_path, dataclasses.replace(wanted, kind="other"), "nano")
     with pytest.raises(ValueError, match="charades has a kind of its own; leave --kind out"):
         entry_of(tmp_path, dataclasses.replace(wanted, name="charades"), "nano")
-    with pytest.raises(ValueError, match="none of yours are read: give --toy in place of --kind"):
+    with pytest.raises(ValueError, match="no video files are read: give --toy in place of --kind"):
         entry_of(tmp_path, dataclasses.replace(wanted, kind="toy"), "nano")
     stages = {
         name: stage for name, stage in graph.all_stages().items() if stage.group in ("sources", "corpus", "media")
