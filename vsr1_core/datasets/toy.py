@@ -59,6 +59,8 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Event:
+    """One coloured shape that moves, from `start_s` to `end_s` (seconds of the video)."""
+
     colour: str
     shape: str
     motion: str

@@ -1,0 +1,1 @@
+"""What the policy and the teachers write: conversations, answers and reasoning traces."""

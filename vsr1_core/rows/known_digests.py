@@ -23,6 +23,7 @@ class KnownDigests:
 
     @classmethod
     def of(cls, lake: Lake, dataset: str) -> KnownDigests:
+        """The stored digests of one dataset in `lake`."""
         return cls(lake.cache("digests") / f"{check_name(dataset)}.parquet")
 
     def read(self) -> dict[FileStamp, str]:

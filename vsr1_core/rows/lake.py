@@ -18,6 +18,8 @@ class Lake:
     root: Path
 
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
+        """The table of an asset for one dataset. `key` is the name of its id column; `columns` maps name -> polars
+        type."""
         folder = self._tables(asset) / f"dataset={check_name(dataset)}"
         return Table(folder, asset, dataset, key, columns)
 

@@ -179,6 +179,7 @@ class _Tasks(Generic[Item, Value]):
         self._heard_at = time.monotonic()
 
     def results(self) -> Iterator[Result[Item, Value]]:
+        """Yield the result of every item, and cancel the tasks that still run when the caller stops."""
         try:
             while self._fill():
                 for stream in self._ready():

@@ -73,6 +73,7 @@ class Table:
         return self.folder / "manifest.json"
 
     def exists(self) -> bool:
+        """Whether any rows have been committed."""
         return self._newest() is not None
 
     @functools.cached_property
