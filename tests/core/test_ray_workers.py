@@ -32,6 +32,8 @@ from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import in_order
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 NANO = CONFIGURATIONS["nano"]
 

@@ -17,6 +17,8 @@ from tests.ticker import Ticker
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.stages.graph import StagePlan, open_view, plan_graph
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"base_models", "fine_tuned_checkpoint", "sft_checkpoint", "grpo_checkpoint"}
 
 
