@@ -231,7 +231,7 @@ def test_a_query_without_a_plain_caption_cannot_be_rewritten_and_says_so(corpus)
     corpus.build("reasoning_traces", "sft_examples", "hard_refine_examples")
     row = corpus.rows("hard_refine_examples")[rejected]
     assert row["status"] == "failed"
-    assert "no plain caption beside the query" in row["error"]
+    assert "no plain caption that the query" in row["error"]
     assert corpus.rows("sft_examples")[rejected]["status"] == "ok"
 
 

@@ -147,7 +147,7 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
     """The row with the new query `plain` in place of <REFINE>; a failed row where `plain` cannot be a new query."""
     error = ""
     if not plain or plain.strip().lower() == row["query"].strip().lower():
-        error = "there is no plain caption beside the query that it could be rewritten into"
+        error = "there is no plain caption that the query could be rewritten into"
     elif re.search(ANY_TAG, plain):
         error = f"the plain caption {plain[:80]!r} contains tags that only an answer may have"
     if error:

@@ -28,7 +28,7 @@ class Trained:
     parent: asset and row of the policy that training starts from. version: raised by hand, in the commit that changes
     what is learned. searches: whether it is trained on search episodes (GRPO) or on written answers (SFT). prompt: the
     system prompt that it is trained with where the policy has none of its own. always: whether every configuration
-    makes it; otherwise only configurations make it that report a method which searches with it.
+    makes it; if not, a configuration makes it only if it reports a method that searches with it.
     """
 
     name: str
