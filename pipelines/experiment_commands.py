@@ -109,7 +109,7 @@ def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int)
 
 def check_can_train(source: DatasetEntry, config: Configuration) -> None:
     """Raise UserError if the configuration trains on annotated train videos and the dataset has none."""
-    trains = config.models.is_tiny or any(ALL[name].model != "base_models" for name in methods_of(config))
+    trains = config.models.is_tiny or any(ALL[name].is_trained for name in methods_of(config))
     if source.kind == "toy" or not trains:
         return
     moments = sources.moments(source, config).values()

@@ -90,12 +90,15 @@ class Row:
     facts: what the plan found and the work needs (a digest, a task, a moment); `make` gets it with the row, and it is
     no part of the version. basis: facts that decide, in addition to `inputs`, whether an imported row still holds; they
     are no part of the version either. is_imported: whether the row keeps the values that were imported for it.
+    is_borrowed: whether its model was made elsewhere. This stage has not made such a row, nor an imported one, so its
+    version and recipe are no inputs of them.
     """
 
     inputs: Inputs
     known: Mapping[str, Any] = field(default_factory=dict)
     basis: Inputs = field(default_factory=dict)
     is_imported: bool = False
+    is_borrowed: bool = False
     facts: Any = None
 
 
@@ -181,11 +184,13 @@ class View:
         key = self.stages[asset].key
         return dict(self.rows(asset, [key, "row_version"]).iter_rows())
 
-    def version_of(self, asset: str, predicate: pl.Expr | None = None) -> str:
-        """One version for many upstream rows: it changes when any ok row (that fits `predicate`) changes."""
-        frame = self.rows(asset)
-        frame = frame if predicate is None else frame.filter(predicate)
-        return fingerprint(sorted(frame.select(self.stages[asset].key, "row_version").rows()))
+    def version(self, asset: str, row_id: str) -> str:
+        """The row version of one ok row of an upstream table; empty where there is no such row."""
+        return self.versions(asset).get(row_id, "")
+
+    def version_of(self, asset: str) -> str:
+        """One version for all ok rows of an upstream table: it changes when any of them changes."""
+        return fingerprint(sorted(self.versions(asset).items()))
 
     def files(self, asset: str) -> Path:
         """The folder for the files that rows of `asset` point to."""
@@ -297,13 +302,13 @@ class Stage(ABC):
         return Row(inputs, {**known, **imported.known, **failure}, is_imported=True)
 
     def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
-        """The full inputs of each row: stage version, recipe, and what the row reads. This stage has not made imported
-        rows, so its version and recipe are no inputs of them: a new version leaves them as they are."""
+        """The full inputs of each row: stage version, recipe, and what the row reads. Imported and borrowed rows have
+        neither stage version nor recipe: a new version of this stage leaves them as they are."""
         base = {"stage": str(self.version)}
         recipe = self.recipe(view.config)
         if recipe is not None:
             base["recipe"] = fingerprint(recipe)
-        return {i: dict(row.inputs) if row.is_imported else {**base, **row.inputs} for i, row in rows.items()}
+        return {i: {**({} if row.is_imported or row.is_borrowed else base), **row.inputs} for i, row in rows.items()}
 
     def trains(self, view: View) -> bool:
         """Whether making rows of this stage trains a model: automation then obeys the configuration's `retrain`."""

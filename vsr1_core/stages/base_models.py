@@ -14,7 +14,7 @@ from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.loading import frames_of, one_row
-from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, train_videos
+from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
 from vsr1_core.stages.moments import IS_TRAIN
 from vsr1_core.stages.reads import every
 
@@ -62,18 +62,15 @@ class BaseModels(ModelStage):
     @staticmethod
     def _trained_on(view: View) -> dict[str, str]:
         moments = view.rows("moments").filter(IS_TRAIN)
-        frames = view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
-        if moments.is_empty() or frames.is_empty():
+        videos = train_videos(view)
+        if moments.is_empty() or videos.is_empty():
             raise ValueError(
                 f"dataset {view.entry.name!r} has no train videos with captions to make tiny models from: "
-                f"{moments.height} train moments, {frames.height} readable train videos. Put its videos into "
+                f"{moments.height} train moments, {videos.height} readable train videos. Put its videos into "
                 f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
             )
         read = moments.select("video_id", "start_s", "end_s", "plain_query", "query")
-        return {
-            "captions": fingerprint(sorted(read.rows())),
-            "frames": fingerprint(sorted(frames.select("video_id", "content").rows())),
-        }
+        return {"captions": fingerprint(sorted(read.rows())), "frames": content_version(videos)}
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:
@@ -107,7 +104,7 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
     record = {"recipe": canonical(recipe), "system_prompt": prompt, "num_videos": len(events)}
     folder = stage.folder(view, "embedder")
     digest = save_embedder(embedder, folder, record)
-    embedder_row = model_row("embedder", folder, digest, record, curve, None)
+    embedder_row = model_row(stage.key, "embedder", folder, digest, record, curve, None)
     return [embedder_row, _tiny_policy(stage, view, embedder, digest)]
 
 
@@ -130,7 +127,8 @@ def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str
     policy = embedder.new_policy(soft_query, options.seed)
     record = {"recipe": canonical(view.config.models.tiny), "options": canonical(options)}
     folder = stage.folder(view, "policy")
-    return model_row("policy", folder, save_policy(policy, folder, record), record, [], asdict(options))
+    digest = save_policy(policy, folder, record)
+    return model_row(stage.key, "policy", folder, digest, record, [], asdict(options))
 
 
 def _captioned_events(view: View) -> dict[str, list[EventNote]]:
@@ -179,10 +177,11 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
             if options:
                 _check_options(name, folder, recipe.options)
         except (OSError, ValueError) as error:
-            yield {"model_id": row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
+            yield {BaseModels.key: row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
             continue
         record = {"model": name, **({"options": options} if options else {})}
-        yield model_row(row_id, folder, digest_weights(folder), record, [], options) | {"source": name}
+        digest = digest_weights(folder)
+        yield model_row(BaseModels.key, row_id, folder, digest, record, [], options) | {"source": name}
 
 
 def _check_options(name: str, folder: Path, options: MethodOptions) -> None:

@@ -25,7 +25,7 @@ class QueryEmbeddings(Stage):
     columns = {"split": c.SPLIT, "gt_video_id": c.GT_VIDEO_ID, "vector": c.VECTOR}
 
     def plan(self, view: View) -> dict[str, Row]:
-        embedder = view.versions("base_models").get("embedder", "")
+        embedder = view.version("base_models", "embedder")
         rows = view.rows("moments", ["query_id", "split", "query", "video_id"]).iter_rows()
         return {
             query_id: Row(
@@ -74,7 +74,7 @@ class VideoEmbeddings(Stage):
     columns = {"splits": c.SPLITS, "vector": c.VECTOR}
 
     def plan(self, view: View) -> dict[str, Row]:
-        embedder = view.versions("base_models").get("embedder", "")
+        embedder = view.version("base_models", "embedder")
         rows = view.rows("frame_tensors", ["video_id", "content", "splits"]).iter_rows()
         return {
             video_id: Row({"frames": content, "splits": " ".join(splits), "embedder": embedder}, {"splits": splits})

@@ -16,7 +16,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.rows.increments import Plan, make_plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.versions import fingerprint, row_version
+from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
 GROUPS = (
@@ -133,18 +133,19 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
         plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values())))
         if name in kept:
             continue
-        view.planned[name] = _future(view, stage, rows, plan)
+        view.planned[name] = _future(view, stage, rows, inputs, plan)
         if plan.due():
             view.unsettled.add(name)
     return plans
 
 
-def _future(view: View, stage: Stage, rows: Mapping[str, Row], plan: Plan) -> pl.DataFrame:
+def _future(
+    view: View, stage: Stage, rows: Mapping[str, Row], inputs: Mapping[str, Inputs], plan: Plan
+) -> pl.DataFrame:
     """The table after the build: unchanged and failed rows as they are, new and stale ones with known columns only."""
     table = view.table(stage.name)
     kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
     moved = moved_columns(table, plan, stage.unversioned(table, rows))
     kept = kept if moved is None else kept.update(moved, on=stage.key)
-    inputs = stage.inputs_of(view, rows)
     due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due()]
     return pl.concat([kept, table.frame(due)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT
 from vsr1_core.recipes import Configuration, EvalRecipe, GRPORecipe, Refine, SFTRecipe
@@ -112,7 +112,12 @@ class Method:
     @property
     def row_id(self) -> str:
         """Id of the row of `model` that is the method's policy."""
-        return "policy" if self.model == "base_models" else self.model
+        return self.model if self.is_trained else "policy"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it searches with a checkpoint of `TRAINED`, and not with the base policy."""
+        return self.model in TRAINED
 
     @property
     def exclude_rejected(self) -> bool:
@@ -167,6 +172,8 @@ _BASIC = (
 )
 BASIC: dict[str, Method] = {method.name: method for method in _BASIC}
 """The methods that are not ablations, by name."""
+PROBED = {name: method for name, method in BASIC.items() if method.is_trained}
+"""The methods whose verification is probed, by name."""
 
 _SAYS_OF_OPTION = {
     "exclude_rejected": ("rejected videos excluded", "A rejected video is not shown again."),
@@ -174,40 +181,32 @@ _SAYS_OF_OPTION = {
 }
 
 
+def _ablation(method: Method, name: str, label: str, says: str, **changes: Any) -> Method:
+    """The method `<method>+<name>`, with `changes` of its fields."""
+    return replace(
+        method,
+        name=f"{method.name}+{name}",
+        label=f"{method.label}, {label}",
+        says=f"{method.says} {says}",
+        colour="",
+        published="",
+        **changes,
+    )
+
+
 def _searching_otherwise(method: Method, option: str) -> Method:
-    label, says = _SAYS_OF_OPTION[option]
-    return replace(
-        method,
-        name=f"{method.name}+{option}",
-        label=f"{method.label}, {label}",
-        says=f"{method.says} {says}",
-        colour="",
-        published="",
-        options=method.options | {option},
-    )
-
-
-def _trained_otherwise(method: Method, option: str, model: str, label: str, says: str) -> Method:
-    return replace(
-        method,
-        name=f"{method.name}+{option}",
-        label=f"{method.label}, {label}",
-        says=f"{method.says} {says}",
-        model=model,
-        colour="",
-        published="",
-    )
+    return _ablation(method, option, *_SAYS_OF_OPTION[option], options=method.options | {option})
 
 
 _ABLATIONS = (
     *(_searching_otherwise(method, "exclude_rejected") for method in _BASIC),
     *(_searching_otherwise(BASIC[name], "last_latents") for name in ("sqr_sft", "videosearch_r1")),
-    _trained_otherwise(
+    _ablation(
         BASIC["sqr_sft"],
         "drop_above_positive",
-        "drop_above_positive_checkpoint",
         "no negatives above the right video",
         "Trained without the negatives that rank above the right video.",
+        model="drop_above_positive_checkpoint",
     ),
 )
 ALL: dict[str, Method] = {method.name: method for method in (*_BASIC, *_ABLATIONS)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.versions import Inputs, row_version
+from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column
@@ -100,24 +100,21 @@ class ModelStage(Stage):
         return self.own_rows(view) if models is None else self._borrowed_rows(view, models)
 
     def _borrowed_rows(self, view: View, models: View) -> dict[str, Row]:
-        versions = models.versions(self.name)
-        if not versions:
+        rows = models.rows(self.name, [self.key, "row_version", "options"])
+        if rows.is_empty():
             raise ValueError(
                 f"dataset {view.entry.name!r} uses the models of {models.entry.name!r}, which has no {self.name} yet; "
                 f"run: vsr1 build --dataset {models.entry.name}"
             )
-        options = models.rows(self.name, [self.key, "options"])
         if models.table(self.name).new_columns():
             raise ValueError(
                 f"dataset {view.entry.name!r} uses the models of {models.entry.name!r}, which an earlier version of "
                 f"this project made; build these first: vsr1 build --dataset {models.entry.name}"
             )
-        return {i: Row({BORROWED: versions[i]}, known_options(made_with)) for i, made_with in options.iter_rows()}
-
-    def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
-        if view.models_view() is not None:
-            return {row_id: dict(row.inputs) for row_id, row in rows.items()}
-        return super().inputs_of(view, rows)
+        return {
+            row_id: Row({BORROWED: version}, known_options(options), is_borrowed=True)
+            for row_id, version, options in rows.iter_rows()
+        }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         models = view.models_view()
@@ -149,6 +146,7 @@ def options_of(view: View, asset: str, row_id: str) -> dict[str, Any] | None:
 
 
 def model_row(
+    key: str,
     row_id: str,
     folder: Path,
     digest: str,
@@ -156,10 +154,10 @@ def model_row(
     curve: Sequence[CurvePoint],
     options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The row of a model that was saved to `folder`, with `model_id` as its key."""
+    """The row of a model that was saved to `folder`. key: the name of its id column."""
     points = [{"step": p.step, "name": p.name, "value": p.value} for p in curve]
     return {
-        "model_id": row_id,
+        key: row_id,
         "path": str(folder),
         "digest": digest,
         "record": json.dumps(record, sort_keys=True),
@@ -171,3 +169,8 @@ def model_row(
 def train_videos(view: View) -> pl.DataFrame:
     """The columns video_id, content and splits of the train videos that have frames."""
     return view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
+
+
+def content_version(videos: pl.DataFrame) -> str:
+    """One version for the frames of `videos` (columns video_id and content)."""
+    return fingerprint(sorted(videos.select("video_id", "content").rows()))

@@ -11,6 +11,8 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
 
 IS_TRAIN = pl.col("split") == "train"
+COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
+"""The text of a query as it is compared with the texts of other queries."""
 MOMENT_COLUMNS = {
     "query": "query",
     "video_id": "gt_video_id",
@@ -47,7 +49,7 @@ def asked_versions(view: View) -> dict[str, str]:
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
     """Query id -> ids of the videos of all moments in the split with the same query text, including its own video."""
     moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
-    texts = moments.with_columns(text=pl.col("query").str.strip_chars().str.to_lowercase())
+    texts = moments.with_columns(text=COMPARED_TEXT)
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
     pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
     return {query_id: frozenset(videos) for query_id, videos in pairs}

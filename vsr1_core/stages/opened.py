@@ -62,7 +62,7 @@ class OpenedModels:
         """The policy that `method` searches with. It is opened again when the embedder changes as well, because a
         published policy gets soft query modules of the embedder's size."""
         asset, row_id = method.model, method.row_id
-        embedder = self.view.versions("base_models").get("embedder")
+        embedder = self.view.version("base_models", "embedder")
         version = (asset, self._version(asset, row_id), embedder)
         return self._piece("policy", version, lambda: loading.policy_of(self.view, self.execution, asset, row_id))
 

@@ -89,8 +89,8 @@ class Predictions(Stage):
         if self.method.name not in methods_of(view.config):
             return {}
         indexes = view.versions("video_index")
-        checkpoint = view.versions(self.method.model).get(self.method.row_id, "")
-        embedder = view.versions("base_models").get("embedder", "")
+        checkpoint = view.version(self.method.model, self.method.row_id)
+        embedder = view.version("base_models", "embedder")
         moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
         return {
             row["query_id"]: Row(

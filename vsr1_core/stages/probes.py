@@ -13,7 +13,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
-from vsr1_core.stages.methods import BASIC, Method, methods_of
+from vsr1_core.stages.methods import PROBED, Method, methods_of
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
@@ -73,7 +73,7 @@ class VerificationProbe(Stage):
         """The rows; a new index leaves a row unchanged as long as the same wrong video ranks first."""
         if self.method.name not in methods_of(view.config):
             return {}
-        checkpoint = view.versions(self.method.model).get(self.method.row_id, "")
+        checkpoint = view.version(self.method.model, self.method.row_id)
         frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())
         rows = {}
         for probe_id, probe in probes_of(view).items():
@@ -180,6 +180,4 @@ def probe_row(probe: ShownPair, asked: Verification) -> ProbeRow:
     }
 
 
-STAGES: tuple[Callable[[], Stage], ...] = tuple(
-    partial(VerificationProbe, method) for method in BASIC.values() if method.model != "base_models"
-)
+STAGES: tuple[Callable[[], Stage], ...] = tuple(partial(VerificationProbe, method) for method in PROBED.values())

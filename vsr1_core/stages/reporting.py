@@ -29,7 +29,7 @@ from vsr1_core.stages.reads import every, found_by, of_split, row_ids_of_split
 
 CHECKPOINTS = ("base_models", *methods.TRAINED)
 PREDICTIONS = tuple(f"predictions.{name}" for name in methods.ALL)
-PROBES = tuple(f"verification_probe.{name}" for name, method in methods.BASIC.items() if method.model != "base_models")
+PROBES = tuple(f"verification_probe.{name}" for name in methods.PROBED)
 
 
 def _of_method(view: View, prefix: str, row: Row) -> RowIds:
@@ -70,13 +70,9 @@ def _scored_methods(view: View) -> Iterator[tuple[str, str, pl.DataFrame, dict[s
     """(split, method, the split's annotated queries, inputs of the method's scores) of all that can be scored."""
     for split in view.config.evaluation.splits:
         truth = _truth(view, split)
+        moments = _content(truth, _SPAN)
         for method in _methods(view, truth):
-            yield (
-                split,
-                method,
-                truth,
-                {"moments": _content(truth, _SPAN), "predictions": _answers(view, method, truth)},
-            )
+            yield split, method, truth, {"moments": moments, "predictions": _answers(view, method, truth)}
 
 
 class Metrics(ScoreStage):
@@ -97,8 +93,9 @@ class Metrics(ScoreStage):
 
     def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
+        train = _content(_truth(view, "train"), _TIMES)
         for split, method, truth, inputs in _scored_methods(view):
-            of_probes = _probe_inputs(view, method, truth)
+            of_probes = _probe_inputs(view, method, truth, train)
             for name, metric in all_metrics().items():
                 known = {"method": method, "metric": name, "split": split}
                 reads = of_probes if metric.source == "probes" else inputs
@@ -241,7 +238,7 @@ class Report(Stage):
         from vsr1_core.evaluation.report import write_report
         from vsr1_core.evaluation.report_data import ReportInputs
 
-        recipe = view.config.evaluation
+        recipe, curves, failures = view.config.evaluation, _curves(view), _failures(view)
         for split in rows:
             truth = _truth(view, split)
             in_split = pl.col("query_id").is_in(truth["query_id"].to_list())
@@ -255,8 +252,8 @@ class Report(Stage):
                 predictions={m: view.table(f"predictions.{m}").rows().filter(in_split) for m in _methods(view, truth)},
                 metrics=view.rows("metrics").filter(pl.col("split") == split),
                 refinement=view.rows("refinement_curves").filter(pl.col("split") == split),
-                curves=_curves(view),
-                failures=_failures(view),
+                curves=curves,
+                failures=failures,
                 models_from=view.entry.models_from,
                 num_videos=_num_videos(view, split),
                 num_resamples=recipe.num_resamples,
@@ -313,8 +310,9 @@ def _answers(view: View, method: str, truth: pl.DataFrame) -> str:
     return fingerprint(sorted(rows.filter(pl.col("query_id").is_in(truth["query_id"].to_list())).rows()))
 
 
-def _probe_inputs(view: View, method: str, truth: pl.DataFrame) -> dict[str, str]:
-    """The inputs of the metrics of probes; `none` for a method that has no probes."""
+def _probe_inputs(view: View, method: str, truth: pl.DataFrame, train: str) -> dict[str, str]:
+    """The inputs of the metrics of probes; `none` for a method that has no probes. train: version of the train split's
+    times, by which spans are guessed."""
     asset = f"verification_probe.{method}"
     if asset not in view.stages:
         return {"probes": "none"}
@@ -323,7 +321,7 @@ def _probe_inputs(view: View, method: str, truth: pl.DataFrame) -> dict[str, str
     return {
         "probes": fingerprint(sorted(probes.filter(pl.col("query_id").is_in(queries)).rows())),
         "moments": _content(truth, _TIMES),
-        "train_moments": _content(_truth(view, "train"), _TIMES),
+        "train_moments": train,
     }
 
 

@@ -19,7 +19,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corpus import failed
-from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, asked_versions, same_text_videos
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 if TYPE_CHECKING:
@@ -167,11 +167,9 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
 
 def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
     """The query itself, and the queries with the same text: their videos are never its negatives."""
-    videos = list(same_text_videos(view)[row_id])
     moments = view.rows("moments", ["query_id", "query"])
-    text = pl.col("query").str.strip_chars().str.to_lowercase()
-    own = moments.filter(pl.col("query_id") == row_id).select(text).item()
-    return [("moments", row_ids(view, "moments", IS_TRAIN & (text == own) & pl.col("video_id").is_in(videos)))]
+    own = moments.filter(pl.col("query_id") == row_id).select(COMPARED_TEXT).item()
+    return [("moments", row_ids(view, "moments", IS_TRAIN & COMPARED_TEXT.eq(own)))]
 
 
 class HardNegatives(Stage):
@@ -203,7 +201,7 @@ class HardNegatives(Stage):
     def plan(self, view: View) -> dict[str, Row]:
         never = same_text_videos(view)
         of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
-        asked = asked_versions(view) if view.imported_rows(self.name) else None  # only imported rows have this basis
+        asked = asked_versions(view) if view.imported is not None else None  # only imported rows have this basis
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
         return {
             query_id: Row(

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.recipes import Configuration, effective
-from vsr1_core.rows.versions import Inputs, canonical, fingerprint
+from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.adopted import adopted, adopted_path
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column, dtypes
 from vsr1_core.stages.methods import TRAINED, Trained, is_made
-from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, known_options, model_row, options_of, train_videos
+from vsr1_core.stages.model_folders import (
+    IN_TRAIN,
+    ModelStage,
+    content_version,
+    known_options,
+    model_row,
+    options_of,
+    train_videos,
+)
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, every, one
@@ -98,12 +106,7 @@ class TrainedStage(ModelStage):
             return super().plan(view)
         made_with = known_options(checkpoint.options)
         inputs = {"adopted": checkpoint.digest, "options": fingerprint(made_with)}
-        return {self.name: Row(inputs, made_with, facts=checkpoint)}
-
-    def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
-        if adopted(view, self.name):
-            return {row_id: dict(row.inputs) for row_id, row in rows.items()}
-        return super().inputs_of(view, rows)
+        return {self.name: Row(inputs, made_with, is_borrowed=True, facts=checkpoint)}
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         checkpoint = rows[self.name].facts
@@ -117,9 +120,9 @@ class TrainedStage(ModelStage):
     def own_rows(self, view: View) -> dict[str, Row]:
         asset, row_id = self.trained.parent
         inputs = {
-            "parent": view.versions(asset).get(row_id, ""),
-            "embedder": view.versions("base_models").get("embedder", ""),
-            "corpus": fingerprint(sorted(train_videos(view).select("video_id", "content").rows())),
+            "parent": view.version(asset, row_id),
+            "embedder": view.version("base_models", "embedder"),
+            "corpus": content_version(train_videos(view)),
             self.trained.examples: view.version_of(self.trained.examples),
         }
         return {self.name: Row(inputs, known_options(self.made_with(options_of(view, asset, row_id))))}
@@ -143,8 +146,8 @@ class TrainedStage(ModelStage):
         parent = one_row(view, asset, row_id)
         record = {"recipe": canonical(recipe), "parent": parent["digest"], **result.facts}
         folder, options = self.folder(view, self.name), self.made_with(parent["options"])
-        row = model_row(self.name, folder, save_policy(policy, folder, record), record, result.curve, options)
-        row[self.key] = row.pop("model_id")
+        digest = save_policy(policy, folder, record)
+        row = model_row(self.key, self.name, folder, digest, record, result.curve, options)
         return [row | {"parent": record["parent"], **result.columns}]
 
     @abstractmethod
