@@ -26,15 +26,15 @@ from pipelines.commands import (
     ConfigurationName,
     DatasetOption,
     UserError,
+    check_choice,
     command,
     debugging,
     fail,
     known_configuration,
-    known_entry,
     require_dagster,
 )
 from pipelines.settings import execution_of, prepare_process, read_settings
-from vsr1_core.datasets.registry import configuration_of
+from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 
@@ -108,7 +108,7 @@ def doctor(
     from pipelines import doctor as checks
 
     settings = read_settings()
-    entry = known_entry(settings, dataset) if dataset else None
+    entry = get_entry(settings.home, dataset) if dataset else None
     name = config or (entry.config if entry else "tiny")
     if entry is not None and not config:
         configuration = configuration_of(settings.home, entry)
@@ -138,10 +138,9 @@ def build(
     executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
     """Build a dataset. Only rows that are new or stale are computed."""
-    if executor not in ("in-process", "multiprocess"):
-        raise UserError(f"there is no executor {executor!r}; use in-process or multiprocess")
+    check_choice("executor", executor, "in-process", "multiprocess")
     settings = read_settings()
-    entry = known_entry(settings, dataset)
+    entry = get_entry(settings.home, dataset)
     require_dagster("vsr1 build")
     from pipelines.builds import run_build
 
@@ -166,7 +165,6 @@ def plan(
 ) -> None:
     """Show what a build would do, asset by asset, and why. Nothing is written."""
     settings = read_settings()
-    known_entry(settings, dataset)
     plans = plan_graph(open_view(settings.home, dataset))
     if as_json:
         typer.echo(show.plan_json(plans))
@@ -189,10 +187,8 @@ def explain(
     from pipelines.explain import tree
     from vsr1_core.home.explain import explain as explain_row
 
-    if output not in ("tree", "json"):
-        raise UserError(f"there is no format {output!r}; use tree or json")
+    check_choice("format", output, "tree", "json")
     settings = read_settings()
-    known_entry(settings, dataset)
     explained = explain_row(open_view(settings.home, dataset), asset, row, max_rows)
     if output == "json":
         typer.echo(explained.to_json())
@@ -205,7 +201,6 @@ def explain(
 def status(dataset: DatasetOption = "toy") -> None:
     """Show what has been built of a dataset, and when."""
     settings = read_settings()
-    known_entry(settings, dataset)
     show.console().print(show.status_table(open_view(settings.home, dataset)))
 
 
@@ -243,14 +238,13 @@ def sql(
     """Query the tables with SQL (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
     from vsr1_core.home import warehouse
 
-    if output not in ("table", "csv", "json"):
-        raise UserError(f"there is no format {output!r}; use table, csv or json")
+    check_choice("format", output, "table", "csv", "json")
     home = read_settings().home
     frame = warehouse.query(home, query) if query.strip() else warehouse.views(home)
     if output == "table":
         show.console().print(show.table("", frame.columns, frame.rows()))
     else:
-        typer.echo(show.frame_csv(frame) if output == "csv" else show.frame_json(frame), nl=output == "json")
+        show.print_frame(frame, output)
 
 
 @app.command()
@@ -258,7 +252,6 @@ def sql(
 def report(dataset: DatasetOption = "toy") -> None:
     """Show the metrics of a dataset, and where its report is."""
     settings = read_settings()
-    known_entry(settings, dataset)
     view = open_view(settings.home, dataset)
     view.table("metrics").manifest()  # raises an error that says how to build the table if it is missing
     metrics = view.rows("metrics")
@@ -284,7 +277,6 @@ def search(
     from vsr1_core.stages.opened import OpenedModels
 
     settings = read_settings()
-    known_entry(settings, dataset)
     opened = OpenedModels(open_view(settings.home, dataset), execution_of(settings, lambda _line: None))
     found = search_once(opened, best_method(opened.view), text, split, top_k)
     show.console().print(show.hits_table(f"{dataset}, {split}: {text}", found))

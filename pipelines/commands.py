@@ -14,7 +14,6 @@ import typer
 
 from pipelines.settings import Settings, read_settings
 from vsr1_core.configuration_files import configuration_names, load_configuration
-from vsr1_core.datasets.registry import DatasetEntry, get_entry
 from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import NotYetKnown
 
@@ -71,11 +70,10 @@ def require_dagster(command_name: str, extra: str = "dagster") -> None:
         ) from error
 
 
-def known_entry(settings: Settings, name: str) -> DatasetEntry:
-    try:
-        return get_entry(settings.home, name)
-    except KeyError as error:
-        raise UserError(error.args[0]) from error
+def check_choice(what: str, value: str, *choices: str) -> None:
+    """Raise UserError unless `value` is one of `choices`. what: what is chosen, for the message."""
+    if value not in choices:
+        raise UserError(f"there is no {what} {value!r}; use {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def known_configuration(settings: Settings, name: str) -> Configuration:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, command
+from pipelines.commands import check_choice, command
 from pipelines.config_commands import difference_rows
 from pipelines.settings import read_settings
 from vsr1_core.evaluation.metrics import metrics_shown
@@ -39,8 +39,7 @@ def compare_command(
     output: Annotated[str, typer.Option("--format", "-f", help="table or json (all metrics and queries).")] = "table",
 ) -> None:
     """Compare two builds of the same videos: settings, metrics with paired intervals, queries won and lost."""
-    if output not in ("table", "json"):
-        raise UserError(f"there is no format {output!r}; use table or json")
+    check_choice("format", output, "table", "json")
     found = compare(read_settings().home, a, b, methods or [], metrics or [])
     if output == "json":
         typer.echo(json.dumps(found.record(), ensure_ascii=False, indent=2))

@@ -12,12 +12,19 @@ import polars as pl
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, command, known_entry
+from pipelines.commands import UserError, check_choice, command
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
-from vsr1_core.datasets.registry import DatasetEntry, configuration_of, load_entries, remove_entry, save_entry
+from vsr1_core.datasets.registry import (
+    DatasetEntry,
+    configuration_of,
+    get_entry,
+    load_entries,
+    remove_entry,
+    save_entry,
+)
 from vsr1_core.home.adding import (
     Wanted,
     base_of,
@@ -60,7 +67,7 @@ def dataset_list() -> None:
 def dataset_show(name: NameArgument) -> None:
     """Show one dataset: where its files are, where to get them, and what has been built."""
     settings = read_settings()
-    entry = known_entry(settings, name)
+    entry = get_entry(settings.home, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
     rows += [["config", entry.config], ["models from", entry.models_from or "its own"]]
     rows += [["models", models_of(settings.home, entry)], ["frames", frames_of(settings.home, entry)]]
@@ -113,17 +120,16 @@ def dataset_check(
     ] = False,
 ) -> None:
     """Compare annotations with the files on disk: missing, extra, too short, undecodable videos; wrong row counts."""
-    if output not in ("table", "csv", "json"):
-        raise UserError(f"there is no format {output!r}; use table, csv or json")
+    check_choice("format", output, "table", "csv", "json")
     settings = read_settings()
-    entry = known_entry(settings, name)
+    entry = get_entry(settings.home, name)
     config = configuration_of(settings.home, entry)
     findings = [f for f in check_files(entry, config, settings.workers) if not (allow_extra and f.kind == "extra")]
     if output == "table":
         _print_findings(name, findings)
     else:
         frame = pl.DataFrame([dataclasses.asdict(f) for f in findings], schema=FINDING_COLUMNS)
-        typer.echo(show.frame_csv(frame) if output == "csv" else show.frame_json(frame), nl=output == "json")
+        show.print_frame(frame, output)
     if findings:
         raise typer.Exit(1)
 
@@ -192,7 +198,7 @@ def dataset_add(
     """
     settings = read_settings()
     if models_from:
-        known_entry(settings, models_from)
+        get_entry(settings.home, models_from)
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
     wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy, kind)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:

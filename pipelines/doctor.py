@@ -53,9 +53,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
     for check in (_home, _disk):
         yield check(settings.home)
     yield from _configurations(settings.home)
-    others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss, _dagster, _ui)
+    others: tuple[Callable[[], Finding], ...] = (_ffmpeg, _wait_policy, _torch, _faiss)
     for other in others:
         yield other()
+    advice = 'run: pip install -c constraints.txt -e ".[{}]"'
+    yield _package("dagster", level="note", advice="`vsr1 build` and the graph need it; " + advice.format("dagster"))
+    yield _package("dagster-webserver", "web UI", "note", "`vsr1 ui` needs it; " + advice.format("ui"))
     if settings.ray:
         yield _ray(settings.ray)
 
@@ -66,11 +69,17 @@ def _python() -> Finding:
     return Finding("python", "ok" if good else "problem", version, "" if good else "use Python 3.11 or newer")
 
 
-def _package(name: str) -> Finding:
+def _package(
+    name: str,
+    label: str = "",
+    level: str = "problem",
+    advice: str = 'run: pip install -c constraints.txt -e "."',
+) -> Finding:
+    """Whether a package is installed, under `label`. level, advice: those of the finding where it is not."""
     try:
-        return Finding(name, "ok", importlib.metadata.version(name))
+        return Finding(label or name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "problem", "not installed", 'run: pip install -c constraints.txt -e "."')
+        return Finding(label or name, level, "not installed", advice)
 
 
 def _home(home: Path) -> Finding:
@@ -84,10 +93,14 @@ def _home(home: Path) -> Finding:
 
 
 def _disk(home: Path) -> Finding:
-    place = next(p for p in (home, *home.parents) if p.exists())
-    free = shutil.disk_usage(place).free / 2**30
+    free = _free_bytes(home) / GIB
     advice = "" if free >= MIN_FREE_GIB else "free some space, or set VSR1_HOME to a larger disk"
     return Finding("disk", "problem" if advice else "ok", f"{free:.1f} GiB free", advice)
+
+
+def _free_bytes(home: Path) -> int:
+    """Free space on the disk of `home`, which need not exist yet."""
+    return shutil.disk_usage(next(p for p in (home, *home.parents) if p.exists())).free
 
 
 def _configurations(home: Path) -> Iterator[Finding]:
@@ -145,21 +158,6 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _dagster() -> Finding:
-    if _is_installed("dagster"):
-        return Finding("dagster", "ok", importlib.metadata.version("dagster"))
-    advice = '`vsr1 build` and the graph need it; run: pip install -c constraints.txt -e ".[dagster]"'
-    return Finding("dagster", "note", "not installed", advice)
-
-
-def _ui() -> Finding:
-    if _is_installed("dagster-webserver"):
-        return Finding("web UI", "ok", importlib.metadata.version("dagster-webserver"))
-    return Finding(
-        "web UI", "note", "not installed", '`vsr1 ui` needs it; run: pip install -c constraints.txt -e ".[ui]"'
-    )
 
 
 def _ray(address: str) -> Finding:
@@ -222,8 +220,7 @@ def room(settings: Settings, estimates: Sequence[Estimate]) -> Iterator[Finding]
     """Check whether the disk and the GPU have room for what is forecast."""
     import torch
 
-    place = next(p for p in (settings.home, *settings.home.parents) if p.exists())
-    free, needed = shutil.disk_usage(place).free, sum(e.disk for e in estimates)
+    free, needed = _free_bytes(settings.home), sum(e.disk for e in estimates)
     found = f"{needed / GIB:,.0f} GiB forecast, {free / GIB:,.0f} GiB free"
     advice = "set VSR1_HOME to a larger disk, or lower VSR1_CACHE_GB" if free < needed else ""
     yield Finding("disk for the build", "problem" if advice else "ok", found, advice)

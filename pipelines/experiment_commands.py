@@ -21,12 +21,11 @@ from pipelines.commands import (
     command,
     fail,
     known_configuration,
-    known_entry,
     require_dagster,
 )
 from pipelines.settings import Settings, read_settings
 from vsr1_core.datasets import sources
-from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
+from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, save_entry, seed_name
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
@@ -64,7 +63,7 @@ def experiment(
     from pipelines.builds import run_build
 
     settings = read_settings()
-    source = known_entry(settings, dataset)
+    source = get_entry(settings.home, dataset)
     name = config or ("experiment" if dataset == "toy" else source.config)
     entries = [seed_entry(settings, source, name, seed) for seed in parse_seeds(seeds)]
     check_can_train(source, known_configuration(settings, name))
@@ -100,7 +99,7 @@ def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int)
     """The dataset of one seed, with models of its own. All seeds read the same corpus: that of `source`, or, for
     rendered videos, one corpus per configuration, because the configuration says how videos are rendered."""
     name = experiment_name(source, config)
-    entry = dataclasses.replace(source, name=f"{name}-seed-{seed}", config=config, models_from="", seed=seed)
+    entry = dataclasses.replace(source, name=seed_name(name, seed), config=config, models_from="", seed=seed)
     if source.kind != "toy":
         return dataclasses.replace(entry, same_corpus_as=source.corpus)
     data = settings.home / "data" / f"{name}-corpus"
@@ -142,7 +141,7 @@ def summarise(settings: Settings, entries: Sequence[DatasetEntry], seconds: floa
     from vsr1_core.stages.reporting import num_soft_tokens_of, scores_of
 
     first = entries[0]
-    name = first.name.removesuffix(f"-seed-{first.seed}")
+    name = first.name.removesuffix(seed_name("", first.seed or 0))
     recipe = dataclasses.replace(known_configuration(settings, first.config), name=name)
     split = recipe.evaluation.splits[0]
     views = {entry.seed or 0: open_view(settings.home, entry.name) for entry in entries}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import DatasetOption, UserError, command, known_entry
+from pipelines.commands import DatasetOption, UserError, command
 from pipelines.settings import read_settings
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
@@ -21,9 +21,7 @@ PublicOption = Annotated[bool, typer.Option("--public", help="If the repository 
 
 
 def _view(dataset: str) -> View:
-    settings = read_settings()
-    known_entry(settings, dataset)
-    return open_view(settings.home, dataset)
+    return open_view(read_settings().home, dataset)
 
 
 @hub.command(epilog="Example: [bold]vsr1 push sft_checkpoint --dataset toy --to me/toy-sft --dry-run out[/bold]")

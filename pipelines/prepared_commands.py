@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import DatasetOption, UserError, command, known_entry
+from pipelines.commands import DatasetOption, UserError, command
 from pipelines.settings import read_settings
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.home.prepared.layout import SPLITS
@@ -38,10 +38,9 @@ def import_prepared(
     from vsr1_core.home.prepared.importing import import_prepared as run_import
 
     settings = read_settings()
-    known_entry(settings, dataset)
+    view = open_view(settings.home, dataset)
     if dataset not in BENCHMARKS:
         raise UserError(f"prepared data are published only for {', '.join(BENCHMARKS)}, not for {dataset}")
-    view = open_view(settings.home, dataset)
     if forget:
         if not forget_import(view.lake, dataset):
             raise UserError(f"nothing was imported for {dataset}")
@@ -72,9 +71,7 @@ def export_prepared(
     """Write a dataset in the layout of the authors' prepared data."""
     from vsr1_core.home.prepared.writing import export_prepared as write_out
 
-    settings = read_settings()
-    known_entry(settings, dataset)
-    left_out = write_out(open_view(settings.home, dataset), folder.expanduser().absolute(), copy)
+    left_out = write_out(open_view(read_settings().home, dataset), folder.expanduser().absolute(), copy)
     typer.echo(f"Wrote {dataset} to {folder}.")
     for name in left_out:
         typer.echo(f"Left out, because it has not been built: {name}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,16 +18,15 @@ from vsr1_core.home.metrics_grid import metrics_grid
 from vsr1_core.home.search import Hit
 from vsr1_core.home.status import causes, status_frame
 from vsr1_core.home.unused import DAY_S, UnusedFile
+from vsr1_core.rows.increments import STATES
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
 
-COUNTS = ("new", "stale", "orphaned", "failed", "unchanged")
 
-
-def console(stderr: bool = False) -> Console:
-    """A console on the current stdout (or stderr); if that is not a terminal, it is wide enough for whole tables."""
-    probe = Console(stderr=stderr)
-    return probe if probe.is_terminal else Console(stderr=stderr, width=160)
+def console() -> Console:
+    """A console on the current stdout; if that is not a terminal, it is wide enough for whole tables."""
+    probe = Console()
+    return probe if probe.is_terminal else Console(width=160)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -81,10 +81,10 @@ def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
     rows = []
     for item in plans:
         if item.plan is None:
-            rows.append([item.asset, *[""] * len(COUNTS), f"known after {item.waits_for} has run"])
+            rows.append([item.asset, *[""] * len(STATES), f"known after {item.waits_for} has run"])
         else:
             rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), causes(item)])
-    return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *COUNTS, "why"], rows)
+    return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *STATES, "why"], rows)
 
 
 def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
@@ -148,6 +148,11 @@ def frame_csv(frame: pl.DataFrame) -> str:
 def frame_json(frame: pl.DataFrame) -> str:
     """The frame as a JSON list with one object per row."""
     return json.dumps(frame.to_dicts(), ensure_ascii=False, indent=2, default=str)
+
+
+def print_frame(frame: pl.DataFrame, output: str) -> None:
+    """Print the frame as `csv` or `json`."""
+    typer.echo(frame_csv(frame) if output == "csv" else frame_json(frame), nl=output == "json")
 
 
 def unused_table(files: Sequence[UnusedFile]) -> Table:

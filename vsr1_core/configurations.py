@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vsr1_core.recipes import (
+    TRAININGS,
     Configuration,
     EndpointRecipe,
     EvalRecipe,
@@ -153,5 +154,5 @@ def with_seed(config: Configuration, seed: int) -> Configuration:
     return replace(
         config,
         models=replace(models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed)),
-        **{name: replace(getattr(config, name), seed=seed) for name in ("sft", "fine_tuned", "hard_refine", "grpo")},
+        **{name: replace(getattr(config, name), seed=seed) for name in TRAININGS},
     )

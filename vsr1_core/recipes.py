@@ -338,6 +338,10 @@ class EvalRecipe:
     seed: Whole = 42
 
 
+TRAININGS = ("sft", "fine_tuned", "hard_refine", "grpo")
+"""The recipes of a configuration that say how a checkpoint is trained."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """All recipes for building a dataset.

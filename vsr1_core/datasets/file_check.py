@@ -84,8 +84,10 @@ def _annotation_findings(entry: DatasetEntry, config: Configuration) -> Iterator
 
 def _strange_ids(entry: DatasetEntry, video_ids: Mapping[str, object]) -> Iterator[Finding]:
     benchmark = BENCHMARKS.get(entry.corpus)
-    for video_id in sorted(video_ids) if benchmark else ():
-        if benchmark is not None and not benchmark.is_video_id(video_id):
+    if benchmark is None:
+        return
+    for video_id in sorted(video_ids):
+        if not benchmark.is_video_id(video_id):
             yield Finding("strange id", video_id, "", f"ids of {entry.name} look like {benchmark.id_example}")
 
 

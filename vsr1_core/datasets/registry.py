@@ -66,11 +66,16 @@ def load_entries(home: Path) -> dict[str, DatasetEntry]:
 
 
 def get_entry(home: Path, name: str) -> DatasetEntry:
-    """One dataset by its name. Raises KeyError, which lists the known names, when there is none of this name."""
+    """One dataset by its name. Raises LookupError, which lists the known names, when there is none of this name."""
     entries = load_entries(home)
     if name not in entries:
-        raise KeyError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
+        raise LookupError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
     return entries[name]
+
+
+def seed_name(experiment: str, seed: int) -> str:
+    """Name of the dataset of one seed of an experiment."""
+    return f"{experiment}-seed-{seed}"
 
 
 def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:

@@ -8,6 +8,7 @@ from its own seed and from nothing else, and no two videos of a split fit the sa
 """
 
 import dataclasses
+import functools
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -111,10 +112,11 @@ class Moment:
         return f"a {colour} {shape} {motion} on {background} {relation} a {other}"
 
 
-def scenes(recipe: ToyRecipe) -> list[Scene]:
-    """All scenes of all splits, in a fixed order."""
+@functools.lru_cache(maxsize=4)
+def scenes(recipe: ToyRecipe) -> tuple[Scene, ...]:
+    """All scenes of all splits, in a fixed order. A plan asks for them several times, so the last worlds are kept."""
     sizes = {"train": recipe.num_train, "val": recipe.num_val, "test": recipe.num_test}
-    return [scene for split in SPLITS for scene in _split_scenes(recipe, split, sizes[split])]
+    return tuple(scene for split in SPLITS for scene in _split_scenes(recipe, split, sizes[split]))
 
 
 def _split_scenes(recipe: ToyRecipe, split: str, size: int) -> list[Scene]:

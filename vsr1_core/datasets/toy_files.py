@@ -79,10 +79,11 @@ def _record_path(folder: Path) -> Path:
 def is_written(folder: Path, recipe: ToyRecipe) -> bool:
     """Whether the annotation files in `folder` were written for this recipe. They may have been edited by hand
     since."""
-    record = _record_path(folder)
-    if not record.is_file() or read_json(record)["recipe"] != _world(recipe):
+    path = _record_path(folder)
+    record = read_json(path) if path.is_file() else None
+    if record is None or record["recipe"] != _world(recipe):
         return False
-    return all(annotation_path(folder, split).is_file() for split in read_json(record)["digests"])
+    return all(annotation_path(folder, split).is_file() for split in record["digests"])
 
 
 def write_annotations(folder: Path, recipe: ToyRecipe) -> None:

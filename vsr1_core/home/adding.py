@@ -21,10 +21,10 @@ from vsr1_core.datasets.registry import (
     models_owner,
     own_configuration,
 )
-from vsr1_core.recipes import Configuration, FrameRecipe, ModelRecipe
+from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.stages.graph import open_view
 
-OF_MODELS = ("frames", "models", "sft", "fine_tuned", "hard_refine", "grpo")
+OF_MODELS = ("frames", "models", *TRAININGS)
 """Recipes that have no effect where models are borrowed: those of the dataset that makes the models apply."""
 
 
@@ -46,7 +46,7 @@ class Wanted:
 def base_of(home: Path, wanted: Wanted) -> str:
     """Name of the configuration to build with, or to derive one from: the named one, else that of the models.
 
-    ValueError where models are named in two ways; KeyError for an unknown dataset.
+    ValueError where models are named in two ways; LookupError for an unknown dataset.
     """
     if wanted.names_models and wanted.models_from:
         raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from vsr1_core.datasets.registry import DatasetEntry, configuration_of, load_entries
+from vsr1_core.datasets.registry import DatasetEntry, configuration_of, load_entries, seed_name
 from vsr1_core.evaluation.bootstrap import bootstrap, interval
 from vsr1_core.evaluation.episodes import load_episodes, outcomes
 from vsr1_core.evaluation.scores import Scores, values
@@ -25,7 +25,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.settings import differences
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
-from vsr1_core.stages.reporting import scores_of
+from vsr1_core.stages.reporting import annotated_queries, scores_of
 
 Change = Literal["won", "lost", "rank up", "rank down"]
 CHANGES: tuple[Change, ...] = ("won", "lost", "rank up", "rank down")
@@ -162,7 +162,7 @@ def open_side(home: Path, name: str) -> Side:
         if not any(view.table(name).exists() for name in names if name in view.stages):
             raise ValueError(f"{view.entry.name} is not evaluated yet; run: vsr1 build --dataset {view.entry.name}")
     scores = [scores_of(view, split) for view in views]
-    side = Side(name, views, split, _moments(views[0], split), scores)
+    side = Side(name, views, split, annotated_queries(views[0], split), scores)
     if not side.methods:
         raise ValueError(
             f"{name} has no evaluated query in the split {split}; to see what is built: "
@@ -176,7 +176,7 @@ def _entries(home: Path, name: str) -> list[DatasetEntry]:
     entries = load_entries(home)
     if name in entries:
         return [entries[name]]
-    seeds = [e for e in entries.values() if e.seed is not None and e.name == f"{name}-seed-{e.seed}"]
+    seeds = [e for e in entries.values() if e.seed is not None and e.name == seed_name(name, e.seed)]
     if not seeds:
         raise LookupError(
             f"{name!r} is not a dataset, and no experiment has trained seeds of it; datasets: {', '.join(entries)}. To "
@@ -185,12 +185,6 @@ def _entries(home: Path, name: str) -> list[DatasetEntry]:
     if len({configuration_of(home, dataclasses.replace(entry, seed=0)) for entry in seeds}) > 1:
         raise ValueError(f"the seeds of {name} are built with different configurations; name one of them")
     return sorted(seeds, key=lambda entry: entry.seed or 0)
-
-
-def _moments(view: View, split: str) -> pl.DataFrame:
-    """The annotated queries of a split, sorted by id."""
-    is_scored = (pl.col("split") == split) & (pl.col("status") == "ok")
-    return view.table("moments").rows().filter(is_scored).sort("query_id")
 
 
 def _shared_queries(a: Side, b: Side) -> list[str]:

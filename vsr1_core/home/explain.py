@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from vsr1_core.datasets import sources
-from vsr1_core.rows.increments import changed_inputs
+from vsr1_core.rows.increments import STATES, changed_inputs
 from vsr1_core.rows.versions import Inputs
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.graph import StagePlan, plan_graph
@@ -161,8 +161,7 @@ class _Explainer:
         """Row id -> state (new, stale, ...); empty where the plan is not known yet."""
         if asset not in self._states:
             plan = self.plans[asset].plan
-            groups = ("new", "stale", "orphaned", "failed", "unchanged")
-            self._states[asset] = {i: group for group in groups for i in getattr(plan, group, ())}
+            self._states[asset] = {i: state for state in STATES for i in getattr(plan, state, ())}
         return self._states[asset]
 
     def stored(self, asset: str) -> dict[str, dict[str, Any]]:

@@ -134,10 +134,10 @@ class Index:
         try:
             self.built = self.home.build(self.dataset, ["video_index"])
         except ValueError as error:
-            self._refuse_unreadable(error)
+            self._refuse_unreadable(self.failures, error)
             raise
-        self._refuse_unreadable()
         failures = self.failures
+        self._refuse_unreadable(failures)
         if failures:
             self.home.log(f"{len(failures)} of {len(failures) + len(self)} videos cannot be searched: {_few(failures)}")
         if self._source.stands_for:
@@ -164,9 +164,8 @@ class Index:
         """
         return search_once(self.home.opened(self.dataset), self._source.method, text, SPLIT, top_k)
 
-    def _refuse_unreadable(self, error: ValueError | None = None) -> None:
+    def _refuse_unreadable(self, failures: Mapping[str, str], error: ValueError | None = None) -> None:
         """Raise ValueError that names the videos where none can be read; it may be the cause of `error` in a build."""
-        failures = self.failures
         if failures and not len(self):
             told = f"none of the {len(failures)} videos in {self.folder} can be read: {_few(failures)}"
             raise ValueError(told) from error

@@ -15,7 +15,7 @@ from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.home.search import Hit, best_method, search_once
 from vsr1_core.home.status import plan_frame, status_frame
 from vsr1_core.stages.base import Execution, View
-from vsr1_core.stages.graph import all_stages, open_view, plan_graph
+from vsr1_core.stages.graph import open_view, plan_graph
 from vsr1_core.stages.opened import OpenedModels
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Home:
             >>> vsr1.Home("vsr1_home").add_dataset("mine", "~/clips", "~/clips.csv")   # doctest: +SKIP
         """
         if models_from:
-            self._entry(models_from)
+            get_entry(self.path, models_from)
         folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
         if folder is None and not toy and name not in BENCHMARKS:
             raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
@@ -239,7 +239,7 @@ class Home:
         from vsr1_core.home import warehouse
         from vsr1_core.home.warehouse_views import quoted_name, quoted_text
 
-        self._entry(dataset)
+        get_entry(self.path, dataset)
         return warehouse.query(self.path, f"from {quoted_name(name)} where dataset = {quoted_text(dataset)}")
 
     def explain(self, asset: str, row: str, dataset: str = "toy", max_rows: int = 2) -> ExplainedRow:
@@ -267,8 +267,7 @@ class Home:
 
     def view(self, dataset: str) -> View:
         """The tables of one dataset, for what this class does not offer. LookupError: there is no such dataset."""
-        self._entry(dataset)
-        return open_view(self.path, dataset, all_stages())
+        return open_view(self.path, dataset)
 
     def opened(self, dataset: str) -> OpenedModels:
         """The opened models of one dataset, kept between calls as long as its entry and configuration stay the same."""
@@ -287,10 +286,3 @@ class Home:
             retry_failed=retry_failed,
             log=self.log,
         )
-
-    def _entry(self, dataset: str) -> DatasetEntry:
-        """The dataset's entry. Raises LookupError in place of KeyError, whose message Python shows in quotes."""
-        try:
-            return get_entry(self.path, dataset)
-        except KeyError as error:
-            raise LookupError(error.args[0]) from None

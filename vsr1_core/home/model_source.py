@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from vsr1_core.configuration_files import (
     write_configuration,
 )
 from vsr1_core.datasets.registry import REAL_CONFIG, models_owner
+from vsr1_core.home.hub.remote import HUB_ID
 from vsr1_core.home.search import best_method
-from vsr1_core.rows.files import read_json
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.settings import differences, nested
 from vsr1_core.stages.loading import one_row
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from vsr1_core.home.home import Home
 
 TOY_POLICY = "sft_checkpoint"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WHAT_MODELS_MAY_BE = (
     'models may be "toy" (trained here first), a dataset of this home, "HOME/DATASET" (a built dataset of another '
     "home), a folder that holds embedder/ and policy/, a folder or hub id of an embedder alone (videos are then ranked "
@@ -124,19 +122,16 @@ def _from_hub(model_id: str, config: str) -> ModelSource:
 
 def _from_parts(parts: Mapping[str, str | Path], config: str) -> ModelSource:
     from vsr1_core.models.checkpoints import fetch_model
+    from vsr1_core.models.soft_query import own_soft_query
 
     if "embedder" not in parts or set(parts) - {"embedder", "policy"}:
         raise ValueError(f"models={dict(parts)!r} has to name an embedder, and may name a policy: {WHAT_MODELS_MAY_BE}")
     folders = {name: fetch_model(str(Path(str(part)).expanduser())) for name, part in parts.items()}
-    if _is_trained_policy(folders["embedder"]):
+    if own_soft_query(folders["embedder"]):
         raise ValueError(
             f"{parts['embedder']} is a policy with soft query modules; to search, also name the embedder that it was "
             'trained with: models={"embedder": ..., "policy": ...}'
         )
     policy = folders.get("policy")
-    method = None if policy is None else BASIC["sqr_sft" if _is_trained_policy(policy) else "zero_shot"]
+    method = None if policy is None else BASIC["sqr_sft" if own_soft_query(policy) else "zero_shot"]
     return ModelSource(str(folders["embedder"]), str(policy or ""), method, config)
-
-
-def _is_trained_policy(folder: Path) -> bool:
-    return bool(read_json(folder / "config.json").get("soft_query"))

@@ -8,13 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from vsr1_core.rows.increments import STATES
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
 
 PLAN_COLUMNS: dict[str, Any] = {
     "asset": pl.String,
-    **dict.fromkeys(("new", "stale", "orphaned", "failed", "unchanged"), pl.Int64),
+    **dict.fromkeys(STATES, pl.Int64),
     "waits_for": pl.String,
     "why": pl.String,
 }

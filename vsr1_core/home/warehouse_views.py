@@ -16,7 +16,7 @@ from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import HISTORY_COLUMNS
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
-from vsr1_core.stages.columns import BOOKKEEPING
+from vsr1_core.stages.columns import BOOKKEEPING, meanings
 from vsr1_core.stages.trained import EPISODE_COLUMNS
 from vsr1_core.stages.turns import TURN_COLUMNS
 
@@ -131,11 +131,13 @@ def predictions(tables: Tables) -> str | None:
     return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(tables.root, PREDICTIONS)}"
 
 
+_OF_TURNS = meanings(TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
+
+
 @sql_view(
     "turns",
     "One row per turn of an episode: the shown video, the decision, and the reasoning.",
-    {name: column.says for name, column in TURN_COLUMNS.items()}
-    | {"is_right_video": "Whether the shown video is the right one."},
+    _OF_TURNS,
 )
 def turns(tables: Tables) -> str | None:
     """The SQL adds `is_right_video` here: a join with `predictions` would read the table twice, and could see two
@@ -152,11 +154,8 @@ def turns(tables: Tables) -> str | None:
 @sql_view(
     "verifications",
     "One row per turn: the decision about the shown video, and whether it is right.",
-    {name: column.says for name, column in TURN_COLUMNS.items()}
-    | {
-        "is_right_video": "Whether the shown video is the right one.",
-        "is_correct": "Whether the decision is right: `matched` for the right video, `not_matched` for another.",
-    },
+    _OF_TURNS
+    | {"is_correct": "Whether the decision is right: `matched` for the right video, `not_matched` for another."},
 )
 def verifications(tables: Tables) -> str | None:
     if tables.first(PREDICTIONS) is None:
@@ -255,7 +254,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
 @sql_view(
     "grpo_episodes",
     "One row per stored episode that stage 2 sampled in training: its rewards, advantage and ranks.",
-    {name: column.says for name, column in EPISODE_COLUMNS.items()},
+    meanings(EPISODE_COLUMNS),
 )
 def grpo_episodes(tables: Tables) -> str | None:
     episodes = _sampled_episodes(tables)
@@ -266,7 +265,7 @@ def grpo_episodes(tables: Tables) -> str | None:
 @sql_view(
     "grpo_turns",
     "One row per turn of the episodes in `grpo_episodes`: the shown video and everything that the policy wrote.",
-    {name: column.says for name, column in {**EPISODE_COLUMNS, **TURN_COLUMNS}.items()},
+    meanings({**EPISODE_COLUMNS, **TURN_COLUMNS}),
 )
 def grpo_turns(tables: Tables) -> str | None:
     episodes = _sampled_episodes(tables)

@@ -37,6 +37,10 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
+STATES = ("new", "stale", "orphaned", "failed", "unchanged")
+"""What a row may be for a plan: the names of the groups of `Plan`."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Row ids, grouped by what has to be done with the rows. `causes` maps each new or stale row to the reasons why it
@@ -50,7 +54,7 @@ class Plan:
     causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        return {name: len(getattr(self, name)) for name in ("new", "stale", "orphaned", "failed", "unchanged")}
+        return {name: len(getattr(self, name)) for name in STATES}
 
     def due(self, retry_failed: bool = False) -> list[str]:
         """Ids of the rows to process: the new and the stale rows, and with `retry_failed` the failed ones as well."""

@@ -22,6 +22,11 @@ def dtypes(columns: Mapping[str, Column]) -> dict[str, Any]:
     return {name: column.dtype for name, column in columns.items()}
 
 
+def meanings(columns: Mapping[str, Column]) -> dict[str, str]:
+    """Column name -> what the column holds, in one sentence."""
+    return {name: column.says for name, column in columns.items()}
+
+
 def text(says: str) -> Column:
     return Column(pl.String, says)
 

@@ -70,7 +70,7 @@ def in_order(stages: list[Stage]) -> dict[str, Stage]:
 def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) -> View:
     """The tables of one dataset of the home folder, with the configuration that it is built with.
 
-    stages: the stages to use; all stages by default. KeyError where the home has no such dataset.
+    stages: the stages to use; all stages by default. LookupError where the home has no such dataset.
     """
     entry = get_entry(home, dataset)
     return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)

@@ -69,7 +69,7 @@ class ScoreStage(Stage):
 def _scored_methods(view: View) -> Iterator[tuple[str, str, pl.DataFrame, dict[str, str]]]:
     """(split, method, the split's annotated queries, inputs of the method's scores) of all that can be scored."""
     for split in view.config.evaluation.splits:
-        truth = _truth(view, split)
+        truth = annotated_queries(view, split)
         moments = _content(truth, _SPAN)
         for method in _methods(view, truth):
             yield split, method, truth, {"moments": moments, "predictions": _answers(view, method, truth)}
@@ -93,7 +93,7 @@ class Metrics(ScoreStage):
 
     def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
-        train = _content(_truth(view, "train"), _TIMES)
+        train = _content(annotated_queries(view, "train"), _TIMES)
         for split, method, truth, inputs in _scored_methods(view):
             of_probes = _probe_inputs(view, method, truth, train)
             for name, metric in all_metrics().items():
@@ -105,7 +105,7 @@ class Metrics(ScoreStage):
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         recipe = view.config.evaluation
         for (split, method), wanted in _by_method(rows).items():
-            truth = _truth(view, split)
+            truth = annotated_queries(view, split)
             episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
             scores = score(episodes, _probes(view, method, truth))
             for row in summarise(scores, recipe.num_resamples, recipe.seed).iter_rows(named=True):
@@ -149,7 +149,7 @@ class RefinementCurves(ScoreStage):
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         recipe = view.config.evaluation
         for (split, method), wanted in _by_method(rows).items():
-            episodes = load_episodes(_truth(view, split), view.rows(f"predictions.{method}"))
+            episodes = load_episodes(annotated_queries(view, split), view.rows(f"predictions.{method}"))
             values = summarise(_curve_scores(view, method, episodes), recipe.num_resamples, recipe.seed)
             of_name = {row["metric"]: row for row in values.to_dicts()}
             for point_id, row in wanted.items():
@@ -158,7 +158,7 @@ class RefinementCurves(ScoreStage):
 
 def scores_of(view: View, split: str) -> dict[str, Scores]:
     """Method -> its metrics and curve points per query, from the committed tables, to compare several runs."""
-    truth, found = _truth(view, split), {}
+    truth, found = annotated_queries(view, split), {}
     for method in _methods(view, truth):
         episodes = load_episodes(truth, view.rows(f"predictions.{method}"))
         parts = [score(episodes, _probes(view, method, truth)), _curve_scores(view, method, episodes)]
@@ -220,7 +220,7 @@ class Report(Stage):
         shared |= {asset: _versions(view, asset) for asset in CHECKPOINTS if asset in view.stages}
         rows = {}
         for split in view.config.evaluation.splits:
-            truth = _truth(view, split)
+            truth = annotated_queries(view, split)
             of_split = pl.col("split") == split
             rows[split] = Row(
                 {
@@ -240,7 +240,7 @@ class Report(Stage):
 
         recipe, curves, failures = view.config.evaluation, _curves(view), _failures(view)
         for split in rows:
-            truth = _truth(view, split)
+            truth = annotated_queries(view, split)
             in_split = pl.col("query_id").is_in(truth["query_id"].to_list())
             inputs = ReportInputs(
                 dataset=view.entry.name,
@@ -280,7 +280,7 @@ def _all_rows(view: View, asset: str, columns: Sequence[str]) -> pl.DataFrame:
     return view.table(asset).rows(columns)
 
 
-def _truth(view: View, split: str) -> pl.DataFrame:
+def annotated_queries(view: View, split: str) -> pl.DataFrame:
     """The annotated queries of a split, sorted by id."""
     columns = ["query_id", "split", "query", "video_id", "start_s", "end_s", "duration_s", "status"]
     frame = _all_rows(view, "moments", columns)
@@ -327,7 +327,7 @@ def _probe_inputs(view: View, method: str, truth: pl.DataFrame, train: str) -> d
 
 def _probes(view: View, method: str, truth: pl.DataFrame) -> Probes | None:
     asset = f"verification_probe.{method}"
-    return load_probes(truth, view.rows(asset), _truth(view, "train")) if asset in view.stages else None
+    return load_probes(truth, view.rows(asset), annotated_queries(view, "train")) if asset in view.stages else None
 
 
 def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:

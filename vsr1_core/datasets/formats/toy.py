@@ -33,8 +33,9 @@ class ToyFormat(DatasetFormat):
         """The lines of the annotation files as they are, or as they will be written if they do not exist yet."""
         root = Path(entry.annotations).absolute()
         if toy_files.is_written(root, config.toy):
-            for file in self.annotation_files(entry, config).values():
-                yield from verified.parsed_fig(file.path, file.split, digest_file(file.path))
+            for split in toy.SPLITS:
+                path = toy_files.annotation_path(root, split)
+                yield from verified.parsed_fig(path, split, digest_file(path))
             return
         for split, rows in toy.annotations(config.toy).items():
             name = toy_files.annotation_path(root, split).name

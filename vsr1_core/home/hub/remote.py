@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""ORG/NAME, the name of a repository on the hub."""
 ORGANISATION = "VideoSearchR1"
 RELEASED_DATASETS = ("charades", "didemo", "activitynet")
 RELEASED_STAGES: Mapping[str, tuple[str, str]] = {
@@ -30,7 +32,7 @@ def hub_ids(name: str) -> list[str]:
     Raises:
         ValueError: `name` is neither; the message lists the aliases.
     """
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if HUB_ID.fullmatch(name):
         return [name]
     dataset, _, stage = name.rpartition("-")
     if dataset in RELEASED_DATASETS and stage in RELEASED_STAGES:
@@ -73,7 +75,7 @@ def push(
     Raises:
         ValueError: `repo_id` is not of the form ORG/NAME.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if not HUB_ID.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is not a name on the hub; give ORG/NAME")
     if api is None:
         from huggingface_hub import HfApi as Api

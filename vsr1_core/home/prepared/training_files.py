@@ -27,15 +27,14 @@ LABELS = {"pos": "matched", "neg": "not_matched"}
 class ImportedTrace:
     """One imported conversation of stage 1.
 
-    text: the assistant's message as published. trace: its reasoning. answer: the message in this project's form. error:
-    why it cannot be trained on; None where it can.
+    trace: the reasoning of the assistant's message. answer: the message in this project's form. error: why it cannot be
+    trained on; None where it can.
     """
 
     query_id: str
     label: str
     shown_video_id: str
     system_prompt: str
-    text: str
     trace: str
     answer: str
     error: str | None
@@ -137,32 +136,21 @@ def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[st
         raise ValueError(f"shows {shown} as {named}, which docid2row.json does not have under that name")
     if (shown == right) != (label == "matched"):
         raise ValueError(f"is labelled {meta['gold_label']}, but shows {shown} for a query about {right}")
-    return _read_answer(ImportedTrace(query_id, label, shown, system, answer, "", "", None), row)
+    return ImportedTrace(query_id, label, shown, system, *_read_answer(answer, label, row))
 
 
-def _read_answer(read: ImportedTrace, row: Annotated) -> ImportedTrace:
-    """The trace with its answer in this project's form: in the published form matches also end with <REFINE>."""
+def _read_answer(text: str, label: str, row: Annotated) -> tuple[str, str, str | None]:
+    """(reasoning, answer in this project's form, error) of a message: published matches also end with <REFINE>."""
     duration_s = row.moment.duration_s if row.moment is not None else None
-    answer = parse_answer(read.text, duration_s or float("inf"))
-    error, text = None, ""
-    if answer.decision != read.label:
-        error = f"the trace contradicts the label: it says {answer.decision}, the label is {read.label}"
-    else:
-        span = (answer.start_s, answer.end_s) if read.label == "matched" else ()
-        try:
-            text = answer_text(answer.reasoning, read.label == "matched", *span)
-        except ValueError as problem:
-            error = str(problem)
-    return ImportedTrace(
-        read.query_id,
-        read.label,
-        read.shown_video_id,
-        read.system_prompt,
-        read.text,
-        answer.reasoning,
-        text,
-        error,
-    )
+    answer = parse_answer(text, duration_s or float("inf"))
+    if answer.decision != label:
+        error = f"the trace contradicts the label: it says {answer.decision}, the label is {label}"
+        return answer.reasoning, "", error
+    span = (answer.start_s, answer.end_s) if label == "matched" else ()
+    try:
+        return answer.reasoning, answer_text(answer.reasoning, label == "matched", *span), None
+    except ValueError as error:
+        return answer.reasoning, "", str(error)
 
 
 def _prompts(
