@@ -27,14 +27,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import set_seed
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from tests.benchmarks.corpora import Corpus, random_corpus, random_frames, toy_test_split, toy_tokenizer
+from tests.benchmarks.corpora import Corpus, random_corpus, random_frames
 from tests.benchmarks.measuring import Clock, interleaved, line, megabytes, milliseconds
-from tests.benchmarks.sizes import config_2b
+from tests.benchmarks.sizes import config_2b, random_models
 from tests.core import naive
-from tests.core.tiny_models import query_text
+from tests.core.tiny_models import query_text, tiny_tokenizer
 from vsr1_core.configurations import TINY
 from vsr1_core.models.decoding import decode
 from vsr1_core.models.feature_store import FeatureStore, feature_key
@@ -45,16 +43,14 @@ from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, build_prompts
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
-from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
+from vsr1_core.models.qwen3_vl.policy import Policy
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import (
     VideoFeatures,
-    batch_vision_attention,
     encode_videos,
     vision_digest,
 )
-from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.models.tensor_folder import TensorFolder
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages, parse_answer
 from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
@@ -119,20 +115,15 @@ class Bench:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Bench:
-        set_seed(0)
         dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-        config = tiny_config(TINY.models.tiny, toy_tokenizer()) if options.size == "tiny" else config_2b()
-        size = config.text_config.hidden_size
-        with torch.device(options.device):
-            # Not `.to(dtype)`: that would round the rotary frequencies, too.
-            policy = Policy._from_config(with_soft_query(config, SoftQueryConfig(size, size)), dtype=dtype).eval()
-            torch.nn.init.normal_(policy.refine_projector[3].weight, std=0.3)
-            body = Qwen3VLModel._from_config(config, dtype=dtype).eval()
-        for model in (policy.model, body):
-            batch_vision_attention(model).requires_grad_(False)
-        return cls(
-            LoadedPolicy(policy, toy_tokenizer()), Qwen3VLEmbedder(body, toy_tokenizer()), options, options.device
-        )
+        if options.size == "2b":
+            config, tokenizer = config_2b(tiny_tokenizer()), tiny_tokenizer()
+        else:
+            from tests.benchmarks import toy_corpus  # needs polars, which a GPU machine may not have
+
+            tokenizer = toy_corpus.toy_tokenizer()
+            config = tiny_config(TINY.models.tiny, tokenizer)
+        return cls(*random_models(config, tokenizer, options.device, dtype), options, options.device)
 
     @property
     def model(self) -> Policy:
@@ -158,6 +149,8 @@ class Bench:
     def corpus(self) -> Corpus:
         """What is searched; `--queries` of it are asked, spread over all."""
         if self.options.size == "tiny":
+            from tests.benchmarks.toy_corpus import toy_test_split
+
             return toy_test_split(self.model.config)
         return random_corpus(self.model.config, self.options.queries, num_frames=16, side=448)
 

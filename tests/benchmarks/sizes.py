@@ -1,15 +1,36 @@
-"""The sizes of published models, for benchmarks with random weights."""
+"""Models of published sizes with random weights, for benchmarks and the check on a GPU."""
 
 from __future__ import annotations
 
-from transformers import Qwen3VLConfig
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, set_seed
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from tests.benchmarks.corpora import toy_tokenizer
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
+from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.soft_query import SoftQueryConfig
 
 
-def config_2b() -> Qwen3VLConfig:
-    """Qwen3-VL-2B's sizes; token ids are those of the toy tokenizer."""
-    tokenizer = toy_tokenizer()
+def random_models(
+    config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerFast, device: str, dtype: torch.dtype
+) -> tuple[LoadedPolicy, Qwen3VLEmbedder]:
+    """A policy and an embedder of one size on `device`, with weights that are the same in every run."""
+    set_seed(0)
+    size = config.text_config.hidden_size
+    with torch.device(device):
+        # Not `.to(dtype)`: that would round the rotary frequencies, too.
+        policy = Policy._from_config(with_soft_query(config, SoftQueryConfig(size, size)), dtype=dtype).eval()
+        torch.nn.init.normal_(policy.refine_projector[3].weight, std=0.3)
+        body = Qwen3VLModel._from_config(config, dtype=dtype).eval()
+    for model in (policy.model, body):
+        batch_vision_attention(model).requires_grad_(False)
+    return LoadedPolicy(policy, tokenizer), Qwen3VLEmbedder(body, tokenizer)
+
+
+def config_2b(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    """Qwen3-VL-2B's sizes; token ids are those of `tokenizer`, which may be smaller than the published one."""
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     text = {
         "vocab_size": 151_936,

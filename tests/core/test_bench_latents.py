@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from tests.benchmarks import bench_latents, corpora
+from tests.benchmarks import bench_latents, toy_corpus
 from vsr1_core.configurations import TINY
 from vsr1_core.recipes import ToyRecipe
 
@@ -21,7 +21,9 @@ SMALLEST = [f"--{name}={value}" for name, value in {**SIZES, "repeats": 1, "thre
 def test_each_comparison_prints_a_ratio(
     part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(corpora, "TINY", dataclasses.replace(TINY, toy=ToyRecipe(num_train=16, num_val=4, num_test=4)))
+    monkeypatch.setattr(
+        toy_corpus, "TINY", dataclasses.replace(TINY, toy=ToyRecipe(num_train=16, num_val=4, num_test=4))
+    )
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # it is for the whole process
     assert bench_latents.main([*SMALLEST, "--part", part]) == 0
     printed = capsys.readouterr().out

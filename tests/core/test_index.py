@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import polars as pl
 import pytest
 
-from vsr1_core.search.index import as_matrix, build_index, read_index, unit_vectors, write_index
+from vsr1_core.search.index import build_index, read_index, unit_vectors, write_index
 
 
 def unit(rng, *shape):
@@ -141,11 +140,3 @@ def test_a_gpu_index_without_gpu_support_says_how_to_repair(vectors):
         pytest.skip("this faiss has GPU support")
     with pytest.raises(RuntimeError, match="pip uninstall -y faiss-cpu faiss-gpu"):
         build_index(IDS, vectors, gpu=True)
-
-
-def test_columns_of_lists_become_matrices():
-    column = pl.Series([[1.0, 2.0], [3.0, 4.0]], dtype=pl.List(pl.Float32))
-    assert as_matrix(column).tolist() == [[1, 2], [3, 4]]
-    for bad in (pl.Series([[1.0], [3.0, 4.0]]), pl.Series([], dtype=pl.List(pl.Float32))):
-        with pytest.raises(ValueError, match="must have the same length"):
-            as_matrix(bad)

@@ -14,7 +14,7 @@ from vsr1_core.configurations import NANO
 from vsr1_core.recipes import RetrievalRecipe
 from vsr1_core.search.index import read_index
 from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
-from vsr1_core.stages.retrieval import VideoIndexes
+from vsr1_core.stages.retrieval import VideoIndexes, as_matrix
 
 STAGES = ("video_index", "first_ranking", "hard_negatives")
 
@@ -197,3 +197,11 @@ def test_the_last_step_of_a_build_runs_even_when_nothing_is_due(corpus):
     stage.build(corpus.view, Execution())
     stage.build(corpus.view, Execution())
     assert calls == ['["test", "train"]'] * 2
+
+
+def test_columns_of_lists_become_matrices():
+    column = pl.Series([[1.0, 2.0], [3.0, 4.0]], dtype=pl.List(pl.Float32))
+    assert as_matrix(column).tolist() == [[1, 2], [3, 4]]
+    for bad in (pl.Series([[1.0], [3.0, 4.0]]), pl.Series([], dtype=pl.List(pl.Float32))):
+        with pytest.raises(ValueError, match="must have the same length"):
+            as_matrix(bad)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr1_core.evaluation.spans import best_constant_span, temporal_iou
+from vsr1_core.evaluation.columns import best_constant_span
+from vsr1_core.evaluation.spans import temporal_iou
 
 
 @pytest.mark.parametrize(

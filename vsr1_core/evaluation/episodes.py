@@ -11,17 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from vsr1_core.evaluation.spans import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    as_ranks,
-    equals,
-    floats,
-    is_right_video,
-    ok_rows,
-    span_iou,
-)
+from vsr1_core.evaluation.columns import equals, floats, is_right_video, ok_rows, span_iou
+from vsr1_core.evaluation.spans import BoolArray, FloatArray, IntArray, as_ranks
 
 OUTCOMES = {
     "found": "right video accepted, IoU at least 0.5",

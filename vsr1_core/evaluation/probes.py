@@ -7,16 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from vsr1_core.evaluation.spans import (
-    BoolArray,
-    FloatArray,
-    best_constant_span,
-    equals,
-    floats,
-    ok_rows,
-    span_iou,
-    temporal_iou,
-)
+from vsr1_core.evaluation.columns import best_constant_span, equals, floats, ok_rows, span_iou
+from vsr1_core.evaluation.spans import BoolArray, FloatArray, temporal_iou
 
 
 @dataclass(frozen=True)

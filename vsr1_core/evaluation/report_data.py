@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from vsr1_core.evaluation.columns import ok_rows
 from vsr1_core.evaluation.episodes import OUTCOMES, Episodes, load_episodes, outcomes
 from vsr1_core.evaluation.markdown import markdown_table, with_interval
 from vsr1_core.evaluation.method_style import MethodStyles
 from vsr1_core.evaluation.metrics import Metric
 from vsr1_core.evaluation.row_types import AnswerRow, MetricRow, typed_rows
-from vsr1_core.evaluation.spans import ok_rows
 
 NO_CURVES = pl.DataFrame(
     schema={"method": pl.String, "curve": pl.String, "x": pl.Int64, "metric": pl.String}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import polars as pl
 
 from vsr1_core.evaluation.bootstrap import paired_differences
+from vsr1_core.evaluation.columns import best_constant_span
 from vsr1_core.evaluation.curves import SOFT_TOKENS, TURNS
 from vsr1_core.evaluation.markdown import counted, markdown_table, signed_with_interval, with_interval
 from vsr1_core.evaluation.metrics import (
@@ -29,7 +30,6 @@ from vsr1_core.evaluation.report_data import (
     plot_lines,
 )
 from vsr1_core.evaluation.row_types import CurveRow, DifferenceRow, MetricRow, typed_rows
-from vsr1_core.evaluation.spans import best_constant_span
 
 
 def overview(inputs: ReportInputs, analysis: Analysis) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
@@ -187,14 +186,6 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
     _check_ids(ids, index.ntotal)
     vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
     return VideoIndex(tuple(ids), vectors, _on_gpu(index) if gpu else index)
-
-
-def as_matrix(vectors: pl.Series) -> Vectors:
-    """A column of lists as float32 [rows, D]. Raises ValueError if the lists differ in length, or if there are none."""
-    lengths = vectors.list.len().unique().to_list()
-    if len(lengths) != 1 or not lengths[0]:
-        raise ValueError(f"all vectors must have the same length, found {sorted(map(str, lengths)) or 'no vectors'}")
-    return vectors.explode().to_numpy().astype(np.float32).reshape(len(vectors), lengths[0])
 
 
 def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:

@@ -23,7 +23,7 @@ from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, asked_versions, sa
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 if TYPE_CHECKING:
-    from vsr1_core.search.index import VideoIndex
+    from vsr1_core.search.index import Vectors, VideoIndex
 
 QUERIES_PER_SEARCH = 4096
 """Queries that are searched together; at 2048 dimensions their vectors take 32 MB."""
@@ -62,7 +62,7 @@ class VideoIndexes(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        from vsr1_core.search.index import as_matrix, build_index, write_index
+        from vsr1_core.search.index import build_index, write_index
 
         videos = view.rows("video_embeddings", ["video_id", "splits", "vector"]).sort("video_id")
         for split in rows:
@@ -147,8 +147,6 @@ def _no_index(split: str) -> str:
 
 
 def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[dict[str, Any]]:
-    from vsr1_core.search.index import as_matrix
-
     vectors, right = as_matrix(queries["vector"]), queries["gt_video_id"].to_list()
     ranks = index.ranks(vectors, right)
     top_ids, top_scores = index.search(vectors, top_k)
@@ -163,6 +161,14 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
             "top_video_ids": top_ids[row],
             "top_scores": top_scores[row],
         }
+
+
+def as_matrix(vectors: pl.Series) -> Vectors:
+    """A column of lists as float32 [rows, D]. Raises ValueError if the lists differ in length, or if there are none."""
+    lengths = vectors.list.len().unique().to_list()
+    if len(lengths) != 1 or not lengths[0]:
+        raise ValueError(f"all vectors must have the same length, found {sorted(map(str, lengths)) or 'no vectors'}")
+    return vectors.explode().to_numpy().astype("float32").reshape(len(vectors), lengths[0])
 
 
 def _with_the_same_text(view: View, row_id: str, row: Row) -> RowIds:
