@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,9 +133,3 @@ def plans(view: View) -> dict[str, Plan | None]:
     """Asset -> plan; None where it depends on results that are not there yet."""
     fresh = View(view.lake, view.entry, view.config, view.stages, home=view.home)
     return {plan.asset: plan.plan for plan in plan_graph(fresh)}
-
-
-def copy_lake(source: Path, target: Path) -> None:
-    """A built lake put where the rows' absolute paths expect it."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)

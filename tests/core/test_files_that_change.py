@@ -131,5 +131,11 @@ def test_the_digest_of_a_file_that_changes_while_it_is_read_is_that_of_its_stamp
     assert stamp.bytes == len(b"newest")
 
 
-def test_a_stamp_without_size_and_time_promises_nothing(tmp_path: Path) -> None:
-    FileStamp(str(tmp_path / "not there"), None, None).check()
+def test_only_a_stamp_with_size_and_time_finds_that_its_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "gone"
+    path.write_bytes(b"1")
+    whole = read_stamp(path)
+    path.unlink()
+    FileStamp(str(path), None, None).check()
+    with pytest.raises((OSError, ValueError), match="gone"):
+        whole.check()

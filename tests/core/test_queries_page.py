@@ -60,6 +60,6 @@ def test_a_query_of_the_page_answers(home: Path, sql: str) -> None:
 
 def test_the_page_has_what_people_ask_first() -> None:
     text = PAGE.read_text(encoding="utf-8").lower()
-    for topic in ("worst queries", "confusion", "refinement", "two runs", "failures by codec", "tokens a query"):
+    for topic in ("worst queries", "confusion", "refinement", "two runs", "failures by codec", "tokens per query"):
         assert topic in text
     assert len(queries()) >= 15

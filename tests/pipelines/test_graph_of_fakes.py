@@ -13,16 +13,11 @@ import pytest
 from assets.handle import Handle
 from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
-from pipelines.resources import WorkplaceResource
 from pipelines.settings import Settings
 from tests.fakes import Squares, fake_stages, write_numbers
-from vsr1_core.stages.base import Check, Stage
+from tests.ticker import workplace_of
+from vsr1_core.stages.base import Check
 from vsr1_core.stages.graph import open_view
-
-
-class FakeWorkplace(WorkplaceResource):
-    def stages(self) -> dict[str, Stage]:
-        return fake_stages()
 
 
 @pytest.fixture
@@ -38,7 +33,7 @@ def instance() -> Any:
 
 
 def fake_defs(home: Path, **options: Any) -> dg.Definitions:
-    workplace = FakeWorkplace(home=str(home), device="cpu", **options)
+    workplace = workplace_of(fake_stages)(home=str(home), device="cpu", **options)
     return build_defs(Settings(home, "cpu"), fake_stages(), {"workplace": workplace})
 
 

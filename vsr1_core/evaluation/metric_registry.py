@@ -106,7 +106,8 @@ def episode_metric(
         def measured(**parameter: float) -> Callable[[Episodes, Probes | None], Parts]:
             return lambda episodes, probes: function(episodes, **parameter)
 
-        _add(measured, "episodes", name, label, says, short, better, unit, section, places, family)
+        texts = {"name": name, "label": label, "short": short or label, "says": says}
+        _add(measured, texts, places, family, better=better, unit=unit, source="episodes", section=section)
         return function
 
     return register
@@ -133,22 +134,29 @@ def probe_metric(
 
             return measure
 
-        _add(measured, "probes", name, label, says, short, better, "share", section, places, family)
+        texts = {"name": name, "label": label, "short": short or label, "says": says}
+        _add(measured, texts, places, family, better=better, unit="share", source="probes", section=section)
         return function
 
     return register
 
 
-def _add(measured: Callable[..., Any], source: Any, name: str, *facts: Any) -> None:
-    """Put a metric, or each metric of a family, into `REGISTERED`. facts: the arguments of the decorator, in order."""
-    label, says, short, better, unit, section, places, family = facts
+def _add(
+    measured: Callable[..., Callable[[Episodes, Probes | None], Parts]],
+    texts: Mapping[str, str],
+    places: Places,
+    family: Mapping[str, Sequence[float]],
+    *,
+    unit: Literal["share", "rank", "tokens"],
+    **facts: Any,
+) -> None:
+    """Put a metric, or each metric of a family, into `REGISTERED`. facts: further fields of `Metric`."""
     parameters = [dict(zip(family, each, strict=True)) for each in itertools.product(*family.values())]
     for parameter in parameters:
-        texts = {"name": name, "label": label, "short": short or label, "says": says}
-        texts = {field: text.format(**parameter) for field, text in texts.items()}
-        shown = frozenset(_places_of(places, parameter))
-        if texts["name"] in REGISTERED:
-            raise ValueError(f"there is a metric {texts['name']!r} already; give the new one another name")
+        formatted: dict[str, Any] = {field: text.format(**parameter) for field, text in texts.items()}
+        name, shown = formatted["name"], frozenset(_places_of(places, parameter))
+        if name in REGISTERED:
+            raise ValueError(f"there is a metric {name!r} already; give the new one another name")
         if unknown := sorted(shown - set(get_args(Place))):
             raise ValueError(
                 f"metric {name!r}: there is no place {unknown[0]!r}; there are: {', '.join(get_args(Place))}"
@@ -158,15 +166,7 @@ def _add(measured: Callable[..., Any], source: Any, name: str, *facts: Any) -> N
                 f"metric {name!r}: only a share can have the place 'warning', because a fall is judged in percentage "
                 "points; leave it out"
             )
-        REGISTERED[texts["name"]] = Metric(
-            **texts,
-            better=better,
-            unit=unit,
-            source=source,
-            section=section,
-            places=shown,
-            measure=measured(**parameter),
-        )
+        REGISTERED[name] = Metric(**formatted, **facts, unit=unit, places=shown, measure=measured(**parameter))
 
 
 def _places_of(places: Places, parameter: Mapping[str, float]) -> list[Place]:

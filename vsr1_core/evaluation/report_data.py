@@ -82,12 +82,12 @@ Section = Callable[[ReportInputs, Analysis], list[str]]
 
 
 def outcome_shares(analysis: Analysis) -> pl.DataFrame:
-    """(method, outcome, num_queries, share) of every method and outcome."""
+    """(method, outcome, share) of every method and outcome."""
     rows = []
     for method, ends in analysis.outcomes.items():
         found = list(ends.values())
-        rows += [(method, o, found.count(o), found.count(o) / max(1, len(found))) for o in OUTCOMES]
-    schema = {"method": pl.String, "outcome": pl.String, "num_queries": pl.Int64, "share": pl.Float64}
+        rows += [(method, o, found.count(o) / max(1, len(found))) for o in OUTCOMES]
+    schema = {"method": pl.String, "outcome": pl.String, "share": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 

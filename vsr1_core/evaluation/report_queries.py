@@ -3,23 +3,22 @@ is missing."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import polars as pl
 
 from vsr1_core.evaluation.episodes import OUTCOMES
 from vsr1_core.evaluation.markdown import markdown_table, text_cell, three_digits
 from vsr1_core.evaluation.metrics import all_metrics
-from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, outcome_shares, plot_lines
+from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, plot_lines
 from vsr1_core.evaluation.row_types import AnswerRow, TurnRow, typed_rows
 
 NUM_WORST = 10
 
 
 def endings(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    shares = outcome_shares(analysis)
-    rows = []
-    for method in inputs.methods:
-        counts = dict(shares.filter(pl.col("method") == method).select("outcome", "num_queries").iter_rows())
-        rows.append([method, *(str(counts[name]) for name in OUTCOMES)])
+    counts = {method: Counter(ends.values()) for method, ends in analysis.outcomes.items()}
+    rows = [[method, *(str(counts[method][name]) for name in OUTCOMES)] for method in inputs.methods]
     table = markdown_table(["queries", *OUTCOMES.values()], rows)
     return ["## How queries ended", "", *table, *plot_lines(analysis, "outcomes")]
 

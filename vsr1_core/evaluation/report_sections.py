@@ -29,7 +29,7 @@ from vsr1_core.evaluation.report_data import (
     metric_table,
     plot_lines,
 )
-from vsr1_core.evaluation.row_types import CurveRow, DifferenceRow, MetricRow, typed_rows
+from vsr1_core.evaluation.row_types import CurveRow, DifferenceRow, typed_rows
 
 
 def overview(inputs: ReportInputs, analysis: Analysis) -> list[str]:
@@ -178,7 +178,7 @@ def published(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     header = ["", *(f"VCMR {iou}" for iou in IOU_THRESHOLDS), "VER", *(f"R@{k}" for k in RECALL_KS)]
     if inputs.dataset in PUBLISHED:
         rows = [_published_cells(row, "published") for row in PUBLISHED[inputs.dataset]]
-        rows += [[f"{method} (ours)", *_our_cells(inputs, method)] for method in inputs.methods]
+        rows += [[f"{method} (ours)", *cells] for method, *cells in metric_rows(inputs, _published_metrics())]
         note = f"Published numbers are from {SOURCE}. Our numbers are from the configuration `{inputs.config}`."
         return ["## Compared with the published results", "", note, "", *markdown_table(header, rows)]
     if inputs.kind != "toy":
@@ -202,9 +202,8 @@ def _published_cells(row: PublishedRow, label: str) -> list[str]:
     return [f"{row.method} ({label})", *(with_interval(number, None, None, 1.0) for number in numbers)]
 
 
-def _our_cells(inputs: ReportInputs, method: str) -> list[str]:
-    """Our numbers in the order of the published table's columns."""
+def _published_metrics() -> list[Metric]:
+    """The metrics of the published table's columns, in their order."""
     spans, recalls = (f"vcmr_{iou}" for iou in IOU_THRESHOLDS), (f"recall_at_{k}" for k in RECALL_KS)
-    rows = {row["metric"]: row for row in typed_rows(inputs.metrics.filter(pl.col("method") == method), MetricRow)}
     metrics = all_metrics()
-    return [metric_cell(rows.get(name), metrics[name]) for name in (*spans, "verification_accuracy", *recalls)]
+    return [metrics[name] for name in (*spans, "verification_accuracy", *recalls)]
