@@ -78,8 +78,13 @@ def pull(
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
     if view is not None:
-        record = adopt(view, as_asset, source, folder, training_file)
-        typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train it here again, delete {record}")
+        adoption = adopt(view, as_asset, source, folder, training_file)
+        for sentence in adoption.found:
+            typer.echo(sentence)
+        typer.echo(
+            f"{dataset} uses it as {as_asset} from the next build on, and trains nothing for it. To train it here "
+            f"again, delete {adoption.record}"
+        )
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")

@@ -338,6 +338,18 @@ class TinyModel(Embedder, Protocol):
         """A policy that starts from these weights; `seed` decides the weights of the soft query modules."""
 
 
+@dataclass(frozen=True)
+class InsertionPlace:
+    """Where an embedder takes soft tokens: right after the query's text.
+
+    tokens_after: the tokens that follow them, in order. has_end_token: whether the tokenizer appends an end token,
+    which is then the last of these.
+    """
+
+    tokens_after: Sequence[str]
+    has_end_token: bool
+
+
 @runtime_checkable
 class EmbedderFamily(Protocol):
     """A family that offers embedders. Every `folder` is a local folder with a config.json."""
@@ -351,6 +363,9 @@ class EmbedderFamily(Protocol):
 
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
         """(E, D) of the embedder in `folder`, read from its config."""
+
+    def insertion_place(self, folder: Path) -> InsertionPlace:
+        """Where the embedder in `folder` takes soft tokens, read from its tokenizer; no weight is loaded."""
 
     def model_size(self, folder: Path) -> ModelSize:
         """The size of the model in `folder`, computed from its config."""

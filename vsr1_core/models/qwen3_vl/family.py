@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import Qwen3VLConfig
+from transformers import AutoTokenizer, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.models.protocols import TinyFamily
+from vsr1_core.models.protocols import InsertionPlace, TinyFamily
 from vsr1_core.models.qwen3_vl.embedder import INSTRUCTION, Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured
@@ -43,6 +43,12 @@ class Qwen3VL:
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
         size = int(Qwen3VLConfig.from_pretrained(folder).text_config.hidden_size)
         return size, size
+
+    def insertion_place(self, folder: Path) -> InsertionPlace:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        after = Qwen3VLEmbedder(None, tokenizer).split_query("a query").after  # the split reads the tokenizer alone
+        plain = tokenizer("a query", add_special_tokens=False)["input_ids"]
+        return InsertionPlace(tokenizer.convert_ids_to_tokens(after), tokenizer("a query")["input_ids"] != plain)
 
     def load_policy(self, folder: Path, device: str, dtype: torch.dtype) -> LoadedPolicy:
         return load_configured(folder, Qwen3VLConfig.from_pretrained(folder), device, dtype)
