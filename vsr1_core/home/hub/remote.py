@@ -17,6 +17,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """ORG/NAME, the name of a repository on the hub."""
 QUERY_EMBEDDER = "query_embedder"
 """Subfolder of the authors' checkpoints that holds the embedder that the policy was trained with."""
+_WEIGHTS = ".safetensors"
 ORGANISATION = "VideoSearchR1"
 RELEASED_DATASETS: Mapping[str, str] = {
     "charades": "charades",
@@ -97,8 +98,8 @@ def query_embedder_checksums(hub_id: str, api: HfApi | None = None) -> set[str]:
         listed = api.model_info(hub_id, files_metadata=True).siblings or []
     except Exception as error:  # errors of the hub client, of httpx and of the OS have one meaning here
         raise OSError(f"the files of {hub_id} could not be listed ({type(error).__name__})") from error
-    own = (file for file in listed if file.rfilename.startswith(f"{QUERY_EMBEDDER}/") and file.lfs is not None)
-    return {file.lfs.sha256 for file in own if file.rfilename.endswith(".safetensors")}
+    weights = [f for f in listed if f.rfilename.startswith(f"{QUERY_EMBEDDER}/") and f.rfilename.endswith(_WEIGHTS)]
+    return {file.lfs.sha256 for file in weights if file.lfs is not None}
 
 
 def fetch_query_embedder(hub_id: str) -> Path:
