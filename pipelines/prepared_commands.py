@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, command
+from pipelines.commands import StaleOption, UserError, command
 from pipelines.settings import read_settings
 from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
 from vsr1_core.home.adding import imported_entry
@@ -21,11 +21,6 @@ from vsr1_core.stages.graph import all_stages, open_view
 CopyOption = Annotated[
     bool,
     typer.Option("--copy", help="Copy frames. By default they are hard-linked if they are on the same file system."),
-]
-
-
-StaleOption = Annotated[
-    bool, typer.Option("--stale", help="Write tables that are out of date as they are, instead of refusing.")
 ]
 
 

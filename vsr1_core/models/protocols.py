@@ -392,6 +392,10 @@ class PolicyFamily(EmbedderFamily, Protocol):
         """Load a policy in the authors' format, which records no options; `training_file` is the SFT file with its
         prompt."""
 
+    def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
+        """Write the policy of `folder` to the existing folder `target` as the authors' code reads it, with files of the
+        processor from `base`, the base policy. Returns what their code does otherwise than the policy was trained."""
+
     def with_text_writer(self, policy: Any, name: str, folder: Path) -> PolicyModel:
         """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`."""
 
