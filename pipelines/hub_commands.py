@@ -94,11 +94,15 @@ def pull(
         )
     view = _view(dataset) if dataset else None
     from vsr1_core.home.hub.adoption import adopt
+    from vsr1_core.home.hub.embedder_check import found_in
     from vsr1_core.home.hub.remote import pull as fetch
 
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
-    if view is not None:
+    if view is None:
+        for sentence in found_in(source, folder):
+            typer.echo(sentence)
+    else:
         adoption = adopt(view, as_asset, source, folder, training_file)
         for sentence in adoption.found:
             typer.echo(sentence)

@@ -21,7 +21,7 @@ from tests.core.tiny_models import tiny_embedder, tiny_policy, tiny_tokenizer
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.hub import adoption, embedder_check, remote
 from vsr1_core.home.hub.adoption import adopt
-from vsr1_core.home.hub.embedder_check import insertion_sentence
+from vsr1_core.home.hub.embedder_check import found_in, insertion_sentence
 from vsr1_core.models.checkpoints import fetch_model, save_embedder, save_policy
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.stages import base_models
@@ -124,6 +124,9 @@ def test_equal_checksums_on_the_hub_spare_the_download(
     view: View, pulled: Path, models: dict[str, Path], hub: Callable[..., list[str]]
 ) -> None:
     put_embedder(pulled, models["same"], weights=False)
+    said = list(found_in(HUB_ID, pulled))
+    assert said[0] == "The weights of its query_embedder/ were left on the hub: a dataset has its own embedder."
+    assert f"The tokenizer of {HUB_ID}/query_embedder appends no end token" in said[1]
     fetched = hub({embedder_check._sha256(models["embedder"] / "model.safetensors")})
     assert "its weight files are the same, so they were not downloaded" in take(view, pulled)
     assert fetched == []

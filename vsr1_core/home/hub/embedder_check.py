@@ -113,6 +113,15 @@ def check_embedder(own: OwnEmbedder, policy: Path, row: Mapping[str, Any], datas
         )
 
 
+def found_in(source: str, folder: Path) -> Iterator[str]:
+    """Sentences about the `query_embedder/` of a checkpoint that was pulled into `folder`, if it has one."""
+    own = OwnEmbedder(source, folder)
+    if own.exists() and not any(own.path.glob("*.safetensors")):
+        yield f"The weights of its {QUERY_EMBEDDER}/ were left on the hub: a dataset has its own embedder."
+    if own.exists() and (own.path / "tokenizer.json").is_file():
+        yield insertion_sentence({"path": str(own.path), "source": own.name})
+
+
 def insertion_sentence(row: Mapping[str, Any]) -> str:
     """Where the dataset's embedder takes soft tokens, in words, and whether its tokenizer lacks an end token."""
     folder = Path(row["path"])
