@@ -181,6 +181,23 @@ def test_one_missing_array_is_one_failed_row(tmp_path: Path, folder: Path, home:
     assert again.num_imported == again.num_rows
 
 
+def test_a_video_without_frames_is_in_no_training_row(folder: Path, home: Home) -> None:
+    """It has no embedding, which training would look up."""
+    lost = json.loads((folder / SFT).read_text())[2]["meta"]["video_id"]
+    (folder / f"train/video_npy_with_meta/{lost}.npy").unlink()
+    home.take(folder)
+    left = set(home.rows("video_embeddings"))
+    assert lost not in left
+    for asset, shown in (("sft_examples", "shown_video_id"), ("grpo_prompts", "retrieved_video_id")):
+        rows = home.rows(asset).values()
+        assert rows
+        for row in rows:
+            assert {row[shown], row["gt_video_id"], *row["negative_ids"]} <= left
+            assert row["negative_scores"] is None or len(row["negative_scores"]) == len(row["negative_ids"])
+    errors = [row["error"] for row in home.rows("reasoning_traces").values() if row["error"]]
+    assert f"there are no frames of its video {lost}" in errors
+
+
 def test_a_video_with_frames_and_no_vector_is_left_to_a_build(folder: Path, home: Home) -> None:
     """Its embedding failed: the frames are imported, and the build has one vector and one index to make."""
     embedded = folder / "test/video_embedding_1fps"

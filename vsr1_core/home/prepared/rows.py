@@ -7,7 +7,7 @@ never names versions of stages, which did not make the row: an upgrade of this p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vsr1_core.datasets.sources import corpus_splits
 from vsr1_core.home.prepared.folder import Prepared, vector_digest
 from vsr1_core.home.prepared.layout import of_length_1
-from vsr1_core.home.prepared.training_files import ImportedTrace
+from vsr1_core.home.prepared.training_files import ImportedPrompt, ImportedTrace
 from vsr1_core.media.sampling import output_size
 from vsr1_core.rows.files import digest_file, file_stem
 from vsr1_core.rows.imported import with_imported
@@ -191,8 +191,13 @@ class _Rows:
         ids = self.training.hard_negatives.get(query_id)
         if ids is None:
             ids = [] if query is None else self._ranked_wrong(query_id, query)
+        ids = self._with_frames(ids)
         scores = [] if query is None or not ids else (np.stack([self.vectors[i] for i in ids]) @ query).tolist()
         return {"ids": list(ids), "scores": scores or None}
+
+    def _with_frames(self, video_ids: Sequence[str]) -> list[str]:
+        """Those of the videos that have frames: the others are in no index, and have no embedding."""
+        return [video_id for video_id in video_ids if video_id in self.frames]
 
     def _ranked_wrong(self, query_id: str, query: NDArray[np.float32]) -> list[str]:
         """The first wrong videos of the train corpus by cosine; one that has a moment with this text is not wrong."""
@@ -230,7 +235,13 @@ class _Rows:
 
     @cached_property
     def _imported_traces(self) -> list[ImportedTrace]:
-        return [trace for query_id, trace in self.training.traces.items() if query_id in self.moments]
+        return [self._usable(trace) for query_id, trace in self.training.traces.items() if query_id in self.moments]
+
+    def _usable(self, trace: ImportedTrace) -> ImportedTrace:
+        """The trace; with an error where its video, or the one that it shows, has no frames."""
+        needed = (trace.shown_video_id, self.moments[trace.query_id].video_id)
+        lacking = next((video_id for video_id in needed if video_id not in self.frames), None)
+        return trace if lacking is None else replace(trace, error=f"there are no frames of its video {lacking}")
 
     def _pool(self) -> ImportedTable:
         rows = [
@@ -278,6 +289,11 @@ class _Rows:
         digests = [fingerprint({k: v for k, v in row.items() if k != "negative_scores"}) for row in rows]
         return _table("sft_examples", rows, digests, bases)
 
+    def _scored_negatives(self, prompt: ImportedPrompt) -> dict[str, Any]:
+        pairs = zip(prompt.negative_ids, prompt.negative_scores, strict=True)
+        kept = [(video_id, score) for video_id, score in pairs if video_id in self.frames]
+        return {"negative_ids": [video_id for video_id, _ in kept], "negative_scores": [score for _, score in kept]}
+
     def _prompts(self) -> ImportedTable:
         rows = [
             {
@@ -285,11 +301,12 @@ class _Rows:
                 **self._facts(prompt.query_id),
                 "retrieved_video_id": prompt.retrieved_video_id,
                 "label": prompt.label,
-                "negative_ids": list(prompt.negative_ids),
-                "negative_scores": list(prompt.negative_scores),
+                **self._scored_negatives(prompt),
             }
             for prompt in self.training.prompts.values()
             if prompt.query_id in self.moments
+            and prompt.retrieved_video_id in self.frames
+            and self.moments[prompt.query_id].video_id in self.frames
         ]
         bases = [{"moments": moment_version(self._facts(row["query_id"]))} for row in rows]
         return _table("grpo_prompts", rows, [fingerprint(row) for row in rows], bases)
