@@ -82,6 +82,22 @@ def test_the_same_embedder_is_recognised_by_its_vectors_in_any_precision(
     assert f"Its query_embedder/ is the embedder {NAME}: the vectors of a few queries agree" in take(view, pulled)
 
 
+def test_a_copy_without_a_tokenizer_is_read_with_that_of_the_dataset(
+    view: View, pulled: Path, models: dict[str, Path]
+) -> None:
+    put_embedder(pulled, models["same"], weights=True)
+    for path in (pulled / "query_embedder").glob("*token*"):
+        path.unlink()
+    assert "the vectors of a few queries agree" in take(view, pulled)
+
+
+def test_a_copy_that_cannot_be_opened_is_named(view: View, pulled: Path) -> None:
+    (pulled / "query_embedder").mkdir()
+    (pulled / "query_embedder/config.json").write_text('{"model_type": "made-up"}')
+    (pulled / "query_embedder/model.safetensors").write_bytes(b"")
+    assert "was not compared with" in take(view, pulled)
+
+
 def test_another_embedder_is_refused_with_both_names(view: View, pulled: Path, models: dict[str, Path]) -> None:
     put_embedder(pulled, models["another"], weights=True)
     with pytest.raises(ValueError, match=rf"embedder in {HUB_ID}/query_embedder, and toy searches with {NAME}"):

@@ -7,6 +7,7 @@ precision. Tokenizer, chat template and weights all show in a vector.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vsr1_core.models.checkpoints import load_embedder
 from vsr1_core.models.protocols import Embedder
 from vsr1_core.models.weights import stored_dtype
 
+TOKENIZER = "tokenizer.json"
 SAME_COSINE = 0.99
 """The lowest cosine of two vectors of one query by one embedder. Rounding to bf16 moves it by about 0.001."""
 PROBES = (
@@ -42,7 +44,19 @@ def lowest_cosine(some: NDArray[np.float32], others: NDArray[np.float32]) -> flo
 
 
 def embedders_cosine(folder: Path, other: Path, queries: Sequence[str] = PROBES) -> float:
-    """The lowest cosine of the vectors that the embedders in two folders make of the same queries. They are loaded one
-    after the other."""
-    some, others = (query_vectors(load_embedder(path, dtype=stored_dtype(path)), queries) for path in (folder, other))
+    """The lowest cosine of the vectors that the embedders in two folders make of the same queries.
+
+    They are loaded one after the other. A `folder` without a tokenizer is read with that of `other`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = folder if (folder / TOKENIZER).is_file() else _joined(folder, other, Path(scratch))
+        some, others = (query_vectors(load_embedder(p, dtype=stored_dtype(p)), queries) for p in (whole, other))
     return lowest_cosine(some, others)
+
+
+def _joined(folder: Path, other: Path, target: Path) -> Path:
+    """`target` with links to the weights and config of `folder`, and to the tokenizer and chat template of `other`."""
+    for path in (*folder.iterdir(), *other.glob("*token*"), *other.glob("chat_template*")):
+        if not (target / path.name).exists():
+            (target / path.name).symlink_to(path.resolve())
+    return target

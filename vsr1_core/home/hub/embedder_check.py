@@ -48,6 +48,7 @@ class OwnEmbedder:
         Raises:
             Differs: It is another embedder.
             OSError: Its weights are neither here nor can they be looked up.
+        ValueError: It cannot be opened.
         """
         path = self.path
         if not any(path.glob("*.safetensors")):
@@ -104,7 +105,7 @@ def check_embedder(own: OwnEmbedder, policy: Path, row: Mapping[str, Any], datas
                 f"{own.source} was trained with the embedder in {own.name}, and {dataset} searches with "
                 f"{embedder_name(row)}: {error}. To search with the former: vsr1 dataset add ... --embedder DIR_OR_ID"
             ) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:
             yield f"Its {QUERY_EMBEDDER}/ was not compared with {embedder_name(row)}: {error}."
     if soft_query.embedder not in (row["digest"], row["source"], row["path"]):
         raise ValueError(
