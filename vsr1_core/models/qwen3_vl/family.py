@@ -9,7 +9,8 @@ import torch
 from transformers import AutoTokenizer, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from vsr1_core.models.protocols import InsertionPlace, TinyFamily
+from vsr1_core.models.insertion import InsertionPlace
+from vsr1_core.models.protocols import TinyFamily
 from vsr1_core.models.qwen3_vl.embedder import INSTRUCTION, Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, XCLIPConfig, XCLIPModel
 
-from vsr1_core.models.protocols import EmbedderFamily, InsertionPlace
+from vsr1_core.models.insertion import InsertionPlace
+from vsr1_core.models.protocols import EmbedderFamily
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.weights import LOADING, check_loaded
 from vsr1_core.models.xclip.embedder import XCLIPEmbedder
