@@ -17,6 +17,8 @@ from pipelines.resources import resource_config
 from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
+from vsr1_core.stages.adopted import adopted
+from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
 
 ExecutorName = Literal["in-process", "multiprocess"]
@@ -55,7 +57,7 @@ def run_build(
         ValueError: An asset or group is unknown; the message lists the known ones.
     """
     defs = defs or build_defs(settings)
-    keys = select_assets(defs, assets)
+    keys = select_assets(defs, assets, open_view(settings.home, dataset))
     config = _run_config(settings, retry_failed)
     with open_instance(settings.home) as instance:
         close_dead_runs(instance)
@@ -96,9 +98,9 @@ def whole_graph() -> dg.JobDefinition:
     return build_defs().resolve_job_def(WHOLE_GRAPH)
 
 
-def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
-    """The named assets and everything upstream of them. Raises ValueError, which lists the known names, if a name is
-    unknown."""
+def select_assets(defs: dg.Definitions, text: str, view: View) -> list[dg.AssetKey]:
+    """The named assets and everything upstream of them, which is nothing for a checkpoint that was adopted. Raises
+    ValueError, which lists the known names, if a name is unknown."""
     graph = defs.resolve_asset_graph()
     built = graph.materializable_asset_keys
     by_name = {".".join(key.path): key for key in built}
@@ -115,8 +117,14 @@ def select_assets(defs: dg.Definitions, text: str) -> list[dg.AssetKey]:
             selection = dg.AssetSelection.groups(part)
         else:
             selection = _parsed(part, [*by_name, *groups])
-        chosen |= selection.upstream().resolve(graph)
-    return sorted(chosen & built)
+        chosen |= selection.resolve(graph)
+    left, found = list(chosen), set[dg.AssetKey]()
+    while left:
+        key = left.pop()
+        if key not in found:
+            found.add(key)
+            left += [] if adopted(view, ".".join(key.path)) else graph.get(key).parent_keys
+    return sorted(found & built)
 
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:

@@ -18,6 +18,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import NotYetKnown
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
+StaleOption = Annotated[bool, typer.Option("--stale", help="Write tables that are out of date as they are.")]
 debugging = {"on": False}
 """Whether tracebacks are shown (`vsr1 --debug`)."""
 

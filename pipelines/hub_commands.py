@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines import show
-from pipelines.commands import DatasetOption, UserError, command
+from pipelines.commands import DatasetOption, StaleOption, UserError, check_choice, command
 from pipelines.settings import read_settings
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
+
+if TYPE_CHECKING:
+    from vsr1_core.home.hub.checkpoints import Checkpoint
 
 hub = typer.Typer()
 
@@ -34,22 +37,40 @@ def push(
         Path | None, typer.Option(help="Write what would be pushed to this folder, and push nothing.")
     ] = None,
     public: PublicOption = False,
+    form: Annotated[
+        str, typer.Option(help="own, or authors: as the authors' code and transformers 4.57 read it.")
+    ] = "own",
+    stale: StaleOption = False,
 ) -> None:
     """Push a checkpoint to the model hub, with a card: its metrics, its recipe, and what it was made from."""
     from vsr1_core.home.hub import remote
-    from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
+    from vsr1_core.home.hub.checkpoints import find_checkpoint
+    from vsr1_core.home.staleness import require_current
 
+    check_choice("form", form, "own", "authors")
+    if dry_run is not None and dry_run.exists():
+        raise UserError(f"{dry_run} exists already; give the name of a new folder")
     found = find_checkpoint(_view(dataset), checkpoint)
+    if not stale:
+        require_current(found.view, [found.asset])
     if dry_run is not None:
-        if dry_run.exists():
-            raise UserError(f"{dry_run} exists already; give the name of a new folder")
-        write_checkpoint_folder(found, dry_run, to)
+        _write_checkpoint(found, dry_run, to, form)
         typer.echo(f"Wrote {dry_run}. Without --dry-run it would be pushed to {to}.")
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
-        write_checkpoint_folder(found, folder, to)
+        _write_checkpoint(found, folder, to, form)
         typer.echo(f"Pushed: {remote.push(folder, to, public=public)}")
+
+
+def _write_checkpoint(found: Checkpoint, folder: Path, to: str, form: str) -> None:
+    from vsr1_core.home.hub.checkpoints import write_authors_folder, write_checkpoint_folder
+
+    if form == "own":
+        write_checkpoint_folder(found, folder, to)
+        return
+    for sentence in write_authors_folder(found, folder, to):
+        typer.echo(sentence)
 
 
 @hub.command(epilog="Example: [bold]vsr1 pull charades-grpo --dataset charades --as grpo_checkpoint[/bold]")
@@ -73,13 +94,22 @@ def pull(
         )
     view = _view(dataset) if dataset else None
     from vsr1_core.home.hub.adoption import adopt
+    from vsr1_core.home.hub.embedder_check import found_in
     from vsr1_core.home.hub.remote import pull as fetch
 
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
-    if view is not None:
-        record = adopt(view, as_asset, source, folder, training_file)
-        typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train it here again, delete {record}")
+    if view is None:
+        for sentence in found_in(source, folder):
+            typer.echo(sentence)
+    else:
+        adoption = adopt(view, as_asset, source, folder, training_file)
+        for sentence in adoption.found:
+            typer.echo(sentence)
+        typer.echo(
+            f"{dataset} uses it as {as_asset} from the next build on, and trains nothing for it. To train it here "
+            f"again, delete {adoption.record}"
+        )
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")
@@ -92,13 +122,18 @@ def export(
     ] = "",
     to: Annotated[str, typer.Option("--to", help="Also push the folder to this repository on the hub: ORG/NAME.")] = "",
     public: PublicOption = False,
+    stale: StaleOption = False,
 ) -> None:
     """Write tables to a folder that `datasets.load_dataset` opens: Parquet files and a card."""
     from vsr1_core.home.hub import remote
-    from vsr1_core.home.hub.tables import export_tables
+    from vsr1_core.home.hub.tables import assets_of, export_tables
+    from vsr1_core.home.staleness import require_current
 
     names = [name.strip() for name in tables.split(",") if name.strip()]
-    written = export_tables(_view(dataset), folder, names)
+    view = _view(dataset)
+    if not stale:
+        require_current(view, assets_of(view, names))
+    written = export_tables(view, folder, names)
     rows = [[name, split, count] for name, splits in written.items() for split, count in splits.items()]
     show.console().print(show.table(f"Wrote {folder}", ["table", "split", "rows"], rows))
     if to:

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import DatasetOption, UserError, command
+from pipelines.commands import StaleOption, UserError, command
 from pipelines.settings import read_settings
-from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
+from vsr1_core.home.adding import imported_entry
 from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.rows.imported import forget_import
-from vsr1_core.stages.base import Execution
-from vsr1_core.stages.graph import open_view
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.graph import all_stages, open_view
 
 CopyOption = Annotated[
     bool,
@@ -27,20 +29,31 @@ def import_prepared(
     folder: Annotated[
         Path | None, typer.Argument(help="The folder of one dataset, which contains raw_annotation/.")
     ] = None,
-    dataset: DatasetOption = "charades",
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="A name from vsr1 dataset list, or a new one, which is registered.")
+    ] = "charades",
     split: Annotated[list[str] | None, typer.Option(help="Import only this split; may be given twice.")] = None,
     copy: CopyOption = False,
     forget: Annotated[
         bool, typer.Option("--forget", help="Undo the import: the next build computes these rows itself.")
     ] = False,
+    without_vectors: Annotated[
+        bool, typer.Option("--without-vectors", help="Leave embeddings and indexes out: a build makes them.")
+    ] = False,
+    hard_negatives: Annotated[Path | None, typer.Option(help="hard_negatives.json, if it is elsewhere.")] = None,
+    sft: Annotated[Path | None, typer.Option(help="train_oneturn.json or *_ColdStart.jsonl, if elsewhere.")] = None,
+    grpo: Annotated[Path | None, typer.Option(help="train.minimal_top1.jsonl, if it is elsewhere.")] = None,
+    models_from: Annotated[
+        str, typer.Option(help="For a new name: the dataset whose models are used (default: models of its own).")
+    ] = "",
+    config: Annotated[str, typer.Option(help="For a new name: the configuration to build with.")] = "",
 ) -> None:
-    """Import the frames, embeddings, index and training files that the authors prepared, instead of computing them."""
+    """Import the frames, embeddings, index and training files that others prepared, instead of computing them."""
     from vsr1_core.home.prepared.importing import import_prepared as run_import
+    from vsr1_core.home.prepared.training_files import TrainingPlaces
 
     settings = read_settings()
-    view = open_view(settings.home, dataset)
-    if dataset not in BENCHMARKS:
-        raise UserError(f"prepared data are published only for {', '.join(BENCHMARKS)}, not for {dataset}")
+    view = _view_to_import_into(settings.home, dataset, models_from, config)
     if forget:
         if not forget_import(view.lake, dataset):
             raise UserError(f"nothing was imported for {dataset}")
@@ -53,8 +66,13 @@ def import_prepared(
     unknown = sorted(set(split or ()) - set(SPLITS))
     if unknown:
         raise UserError(f"there is no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
-    execution = Execution(workers=settings.workers, log=lambda line: typer.echo(line, err=True))
-    summary = run_import(view, folder.expanduser(), execution, split or (), copy)
+    places = {"hard_negatives": hard_negatives, "sft": sft, "grpo": grpo}
+    execution = Execution(device=settings.device, workers=settings.workers, log=lambda line: typer.echo(line, err=True))
+    summary = run_import(
+        view, folder.expanduser(), execution, split or (), copy, TrainingPlaces(**places), not without_vectors
+    )
+    if dataset not in load_entries(settings.home):
+        save_entry(settings.home, view.entry)
     rows = [[asset, number, summary.num_imported[asset]] for asset, number in summary.num_rows.items()]
     show.console().print(show.table(f"Imported into {dataset}", ["asset", "rows found", "rows imported"], rows))
     for note in summary.notes:
@@ -62,16 +80,27 @@ def import_prepared(
     typer.echo(f"To see what is left to build: vsr1 plan --dataset {dataset}")
 
 
+def _view_to_import_into(home: Path, dataset: str, models_from: str, config: str) -> View:
+    """The tables of the dataset. A name that is not known becomes a dataset, which is registered after the import."""
+    if dataset in load_entries(home):
+        if models_from or config:
+            raise UserError(f"{dataset} is registered already; --models-from and --config are for a new name")
+        return open_view(home, dataset)
+    entry = imported_entry(home, dataset, config, models_from)
+    return View(Lake(home / "lake"), entry, configuration_of(home, entry), all_stages(), home=home)
+
+
 @command
 def export_prepared(
     dataset: Annotated[str, typer.Argument(help="A name from vsr1 dataset list.")],
     folder: Annotated[Path, typer.Argument(help="A new or empty folder, to which the data are written.")],
     copy: CopyOption = False,
+    stale: StaleOption = False,
 ) -> None:
     """Write a dataset in the layout of the authors' prepared data."""
     from vsr1_core.home.prepared.writing import export_prepared as write_out
 
-    left_out = write_out(open_view(read_settings().home, dataset), folder.expanduser().absolute(), copy)
+    left_out = write_out(open_view(read_settings().home, dataset), folder.expanduser().absolute(), copy, stale)
     typer.echo(f"Wrote {dataset} to {folder}.")
     for name in left_out:
         typer.echo(f"Left out, because it has not been built: {name}")

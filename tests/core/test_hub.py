@@ -85,7 +85,7 @@ def home(tmp_path: Path, models: dict[str, Path]) -> Home:
 def test_a_checkpoint_from_elsewhere_stands_for_a_training_until_its_record_is_gone(
     home: Home, models: dict[str, Path]
 ) -> None:
-    record = adopt(home.view, "sft_checkpoint", "me/policy", models["policy"])
+    record = adopt(home.view, "sft_checkpoint", "me/policy", models["policy"]).record
     outcome = home.build("sft_checkpoint")
     assert outcome.num_processed == outcome.manifest["num_ok"] == 1
     row = home.view.rows("sft_checkpoint").to_dicts()[0]
@@ -162,8 +162,14 @@ def test_names_resolve_to_both_spellings_of_a_released_checkpoint(tmp_path: Path
     assert remote.hub_ids("charades-sft") == remote.hub_ids("charades-stage1")
     assert remote.hub_ids("didemo-grpo") == ["VideoSearchR1/didemo-stage2", "VideoSearchR1/didemo-grpo"]
     assert remote.hub_ids("VideoSearchR1/charades-stage2") == ["VideoSearchR1/charades-stage2"]
+    for name in ("charades-sta-stage2", "Charades_STA-grpo", "charades_fig_stage2", "CHARADES-stage2"):
+        assert remote.hub_ids(name) == remote.hub_ids("charades-grpo"), name
+    assert remote.hub_ids("DiDeMo-FIG-sft") == remote.hub_ids("didemo-stage1")
+    assert remote.hub_ids("ActivityNet-stage1") == ["VideoSearchR1/activitynet-stage1", "VideoSearchR1/activitynet-sft"]
     with pytest.raises(ValueError, match="charades-sft, charades-grpo"):
         remote.hub_ids("charades")
+    with pytest.raises(ValueError, match="'msrvtt-sft' is neither"):
+        remote.hub_ids("msrvtt-sft")
 
     def fetch(hub_id: str) -> Path:
         if not hub_id.endswith("-sft"):

@@ -273,6 +273,8 @@ def test_the_grpo_file_has_the_published_form(corpus):
             "gt_time": [moment["start_s"], moment["end_s"]],
             "gt_duration": 10.0,
             "retrieved_video": rankings[row["qid"]]["top_video_ids"][0],
+            "path": f"{rankings[row['qid']]['top_video_ids'][0]}.npy",
+            "is_augmented": False,
             "label": "matched" if row["retrieved_video"] == moment["video_id"] else "not_matched",
             "hard_negative_ids": negatives[row["qid"]]["video_ids"],
             "hard_negative_scores": pytest.approx(negatives[row["qid"]]["scores"]),

@@ -46,12 +46,24 @@ def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tm
 
 def test_mistakes_are_explained_and_an_import_can_be_undone(folder: Path, tmp_path: Path) -> None:
     assert "give the folder of the prepared data" in refused("import-prepared", tmp_path / "nowhere", "-d", "charades")
-    assert "prepared data are published only for charades" in refused("import-prepared", folder, "-d", "toy")
+    assert "--models-from and --config are for a new name" in refused("import-prepared", folder, "--config", "tiny")
     assert "no split 'tests'" in refused("import-prepared", folder, "-d", "charades", "--split", "tests")
     assert "nothing was imported" in refused("import-prepared", "-d", "charades", "--forget")
     assert "has not been built" in refused("export-prepared", "charades", tmp_path / "out")
-    (folder / "train/hard_negatives.json").unlink()
-    assert "train/hard_negatives.json: is not there" in refused("import-prepared", folder, "-d", "charades")
+    (folder / "raw_annotation/test.jsonl").rename(folder / "kept")
+    assert "raw_annotation/test.jsonl: is not there" in refused("import-prepared", folder, "-d", "charades")
+    (folder / "kept").rename(folder / "raw_annotation/test.jsonl")
     ok("import-prepared", folder, "-d", "charades", "--split", "test")
     ok("import-prepared", "-d", "charades", "--forget")
     assert "imported" not in json.loads(ok("plan", "--dataset", "charades", "--json"))
+
+
+def test_a_new_name_is_registered_by_the_import(folder: Path, tmp_path: Path) -> None:
+    (folder / "train/hard_negatives.json").unlink()
+    assert "no dataset 'gone'" in refused("import-prepared", folder, "-d", "mine", "--models-from", "gone")
+    said = ok("import-prepared", folder, "--dataset", "mine", "--models-from", "toy")
+    assert "train/hard_negatives.json: is not there" in said
+    assert json.loads((tmp_path / "home/datasets/mine.json").read_text())["models_from"] == "toy"
+    assert "16" in ok("status", "--dataset", "mine")
+    ok("export-prepared", "mine", tmp_path / "out", "--stale")
+    assert (tmp_path / "out/train/query_embedding/query_embeddings.train.npy").is_file()

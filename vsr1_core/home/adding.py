@@ -22,6 +22,7 @@ from vsr1_core.datasets.registry import (
     own_configuration,
 )
 from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
+from vsr1_core.rows.files import check_name
 from vsr1_core.stages.graph import open_view
 
 OF_MODELS = ("frames", "models", *TRAININGS)
@@ -113,6 +114,17 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
     return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source)
+
+
+def imported_entry(home: Path, name: str, config: str, models_from: str) -> DatasetEntry:
+    """The entry of a dataset that prepared data are imported into under a new name. ValueError: its configuration names
+    other models than the dataset whose models it uses; LookupError: there is no such dataset or configuration."""
+    chosen = config or (get_entry(home, models_from).config if models_from else REAL_CONFIG)
+    load_configuration(home, chosen)
+    data = home / "data" / check_name(name)
+    entry = DatasetEntry(name, "verified", str(data / "videos"), str(data / "annotations"), chosen, models_from)
+    list(borrowed(home, entry))
+    return entry
 
 
 def require_videos(folder: Path) -> None:

@@ -6,10 +6,11 @@ a run history, pools and sensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Execution, Stage, View
 from vsr1_core.stages.checks import EVERY
 
@@ -65,12 +66,15 @@ def _built(name: str, outcome: Outcome) -> BuiltAsset:
     return BuiltAsset(name, manifest["num_rows"], outcome.num_processed, manifest["num_failed"], outcome.seconds)
 
 
-def with_upstream(stages: Mapping[str, Stage], names: Sequence[str]) -> list[str]:
+def with_upstream(view: View, names: Sequence[str]) -> list[str]:
     """The named assets or groups and everything that they read, in build order.
+
+    A checkpoint that was adopted reads nothing, so its predictions train nothing.
 
     Raises:
         ValueError: A name is unknown; the message lists the known ones.
     """
+    stages = view.stages
     groups = {stage.group for stage in stages.values()}
     unknown = [name for name in names if name not in stages and name not in groups]
     if unknown:
@@ -81,5 +85,5 @@ def with_upstream(stages: Mapping[str, Stage], names: Sequence[str]) -> list[str
         name = left.pop()
         if name not in chosen:
             chosen.add(name)
-            left += stages[name].upstream
+            left += () if adopted(view, name) else stages[name].upstream
     return [name for name in stages if name in chosen]

@@ -161,7 +161,7 @@ class Home:
         from vsr1_core.home import warehouse
 
         view = self.view(dataset)
-        names = list(view.stages) if assets is None else building.with_upstream(view.stages, assets)
+        names = list(view.stages) if assets is None else building.with_upstream(view, assets)
         built = list(building.build(view, self.execution(retry_failed), names))
         warehouse.refresh(self.path, view.stages)
         return built

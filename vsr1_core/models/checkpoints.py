@@ -116,9 +116,15 @@ def load_embedder(model_id: str | Path, device: str = "cpu", dtype: torch.dtype 
     return family_of(folder).load_embedder(folder, device, dtype)
 
 
+FETCHED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+LEFT_OUT = ["query_embedder/*.safetensors"]
+"""What is not downloaded with a checkpoint: the copy of the embedder in the authors' checkpoints, 4 GB that a dataset
+has already. `*` matches `/` as well."""
+
+
 def fetch_model(model_id: str) -> Path:
     """The local folder of a model: `model_id` itself if it is a folder, otherwise the snapshot that is downloaded from
-    the hub (weights as safetensors).
+    the hub (weights as safetensors), without the weights of a `query_embedder/` in it.
 
     Raises OSError if the hub cannot be reached and the model is not cached.
     """
@@ -127,9 +133,8 @@ def fetch_model(model_id: str) -> Path:
         return Path(model_id).absolute()
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(model_id, allow_patterns=patterns))
+        return Path(snapshot_download(model_id, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
     except Exception as error:  # the hub client raises errors of its own, of httpx and of the OS, with one meaning here
         raise OSError(
             f"{model_id!r} could not be downloaded from the model hub ({type(error).__name__}); check the network and "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from vsr1_core.models.insertion import InsertionPlace
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.soft_query import SoftQueryConfig
@@ -74,8 +75,7 @@ class Embedder(Protocol):
         """Digest (16 hex digits) of everything but the weights that decides a query's vector: template, tokenizer."""
 
     def with_head(self, head: nn.Module | None) -> Embedder:
-        """The same search engine, with queries going through `head` (None: without a head). Videos never go through
-        it."""
+        """The same search engine, with queries (and no videos) going through `head`; None: without a head."""
 
     def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
         """Unit vectors float32 [B, D] of `queries`, in order. `latents[b]`: soft tokens [n_b, E], or None.
@@ -86,8 +86,7 @@ class Embedder(Protocol):
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
         """Unit vectors float32 [B, D] of `videos`, in order.
 
-        A family that needs another number or size of frames selects and resizes them itself. Raises ValueError for
-        frames that it cannot use.
+        A family selects and resizes frames itself as it needs them. Raises ValueError for frames that it cannot use.
         """
 
 
@@ -352,6 +351,9 @@ class EmbedderFamily(Protocol):
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
         """(E, D) of the embedder in `folder`, read from its config."""
 
+    def insertion_place(self, folder: Path) -> InsertionPlace:
+        """Where the embedder in `folder` takes soft tokens, read from its tokenizer; no weight is loaded."""
+
     def model_size(self, folder: Path) -> ModelSize:
         """The size of the model in `folder`, computed from its config."""
 
@@ -374,8 +376,10 @@ class PolicyFamily(EmbedderFamily, Protocol):
     def load_released_policy(
         self, folder: Path, *, training_file: Path, embedder: str, dtype: torch.dtype
     ) -> PolicyModel:
-        """Load a policy in the authors' format, which records no options; `training_file` is the SFT file with its
-        prompt."""
+        """Load a policy in the authors' format, which records no options; `training_file` has its prompt."""
+
+    def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
+        """Write the policy of `folder` into `target` as the authors' code reads it; return what that does otherwise."""
 
     def with_text_writer(self, policy: Any, name: str, folder: Path) -> PolicyModel:
         """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`."""

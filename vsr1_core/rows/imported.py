@@ -51,6 +51,11 @@ class Imported:
         """Where the import is from, when it was made, and what it contains."""
         return dict(read_json(self.folder / "record.json"))
 
+    @property
+    def corpus(self) -> dict[str, list[str]]:
+        """Video id -> the splits to whose corpus it belongs although their annotations do not name it."""
+        return dict(self.record.get("corpus", {}))
+
     def _path(self, asset: str) -> Path:
         return self.folder / "rows" / f"{asset}.parquet"
 
@@ -85,6 +90,11 @@ class Imported:
     def array(self, name: str) -> Path:
         """The path of an imported array, which is stored byte for byte."""
         return self.folder / "arrays" / f"{name}.npy"
+
+
+def with_imported(splits: Mapping[str, Sequence[str]], corpus: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Video id -> its sorted splits, of the annotated videos (`splits`) and of those that an import adds (`corpus`)."""
+    return {v: sorted({*splits.get(v, ()), *corpus.get(v, ())}) for v in {**splits, **corpus}}
 
 
 def write_rows(

@@ -65,6 +65,11 @@ class Plan:
         new, stale = (tuple(i for i in group if i in ids) for group in (self.new, self.stale))
         return dataclasses.replace(self, new=new, stale=stale, causes={i: self.causes[i] for i in (*new, *stale)})
 
+    def with_failed_due(self) -> Plan:
+        """A copy of this plan in which the failed rows are stale, so that they are made again."""
+        causes = {**self.causes, **dict.fromkeys(self.failed, ("failed before",))}
+        return dataclasses.replace(self, stale=(*self.stale, *self.failed), failed=(), causes=causes)
+
     def why(self) -> dict[str, int]:
         """Map cause -> number of rows to process because of it. A row with two causes counts for both."""
         return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())

@@ -58,11 +58,8 @@ class Execution:
     def map_rows(
         self, function: Callable[[Item], Value], items: Iterable[Item], view: View, deadline_s: float = 900.0
     ) -> Iterator[Result[Item, Value]]:
-        """`workers.map_rows`, in processes of this machine or on a Ray cluster.
-
-        All nodes of the cluster must be able to read the lake and the videos. deadline_s: seconds that one item may
-        take.
-        """
+        """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes must all be able to read
+        the lake and the videos. deadline_s: seconds that one item may take."""
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
         from vsr1_core.rows.ray_workers import map_rows_on_ray
@@ -252,6 +249,8 @@ class Stage(ABC):
     """Glob pattern of the files in the asset's folder that belong to one row each (its `path`); empty for none."""
     is_known_before: bool = False
     """Whether rows consist of known columns only, so that `make` is never called."""
+    retries_failed: bool = False
+    """Whether each build makes failed rows again: those of models fail because of a network, not of their inputs."""
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -328,7 +327,12 @@ class Stage(ABC):
 
     def due(self, view: View) -> Plan:
         """What a build of this stage alone would do."""
-        return make_plan(self.inputs_of(view, self.planned_rows(view)), view.table(self.name))
+        return self.plan_of(self.inputs_of(view, self.planned_rows(view)), view.table(self.name))
+
+    def plan_of(self, inputs: Mapping[str, Inputs], table: Table) -> Plan:
+        """What a build does with rows of these inputs."""
+        plan = make_plan(inputs, table)
+        return plan.with_failed_due() if self.retries_failed else plan
 
     def shard_rows(self, view: View, run: Execution) -> int:
         """How many finished rows are saved at a time; a killed run loses at most so many."""
@@ -343,7 +347,7 @@ class Stage(ABC):
         with without_gc():
             rows = self.planned_rows(view)
             inputs = self.inputs_of(view, rows)
-            plan = make_plan(inputs, table)
+            plan = self.plan_of(inputs, table)
         if only_imported:
             plan = plan.limited_to({row_id for row_id, row in rows.items() if row.is_imported})
         outcome = run_plan(

@@ -12,6 +12,7 @@ import polars as pl
 from vsr1_core.recipes import Configuration, MethodOptions
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
+from vsr1_core.stages.adopted import needs_base_policy
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.loading import frames_of, one_row
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
@@ -36,6 +37,7 @@ class BaseModels(ModelStage):
     )
     reads = {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)}
     checks = (checks.SOME_USABLE,)
+    retries_failed = True
 
     def recipe(self, config: Configuration) -> Any:
         models = config.models
@@ -48,7 +50,7 @@ class BaseModels(ModelStage):
         made_with = known_options(asdict(recipe.options))
         if not recipe.is_tiny:
             rows = {"embedder": Row({"model": recipe.embedder, "recipe": fingerprint("published")})}
-            if recipe.policy:
+            if recipe.policy and needs_base_policy(view):
                 made_from = {"model": recipe.policy, "recipe": fingerprint([recipe.embedder, recipe.options])}
                 rows["policy"] = Row(made_from, made_with)
             return rows

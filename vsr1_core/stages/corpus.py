@@ -14,6 +14,7 @@ from vsr1_core.datasets.format import AnnotationFile, MadeVideo
 from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
+from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.known_digests import KnownDigests
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
@@ -203,7 +204,8 @@ class Videos(Stage):
     def plan(self, view: View) -> dict[str, Row]:
         files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
         on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
-        splits = sources.corpus_splits(view.entry, view.config)
+        annotated = sources.corpus_splits(view.entry, view.config)
+        splits = with_imported(annotated, view.imported.corpus) if view.imported is not None else annotated
         others = sources.unannotated_splits(view.entry)
         if others:
             splits |= {video_id: others for video_id in on_disk if video_id not in splits}

@@ -27,8 +27,10 @@ from vsr1_core.stages.reads import same
 
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
+PUBLISHED_FORM = 2
+"""Version of the published rows: 2 since prompts of stage 2 have `path` and `is_augmented`."""
 MARKER = "published.json"
-"""File next to a published file: the data version of the table that it was written from, and its system prompt."""
+"""File next to a published file: the data version of the table that it was written from, its form and its prompt."""
 PUBLISHED_LABELS = {"matched": "pos", "not_matched": "neg"}
 _PAIR = ("top1_pool", "reasoning_traces", "hard_negatives", "moments")
 """The assets that a row of stage 1 reads: of each, the row with its own id."""
@@ -95,8 +97,7 @@ class SFTExamples(Stage):
             }
 
     def after_build(self, view: View) -> None:
-        options = options_of(view, "base_models", "policy") or {}
-        prompt = options.get("system_prompt") or SYSTEM_PROMPT
+        prompt = published_prompt(view)
         if path := _file_to_publish(view, self.name, SFT_FILE, prompt):
             rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
             write_json_array(path, (published_sft_row(row, prompt) for row in rows))
@@ -155,6 +156,12 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
         return {"query_id": row["query_id"], "error": f"{error}; {advice}"}
     trace = parse_answer(row["answer"], 0.0).reasoning
     return {**row, "answer": answer_text(trace, False, new_query=plain)}
+
+
+def published_prompt(view: View) -> str:
+    """The system prompt of the published rows of stage 1: that of the dataset's policy, where it has one."""
+    options = options_of(view, "base_models", "policy") or {}
+    return options.get("system_prompt") or SYSTEM_PROMPT
 
 
 def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:
@@ -242,7 +249,8 @@ class GRPOPrompts(Stage):
 
 
 def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of `train.minimal_top1.jsonl` from a row of `grpo_prompts`; times are in seconds."""
+    """A line of `train.minimal_top1.jsonl` from a row of `grpo_prompts`; times are in seconds. The authors' stage 2
+    makes a file whose first line lacks `is_augmented` anew."""
     return {
         "qid": row["query_id"],
         "query": row["query"],
@@ -250,9 +258,11 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "gt_time": [row["start_s"], row["end_s"]],
         "gt_duration": row["duration_s"],
         "retrieved_video": row["retrieved_video_id"],
+        "path": f"{row['retrieved_video_id']}.npy",
         "label": row["label"],
         "hard_negative_ids": row["negative_ids"],
         "hard_negative_scores": row["negative_scores"],
+        "is_augmented": False,
     }
 
 
@@ -276,7 +286,7 @@ def _mark_published(view: View, asset: str, prompt: str = "") -> None:
 
 
 def _published_state(view: View, asset: str, prompt: str) -> dict[str, str]:
-    state = {"data_version": view.table(asset).manifest()["data_version"]}
+    state = {"data_version": view.table(asset).manifest()["data_version"], "form": str(PUBLISHED_FORM)}
     return state | ({"system_prompt": prompt} if prompt else {})
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry
-from vsr1_core.rows.increments import Plan, make_plan, moved_columns, without_gc
+from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
@@ -129,7 +129,7 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
                 view.unsettled.add(name)
             continue
         inputs = stage.inputs_of(view, rows)
-        plan = make_plan(inputs, view.table(name))
+        plan = stage.plan_of(inputs, view.table(name))
         plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values())))
         if name in kept:
             continue

@@ -9,6 +9,7 @@ import polars as pl
 
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.imported_vectors import check_imported
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,14 @@ def precision(execution: Execution) -> torch.dtype:
 
 
 def embedder_of(view: View, execution: Execution) -> Embedder:
-    """The dataset's frozen embedder, on the device and in the precision of `execution`. LookupError: not built."""
+    """The dataset's frozen embedder, on the device and in the precision of `execution`. LookupError: not built;
+    ValueError: imported vectors are of another embedder."""
     from vsr1_core.models.checkpoints import load_embedder
 
-    return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(execution))
+    row = one_row(view, "base_models", "embedder")
+    embedder = load_embedder(row["path"], execution.device, precision(execution))
+    check_imported(view, embedder, row)
+    return embedder
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:

@@ -136,6 +136,18 @@ def known_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"options": dict(options) if options else None}
 
 
+def is_absent(view: View, asset: str, row_id: str) -> bool:
+    """Whether this dataset makes no model `row_id` of `asset`: its table lacks the row, and no row failed in its place.
+    A dataset that borrows models never says so: what their owner lacks is an error."""
+    if asset not in view.stages or view.models_view() is not None:
+        return False
+    key = view.stages[asset].key
+    if asset in view.planned:
+        return row_id not in view.planned[asset][key]
+    table = view.table(asset)
+    return asset not in view.unsettled and table.exists() and row_id not in table.rows([key])[key]
+
+
 def options_of(view: View, asset: str, row_id: str) -> dict[str, Any] | None:
     """Options of the policy in row `row_id` of `asset`, also of a planned row; None where there is no such policy."""
     if asset not in view.stages:

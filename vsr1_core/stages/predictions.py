@@ -15,6 +15,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
+from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import TURN
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Predictions(Stage):
-    """One row per query of the evaluated splits; no rows where the configuration does not report the method.
+    """One row per query of the evaluated splits; no rows where the configuration does not report the method, or where
+    the dataset has nothing to train its checkpoint on.
 
     video_id, start_s, end_s, iou: the strict answer, a miss where nothing was matched. best_*: the answer of the answer
     policy `best` (`search.episodes.BestAnswer`). num_best_tokens were decoded for its span alone and are no part of
@@ -86,10 +88,11 @@ class Predictions(Stage):
         return [self.method.name, num_turns_of(self.method, recipe), recipe.max_new_tokens]
 
     def plan(self, view: View) -> dict[str, Row]:
-        if self.method.name not in methods_of(view.config):
+        model = (self.method.model, self.method.row_id)
+        if self.method.name not in methods_of(view.config) or is_absent(view, *model):
             return {}
         indexes = view.versions("video_index")
-        checkpoint = view.version(self.method.model, self.method.row_id)
+        checkpoint = view.version(*model)
         embedder = view.version("base_models", "embedder")
         moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
         return {

@@ -14,6 +14,7 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
 from vsr1_core.stages.methods import PROBED, Method, methods_of
+from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
@@ -71,9 +72,10 @@ class VerificationProbe(Stage):
 
     def plan(self, view: View) -> dict[str, Row]:
         """The rows; a new index leaves a row unchanged as long as the same wrong video ranks first."""
-        if self.method.name not in methods_of(view.config):
+        model = (self.method.model, self.method.row_id)
+        if self.method.name not in methods_of(view.config) or is_absent(view, *model):
             return {}
-        checkpoint = view.version(self.method.model, self.method.row_id)
+        checkpoint = view.version(*model)
         frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())
         rows = {}
         for probe_id, probe in probes_of(view).items():

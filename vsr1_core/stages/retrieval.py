@@ -41,7 +41,7 @@ class VideoIndexes(Stage):
     group = "retrieval"
     says = "One FAISS search index per split, with the ids of its videos."
     reads = {"video_embeddings": found_by(_indexed_videos, "video_embeddings")}
-    imports = "rows"
+    imports = "whole"
     columns = {
         "path": c.PATH,
         "num_videos": c.integer("Number of videos in the index."),

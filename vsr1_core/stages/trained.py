@@ -15,7 +15,7 @@ import polars as pl
 from vsr1_core.recipes import Configuration, effective
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.adopted import adopted, adopted_path
+from vsr1_core.stages.adopted import adopted, adopted_path, is_trained_here
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column, dtypes
 from vsr1_core.stages.methods import TRAINED, Trained, is_made
@@ -23,12 +23,13 @@ from vsr1_core.stages.model_folders import (
     IN_TRAIN,
     ModelStage,
     content_version,
+    is_absent,
     known_options,
     model_row,
     options_of,
     train_videos,
 )
-from vsr1_core.stages.moments import same_text_videos
+from vsr1_core.stages.moments import same_text_videos, train_moments
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, every, one
 from vsr1_core.stages.turns import TURN
@@ -98,7 +99,7 @@ class TrainedStage(ModelStage):
         return super().trains(view) and adopted(view, self.name) is None
 
     def records(self, view: View) -> list[Path]:
-        return [adopted_path(view, self.name)]
+        return [adopted_path(view.lake, view.entry.name, self.name)]
 
     def plan(self, view: View) -> dict[str, Row]:
         checkpoint = adopted(view, self.name)
@@ -118,7 +119,11 @@ class TrainedStage(ModelStage):
         yield {self.key: self.name, **asdict(checkpoint), **facts}
 
     def own_rows(self, view: View) -> dict[str, Row]:
+        """No row without train queries or without a policy to start from: such a dataset is evaluated with the policies
+        that it has."""
         asset, row_id = self.trained.parent
+        if not is_trained_here(view, self.trained) or is_absent(view, asset, row_id) or not train_moments(view):
+            return {}
         inputs = {
             "parent": view.version(asset, row_id),
             "embedder": view.version("base_models", "embedder"),

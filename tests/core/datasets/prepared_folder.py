@@ -111,6 +111,7 @@ def _write_training(root: Path, rows: list[dict[str, Any]], metas: list[dict[str
     augmented = next(p for p in prompts if p["label"] == "not_matched")
     augmented = augmented | {"retrieved_video": augmented["gt_video"], "label": "matched", "is_augmented": True}
     write_lines(root / "grpo_data/train.minimal_top1.jsonl", [*prompts, augmented])
+    write_json(root / "grpo_data/stats.minimal_top1.json", {"dataset_name": "Charades", "rows_total": len(rows)})
 
 
 def _conversation(meta: dict[str, Any], ranked: Any, number: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vsr1_core.stages.graph import all_stages, plan_graph
 
 GROUPS = ("sources", "corpus", "media", "embeddings", "retrieval", "sft", "grpo")
 TAKEN_IN = tuple(name for name, stage in all_stages().items() if stage.imports == "rows")
-DATA = ("videos", *TAKEN_IN)
+DATA = ("videos", "video_index", *TAKEN_IN)
 
 
 class Home:

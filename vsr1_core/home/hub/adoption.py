@@ -5,17 +5,29 @@ From then on the row of the stage points to this checkpoint, and the stage train
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vsr1_core.home.hub.checkpoints import hub_source
-from vsr1_core.models.checkpoints import load_policy, save_policy
-from vsr1_core.models.registry import family_of, policy_family_of
+from vsr1_core.home.hub.embedder_check import OwnEmbedder, check_embedder, embedder_name, insertion_sentence
+from vsr1_core.models.checkpoints import fetch_model, load_policy, save_policy
+from vsr1_core.models.registry import policy_family_of
 from vsr1_core.models.soft_query import own_soft_query
 from vsr1_core.models.weights import digest_weights, stored_dtype, stored_shapes
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.trained import TrainedStage
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What was done. record: the file whose deletion makes the dataset train again. found: sentences about it."""
+
+    record: Path
+    found: tuple[str, ...]
 
 
 def form_of(folder: Path) -> str:
@@ -26,10 +38,11 @@ def form_of(folder: Path) -> str:
     return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
 
 
-def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Path:
+def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Adoption:
     """Let the checkpoint in `folder` replace the training of `asset`.
 
-    A checkpoint in the authors' form is first saved in this project's form, with its options.
+    A checkpoint in the authors' form is first saved in this project's form, with its options. The dataset need not be
+    built: without a row of `base_models` the configured embedder is fetched.
 
     Args:
         view: The dataset.
@@ -39,11 +52,12 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
         training_file: The SFT file that contains the prompt; required for the authors' form.
 
     Returns:
-        The path of the record. Deleting it makes the dataset train again.
+        The path of the record, and what was found: how the embedders were compared, and where soft tokens go.
 
     Raises:
         ValueError: The asset is not trained, the folder holds no policy with soft query modules, or the policy was
             trained with another embedder.
+        OSError: The configured embedder cannot be downloaded.
     """
     if not isinstance(view.stages.get(asset), TrainedStage):
         trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
@@ -51,20 +65,33 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
     form = form_of(folder)
     if form == "plain":
         raise ValueError(f"{source} has no soft query modules: it is a base model; set it as ModelRecipe(policy=...)")
+    embedder, own = _embedder(view), OwnEmbedder(source, folder)
     if form == "released":
-        folder = _with_options(view, asset, source, folder, training_file)
+        folder = _with_options(view, asset, source, folder, training_file, embedder)
     load_policy(folder, dtype=stored_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
-    _check_embedder(view, source, folder)
-    return write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source))
+    found = [*check_embedder(own, folder, embedder, view.entry.name), insertion_sentence(embedder)]
+    if form == "released" and not own.exists():
+        found.insert(0, f"It does not say which embedder it was trained with: {embedder_name(embedder)} is assumed.")
+    return Adoption(write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source)), tuple(found))
 
 
-def _with_options(view: View, asset: str, source: str, folder: Path, training_file: Path | None) -> Path:
+def _embedder(view: View) -> Mapping[str, Any]:
+    """The dataset's embedder: its row, or the configured model where there is no row yet."""
+    name = "" if view.config.models.is_tiny else view.config.models.embedder
+    if name and not view.entry.models_from and not view.version("base_models", "embedder"):
+        folder = fetch_model(name)
+        return {"path": str(folder), "digest": digest_weights(folder), "source": name}
+    return one_row(view, "base_models", "embedder")
+
+
+def _with_options(
+    view: View, asset: str, source: str, folder: Path, training_file: Path | None, embedder: Mapping[str, Any]
+) -> Path:
     if training_file is None:
         raise ValueError(
             f"{source} is in the authors' form, which does not contain its prompt; give the training file that belongs "
             "to it: --training-file train_oneturn.json"
         )
-    embedder = one_row(view, "base_models", "embedder")
     policy = policy_family_of(folder).load_released_policy(
         folder,
         training_file=training_file,
@@ -74,18 +101,3 @@ def _with_options(view: View, asset: str, source: str, folder: Path, training_fi
     target = view.files(asset).absolute() / f"adopted-{digest_weights(folder)[:12]}"
     save_policy(policy, target, {"source": source})
     return target
-
-
-def _check_embedder(view: View, source: str, folder: Path) -> None:
-    """Raise ValueError where the policy was trained for another embedder: that one alone understands its latents."""
-    soft_query = own_soft_query(folder)
-    assert soft_query is not None, "load_policy has read it"
-    row = one_row(view, "base_models", "embedder")
-    if soft_query.embedder not in (row["digest"], row["source"], row["path"]):
-        raise ValueError(
-            f"{source} was trained with the embedder {soft_query.embedder}; {view.entry.name} searches with "
-            f"{row['source'] or row['digest']}"
-        )
-    size, _ = family_of(row["path"]).embedder_sizes(Path(row["path"]))
-    if soft_query.embedder_hidden_size != size:
-        raise ValueError(f"{source} writes into embedders of size {soft_query.embedder_hidden_size}, not {size}")

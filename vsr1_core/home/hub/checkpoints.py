@@ -17,10 +17,13 @@ import polars as pl
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.evaluation.markdown import markdown_table
 from vsr1_core.evaluation.metrics import metrics_shown
-from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.models.registry import policy_family_of
+from vsr1_core.reasoning.conversation import SYSTEM_PROMPT
+from vsr1_core.rows.files import atomic_folder, read_json, write_json, write_json_array
 from vsr1_core.rows.versions import canonical
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
+from vsr1_core.stages.examples import SFT_FILE, published_sft_row
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.model_folders import ModelStage
 
@@ -75,6 +78,29 @@ def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) 
                 shutil.copyfile(path, temporary / path.name)
         _name_embedder(temporary / "config.json", checkpoint.view)
         (temporary / CARD).write_text(card_text(checkpoint, repo_id), encoding="utf-8")
+
+
+def write_authors_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> list[str]:
+    """Write the folder as the authors' code reads it, with the training file that has the policy's prompt.
+
+    Returns:
+        What their code does otherwise than the checkpoint was trained, in sentences.
+
+    Raises:
+        ValueError: The checkpoint is no policy with soft query modules.
+    """
+    path, view = Path(checkpoint.row["path"]), checkpoint.view
+    base = view.rows("base_models", ["model_id", "path"]).filter(pl.col("model_id") == "policy")["path"].to_list()
+    if not checkpoint.row["options"]:
+        raise ValueError(f"{checkpoint.name} is not a policy; push it without --form authors")
+    with atomic_folder(folder) as temporary:
+        differences = policy_family_of(path).write_released_form(path, temporary, Path(base[0]) if base else path)
+        prompt = checkpoint.row["options"]["system_prompt"] or SYSTEM_PROMPT
+        rows = view.rows("sft_examples").sort("query_id").iter_rows(named=True) if "sft_examples" in view.stages else ()
+        write_json_array(temporary / SFT_FILE, (published_sft_row(row, prompt) for row in rows))
+        text = card_text(checkpoint, repo_id) + "\n## In the authors' code\n\n" + "\n".join(differences) + "\n"
+        (temporary / CARD).write_text(text, encoding="utf-8")
+    return differences
 
 
 def _name_embedder(path: Path, view: View) -> None:

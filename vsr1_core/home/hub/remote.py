@@ -1,4 +1,4 @@
-"""Names on the model hub, and the upload of folders. The other modules of this package write these folders.
+"""Names on the model hub, downloads, and the upload of folders. The other modules of this package write these folders.
 
 `models.checkpoints.fetch_model` downloads: weights as safetensors, into the cache of the hub client.
 """
@@ -15,8 +15,21 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """ORG/NAME, the name of a repository on the hub."""
+QUERY_EMBEDDER = "query_embedder"
+"""Subfolder of the authors' checkpoints that holds the embedder that the policy was trained with."""
+_WEIGHTS = ".safetensors"
 ORGANISATION = "VideoSearchR1"
-RELEASED_DATASETS = ("charades", "didemo", "activitynet")
+RELEASED_DATASETS: Mapping[str, str] = {
+    "charades": "charades",
+    "charades-sta": "charades",
+    "charades-fig": "charades",
+    "didemo": "didemo",
+    "didemo-fig": "didemo",
+    "activitynet": "activitynet",
+    "activitynet-captions": "activitynet",
+    "activitynet-fig": "activitynet",
+}
+"""Spelling of a dataset in an alias, in lower case and with hyphens -> its name in the authors' repositories."""
 RELEASED_STAGES: Mapping[str, tuple[str, str]] = {
     "stage1": ("stage1", "sft"),
     "stage2": ("stage2", "grpo"),
@@ -29,22 +42,28 @@ RELEASED_STAGES: Mapping[str, tuple[str, str]] = {
 def hub_ids(name: str) -> list[str]:
     """The hub ids that `name` may mean: `name` itself where it is a hub id, both spellings in use where it is an alias.
 
+    An alias is a dataset and a stage, such as `charades-sft`; capitals, and `_` in place of `-`, do not matter.
+
     Raises:
         ValueError: `name` is neither; the message lists the aliases.
     """
     if HUB_ID.fullmatch(name):
         return [name]
-    dataset, _, stage = name.rpartition("-")
+    dataset, _, stage = re.sub(r"[_\s]", "-", name.lower()).rpartition("-")
     if dataset in RELEASED_DATASETS and stage in RELEASED_STAGES:
-        return [f"{ORGANISATION}/{dataset}-{ending}" for ending in RELEASED_STAGES[stage]]
-    aliases = [f"{dataset}-{stage}" for dataset in RELEASED_DATASETS for stage in ("sft", "grpo")]
-    raise ValueError(f"{name!r} is neither ORG/NAME on the hub, nor a folder, nor one of {', '.join(aliases)}")
+        return [f"{ORGANISATION}/{RELEASED_DATASETS[dataset]}-{ending}" for ending in RELEASED_STAGES[stage]]
+    datasets = dict.fromkeys(RELEASED_DATASETS.values())
+    aliases = [f"{dataset}-{stage}" for dataset in datasets for stage in ("sft", "grpo")]
+    raise ValueError(
+        f"{name!r} is neither ORG/NAME on the hub, nor a folder, nor one of {', '.join(aliases)} (or -stage1, -stage2)"
+    )
 
 
 def pull(name: str, fetch: Callable[[str], Path] | None = None) -> tuple[str, Path]:
     """Get a checkpoint by a folder, a hub id, or an alias. Returns (its source, its local folder).
 
-    fetch: hub id or folder -> local folder; by default `models.checkpoints.fetch_model`.
+    fetch: hub id or folder -> local folder; by default `models.checkpoints.fetch_model`, which leaves the weights of a
+    `query_embedder/` where they are.
 
     Raises:
         OSError: It cannot be fetched; the message says what was tried.
@@ -63,6 +82,38 @@ def pull(name: str, fetch: Callable[[str], Path] | None = None) -> tuple[str, Pa
         except OSError as error:
             problems.append(str(error))
     raise OSError("; ".join(problems))
+
+
+def query_embedder_checksums(hub_id: str, api: HfApi | None = None) -> set[str]:
+    """SHA-256 of each weight file of the checkpoint's `query_embedder/`, as the hub lists them; nothing is downloaded.
+
+    Raises:
+        OSError: The hub cannot be reached.
+    """
+    if api is None:
+        from huggingface_hub import HfApi as Api
+
+        api = Api()
+    try:
+        listed = api.model_info(hub_id, files_metadata=True).siblings or []
+    except Exception as error:  # errors of the hub client, of httpx and of the OS have one meaning here
+        raise OSError(f"the files of {hub_id} could not be listed ({type(error).__name__})") from error
+    weights = [f for f in listed if f.rfilename.startswith(f"{QUERY_EMBEDDER}/") and f.rfilename.endswith(_WEIGHTS)]
+    return {file.lfs.sha256 for file in weights if file.lfs is not None}
+
+
+def fetch_query_embedder(hub_id: str) -> Path:
+    """Download the whole `query_embedder/` of a checkpoint, and return its folder.
+
+    Raises:
+        OSError: The hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[f"{QUERY_EMBEDDER}/*"])) / QUERY_EMBEDDER
+    except Exception as error:  # errors of the hub client, of httpx and of the OS have one meaning here
+        raise OSError(f"the query_embedder/ of {hub_id} could not be downloaded ({type(error).__name__})") from error
 
 
 def push(

@@ -70,6 +70,13 @@ TABLES: Mapping[str, tuple[str, Callable[[View], Splits]]] = {
 }
 
 
+def assets_of(view: View, names: Sequence[str] = ()) -> list[str]:
+    """The assets that are behind the named tables (by default behind all)."""
+    chosen = set(names or TABLES)
+    plain = [name for name in view.stages if name in chosen]
+    return plain + [name for name in view.stages if name.startswith(PREDICTIONS) and "predictions" in chosen]
+
+
 def export_tables(view: View, folder: Path, names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
     """Write the named tables to `folder`; on an error nothing is written.
 

@@ -24,6 +24,10 @@ class ArrayError(ValueError):
     """A file is not the array that it should be. The message says what is wrong; the caller adds the file's name."""
 
 
+class OtherIndex(ArrayError):
+    """A FAISS index of a kind that is not read from others; the message says which kind is."""
+
+
 def open_array(path: Path, dtype: Any, num_axes: int) -> NDArray[Any]:
     """Memory-map the array in a `.npy` file.
 
@@ -62,7 +66,8 @@ def open_flat_index(path: Path) -> NDArray[np.float32]:
     """Memory-map the vectors [V, D] of a flat inner-product FAISS index.
 
     Raises:
-        ArrayError: The file is missing, cut off, or another kind of index.
+        ArrayError: The file is missing or cut off.
+        OtherIndex: It is another kind of index.
     """
     if not path.is_file():
         raise ArrayError("is not there")
@@ -73,7 +78,7 @@ def open_flat_index(path: Path) -> NDArray[np.float32]:
         header = _FLAT_INNER_PRODUCT.unpack(file.read(_FLAT_INNER_PRODUCT.size))
     mark, dimensions, count, _, _, _, metric, num_floats = header
     if mark != b"IxFI" or metric != 0:
-        raise ArrayError("is not a flat inner-product index (IndexFlatIP), the only kind that can be imported")
+        raise OtherIndex("is not a flat inner-product index (IndexFlatIP), the only kind that can be imported")
     promised = _FLAT_INNER_PRODUCT.size + 4 * num_floats
     if dimensions < 1 or count < 1 or num_floats != dimensions * count or size != promised:
         raise ArrayError(

@@ -21,9 +21,11 @@ import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.home.prepared.documents import Line
 from vsr1_core.home.prepared.folder import Prepared, read_prepared
-from vsr1_core.home.prepared.layout import Line, splits_of
+from vsr1_core.home.prepared.layout import SPLITS, VIDEO_VECTORS, PreparedSplit, of_length_1, splits_of
 from vsr1_core.home.prepared.rows import INDEX_FILES, ImportedTable, imported_tables
+from vsr1_core.home.prepared.training_files import TrainingPlaces, find_training_files
 from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_stem, write_json
 from vsr1_core.rows.imported import (
     DOCUMENT_COLUMNS,
@@ -36,6 +38,8 @@ from vsr1_core.rows.imported import (
 )
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.imported_vectors import NUM_COMPARED, compare
+from vsr1_core.stages.loading import one_row, precision
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,13 @@ class Summary:
 
 
 def import_prepared(
-    view: View, root: Path, execution: Execution, splits: Sequence[str] = (), copy: bool = False
+    view: View,
+    root: Path,
+    execution: Execution,
+    splits: Sequence[str] = (),
+    copy: bool = False,
+    named: TrainingPlaces | None = None,
+    with_vectors: bool = True,
 ) -> Summary:
     """Import the rows of the folder `root` into the dataset of `view`. A second call continues a stopped import.
 
@@ -62,28 +72,51 @@ def import_prepared(
         execution: How the work runs.
         splits: Splits to import; by default all that the folder has.
         copy: Whether frames are copied; otherwise they are hard links where the lake is on the same file system.
+        named: Training files that are elsewhere; by default they are looked for where the authors' scripts put them.
+        with_vectors: Whether embeddings and indexes are imported as well; otherwise a build makes them.
 
     Returns:
         How many rows were imported of each asset.
 
     Raises:
         PreparedError: The folder is not sound; the message names everything that is wrong, and nothing was changed.
+        ValueError: The vectors are not those of the dataset's embedder; nothing was changed.
         OSError: The frames have to be copied, and the disk has no space for them.
     """
     root = root.absolute()
-    prepared = read_prepared(root, splits or splits_of(root), execution.workers)
+    places = find_training_files(root, view.entry.corpus, named or TrainingPlaces())
+    prepared = read_prepared(root, splits or splits_of(root), places, execution.workers)
     _check_space(prepared, view, copy)
-    notes = _place_annotations(prepared, view.entry)
-    tables = imported_tables(view, prepared)
+    notes = [*prepared.notes, *(_compare_vectors(prepared, view, execution) if with_vectors else ())]
+    notes += _place_annotations(prepared, view.entry)
+    tables = imported_tables(view, prepared, with_vectors)
     import_id = _import_id(prepared, tables)
     imported = Imported(import_folder(view.lake, view.entry.name, import_id))
     if not imported.folder.exists():
         with atomic_folder(imported.folder) as temporary:
-            _fill(Imported(temporary), prepared, tables, copy)
+            _fill(Imported(temporary), prepared, tables, copy, with_vectors)
     put_in_force(view.lake, view.entry.name, import_id)
-    num_imported = _store(dataclasses.replace(view, planned={}, unsettled=set()), execution)
+    stored = _store(dataclasses.replace(view, planned={}, unsettled=set()), execution)
     remove_older(view.lake, view.entry.name)
-    return Summary({t.asset: len(t.ids) for t in tables}, num_imported, notes)
+    num_rows = {table.asset: len(table.ids) for table in tables}
+    return Summary(num_rows, {asset: stored[asset] for asset in num_rows}, notes)
+
+
+def _compare_vectors(prepared: Prepared, view: View, execution: Execution) -> Iterator[str]:
+    """Compare a few query vectors with the dataset's embedder, if it is there already; a sentence about it."""
+    if "base_models" not in view.stages or not view.version("base_models", "embedder"):
+        yield "the vectors are compared with the dataset's embedder when it is opened for the first time"
+        return
+    from vsr1_core.models.checkpoints import load_embedder
+
+    row = one_row(view, "base_models", "embedder")
+    split = next(iter(prepared.splits.values()))
+    lines = range(0, len(split.queries), max(1, len(split.queries) // NUM_COMPARED))[:NUM_COMPARED]
+    queries = [split.annotated[split.queries[n].row_id].query for n in lines]
+    embedder = load_embedder(row["path"], execution.device, precision(execution))
+    vectors, command = of_length_1(split.query_vectors[list(lines)]), f"import-prepared {prepared.root}"
+    compare(embedder, row, queries, vectors, prepared.embedder, command, view.entry.name)
+    yield f"the vectors of {len(queries)} queries are those of the embedder {row['source'] or row['digest']}"
 
 
 def _import_id(prepared: Prepared, tables: Sequence[ImportedTable]) -> str:
@@ -101,7 +134,7 @@ def _check_space(prepared: Prepared, view: View, copy: bool) -> None:
     view.lake.root.mkdir(parents=True, exist_ok=True)
     if not copy and prepared.root.stat().st_dev == view.lake.root.stat().st_dev:
         return
-    needed = sum(f.path.stat().st_size for split in prepared.splits.values() for f in split.frames.values())
+    needed = sum(f.path.stat().st_size for split in prepared.splits.values() for f in split.frames.found.values())
     free = shutil.disk_usage(view.lake.root).free
     if needed > free:
         raise OSError(
@@ -115,37 +148,53 @@ def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
     """Copy the annotation files that the dataset lacks. Files that it has stay, and rows that do not fit them are not
     imported. Returns a sentence per file that was written or differs."""
     notes = []
-    for file in BENCHMARKS[entry.name].files:
-        target = Path(entry.annotations).absolute() / file.name
-        if file.split not in prepared.splits:
+    for split, target in _annotation_files(entry).items():
+        if split not in prepared.splits:
             continue
-        source = prepared.splits[file.split].annotations
+        source = prepared.splits[split].annotations
         if not target.exists():
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
-            notes.append(f"wrote {file.name} to {target.parent}")
+            notes.append(f"wrote {target.name} to {target.parent}")
         elif digest_file(target) != digest_file(source):
             notes.append(f"{target} differs from {source}: the former is used, and only rows that fit it are imported")
     return notes
 
 
-def _fill(imported: Imported, prepared: Prepared, tables: Sequence[ImportedTable], copy: bool) -> None:
+def _annotation_files(entry: DatasetEntry) -> dict[str, Path]:
+    """Split -> annotation file, of a dataset in the VERIFIED FIG format; other datasets have annotations of their
+    own."""
+    folder = Path(entry.annotations).absolute()
+    if entry.kind != "verified":
+        return {}
+    if entry.corpus in BENCHMARKS:
+        return {file.split: folder / file.name for file in BENCHMARKS[entry.corpus].files}
+    return {split: folder / f"{entry.corpus}_fig_{split}.jsonl" for split in SPLITS}
+
+
+def _fill(
+    imported: Imported, prepared: Prepared, tables: Sequence[ImportedTable], copy: bool, with_vectors: bool
+) -> None:
     """Write the rows, documents, arrays and frames of the import into its folder."""
     for table in tables:
         write_rows(imported, table.asset, table.rows, table.digests, table.bases)
-    _write_documents(imported, prepared)
+    _write_documents(imported, prepared, with_vectors)
     for split in prepared.splits.values():
-        folder = prepared.root / split.split
-        queries = folder / "query_embedding" / f"query_embeddings.{split.split}.npy"
-        bring(queries, imported.array(f"{split.split}.queries"), copy=True)
-        bring(folder / "video_embedding_1fps/segment_embeds.npy", imported.array(f"{split.split}.videos"), copy=True)
-        for name in INDEX_FILES:
-            bring(split.index / name, imported.folder / "index" / split.split / name, copy=True)
-        for frames in split.frames.values():
+        if with_vectors:
+            _bring_vectors(imported, prepared.root, split)
+        for frames in split.frames.found.values():
             target = imported.folder / "frames" / f"{file_stem(frames.video_id)}.npy"
             if not target.exists():  # a video of two splits has the same frames in both
                 bring(frames.path, target, copy)
     write_json(imported.folder / "record.json", _record(prepared, tables))
+
+
+def _bring_vectors(imported: Imported, root: Path, split: PreparedSplit) -> None:
+    folder, name = root / split.split, split.split
+    bring(folder / "query_embedding" / f"query_embeddings.{name}.npy", imported.array(f"{name}.queries"), copy=True)
+    bring(folder / VIDEO_VECTORS / "segment_embeds.npy", imported.array(f"{name}.videos"), copy=True)
+    for file in INDEX_FILES if split.index else ():
+        bring(folder / "index" / file, imported.folder / "index" / name / file, copy=True)
 
 
 def bring(source: Path, target: Path, copy: bool) -> None:
@@ -161,7 +210,7 @@ def bring(source: Path, target: Path, copy: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _write_documents(imported: Imported, prepared: Prepared) -> None:
+def _write_documents(imported: Imported, prepared: Prepared, with_vectors: bool) -> None:
     parts = [
         pl.DataFrame(
             {
@@ -173,6 +222,7 @@ def _write_documents(imported: Imported, prepared: Prepared) -> None:
             schema=DOCUMENT_COLUMNS,
         )
         for name, lines in _documents(prepared)
+        if with_vectors or not name.endswith((".queries", ".videos"))
     ]
     with atomic_path(imported.folder / "documents.parquet") as temporary:
         pl.concat(parts).write_parquet(temporary)
@@ -183,10 +233,11 @@ def _documents(prepared: Prepared) -> Iterator[tuple[str, Sequence[Line]]]:
     for split in prepared.splits.values():
         yield f"{split.split}.queries", split.queries
         yield f"{split.split}.videos", [Line(video_id, "") for video_id in split.video_ids]
-        yield f"{split.split}.frames", split.frame_lines
+        yield f"{split.split}.frames", split.frames.lines
     yield "hard_negatives", prepared.training.negative_lines
     yield "sft", prepared.training.trace_lines
     yield "grpo", prepared.training.prompt_lines
+    yield "grpo_stats", prepared.training.stats
 
 
 def _record(prepared: Prepared, tables: Sequence[ImportedTable]) -> dict[str, object]:
@@ -199,6 +250,8 @@ def _record(prepared: Prepared, tables: Sequence[ImportedTable]) -> dict[str, ob
         "splits": sorted(prepared.splits),
         "num_rows": {table.asset: len(table.ids) for table in tables},
         "digests": {table.asset: fingerprint(sorted(table.digests)) for table in tables},
+        "embedder": prepared.embedder,
+        "corpus": prepared.corpus,
         "system_prompts": sorted({trace.system_prompt for trace in prepared.training.traces.values()}),
     }
 
@@ -210,7 +263,6 @@ def _store(view: View, execution: Execution) -> dict[str, int]:
         if stage.imports == "none":
             continue
         stage.build(view, execution, only_imported=stage.imports == "rows")
-        if stage.imports == "rows" or name == "videos":
-            inputs = view.table(name).rows(["row_inputs"])["row_inputs"].to_list()
-            num_imported[name] = sum("imported" in json.loads(text) for text in inputs)
+        inputs = view.table(name).rows(["row_inputs"])["row_inputs"].to_list()
+        num_imported[name] = sum("imported" in json.loads(text) for text in inputs)
     return num_imported

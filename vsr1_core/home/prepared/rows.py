@@ -7,7 +7,7 @@ never names versions of stages, which did not make the row: an upgrade of this p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from vsr1_core.datasets.sources import corpus_splits
 from vsr1_core.home.prepared.folder import Prepared, vector_digest
 from vsr1_core.home.prepared.layout import of_length_1
-from vsr1_core.home.prepared.training_files import ImportedTrace
+from vsr1_core.home.prepared.training_files import ImportedPrompt, ImportedTrace
 from vsr1_core.media.sampling import output_size
 from vsr1_core.rows.files import digest_file, file_stem
+from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages.base import View
 from vsr1_core.stages.embeddings import query_version
@@ -38,9 +39,10 @@ TYPES: dict[str, Any] = {
 """Types of columns whose values may be null or empty in every row, so that polars cannot infer the type."""
 
 
-def imported_tables(view: View, prepared: Prepared) -> list[ImportedTable]:
-    """The imported rows of every asset that the folder has rows of."""
-    return _Rows(view, prepared).tables()
+def imported_tables(view: View, prepared: Prepared, with_vectors: bool = True) -> list[ImportedTable]:
+    """The imported rows of every asset that the folder has rows of. with_vectors: whether embeddings and indexes are
+    among them."""
+    return _Rows(view, prepared, with_vectors).tables()
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ class ImportedTable:
 class _Rows:
     """Makes the rows of all assets from one prepared folder."""
 
-    def __init__(self, view: View, prepared: Prepared) -> None:
+    def __init__(self, view: View, prepared: Prepared, with_vectors: bool) -> None:
+        self.with_vectors = with_vectors
         self.prepared, self.moments, self.training = prepared, prepared.moments, prepared.training
-        self.splits = corpus_splits(view.entry, view.config)
-        self.frames = {v: f for split in prepared.splits.values() for v, f in split.frames.items()}
+        self.splits = with_imported(corpus_splits(view.entry, view.config), prepared.corpus)
+        self.num_negatives = view.config.retrieval.num_hard_negatives
+        self.frames = {v: f for split in prepared.splits.values() for v, f in split.frames.found.items()}
+        missing = {v: why for split in prepared.splits.values() for v, why in split.frames.missing.items()}
+        self.missing = {v: why for v, why in missing.items() if v not in self.frames}
         self.shown = {v: output_size(f.shape[2], f.shape[1], view.config.frames) for v, f in self.frames.items()}
         self.contents = {
             v: fingerprint([f.digest, f.times_s, f.duration_s, f.fps, self.shown[v]]) for v, f in self.frames.items()
@@ -78,7 +84,9 @@ class _Rows:
 
     def tables(self) -> list[ImportedTable]:
         """The imported rows of every asset that has some."""
-        tables = [self._videos(), self._frames(), self._queries(), self._video_vectors(), self._indexes()]
+        tables = [self._videos(), self._frames()]
+        if self.with_vectors:
+            tables += [self._queries(), self._video_vectors(), self._indexes()]
         if "train" in self.prepared.splits:
             tables += [self._hard_negatives(), self._pool(), self._traces(), self._examples(), self._prompts()]
         return [table for table in tables if table.rows.height]
@@ -95,8 +103,9 @@ class _Rows:
             }
             for video_id, frames in self.frames.items()
         ]
-        bases = [{"raw_videos": "missing"}] * len(rows)
-        return _table("videos", rows, [self.contents[v] for v in self.frames], bases)
+        rows += [{"video_id": video_id, "error": reason} for video_id, reason in self.missing.items()]
+        digests = [*(self.contents[v] for v in self.frames), *map(fingerprint, self.missing.values())]
+        return _table("videos", rows, digests, [{"raw_videos": "missing"}] * len(rows))
 
     def _frames(self) -> ImportedTable:
         rows = [
@@ -140,18 +149,22 @@ class _Rows:
 
     def _video_vectors(self) -> ImportedTable:
         rows = pl.DataFrame(
-            {"video_id": list(self.vectors), "vector": _vector_column(np.stack(list(self.vectors.values())))}
+            {"video_id": list(self.usable), "vector": _vector_column(np.stack(list(self.usable.values())))}
         )
-        bases = [{"frames": self.contents[video_id]} for video_id in self.vectors]
-        return ImportedTable("video_embeddings", rows, self._vector_digests(), bases)
+        bases = [{"frames": self.contents[video_id]} for video_id in self.usable]
+        return ImportedTable("video_embeddings", rows, list(map(vector_digest, self.usable.values())), bases)
 
-    def _vector_digests(self) -> list[str]:
-        return [vector_digest(vector) for vector in self.vectors.values()]
+    @cached_property
+    def usable(self) -> dict[str, NDArray[np.float32]]:
+        """Video id -> vector, of the videos that have frames."""
+        return {video_id: vector for video_id, vector in self.vectors.items() if video_id in self.frames}
 
     def _indexes(self) -> ImportedTable:
-        digests = dict(zip(self.vectors, self._vector_digests(), strict=True))
+        digests = {video_id: vector_digest(vector) for video_id, vector in self.usable.items()}
         rows, marks, bases = [], [], []
         for split in self.prepared.splits.values():
+            if split.index is None:
+                continue
             count, dim = split.video_vectors.shape
             rows.append({"split": split.split, "path": f"index/{split.split}", "num_videos": count, "dim": dim})
             marks.append(fingerprint([digest_file(split.index / name) for name in INDEX_FILES]))
@@ -172,15 +185,41 @@ class _Rows:
         return {column: getattr(self.moments[query_id], name) for name, column in MOMENT_COLUMNS.items()}
 
     def _negatives(self, query_id: str) -> dict[str, Any]:
-        """Ids and scores of the negatives. The published file has no scores: they are cosines of imported vectors."""
-        ids = self.training.hard_negatives.get(query_id, [])
+        """Ids and scores of the negatives. The published file has no scores: they are cosines of imported vectors. A
+        query that no file has negatives for gets the wrong videos that rank highest."""
         query = self.query_vectors.get(query_id)
+        ids = self.training.hard_negatives.get(query_id)
+        if ids is None:
+            ids = [] if query is None else self._ranked_wrong(query_id, query)
+        ids = self._with_frames(ids)
         scores = [] if query is None or not ids else (np.stack([self.vectors[i] for i in ids]) @ query).tolist()
         return {"ids": list(ids), "scores": scores or None}
 
+    def _with_frames(self, video_ids: Sequence[str]) -> list[str]:
+        """Those of the videos that have frames: the others are in no index, and have no embedding."""
+        return [video_id for video_id in video_ids if video_id in self.frames]
+
+    def _ranked_wrong(self, query_id: str, query: NDArray[np.float32]) -> list[str]:
+        """The first wrong videos of the train corpus by cosine; one that has a moment with this text is not wrong."""
+        corpus = [v for v in self.prepared.splits["train"].video_ids if v in self.usable]
+        ranked = np.argsort(-(np.stack([self.usable[v] for v in corpus]) @ query), kind="stable")
+        right = self.same_text[_compared(self.moments[query_id].query)]
+        return [corpus[i] for i in ranked if corpus[i] not in right][: self.num_negatives]
+
+    @cached_property
+    def same_text(self) -> dict[str, set[str]]:
+        """Query text -> the videos of the train moments with this text."""
+        found: dict[str, set[str]] = {}
+        for moment in self.moments.values():
+            if moment.split == "train":
+                found.setdefault(_compared(moment.query), set()).add(moment.video_id)
+        return found
+
     @cached_property
     def query_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Query id -> vector of length 1, of the train queries."""
+        """Query id -> vector of length 1, of the train queries; empty where no vectors are imported."""
+        if not self.with_vectors:
+            return {}
         train = self.prepared.splits["train"]
         return dict(zip((line.row_id for line in train.queries), of_length_1(train.query_vectors), strict=True))
 
@@ -196,7 +235,13 @@ class _Rows:
 
     @cached_property
     def _imported_traces(self) -> list[ImportedTrace]:
-        return [trace for query_id, trace in self.training.traces.items() if query_id in self.moments]
+        return [self._usable(trace) for query_id, trace in self.training.traces.items() if query_id in self.moments]
+
+    def _usable(self, trace: ImportedTrace) -> ImportedTrace:
+        """The trace; with an error where its video, or the one that it shows, has no frames."""
+        needed = (trace.shown_video_id, self.moments[trace.query_id].video_id)
+        lacking = next((video_id for video_id in needed if video_id not in self.frames), None)
+        return trace if lacking is None else replace(trace, error=f"there are no frames of its video {lacking}")
 
     def _pool(self) -> ImportedTable:
         rows = [
@@ -244,6 +289,11 @@ class _Rows:
         digests = [fingerprint({k: v for k, v in row.items() if k != "negative_scores"}) for row in rows]
         return _table("sft_examples", rows, digests, bases)
 
+    def _scored_negatives(self, prompt: ImportedPrompt) -> dict[str, Any]:
+        pairs = zip(prompt.negative_ids, prompt.negative_scores, strict=True)
+        kept = [(video_id, score) for video_id, score in pairs if video_id in self.frames]
+        return {"negative_ids": [video_id for video_id, _ in kept], "negative_scores": [score for _, score in kept]}
+
     def _prompts(self) -> ImportedTable:
         rows = [
             {
@@ -251,14 +301,20 @@ class _Rows:
                 **self._facts(prompt.query_id),
                 "retrieved_video_id": prompt.retrieved_video_id,
                 "label": prompt.label,
-                "negative_ids": list(prompt.negative_ids),
-                "negative_scores": list(prompt.negative_scores),
+                **self._scored_negatives(prompt),
             }
             for prompt in self.training.prompts.values()
             if prompt.query_id in self.moments
+            and prompt.retrieved_video_id in self.frames
+            and self.moments[prompt.query_id].video_id in self.frames
         ]
         bases = [{"moments": moment_version(self._facts(row["query_id"]))} for row in rows]
         return _table("grpo_prompts", rows, [fingerprint(row) for row in rows], bases)
+
+
+def _compared(query: str) -> str:
+    """A query as it is compared with others (`moments.COMPARED_TEXT`)."""
+    return query.strip().lower()
 
 
 def _vector_column(vectors: NDArray[np.float32]) -> pl.Series:

@@ -1,5 +1,7 @@
 """Read and check the prepared training files: hard negatives, conversations of stage 1, prompts of stage 2.
 
+Each of them may be missing. The authors' own scripts write two of them elsewhere for Charades and DiDeMo.
+
 In the published file of stage 2 each line has the id of the first query with its text, so ids repeat where queries
 share a text (147 of 12,408 train rows of Charades). Therefore the query of a line is looked up by text, video and span.
 """
@@ -8,18 +10,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vsr1_core.datasets.verified import video_id_of
-from vsr1_core.home.prepared.layout import Annotated, Line, PreparedSplit, Problems, json_lines, read_document
+from vsr1_core.home.prepared.documents import Line, Problems, json_lines, read_document
+from vsr1_core.home.prepared.layout import Annotated, PreparedSplit
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 
 HARD_NEGATIVES = Path("train/hard_negatives.json")
 SFT = Path("sft_data/train_oneturn.json")
 GRPO = Path("grpo_data/train.minimal_top1.jsonl")
+STATS = Path("grpo_data/stats.minimal_top1.json")
+LEVELS_UP = 4
+"""How far above the folder the authors' repository may be, into which their scripts write files of stage 2."""
 LABELS = {"pos": "matched", "neg": "not_matched"}
 
 
@@ -61,15 +67,65 @@ class TrainingFiles:
     trace_lines: Sequence[Line] = ()
     prompts: Mapping[str, ImportedPrompt] = field(default_factory=dict)
     prompt_lines: Sequence[Line] = ()
+    stats: Sequence[Line] = ()
+    """The statistics beside the prompts, as one line; none where there are none."""
 
 
-def read_training_files(root: Path, train: PreparedSplit, problems: Problems) -> TrainingFiles:
-    """Read all three files. What is wrong with them is added to `problems`."""
-    videos = frozenset(train.video_ids)
-    negatives, negative_lines = _hard_negatives(root / HARD_NEGATIVES, train.annotated, videos, problems)
-    traces, trace_lines = _traces(root / SFT, train.annotated, videos, problems)
-    prompts, prompt_lines = _prompts(root / GRPO, train.annotated, videos, problems)
-    return TrainingFiles(negatives, negative_lines, traces, trace_lines, prompts, prompt_lines)
+@dataclass(frozen=True)
+class TrainingPlaces:
+    """Where the training files of a dataset are; None for a file that is not there."""
+
+    hard_negatives: Path | None = None
+    sft: Path | None = None
+    grpo: Path | None = None
+
+
+def find_training_files(root: Path, dataset: str, named: TrainingPlaces) -> TrainingPlaces:
+    """The training files of the prepared folder `root`: those that are `named`, else the first that is there.
+
+    The authors publish all three in the folder. Their scripts for Charades and DiDeMo write the hard negatives to
+    `structured/train/` beside the folder and the prompts to `data/verified_search/` in their repository. The rows of
+    stage 1 are published as JSONL, too.
+    """
+    above = root.parents[:LEVELS_UP]
+    prompts = f"{dataset}.train.minimal_top1_system_prompt.jsonl"
+    cold_starts = [path for folder in (root, root / SFT.parent) for path in sorted(folder.glob("*_ColdStart.jsonl"))]
+    return TrainingPlaces(
+        named.hard_negatives
+        or _first(root / HARD_NEGATIVES, root.parent / "structured/train" / f"hard_negatives.{dataset}.json"),
+        named.sft or _first(root / SFT, *cold_starts),
+        named.grpo or _first(root / GRPO, *(folder / "data/verified_search" / prompts for folder in above)),
+    )
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_training_files(places: TrainingPlaces, train: PreparedSplit, problems: Problems) -> TrainingFiles:
+    """Read all three files. What is wrong with them is added to `problems`; a missing file is a note."""
+    videos, found = frozenset(train.video_ids), TrainingFiles()
+    if places.hard_negatives is None:
+        problems.note(problems.root / HARD_NEGATIVES, "is not there; negatives are ranked by the imported vectors")
+    else:
+        negatives = _hard_negatives(places.hard_negatives, train.annotated, videos, problems)
+        found = replace(found, hard_negatives=negatives[0], negative_lines=negatives[1])
+    if places.sft is None:
+        problems.note(problems.root / SFT, "is not there; a build makes the rows of stage 1")
+    else:
+        traces = _traces(places.sft, train.annotated, videos, problems)
+        found = replace(found, traces=traces[0], trace_lines=traces[1])
+    if places.grpo is None:
+        problems.note(problems.root / GRPO, "is not there; a build makes the prompts of stage 2")
+        return found
+    prompts = _prompts(places.grpo, train.annotated, videos, problems)
+    return replace(found, prompts=prompts[0], prompt_lines=prompts[1], stats=_stats(places.grpo.parent, problems))
+
+
+def _stats(folder: Path, problems: Problems) -> list[Line]:
+    path = folder / STATS.name
+    stats = read_document(path, problems, dict) if path.is_file() else None
+    return [] if stats is None else [Line("stats", json.dumps(stats, ensure_ascii=False), is_held=False)]
 
 
 def _hard_negatives(
@@ -106,7 +162,7 @@ def _traces(
 ) -> tuple[dict[str, ImportedTrace], list[Line]]:
     found: dict[str, ImportedTrace] = {}
     lines = []
-    for number, fields in enumerate(read_document(path, problems, list) or [], 1):
+    for number, fields in _conversations(path, problems):
         try:
             trace = _trace(fields, annotated, videos)
         except ValueError as error:
@@ -118,6 +174,13 @@ def _traces(
         is_held = trace.error is None and annotated[trace.query_id].moment is not None
         lines.append(Line(trace.query_id, json.dumps(fields, ensure_ascii=False), is_held))
     return found, lines
+
+
+def _conversations(path: Path, problems: Problems) -> Iterable[tuple[int, Any]]:
+    """(number, conversation) of a JSON list, or of a file with one conversation a line."""
+    if path.suffix == ".jsonl":
+        return json_lines(path, problems)
+    return enumerate(read_document(path, problems, list) or [], 1)
 
 
 def _trace(fields: Any, annotated: Mapping[str, Annotated], videos: frozenset[str]) -> ImportedTrace:

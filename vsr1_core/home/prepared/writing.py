@@ -9,20 +9,24 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.home.prepared.documents import is_file_name
 from vsr1_core.home.prepared.importing import bring
-from vsr1_core.home.prepared.layout import SPLITS, is_file_name
+from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.home.prepared.rows import INDEX_FILES
-from vsr1_core.home.prepared.training_files import GRPO, HARD_NEGATIVES, SFT
+from vsr1_core.home.prepared.training_files import GRPO, HARD_NEGATIVES, SFT, STATS
+from vsr1_core.home.staleness import require_current
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.rows.files import atomic_folder, write_json, write_jsonl
 from vsr1_core.stages.base import View
-from vsr1_core.stages.examples import published_grpo_row, published_sft_row
+from vsr1_core.stages.examples import published_grpo_row, published_prompt, published_sft_row
 
 NEEDED = ("moments", "frame_tensors", "query_embeddings", "video_embeddings", "video_index")
 TRAINING = {"hard_negatives": HARD_NEGATIVES, "sft_examples": SFT, "grpo_prompts": GRPO}
@@ -41,13 +45,14 @@ class Entry:
     record: str | None
 
 
-def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
+def export_prepared(view: View, target: Path, copy: bool = False, stale: bool = False) -> list[str]:
     """Write the dataset to the folder `target`; on an error nothing is written.
 
     Args:
         view: The dataset.
         target: The folder to make; it may exist if it is empty.
         copy: Whether frames are copied; otherwise they are hard links where `target` is on the lake's file system.
+        stale: Whether tables that are out of date are written as they are.
 
     Returns:
         The training files that were left out because their assets are not built.
@@ -55,7 +60,7 @@ def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
     Raises:
         FileExistsError: `target` is not an empty folder.
         FileNotFoundError: A required table is not built; the message has the command that builds it.
-        ValueError: A video id cannot be a file name.
+        ValueError: A video id cannot be a file name, or tables are out of date; the message names them.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder; name a new one")
@@ -69,15 +74,20 @@ def export_prepared(view: View, target: Path, copy: bool = False) -> list[str]:
         )
     splits = [s for s in SPLITS if s in set(view.rows("moments", ["split"])["split"])]
     built = {asset for asset in TRAINING if "train" in splits and view.table(asset).exists()}
+    if not stale:
+        require_current(view, [*NEEDED, *built])
     with atomic_folder(target) as folder:
         for split in splits:
             _write_split(view, split, folder, copy)
         if "hard_negatives" in built:
             _write_hard_negatives(view, folder / HARD_NEGATIVES)
         if "sft_examples" in built:
-            write_json(folder / SFT, list(_values(view, "sft", "sft_examples", published_sft_row)))
+            publish = partial(published_sft_row, system_prompt=published_prompt(view))
+            write_json(folder / SFT, list(_values(view, "sft", "sft_examples", publish)))
         if "grpo_prompts" in built:
-            write_jsonl(folder / GRPO, _values(view, "grpo", "grpo_prompts", published_grpo_row))
+            prompts = list(_values(view, "grpo", "grpo_prompts", published_grpo_row))
+            write_jsonl(folder / GRPO, prompts)
+            write_json(folder / STATS, _imported_stats(view, prompts) or prompt_stats(view, prompts))
     return [str(path) for asset, path in TRAINING.items() if "train" in splits and asset not in built]
 
 
@@ -113,6 +123,32 @@ def _values(
     rows = {row["query_id"]: row for row in view.rows(asset).iter_rows(named=True)}
     for entry in _entries(view, document, asset, rows):
         yield publish(rows[entry.row_id]) if entry.record is None else json.loads(entry.record)
+
+
+def _imported_stats(view: View, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The imported statistics, if they are still those of the prompts."""
+    if view.imported is None:
+        return None
+    stats, imported = (view.imported.document(name)["record"].to_list() for name in ("grpo_stats", "grpo"))
+    return json.loads(stats[0]) if stats and [json.loads(record) for record in imported] == prompts else None
+
+
+def prompt_stats(view: View, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands in `stats.minimal_top1.json`: numbers of prompts, in all and (`_raw`) without the augmented ones."""
+    benchmark = BENCHMARKS.get(view.entry.corpus)
+    raw = [prompt for prompt in prompts if not prompt.get("is_augmented")]
+    stats: dict[str, Any] = {"dataset_name": benchmark.title if benchmark else view.entry.corpus}
+    for ending, some in (("", prompts), ("_raw", raw)):
+        matched = sum(prompt["label"] == "matched" for prompt in some)
+        stats |= {f"rows_written{ending}": len(some), f"rows_matched{ending}": matched}
+        stats[f"rows_not_matched{ending}"] = len(some) - matched
+    negatives = [len(prompt["hard_negative_ids"]) for prompt in prompts]
+    return {
+        **stats,
+        "rows_augmented_match_added": len(prompts) - len(raw),
+        "hard_negative_topk": max(negatives, default=0),
+        "hard_negative_avg_count": sum(negatives) / max(1, len(negatives)),
+    }
 
 
 def _write_hard_negatives(view: View, path: Path) -> None:
@@ -199,24 +235,31 @@ def _write_vectors(view: View, document: str, entries: Sequence[Entry], own: pl.
 def _write_frames(view: View, split: str, folder: Path, copy: bool) -> None:
     ids = set(_videos_of(view, split)["video_id"])
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").iter_rows(named=True) if r["video_id"] in ids}
-    rates = dict(view.rows("videos", ["video_id", "fps"]).iter_rows())
+    sources = {r["video_id"]: r for r in view.rows("videos", ["video_id", "fps", "num_frames"]).to_dicts()}
     for video_id, row in frames.items():
         bring(Path(row["path"]), folder / f"{video_id}.npy", copy)
     entries = _entries(view, f"{split}.frames", "frame_tensors", frames)
     lines = (
-        _frames_meta(frames[e.row_id], rates[e.row_id], split) if e.record is None else json.loads(e.record)
+        json.loads(e.record)
+        if e.record is not None
+        else _frames_meta(frames[e.row_id], sources[e.row_id], split, view.config.frames.fps)
         for e in entries
     )
     write_jsonl(folder / "meta.jsonl", lines)
 
 
-def _frames_meta(row: Mapping[str, Any], fps: float, split: str) -> dict[str, Any]:
-    """A line of meta.jsonl. The times are the true ones; frame numbers assume a source with a constant frame rate."""
+def _frames_meta(row: Mapping[str, Any], source: Mapping[str, Any], split: str, sample_fps: float) -> dict[str, Any]:
+    """A line of meta.jsonl. The times are the true ones; frame numbers assume a source with a constant frame rate.
+
+    source: the video's row of `videos`. sample_fps: the rate at which frames were sampled.
+    """
     num_frames, height, width = read_frames(row["path"]).shape[:3]
     return {
         "source_duration_sec": row["duration_s"],
-        "raw_fps": fps,
-        "sampled_indices_src": [round(time_s * fps) for time_s in row["timestamps_s"]],
+        "raw_fps": source["fps"],
+        "source_total_frames": source["num_frames"],
+        "target_sample_fps": sample_fps,
+        "sampled_indices_src": [round(time_s * source["fps"]) for time_s in row["timestamps_s"]],
         "sampled_timestamps_sec": row["timestamps_s"],
         "output_num_frames": num_frames,
         "output_height": height,

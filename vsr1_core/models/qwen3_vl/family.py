@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import Qwen3VLConfig
+from transformers import AutoTokenizer, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1_core.models.insertion import InsertionPlace
 from vsr1_core.models.protocols import TinyFamily
 from vsr1_core.models.qwen3_vl.embedder import INSTRUCTION, Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured
 from vsr1_core.models.qwen3_vl.released import load_released_policy
+from vsr1_core.models.qwen3_vl.released_form import write_released_form
 from vsr1_core.models.qwen3_vl.sizes import published_config, size_of
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
@@ -44,6 +46,12 @@ class Qwen3VL:
         size = int(Qwen3VLConfig.from_pretrained(folder).text_config.hidden_size)
         return size, size
 
+    def insertion_place(self, folder: Path) -> InsertionPlace:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        after = Qwen3VLEmbedder(None, tokenizer).split_query("a query").after  # the split reads the tokenizer alone
+        plain = tokenizer("a query", add_special_tokens=False)["input_ids"]
+        return InsertionPlace(tokenizer.convert_ids_to_tokens(after), tokenizer("a query")["input_ids"] != plain)
+
     def load_policy(self, folder: Path, device: str, dtype: torch.dtype) -> LoadedPolicy:
         return load_configured(folder, Qwen3VLConfig.from_pretrained(folder), device, dtype)
 
@@ -56,6 +64,9 @@ class Qwen3VL:
         self, folder: Path, *, training_file: Path, embedder: str, dtype: torch.dtype
     ) -> LoadedPolicy:
         return load_released_policy(folder, training_file=training_file, embedder=embedder, dtype=dtype)
+
+    def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
+        return write_released_form(folder, target, base)
 
     def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path) -> LoadedPolicy:
         """See `protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and ModuleNotFoundError, which

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, XCLIPConfig, XCLIPModel
 
+from vsr1_core.models.insertion import InsertionPlace
 from vsr1_core.models.protocols import EmbedderFamily
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.weights import LOADING, check_loaded
@@ -27,6 +28,13 @@ class XCLIP:
         model.requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return XCLIPEmbedder(model.to(device).eval(), tokenizer, normalisation(folder))
+
+    def insertion_place(self, folder: Path) -> InsertionPlace:
+        """Before the closing token, without which no query is read."""
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        ids = tokenizer("a query")["input_ids"]
+        has_end_token = ids[-1] == tokenizer.eos_token_id
+        return InsertionPlace(tokenizer.convert_ids_to_tokens(ids[-1:]) if has_end_token else (), has_end_token)
 
     def model_size(self, folder: Path) -> ModelSize:
         config = XCLIPConfig.from_pretrained(folder)

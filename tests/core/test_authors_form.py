@@ -1,0 +1,117 @@
+"""A checkpoint as the authors' code reads it: the same weights under the spellings of transformers 4.57, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.core.test_hub import Home
+from tests.core.test_policy_checkpoints import assert_same_weights
+from tests.core.tiny_models import tiny_embedder, tiny_policy
+from vsr1_core.home.hub.adoption import adopt, form_of
+from vsr1_core.home.hub.checkpoints import find_checkpoint, write_authors_folder
+from vsr1_core.home.staleness import require_current
+from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
+from vsr1_core.models.registry import policy_family_of
+from vsr1_core.models.weights import digest_weights
+from vsr1_core.rows.files import read_json, write_json
+from vsr1_core.stages.adopted import adopted
+
+TRAINING = ("video_index", "first_ranking", "hard_negatives", "top1_pool", "reasoning_traces", "sft_examples")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    digest = save_embedder(tiny_embedder(), folder / "embedder", {})
+    compat: dict[str, Any] = {"accumulate": False, "seed_hidden": "pre_norm"}
+    save_policy(tiny_policy(embedder=digest, system_prompt="Is it shown?", **compat), folder / "policy", {})
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def home(tmp_path: Path, models: dict[str, Path]) -> Home:
+    made = Home(tmp_path / "home", models["embedder"])
+    adopt(made.view, "sft_checkpoint", "me/policy", models["policy"])
+    for asset in (*TRAINING, "sft_checkpoint"):
+        made.build(asset)
+    return made
+
+
+def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_prompt(
+    home: Home, models: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    differences = write_authors_folder(find_checkpoint(home.view, "sft_checkpoint"), out, "me/authors")
+    assert form_of(out) == "released"
+    assert {"preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json", "README.md"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert set(load_file(out / "model.safetensors")) == set(load_file(models["policy"] / "model.safetensors"))
+    adopt(home.view, "grpo_checkpoint", "me/authors", out, out / "train_oneturn.json")
+    back = adopted(home.view, "grpo_checkpoint")
+    assert back is not None
+    policy, before = load_policy(Path(back.path)), load_policy(models["policy"])
+    assert_same_weights(policy, before)
+    assert policy.model.soft_query == before.model.soft_query
+    assert differences[0].startswith("Their modules have the size 2048, and will not load these: D = 48")
+    assert not any("final norm" in sentence or "last turn" in sentence for sentence in differences)
+    assert differences[-1] in (out / "README.md").read_text()
+
+
+def test_the_config_is_spelled_as_transformers_4_57_reads_it(models: dict[str, Path], tmp_path: Path) -> None:
+    policy_family_of(models["policy"]).write_released_form(models["policy"], tmp_path, models["policy"])
+    config = read_json(tmp_path / "config.json")
+    text = config["text_config"]
+    scaling = {"mrope_interleaved": True, "mrope_section": [2, 2, 2], "rope_type": "default"}
+    assert (text["rope_scaling"], text["rope_theta"]) == (scaling, 10_000.0)
+    assert "rope_parameters" not in text
+    assert "rope_parameters" not in config["vision_config"]
+    assert config["architectures"] == ["Qwen3VLForConditionalGeneration"]
+    assert "soft_query" not in config
+    assert read_json(tmp_path / "tokenizer_config.json")["tokenizer_class"] == "Qwen2Tokenizer"
+    video = read_json(tmp_path / "video_preprocessor_config.json")
+    assert (video["video_processor_type"], video["patch_size"]) == ("Qwen3VLVideoProcessor", 8)
+
+
+def test_files_of_the_processor_are_those_of_the_base_policy_where_it_has_them(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    out.mkdir()
+    write_json(base / "video_preprocessor_config.json", {"size": "as published"})
+    (base / "merges.txt").write_text("a b\n")
+    policy_family_of(models["policy"]).write_released_form(models["policy"], out, base)
+    assert json.loads((out / "video_preprocessor_config.json").read_text()) == {"size": "as published"}
+    assert (out / "merges.txt").read_text() == "a b\n"
+    assert read_json(out / "preprocessor_config.json")["merge_size"] == 2
+
+
+def test_what_their_code_does_otherwise_is_said(tmp_path: Path) -> None:
+    save_policy(tiny_policy(num_soft_tokens=4), tmp_path / "policy", {})
+    (tmp_path / "out").mkdir()
+    said = policy_family_of(tmp_path / "policy").write_released_form(
+        tmp_path / "policy", tmp_path / "out", tmp_path / "policy"
+    )
+    assert [sentence.split()[:3] for sentence in said[1:4]] == [
+        ["Their", "code", "reads"], ["Their", "code", "gives"], ["Set", "REFINE_ROLLOUT_DEPTH=4,", "the"],
+    ]  # fmt: skip
+
+
+def test_what_is_no_policy_is_refused(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="embedder is not a policy"):
+        write_authors_folder(find_checkpoint(home.view, "embedder"), tmp_path / "out", "me/x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_out_of_date_is_named(home: Home, models: dict[str, Path], tmp_path: Path) -> None:
+    require_current(home.view, ["sft_checkpoint"])
+    digest = digest_weights(models["embedder"])
+    save_policy(tiny_policy(seed=4, embedder=digest), tmp_path / "newer", {})
+    adopt(home.view, "sft_checkpoint", "me/newer", tmp_path / "newer")
+    with pytest.raises(ValueError, match=r"a build would change sft_checkpoint \(1 rows\)"):
+        require_current(home.view, ["sft_checkpoint"])
