@@ -30,8 +30,9 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     retry_failed: bool = False
     cache_gb: float = 20.0
     processes: int = 0
-    micro_batch_size: int = 8
+    micro_batch_size: int = 0
     text_writer: TextWriterName = "in-process"
+    rollout_writer: TextWriterName = "in-process"
     save_steps: int = 50
     trackers: list[str] = []
 

@@ -43,10 +43,13 @@ class Settings:
     """GiB (2**30 bytes) of disk for the cache of vision features, and as much again for query vectors; 0 for none."""
     processes: int = 0
     """How many processes train together; 0: see `choose_processes`."""
-    micro_batch_size: int = 8
-    """How many episodes of stage 2 go through one backward pass."""
+    micro_batch_size: int = 0
+    """How many episodes of stage 2 go through one backward pass; 0: as many as the GPU's memory allows, a few groups at
+    most."""
     text_writer: TextWriterName = "in-process"
     """What writes the text in searches."""
+    rollout_writer: TextWriterName = "in-process"
+    """What writes the text of the episodes that stage 2 samples."""
     save_steps: int = 50
     """A training saves its state every so many steps."""
     trackers: tuple[str, ...] = ()
@@ -65,8 +68,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         ray=_ray_address(environ),
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
-        micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
-        text_writer=_text_writer(environ),
+        micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", Settings.micro_batch_size, at_least=0),
+        text_writer=_text_writer(environ, "VSR1_TEXT_WRITER"),
+        rollout_writer=_text_writer(environ, "VSR1_ROLLOUT_WRITER"),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
         trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
     )
@@ -90,10 +94,10 @@ def _ray_address(environ: Mapping[str, str]) -> str:
     return address
 
 
-def _text_writer(environ: Mapping[str, str]) -> TextWriterName:
-    name = environ.get("VSR1_TEXT_WRITER") or "in-process"
+def _text_writer(environ: Mapping[str, str], variable: str) -> TextWriterName:
+    name = environ.get(variable) or "in-process"
     if name not in get_args(TextWriterName):
-        raise ValueError(f"VSR1_TEXT_WRITER must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
+        raise ValueError(f"{variable} must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
     return cast(TextWriterName, name)
 
 
@@ -164,6 +168,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         processes=choose_processes(settings.processes, device),
         micro_batch_size=settings.micro_batch_size,
         text_writer=settings.text_writer,
+        rollout_writer=settings.rollout_writer,
         save_steps=settings.save_steps,
         trackers=settings.trackers,
         log=Log(log, show_step),

@@ -290,9 +290,14 @@ class GRPORecipe:
     refine_lr: Weight = 5e-5
     warmup_steps: Whole = 10
     weight_decay: Weight = 0.01
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps AdamW's moments in 8 bits (bitsandbytes, the extra `eight-bit`), which saves 6 bytes per
+    parameter that learns."""
     max_grad_norm: Weight = 1.0
     clip: Weight = 0.2
     beta: Weight = 0.01
+    """Weight of the KL penalty towards the starting policy. With 0 there is no reference model, and groups of equal
+    rewards are not replayed, except for their soft tokens."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     retrieval_weight: Weight = 0.3
     retrieval_temperature: Positive = 0.1
@@ -300,6 +305,8 @@ class GRPORecipe:
     rewards: Annotated[RewardWeights, Each(Keys("vsr1_core.training.rewards", "REWARDS"), float)] = field(
         default_factory=RewardWeights
     )
+    lora_rank: Whole = 0
+    """As in stage 1. The policy without its adapters is the reference model then."""
     gradient_checkpointing: bool = False
     bf16: bool = True
     seed: Whole = 42

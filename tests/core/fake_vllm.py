@@ -6,9 +6,10 @@ Qwen3-VL does, and answers in the form of its RequestOutputs.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.reading import teacher_forced
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 from vsr1_core.models.qwen3_vl.vllm_writer import VLLMWriter
+from vsr1_core.models.soft_query import is_soft_query
 
 N = 4
 SETTINGS = DecodeSettings(max_new_tokens=12, num_soft_tokens=N)
@@ -49,6 +51,12 @@ class InProcessWriter:
         text_only, loop = replace(settings, num_soft_tokens=0), self.policy.with_writer(None)
         return decode(loop, prompts, features, text_only, wants_refine=lambda _text: False, generator=generator)
 
+    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """It writes with the policy's own weights."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
 
 class FakeLLM:
     """What `vllm.LLM` does with what VLLMWriter asks, by the in-process loop. `requests` are those it got."""
@@ -67,7 +75,9 @@ class FakeLLM:
     def _answer(self, asked: dict[str, Any], params: dict[str, Any]) -> Any:
         prompt, feature = self._understood(asked)
         settings = DecodeSettings(params["max_tokens"], params["temperature"], 0)
-        ids = self.script or InProcessWriter(self.policy).write([prompt], [feature], settings)[0].token_ids
+        seed = params["seed"]
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        ids = self.script or InProcessWriter(self.policy).write([prompt], [feature], settings, generator)[0].token_ids
         at = log_probs_of(self.policy, prompt, feature, ids)
         wanted = params["logprob_token_ids"]
         steps = [
@@ -93,6 +103,38 @@ class FakeLLM:
         grid = None if feature is None else torch.tensor([feature.layout.grid])
         positions, _ = model.get_rope_index(torch.tensor([ids]), mm_token_type_ids=types, video_grid_thw=grid)
         return Prompt(torch.tensor(ids), positions[:, 0], types[0].bool()), feature
+
+
+class LearningFakeLLM(FakeLLM):
+    """A FakeLLM with weights of its own, which change only as `vllm.LLM` lets them. As with vLLM's prefix cache, the
+    answer to a prompt stays what it was until that cache is dropped."""
+
+    def __init__(self, policy: LoadedPolicy) -> None:
+        super().__init__(replace(policy, model=copy.deepcopy(policy.model).eval(), writer=None))
+        self.taken: list[str] = []
+        self._cached: dict[Any, Any] = {}
+
+    def _answer(self, asked: dict[str, Any], params: dict[str, Any]) -> Any:
+        video = asked.get("multi_modal_data", {}).get("video", {}).get("video_embeds", torch.zeros(0))
+        key = (*asked["prompt_token_ids"], params["temperature"], params["seed"], video.numpy().tobytes())
+        if key not in self._cached:
+            self._cached[key] = super()._answer(asked, params)
+        return self._cached[key]
+
+    def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
+        return [function(self)]
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        own = {name: p for name, p in self.policy.model.named_parameters() if not is_soft_query(name)}
+        self.taken = []
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+            self.taken.append(name)
+        return set(self.taken)
+
+    def reset_prefix_cache(self) -> None:
+        self._cached.clear()
 
 
 @torch.no_grad()

@@ -6,18 +6,21 @@ import copy
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import Qwen3VLConfig
 
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import DecodeSettings
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.inputs import VideoPatches
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, Answer
@@ -26,7 +29,15 @@ from vsr1_core.search import episodes as episodes_module
 from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index
 from vsr1_core.training import rollout as rollout_module
-from vsr1_core.training.grpo import EpisodeGRPOTrainer, GRPOResult, _arguments, _freeze, train_grpo
+from vsr1_core.training.grpo import (
+    EpisodeGRPOTrainer,
+    GRPOResult,
+    MicroBatches,
+    StepCounts,
+    _arguments,
+    _choose_what_learns,
+    train_grpo,
+)
 from vsr1_core.training.rewards import REWARDS, EpisodeRecord, Reward, RewardBreakdown
 from vsr1_core.training.rollout import (
     GRPOPrompt,
@@ -85,10 +96,14 @@ def world() -> World:
     return make_world()
 
 
-def make_world() -> World:
+short_video = partial(random_video, max_pairs=2)
+
+
+def make_world(video: Callable[[int, Qwen3VLConfig], VideoPatches] = short_video) -> World:
+    """`video`: (number, config) -> one of the eight videos that are searched."""
     policy, embedder = tiny_policy(num_soft_tokens=3), tiny_embedder()
     _let_texts_end(policy)
-    videos = {f"v{i}": random_video(i, policy.model.config, max_pairs=2) for i in range(8)}
+    videos = {f"v{i}": video(i, policy.model.config) for i in range(8)}
     with torch.no_grad():
         vectors = embedder.embed_features(FeatureStore(embedder.encoder, videos.__getitem__).get(sorted(videos)))
     return World(
@@ -112,6 +127,10 @@ def _let_texts_end(policy: LoadedPolicy) -> None:
 
 @pytest.fixture
 def some_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_some_match(monkeypatch)
+
+
+def let_some_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random texts hold no answers: let one in three count as a match of the first second."""
 
     def parse(text: str, duration_s: float) -> Answer:
@@ -133,22 +152,26 @@ def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:
 
 
 def trainer_of(world: World, recipe: GRPORecipe, folder: Path) -> EpisodeGRPOTrainer:
-    _freeze(world.policy, world.embedder)
-    args = _arguments(recipe, TrainingRun(folder), len(world.prompts), 8)
-    trainer = EpisodeGRPOTrainer(
-        policy=world.policy, prompts=world.prompts, sampler=world.sampler(recipe), recipe=recipe, args=args
+    run = TrainingRun(folder)
+    return EpisodeGRPOTrainer(
+        policy=world.policy,
+        prompts=world.prompts,
+        sampler=world.sampler(recipe),
+        recipe=recipe,
+        adapters=_choose_what_learns(world.policy, world.embedder, recipe),
+        micro_batches=MicroBatches(8, recipe.group_size, run),
+        args=_arguments(recipe, run, len(world.prompts)),
     )
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer
 
 
-def inputs_of(rollouts: list[Rollout]) -> dict[str, object]:
-    return {
-        "advantages": torch.tensor([r.advantage for r in rollouts]),
-        "rollouts": rollouts,
-        "num_tokens": torch.tensor(sum(r.num_sampled_tokens for r in rollouts)),
-        "num_refined": torch.tensor(sum(r.is_refined for r in rollouts)),
-    }
+def counts_of(rollouts: list[Rollout]) -> StepCounts:
+    refined = sum(r.is_refined for r in rollouts)
+    return StepCounts(sum(r.num_sampled_tokens for r in rollouts), refined, len(rollouts))
+
+
+def loss_of(trainer: EpisodeGRPOTrainer, rollouts: list[Rollout]) -> Tensor:
+    """The loss of a step of these episodes, in one micro-batch."""
+    return trainer.loss_of(rollouts, counts_of(rollouts))[0]
 
 
 def replayed(world: World, rollouts: list[Rollout], temperature: float = 1.0) -> Replay:
@@ -224,7 +247,7 @@ def test_gradients_reach_text_and_refinement_but_no_frozen_weight(
     world: World, some_match: None, tmp_path: Path, bf16: bool
 ) -> None:
     trainer = trainer_of(world, replace(RECIPE, bf16=bf16), tmp_path)
-    trainer._compute_loss(trainer.model, inputs_of(world.sample())).backward()
+    loss_of(trainer, world.sample()).backward()
     model = world.policy.model
     for module in (model.refine_projector, model.refine_latent_input_projector, model.refine_append_input_projector):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
@@ -291,7 +314,7 @@ def test_loss_equals_the_one_worked_out_by_hand(world: World, some_match: None, 
             parameter.mul_(1.03)  # away from the policy that sampled and from the reference
         now = replayed(world, rollouts)
         reference = replay(trainer.reference, rollouts, world.features, 1.0).log_probs
-        found = trainer._compute_loss(trainer.model, inputs_of(rollouts))
+        found = loss_of(trainer, rollouts)
         refined = [i for i, soft in enumerate(now.latents) if soft]
         search = world.sampler(recipe).refined_losses([rollouts[i] for i in refined], [now.latents[i] for i in refined])
     expected, num_clipped = 0.0, 0

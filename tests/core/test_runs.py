@@ -67,6 +67,12 @@ CASES: dict[str, tuple[Callable[[], Any], type, Train, Any]] = {
         run_grpo,
         replace(test_grpo.RECIPE, steps=5, queries_per_step=1),
     ),
+    "stage 2 with adapters": (
+        test_grpo.make_world,
+        EpisodeGRPOTrainer,
+        run_grpo,
+        replace(test_grpo.RECIPE, steps=4, queries_per_step=1, lora_rank=2),
+    ),
 }
 
 

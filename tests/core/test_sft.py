@@ -186,9 +186,9 @@ def test_adapters_begin_as_no_change() -> None:
     text_model = world.policy.model.model.language_model
     with torch.no_grad():
         before = text_model(inputs_embeds=embeds).last_hidden_state
-        merge = sft.lora.attach(world.policy.text_model, 4, seed=0)
+        adapters = sft.lora.attach(world.policy.text_model, 4, seed=0)
         torch.testing.assert_close(text_model(inputs_embeds=embeds).last_hidden_state, before)
-        merge()
+        adapters.merge()
         torch.testing.assert_close(world.policy.model.model.language_model(inputs_embeds=embeds)[0], before)
 
 

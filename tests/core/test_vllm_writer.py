@@ -28,6 +28,7 @@ from tests.core.fake_vllm import (
 from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.test_decoding import REFINE_ID, STOPS, run, world
 from tests.core.tiny_models import prompts_with_videos, query_text, random_video, small_config, tiny_policy
+from vsr1_core.models.answer_tokens import decision_tokens
 from vsr1_core.models.protocols import Decoded, DecodeSettings
 from vsr1_core.models.qwen3_vl import vllm_writer
 from vsr1_core.models.qwen3_vl.inputs import VIDEO_PAD, build_prompts
@@ -75,7 +76,9 @@ def test_rows_end_where_the_loop_ends_them_and_seeds_follow_the_generator() -> N
     params = writer.llm.params[0]
     assert set(params["stop_token_ids"]) == {REFINE_ID, *STOPS}
     assert params["ignore_eos"], "the list is complete: no further token may end a row"
-    assert sampling(DecodeSettings(7, 0.5), policy.tokenizer, 3)["temperature"] == 0.5
+    assert (
+        sampling(DecodeSettings(7, 0.5), policy.tokenizer, decision_tokens(policy.tokenizer), 3)["temperature"] == 0.5
+    )
 
 
 def test_a_prompt_that_vllm_reads_otherwise_is_an_error() -> None:

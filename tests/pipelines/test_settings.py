@@ -18,8 +18,9 @@ def test_a_wrong_cache_size_is_refused_by_name(text: str) -> None:
 
 
 def test_an_unknown_text_writer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="VSR1_TEXT_WRITER must be one of in-process, vllm"):
-        read_settings({"VSR1_TEXT_WRITER": "pen"})
+    for variable in ("VSR1_TEXT_WRITER", "VSR1_ROLLOUT_WRITER"):
+        with pytest.raises(ValueError, match=f"{variable} must be one of in-process, vllm"):
+            read_settings({variable: "pen"})
 
 
 @pytest.mark.parametrize("text", ["ray://head:10001", "head", "head:", ":6379", "head:port"])
@@ -35,6 +36,7 @@ def test_an_address_that_is_no_cluster_is_refused(text: str) -> None:
 def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
     environ = {"VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu", "VSR1_PROCESSES": "2"}
     environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm", "VSR1_RAY": "auto"}
+    environ |= {"VSR1_ROLLOUT_WRITER": "vllm"}
     environ |= {"VSR1_SAVE_STEPS": "0", "VSR1_TRACKERS": "tensorboard, trackio,"}
     settings = read_settings(environ)
     given = workplace(settings)
@@ -42,7 +44,7 @@ def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Pa
     execution = given.execution(print)
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
     assert execution.ray == "auto"
-    assert (execution.processes, execution.text_writer) == (2, "vllm")
+    assert (execution.processes, execution.text_writer, execution.rollout_writer) == (2, "vllm", "vllm")
     assert (execution.save_steps, execution.trackers) == (0, ("tensorboard", "trackio"))
 
 

@@ -258,7 +258,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     passes = 8 if recipe.gradient_checkpointing else 6
     operations = base.mean_tokens("train") * size.text * (replayed * (passes + 2 * bool(recipe.beta)) + 2 * read)
     decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value
-    micro = min(base.execution.micro_batch_size, episodes) * recipe.num_turns
+    micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
     memory = base.learning_bytes + base.frozen_bytes + (4 * size.text if recipe.beta else 0)
     memory += max(base.cache_bytes(episodes), base.activation_bytes(micro, recipe.gradient_checkpointing))
     hours = steps * (base.hours(operations) + decoding / 3600)

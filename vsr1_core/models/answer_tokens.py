@@ -29,10 +29,14 @@ class DecisionTokens:
         """Whether the token after `token_ids` decides between `matched` and `not_matched`."""
         return any(tuple(token_ids[-len(prefix) :]) == prefix for prefix in self.prefixes)
 
+    def place(self, token_ids: Sequence[int]) -> int | None:
+        """The place of the first decision in `token_ids`, which is their length if the next token decides; None if
+        there is none."""
+        return next((n for n in range(len(token_ids) + 1) if self.is_decision_next(token_ids[:n])), None)
+
     def as_match(self, token_ids: Sequence[int]) -> list[int] | None:
         """`token_ids` up to their first decision, followed by a match up to its span; None if there is no decision."""
-        decided = (n for n in range(len(token_ids) + 1) if self.is_decision_next(token_ids[:n]))
-        place = next(decided, None)
+        place = self.place(token_ids)
         return None if place is None else [*token_ids[:place], *self.match_to_span]
 
 

@@ -8,7 +8,7 @@ soft tokens; B is the number of rows in a batch; L is the number of tokens in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,6 +193,12 @@ class TextWriter(Protocol):
         """One result per row, in order: its tokens (stop token included), their log-probabilities, the text and the
         probability of a match, without latents."""
 
+    def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write with these weights from now on. `weights`: (name in a checkpoint, tensor) of all that have changed."""
+
+    def close(self) -> None:
+        """Give back the memory that the engine holds; it writes nothing more."""
+
 
 class Reading(Protocol):
     """Prompts that a policy has read and that are continued by one input at a time. Finished rows leave the batch."""
@@ -264,10 +270,6 @@ class PolicyModel(Protocol):
         """The tokenizer, which spells <REFINE> as one token."""
 
     @property
-    def source(self) -> str:
-        """The folder or hub id from which it was loaded; empty for a policy that was just made."""
-
-    @property
     def writer(self) -> TextWriter | None:
         """The engine that writes its text with the same weights; None for the decoding loop."""
 
@@ -301,6 +303,19 @@ class PolicyModel(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [B, L, H] of whole rows (prompt and answer), left-padded, and the latents [R, N, D] of the rows
         `refining`, whose last token is <REFINE>. Gradients flow through everything."""
+
+    def teacher_forced_answers(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[Any],
+        answers: Sequence[Sequence[int]],
+        *,
+        refining: Sequence[int],
+        num_soft_tokens: int,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `teacher_forced`, where many answers follow the same prompt: each prompt is read once. `answers[b]`: the
+        tokens that follow prompts[b]. Returns hidden states [1 + n_b, H] of each row, at the end of the prompt and at
+        each token of its answer, and the latents [R, N, D]."""
 
     def frozen_copy(self) -> PolicyModel:
         """A copy of the policy as it is now, without gradients. It shares the vision tower, which is not trained."""
@@ -381,8 +396,9 @@ class PolicyFamily(EmbedderFamily, Protocol):
     def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
         """Write the policy of `folder` into `target` as the authors' code reads it; return what that does otherwise."""
 
-    def with_text_writer(self, policy: Any, name: str, folder: Path) -> PolicyModel:
-        """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`."""
+    def with_text_writer(self, policy: Any, name: str, folder: Path, learns: bool = False) -> PolicyModel:
+        """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`. `learns`:
+        the policy is trained while the engine writes, which gets its weights by `TextWriter.take_weights`."""
 
 
 @runtime_checkable

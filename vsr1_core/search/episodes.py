@@ -350,6 +350,13 @@ class Searcher:
                 vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
 
+    def plain_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Vectors [Q, D] of plain queries, each of which is embedded by itself: padding changes rounding, so in batches
+        a vector would depend on the queries beside it, and a resumed training has other queries beside it."""
+        different = list(dict.fromkeys(texts))
+        vectors = dict(zip(different, self._plain.get(different, batch_size=1), strict=True))
+        return torch.stack([vectors[text] for text in texts])
+
     def _soft_tokens(self, episode: Episode) -> Tensor:
         """The soft tokens A(z), [n, E], of all turns so far, or only of the last one."""
         policy = self.policy.model

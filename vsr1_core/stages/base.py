@@ -42,10 +42,14 @@ class Execution:
     """The endpoint that serves the teacher's model; None where none is set up."""
     processes: int = 1
     """Number of processes that train one model together, each on its own GPU."""
-    micro_batch_size: int = 8
-    """Number of episodes per backward pass of stage 2; fewer episodes need less memory."""
+    micro_batch_size: int = 0
+    """Number of episodes per backward pass of stage 2; fewer episodes need less memory. 0: a few groups, and half as
+    many whenever the GPU's memory does not suffice."""
     text_writer: TextWriterName = "in-process"
     """What decodes text in a search: the decoding loop of this project, or vLLM on a GPU (the extra `vllm`)."""
+    rollout_writer: TextWriterName = "in-process"
+    """What decodes the text of the episodes that stage 2 samples. vLLM draws other samples than the loop, as another
+    machine would. Trainings in several processes use the loop."""
     cache_bytes: int = 20 << 30
     """Bytes on disk that the cached vision features may take, and as many for query vectors; 0 caches nothing."""
     save_steps: int = 50

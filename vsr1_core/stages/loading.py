@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.recipes import MethodOptions
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import Execution, TextWriterName, View
 from vsr1_core.stages.imported_vectors import check_imported
 
 if TYPE_CHECKING:
@@ -66,13 +66,21 @@ def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> Poli
     """The policy whose folder the row of `asset` names, for inference. A published base model gets new soft query
     modules. `execution.text_writer` decodes its text. LookupError: the row is not built."""
     policy = _opened_policy(view, execution, asset, row_id, precision(execution))
-    if execution.text_writer == "in-process":
+    return with_writer(view, policy, asset, row_id, execution.text_writer)
+
+
+def with_writer(
+    view: View, policy: PolicyModel, asset: str, row_id: str, writer: TextWriterName, learns: bool = False
+) -> PolicyModel:
+    """`policy`, as opened from the row of `asset`, with text from the engine `writer`. `learns`: it is trained while
+    the engine writes, and whoever trains it closes the engine."""
+    if writer == "in-process":
         return policy
     from vsr1_core.models.registry import policy_family_of
 
-    row, writer = one_row(view, asset, row_id), execution.text_writer
+    row = one_row(view, asset, row_id)
     folder = view.lake.cache(writer) / f"{row['digest']}-{policy.model.dtype}"
-    return policy_family_of(row["path"]).with_text_writer(policy, writer, folder)
+    return policy_family_of(row["path"]).with_text_writer(policy, writer, folder, learns)
 
 
 def learning_policy_of(

@@ -79,7 +79,7 @@ _TRAININGS = (
         lambda config: config.grpo,
         "grpo_prompts",
         parent=("sft_checkpoint", "sft_checkpoint"),
-        version=4,
+        version=5,
         searches=True,
         always=True,
     ),

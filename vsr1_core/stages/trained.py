@@ -37,9 +37,9 @@ from vsr1_core.training.rewards import reward_columns
 
 if TYPE_CHECKING:
     from vsr1_core.models.protocols import PolicyModel
-    from vsr1_core.training.grpo import EpisodeTrace
     from vsr1_core.training.runs import CurvePoint, TrainingRun
     from vsr1_core.training.sft import SFTData
+    from vsr1_core.training.traces import EpisodeTrace
 
 EPISODE_COLUMNS: Mapping[str, Column] = {
     "step": c.integer("Training step in which the episode was sampled."),
@@ -230,9 +230,10 @@ class GRPOCheckpoint(TrainedStage):
         return min(recipe.queries_per_step, view.rows(self.trained.examples).height)
 
     def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
-        from vsr1_core.stages.loading import vectors_of
+        from vsr1_core.stages.loading import vectors_of, with_writer
         from vsr1_core.training.grpo import train_grpo
 
+        policy = with_writer(view, policy, *self.trained.parent, run.rollout_writer, learns=True)
         prompts = self._prompts(view)
         opened = OpenedModels(view, run)
         index = opened.index("train")
@@ -250,6 +251,8 @@ class GRPOCheckpoint(TrainedStage):
             run=self.training_run(view, run),
             micro_batch_size=run.micro_batch_size,
         )
+        if policy.writer is not None:
+            policy.writer.close()
         episodes = [_episode_row(trace) for trace in result.episodes]
         return TrainingResult(result.curve, {"num_prompts": len(prompts)}, {"episodes": episodes})
 

@@ -1,10 +1,11 @@
 """Stage 2: GRPO over whole search episodes, with the GRPOTrainer of TRL. Sampling and replay are in `rollout`.
 
 This is a subclass and not a loop of our own, because the part of TRL (GRPOConfig, the sampler that repeats a prompt for
-its group, generating once and splitting into micro-batches, accumulation, schedule, clipping, logging) needs only three
-overrides of about ten lines: what a rollout is, what the loss is, and two learning rates. The reference model of TRL is
-not used, because TRL loads it by name; ours is a frozen copy of the policy as it is at the start, without a second
-vision tower.
+its group, schedule, clipping, logging) needs only three overrides of about ten lines: what a rollout is, what the loss
+is, and two learning rates. Micro-batches are ours: TRL shuffles the episodes of a step before it splits them, and
+episodes of one group share the reading of their prompts only if they stay together. The reference model of TRL is not
+used, because TRL loads it by name; ours is the policy without its adapters, or a frozen copy of the policy as it is at
+the start, without a second vision tower.
 
 Two differences from the authors' code follow the paper (docs/method.md, stage 2): whole episodes instead of one turn on
 a stored video, and soft tokens that learn, through L_ret of the last refined query of the episode. With `accumulate`,
@@ -14,9 +15,9 @@ is an episode (`training.losses`). Several passes over one set of rollouts are n
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,45 +25,25 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel
 from vsr1_core.recipes import GRPORecipe
-from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
+from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn
 from vsr1_core.search.index import VideoIndex
-from vsr1_core.training.attention_backend import training_attention
+from vsr1_core.training import lora
 from vsr1_core.training.losses import PolicyLoss, policy_loss
-from vsr1_core.training.processes import SharedSteps, share_of
+from vsr1_core.training.policy_trainer import PolicyTrainer
+from vsr1_core.training.processes import share_of
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import GRPOPrompt, Replay, Rollout, RolloutSampler, recorded_log_probs, replay
-from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, shared_order, training_order
-from vsr1_core.training.sft import curve_of, parameter_groups
+from vsr1_core.training.runs import CurvePoint, TrainingRun, shared_order, training_order
+from vsr1_core.training.traces import EpisodeTrace, trace_of
 
 NUM_TRACED_STEPS = 20
-
-
-@dataclass(frozen=True)
-class EpisodeTrace:
-    """One sampled episode for people to read, in plain values."""
-
-    step: int
-    sample: int
-    """Index of the episode in its group."""
-    query_id: str
-    query: str
-    gt_video_id: str
-    gt_start_s: float
-    gt_end_s: float
-    first_rank: int | None
-    """Rank of the right video for the query's own text."""
-    rank: int | None
-    """Rank of the right video in the last ranking."""
-    reward: RewardBreakdown
-    advantage: float
-    turns: tuple[Mapping[str, Any], ...]
-    """One row of `search.episodes.turn_row` per turn."""
+FEW_EPISODES = 8
+"""Episodes of a micro-batch, rounded up to whole groups, where no number is given."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +66,14 @@ def train_grpo(
     never: Mapping[str, frozenset[str]],
     recipe: GRPORecipe,
     run: TrainingRun,
-    micro_batch_size: int = 8,
+    micro_batch_size: int = 0,
 ) -> GRPOResult:
     """Stage 2: train `policy.model` in place on whole search episodes, with a frozen embedder. If the run's folder has
     the state of a stopped training, training continues from it.
 
     Args:
-        policy: The policy to train.
+        policy: The policy to train. If it has a `writer`, that writes the text of the rollouts, and gets the weights
+            after every step.
         embedder: The frozen embedder that made `index` and `vectors`.
         prompts: The queries. If there are fewer than a step takes, every step uses all of them.
         index: The index that is searched.
@@ -101,40 +83,28 @@ def train_grpo(
         never: Query id -> videos that must not be its negatives.
         recipe: What is trained, and how.
         run: Where the state is kept, and what is logged.
-        micro_batch_size: Episodes in one backward pass. It changes memory; only `bnpo` gives another result.
+        micro_batch_size: Episodes in one backward pass; 0 begins with a few groups and halves the number whenever the
+            GPU's memory does not suffice. It changes memory; only `bnpo` gives another result.
 
     Raises:
         ValueError: There are no prompts, or the right video of a prompt has no vector.
     """
     _check_prompts(prompts, vectors)
-    _freeze(policy, embedder)
+    adapters = _choose_what_learns(policy, embedder, recipe)
     settings = EpisodeSettings(
         num_turns=recipe.num_turns,
         decode=DecodeSettings(recipe.max_new_tokens, recipe.temperature, policy.model.soft_query.num_soft_tokens),
     )
-    device = next(policy.model.parameters()).device
-    seed = recipe.seed + PartialState().process_index  # with one seed, all processes would draw the same samples
-    sampler = RolloutSampler(
-        searcher=Searcher(policy, embedder, index, features, durations_s, settings),
-        recipe=recipe,
-        vectors=vectors,
-        never=never,
-        generator=torch.Generator(device).manual_seed(seed),
-        rng=random.Random(seed),
-    )
     trainer = EpisodeGRPOTrainer(
         policy=policy,
         prompts=prompts,
-        sampler=sampler,
+        sampler=_sampler(Searcher(policy, embedder, index, features, durations_s, settings), recipe, vectors, never),
         recipe=recipe,
-        args=_arguments(recipe, run, min(recipe.queries_per_step, len(prompts)), micro_batch_size),
-        callbacks=[LogLines(run.log, run.name, ("/mean",))],
+        adapters=adapters,
+        micro_batches=MicroBatches(micro_batch_size, recipe.group_size, run),
+        args=_arguments(recipe, run, min(recipe.queries_per_step, len(prompts))),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.run(run)
-    policy.model.eval()
-    policy.model.__dict__.pop("forward", None)  # remove the wrapper of TRL and accelerate
-    return GRPOResult(curve_of(trainer.state.log_history), trainer.traces)
+    return GRPOResult(trainer.fit(run), trainer.traces)
 
 
 def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor]) -> None:
@@ -150,23 +120,39 @@ def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor])
         )
 
 
-def _freeze(policy: PolicyModel, embedder: Embedder) -> None:
-    """Let the text model and P, R and A learn, and freeze both vision towers, the embedder and the unused gate."""
+def _choose_what_learns(policy: PolicyModel, embedder: Embedder, recipe: GRPORecipe) -> lora.Adapters | None:
+    """Let the text model (or adapters of it) and P, R and A learn, and freeze both vision towers, the embedder and the
+    unused gate. Returns the adapters.
+
+    With adapters the output layer is frozen too: the reference model is the policy without adapters, so nothing else
+    that decides a token may change."""
     policy.model.requires_grad_(True)
     policy.vision_tower.requires_grad_(False)
     policy.model.refine_gate.requires_grad_(False)
     embedder.model.requires_grad_(False)
+    if not recipe.lora_rank:
+        return None
+    policy.model.lm_head.requires_grad_(False)
+    return lora.attach(policy.text_model, recipe.lora_rank, recipe.seed)
 
 
-def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int, micro_batch_size: int) -> GRPOConfig:
-    num_episodes = share_of(num_queries, "queries") * recipe.group_size  # a group is scored in one process
-    size = max(n for n in range(1, num_episodes + 1) if num_episodes % n == 0 and n <= max(1, micro_batch_size))
+def _sampler(
+    searcher: Searcher, recipe: GRPORecipe, vectors: Mapping[str, Tensor], never: Mapping[str, frozenset[str]]
+) -> RolloutSampler:
+    device = next(searcher.policy.model.parameters()).device
+    seed = recipe.seed + PartialState().process_index  # with one seed, all processes would draw the same samples
+    generator = torch.Generator(device).manual_seed(seed)
+    return RolloutSampler(searcher, recipe, vectors, never, generator, random.Random(seed))
+
+
+def _arguments(recipe: GRPORecipe, run: TrainingRun, num_queries: int) -> GRPOConfig:
     return GRPOConfig(
         **run.arguments(logging_steps=1),
         max_steps=recipe.steps or -1,
         num_train_epochs=1,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=num_episodes // size,
+        # A group is scored in one process.
+        per_device_train_batch_size=share_of(num_queries, "queries") * recipe.group_size,
+        gradient_accumulation_steps=1,
         num_generations=recipe.group_size,
         max_completion_length=recipe.num_turns * recipe.max_new_tokens,
         temperature=recipe.temperature,
@@ -190,8 +176,47 @@ def _scored_with_the_rollouts(**_: Any) -> list[float]:
     raise NotImplementedError("episodes are scored in RolloutSampler.sample")
 
 
-class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
+class MicroBatches:
+    """How many episodes go through one backward pass. `given` 0 begins with whole groups, about FEW_EPISODES."""
+
+    def __init__(self, given: int, group_size: int, run: TrainingRun) -> None:
+        self.size = given or -(-FEW_EPISODES // group_size) * group_size
+        self.run = run
+
+    def parts(self, rollouts: Sequence[Rollout]) -> list[Sequence[Rollout]]:
+        """The episodes of a step, in micro-batches. Groups stay in their order."""
+        return [rollouts[i : i + self.size] for i in range(0, len(rollouts), self.size)]
+
+    def halve(self, num_rollouts: int) -> None:
+        """Go on with half of the episodes. Raises RuntimeError if a micro-batch has one episode already."""
+        size = min(self.size, num_rollouts)
+        if size == 1:
+            raise RuntimeError(
+                "a single episode does not fit into the GPU's memory; lower frames.max_frames, frames.max_pixels or "
+                "grpo.max_new_tokens, or set grpo.gradient_checkpointing, grpo.lora_rank or grpo.optimizer=adamw_8bit"
+            )
+        self.size = size // 2
+        self.run.log(f"{self.run.name}: out of GPU memory; goes on with {self.size} episodes in a backward pass")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the losses of a whole step are divided by. tokens, refined: means over the processes, as gradients are
+    averaged over them; episodes: of this process."""
+
+    tokens: float
+    refined: float
+    episodes: int
+
+
+Notes = list[tuple[str, Tensor]]
+"""Names and values for the log."""
+
+
+class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
     """GRPOTrainer whose completions are search episodes and whose loss also runs through their latents."""
+
+    shown = ("/mean",)
 
     def __init__(
         self,
@@ -200,10 +225,13 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         prompts: Sequence[GRPOPrompt],
         sampler: RolloutSampler,
         recipe: GRPORecipe,
+        micro_batches: MicroBatches,
+        adapters: lora.Adapters | None = None,
         **kwargs: Any,
     ) -> None:
         self.policy, self.prompts, self.sampler, self.recipe = policy, prompts, sampler, recipe
-        self.reference = policy.frozen_copy() if recipe.beta else None  # for the KL term
+        self.adapters, self.micro_batches = adapters, micro_batches
+        self.reference = policy.frozen_copy() if recipe.beta and not adapters else None  # for the KL term
         self.traces: list[EpisodeTrace] = []
         self.rng, self.generator = sampler.rng, sampler.generator
         queries_a_step = kwargs["args"].generation_batch_size // recipe.group_size
@@ -229,24 +257,19 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
             for t in state["traces"]
         ]
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, with a learning rate of their own for the soft query modules."""
-        groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
-        return self.optimizer
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Sample and score the episodes of a step. TRL shuffles the result and splits it into micro-batches."""
+        """Sample and score the episodes of a step. They are one item of the result, which TRL would shuffle."""
         self.policy.model.eval()
+        if self.policy.writer is not None:
+            self.policy.writer.take_weights(lora.trained_weights(self.policy.model))
         with self.accelerator.autocast():
             rollouts = self.sampler.sample([self.prompts[row["prompt"]] for row in inputs])
         self.policy.model.train()
         self._note_rollouts(rollouts)
         return {
-            "advantages": torch.tensor([r.advantage for r in rollouts], device=self.accelerator.device),
-            "rollouts": rollouts,
-            "num_tokens": self._mean_count(sum(r.num_sampled_tokens for r in rollouts)),
+            "num_tokens": self._mean_count(sum(r.num_sampled_tokens for r in rollouts))[None],
             "num_refined": self._mean_count(sum(r.is_refined for r in rollouts)),
+            "rollouts": [rollouts],
         }
 
     def _mean_count(self, count: int) -> Tensor:
@@ -255,59 +278,94 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         return self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "mean")
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The share of a micro-batch in the loss of a step. TRL adds the shares up, so means are divided here."""
-        rollouts: list[Rollout] = inputs["rollouts"]
+        """The loss of a step. Its gradients are added here, one micro-batch after another, so what is returned is a
+        constant, of which the Trainer's backward pass adds nothing."""
+        [rollouts] = inputs["rollouts"]
+        counts = StepCounts(float(inputs["num_tokens"]), float(inputs["num_refined"]), len(rollouts))
+        while (total := self._differentiated(rollouts, counts)) is None:
+            self.micro_batches.halve(len(rollouts))
+            model.zero_grad()
+            torch.cuda.empty_cache()
+        return total.requires_grad_()
+
+    def _differentiated(self, rollouts: Sequence[Rollout], counts: StepCounts) -> Tensor | None:
+        """The loss of a step, whose gradients have been added to the parameters. None if the GPU's memory did not
+        suffice; part of the gradients may have been added then."""
+        total, noted = torch.zeros((), device=self.accelerator.device), Notes()
+        try:
+            for part in self.micro_batches.parts(rollouts):
+                loss, notes = self.loss_of(part, counts)
+                if loss.requires_grad:
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+                noted += notes
+        except torch.OutOfMemoryError:
+            return None
+        for name, value in noted:
+            self._note(name, value)
+        return total
+
+    def loss_of(self, rollouts: Sequence[Rollout], counts: StepCounts) -> tuple[Tensor, Notes]:
+        """The share of a micro-batch in the loss of a step, and what is logged of it. Shares are added up.
+
+        Without a KL term, an episode whose advantage is 0 has no part in the policy loss: its text is not replayed."""
+        has_text = [bool(self.recipe.beta) or rollout.advantage != 0 for rollout in rollouts]
+        reference = self._reference_log_probs(rollouts)
         with self.accelerator.autocast(), self._attention():
-            played = self._replay(self.policy, rollouts)
-        policy = self._policy_loss(rollouts, played, inputs)
-        self._note("kl", policy.kl)
-        self._note("clip_fraction", policy.clip_fraction)
-        self._note("entropy", played.entropy[played.mask].mean())
-        is_shared = self.recipe.loss_type == "dapo"  # already divided by the whole step's tokens
-        loss = policy.loss if is_shared else policy.loss / self.current_gradient_accumulation_steps
-        self._note("policy_loss", policy.loss * (self.current_gradient_accumulation_steps if is_shared else 1))
+            played = self._replay(self.policy, rollouts, has_text=has_text)
+        policy = self._policy_loss(rollouts, played, reference, counts)
+        # `dapo` is divided by the whole step's tokens already.
+        share = 1.0 if self.recipe.loss_type == "dapo" else len(rollouts) / counts.episodes
+        loss = policy.loss * share
+        notes = [("kl", policy.kl), ("clip_fraction", policy.clip_fraction), ("policy_loss", loss / share)]
+        if any(has_text):
+            notes.append(("entropy", played.entropy[played.mask].nanmean()))
         if not any(played.latents):
-            return loss
+            return loss, notes
         with self.accelerator.autocast(), self._attention():
             losses = self._refined_losses(rollouts, played)
-        self._note("retrieval_loss", losses.mean())
-        return loss + self.recipe.retrieval_weight * losses.sum() / inputs["num_refined"]
+        notes.append(("retrieval_loss", losses.mean()))
+        return loss + self.recipe.retrieval_weight * losses.sum() / counts.refined, notes
 
-    def _attention(self) -> AbstractContextManager[None]:
-        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[PolicyModel]:
+        """The policy as it was at the start, without gradients."""
+        with torch.no_grad(), self.adapters.disabled() if self.adapters else contextlib.nullcontext():
+            yield self.reference or self.policy
 
-    def _replay(self, policy: PolicyModel, rollouts: list[Rollout], with_latents: bool = True) -> Replay:
-        return replay(policy, rollouts, self.sampler.searcher.features, self.recipe.temperature, with_latents)
+    def _reference_log_probs(self, rollouts: Sequence[Rollout]) -> Tensor | None:
+        if not self.recipe.beta:
+            return None
+        with self._reference() as reference, self.accelerator.autocast():
+            return self._replay(reference, rollouts, with_latents=False).log_probs
 
-    def _policy_loss(self, rollouts: list[Rollout], played: Replay, inputs: dict[str, Any]) -> PolicyLoss:
+    def _replay(self, policy: PolicyModel, rollouts: Sequence[Rollout], **kwargs: Any) -> Replay:
+        return replay(policy, rollouts, self.sampler.searcher.features, self.recipe.temperature, **kwargs)
+
+    def _policy_loss(
+        self, rollouts: Sequence[Rollout], played: Replay, reference: Tensor | None, counts: StepCounts
+    ) -> PolicyLoss:
         """The policy loss. Recorded log-probabilities are at temperature 1; at another temperature, those of the
         current policy are used as the old ones, which gives a ratio of 1 that has a gradient."""
         old = played.log_probs.detach()
         if self.recipe.temperature == 1:
             old = recorded_log_probs(rollouts).to(old)
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                reference = self._replay(self.reference, rollouts, with_latents=False).log_probs
         return policy_loss(
             played.log_probs,
             old,
-            inputs["advantages"],
+            torch.tensor([r.advantage for r in rollouts], device=old.device),
             played.mask,
             reference_logprobs=reference,
             clip=self.recipe.clip,
             beta=self.recipe.beta,
             loss_type=self.recipe.loss_type,
             max_tokens=self.max_completion_length,
-            num_tokens=float(inputs["num_tokens"]),
+            num_tokens=counts.tokens,
         )
 
-    def _refined_losses(self, rollouts: list[Rollout], played: Replay) -> Tensor:
+    def _refined_losses(self, rollouts: Sequence[Rollout], played: Replay) -> Tensor:
         refined = [(rollout, soft) for rollout, soft in zip(rollouts, played.latents, strict=True) if soft]
         return self.sampler.refined_losses([r for r, _ in refined], [soft for _, soft in refined])
-
-    def _note(self, name: str, value: Tensor | float) -> None:
-        self._metrics["train"][name].append(float(torch.as_tensor(value).detach()))
 
     def _note_rollouts(self, rollouts: list[Rollout]) -> None:
         """Log mean and spread of each reward and numbers about the episodes; every n-th step, keep its first group as
@@ -326,25 +384,7 @@ class EpisodeGRPOTrainer(Resumable, SharedSteps, GRPOTrainer):
         self._note("share_final_rank_1", sum(r.episode.final_rank == 1 for r in rollouts) / len(rollouts))
         if self.state.global_step % max(1, self.state.max_steps // NUM_TRACED_STEPS) == 0:
             step, group = self.state.global_step, rollouts[: self.recipe.group_size]
-            self.traces += [_trace(step, sample, rollout) for sample, rollout in enumerate(group)]
+            self.traces += [trace_of(step, sample, rollout) for sample, rollout in enumerate(group)]
 
     def _is_cut(self, turn: Turn) -> bool:
         return turn.decoded.token_ids[-1] not in self.policy.end_tokens
-
-
-def _trace(step: int, sample: int, rollout: Rollout) -> EpisodeTrace:
-    prompt, episode = rollout.prompt, rollout.episode
-    return EpisodeTrace(
-        step=step,
-        sample=sample,
-        query_id=prompt.query_id,
-        query=prompt.query,
-        gt_video_id=prompt.gt_video_id,
-        gt_start_s=prompt.start_s,
-        gt_end_s=prompt.end_s,
-        first_rank=episode.first_rank,
-        rank=episode.final_rank,
-        reward=rollout.reward,
-        advantage=rollout.advantage,
-        turns=tuple(turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)),
-    )

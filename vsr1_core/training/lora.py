@@ -1,5 +1,5 @@
-"""Low-rank adapters on the text model of the policy (peft), and their merge. The trainer decides which other parameters
-learn.
+"""Low-rank adapters on the text model of the policy (peft): with them, without them, and their merge. The trainer
+decides which other parameters learn.
 
 An adapter replaces the linear layer that it extends, so all code that runs the parts of the policy runs the adapters
 too. After the merge, the policy has its original layers with new weights.
@@ -7,29 +7,66 @@ too. After the merge, the policy has its original layers with new weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, LoraModel
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALPHA_PER_RANK = 2
 """alpha / rank, the factor by which the update is scaled."""
+_NAME = "default"
 
 
-def attach(text_model: nn.Module, rank: int, seed: int) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of one text model."""
+
+    tuner: LoraModel
+
+    def merge(self) -> None:
+        """Merge the adapters into the layers, and put the layers back into their places."""
+        self.tuner.merge_and_unload()
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """A context in which the layers are those that were there before `attach`: the policy as it was at the start.
+        Passes that are differentiated later must not run in it."""
+        self.tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.tuner.enable_adapter_layers()
+
+
+def attach(text_model: nn.Module, rank: int, seed: int) -> Adapters:
     """Freeze `text_model`, and add an adapter of `rank` to each of its linear layers, in attention and MLP.
 
-    The adapters change nothing at the start; `seed` decides their weights. Returns a function that merges the adapters
-    into the layers and puts the layers back into their places.
+    The adapters change nothing at the start; `seed` decides their weights, which are float32 beside layers of any
+    precision.
     """
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=TARGETS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tuner = LoraModel(text_model, {"default": config}, "default")
+        tuner = LoraModel(text_model, {_NAME: config}, _NAME)
+    for name, parameter in text_model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return Adapters(tuner)
 
-    def merge() -> None:
-        tuner.merge_and_unload()
 
-    return merge
+@torch.no_grad()
+def trained_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of `model` that learn, one at a time, by their names without adapters. A layer with an adapter is
+    yielded with its adapter merged; the model itself does not change."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer().weight
+            yield f"{name}.weight", base + module.get_delta_weight(_NAME).to(base)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            yield name, parameter.detach()

@@ -96,12 +96,14 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """(reward - group mean) / (group standard deviation + 1e-4), for `rewards` [Q * G] in which the samples of a group
     are side by side. Returns [Q * G].
 
-    The standard deviation divides by n - 1, as in TRL. A group of equal rewards, or of one reward, has advantages 0.
+    The standard deviation divides by n - 1, as in TRL. A group of equal rewards, or of one reward, has advantages that
+    are exactly 0, whatever rounding makes of their mean.
     """
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not make whole groups of {group_size}")
     groups = rewards.float().view(-1, group_size)
-    centred = groups - groups.mean(dim=1, keepdim=True)
+    is_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
+    centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(is_equal, 0.0)
     spread = groups.std(dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(centred)
     return (centred / (spread + ADVANTAGE_EPSILON)).view(-1)
 

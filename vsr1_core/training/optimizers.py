@@ -1,8 +1,9 @@
-"""The optimiser of the tiny base model: Muon and AdamW with one schedule. Trainings of policies use that of TRL."""
+"""The optimisers: Muon and AdamW with one schedule for the tiny base model, and AdamW for policies, also with states of
+8 bits. The schedules of policies are those of TRL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,3 +44,30 @@ class MuonAndAdamW:
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for stepped in (*self.parts, *self.schedules):
             stepped.step()
+
+
+INSTALL_8BIT = (
+    "the optimizer `adamw_8bit` needs bitsandbytes, which is not installed; run: pip install -e '.[eight-bit]', or set "
+    "grpo.optimizer to adamw"
+)
+
+
+def adamw(groups: Sequence[dict[str, Any]], weight_decay: float, kind: str, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over `groups` of parameters of `model`. `adamw_8bit` (bitsandbytes) keeps its two moments in 8 bits per
+    element instead of 32, except those of embeddings and of parameters with fewer than 4,096 elements.
+
+    Raises ModuleNotFoundError, which says what to install, if bitsandbytes is missing.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    try:
+        import bitsandbytes
+    except ModuleNotFoundError as error:
+        if error.name != "bitsandbytes":
+            raise
+        raise ModuleNotFoundError(INSTALL_8BIT, name="bitsandbytes") from error
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # their gradients are sparse and uneven; bitsandbytes advises 32 bits
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)

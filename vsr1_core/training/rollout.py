@@ -9,16 +9,17 @@ limit, its kept tokens are the actions: the draw beyond the limit is never kept,
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from vsr1_core.models.answer_tokens import before_latents
 from vsr1_core.models.feature_store import FeatureStore
-from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
@@ -79,13 +80,12 @@ class RolloutSampler:
     def __post_init__(self) -> None:
         check_weights(self.recipe.rewards)  # fail now, and not after hours of sampling
         self.corpus_ids = sorted(self.vectors)
-        self.first_vectors: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[GRPOPrompt]) -> list[Rollout]:
         """Sample one episode per prompt, all in one batch. `prompts` holds each query group_size times in a row."""
         queries = [EpisodeQuery(p.query_id, p.query, p.gt_video_id) for p in prompts]
-        episodes = self.searcher.run(queries, self._first_vectors(queries), self.generator)
+        episodes = self.searcher.run(queries, self.searcher.plain_vectors([p.query for p in prompts]), self.generator)
         by_query = {p.query_id: self._negatives(p) for p in prompts[:: self.recipe.group_size]}
         negatives = [by_query[p.query_id] for p in prompts]
         rewards = self._rewards(prompts, episodes, negatives)
@@ -125,17 +125,6 @@ class RolloutSampler:
             for row in zip(prompts, episodes, losses, strict=True)
         ]
 
-    def _first_vectors(self, queries: Sequence[EpisodeQuery]) -> Tensor:
-        """Vectors [B, D] of the plain queries. The embedder is frozen, so each query is embedded once per training,
-        unless it has a head that learns."""
-        if self.searcher.embedder.head is not None:
-            self.first_vectors.clear()
-        new = {q.query_id: q for q in queries if q.query_id not in self.first_vectors}
-        if new:
-            # One by one: padding changes rounding, and a resumed training embeds other queries together.
-            self.first_vectors.update({i: self.searcher.embed([Episode(query)])[0] for i, query in new.items()})
-        return torch.stack([self.first_vectors[q.query_id] for q in queries])
-
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:
         """Vectors [K, D] of the negatives, chosen as in stage 1: a wrong video that ranks first comes first in
         `negative_ids`."""
@@ -163,7 +152,7 @@ def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) 
 @dataclass(frozen=True)
 class Replay:
     """Rollouts that were run again with gradients. A row is an episode; its columns are the sampled tokens of all
-    turns.
+    turns. An episode whose text was not replayed has its recorded log-probabilities, and NaN as entropy.
 
     log_probs, entropy: [B, L]; mask: [B, L], False in padding; latents[b]: one [N, D] per turn that refined.
     """
@@ -180,36 +169,91 @@ def replay(
     features: FeatureStore,
     temperature: float,
     with_latents: bool = True,
+    has_text: Sequence[bool] | None = None,
 ) -> Replay:
     """Compute log-probabilities of the sampled tokens under `policy` at `temperature`, and the latents that follow.
+    Turns with the same prompt and video share one reading of it.
 
-    With `with_latents` False no latents are computed: a reference model is needed for log-probabilities only.
+    Args:
+        policy: The policy, or the reference model.
+        rollouts: The episodes.
+        features: Vision features of the videos that were shown.
+        temperature: The temperature at which the tokens were sampled.
+        with_latents: False computes no latents: a reference model is needed for log-probabilities only.
+        has_text: Whether the text of each episode has to be replayed; None for all. Of the other episodes, only the
+            turns that refined are replayed, for their latents.
     """
-    turns = [turn for rollout in rollouts for turn in rollout.episode.turns]
-    rows = [extended(turn.prompt, fed_tokens(turn, policy)) for turn in turns]
-    refining = [i for i, turn in enumerate(turns) if with_latents and turn.decoded.latents is not None]
-    hidden, latents = policy.teacher_forced(
-        rows,
+    wanted = [True] * len(rollouts) if has_text is None else has_text
+    refines = lambda turn: with_latents and turn.decoded.latents is not None  # noqa: E731
+    turns = [(turn, is_wanted) for r, is_wanted in zip(rollouts, wanted, strict=True) for turn in r.episode.turns]
+    played = [(turn, is_wanted) for turn, is_wanted in turns if is_wanted or refines(turn)]
+    states, latents = _answered(policy, [turn for turn, _ in played], features, refines)
+    texts = [
+        (turn, at[: turn.decoded.num_text_tokens]) for (turn, text), at in zip(played, states, strict=True) if text
+    ]
+    of_played = iter(_token_log_probs(policy, texts, temperature))
+    by_turn = iter(latents)
+    rows = [next(of_played) if is_wanted else _as_recorded(turn) for turn, is_wanted in turns]
+    lengths = [rollout.num_sampled_tokens for rollout in rollouts]
+    log_probs, entropy = (torch.cat([row[part].to(rows[0][0]) for row in rows]) for part in (0, 1))
+    return Replay(
+        log_probs=_rows(log_probs, lengths),
+        entropy=_rows(entropy, lengths),
+        mask=_rows(torch.ones_like(log_probs, dtype=torch.bool), lengths),
+        latents=[[next(by_turn) for turn in r.episode.turns if refines(turn)] for r in rollouts],
+    )
+
+
+def _answered(
+    policy: PolicyModel, turns: Sequence[Turn], features: FeatureStore, refines: Callable[[Turn], bool]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The states of each turn, from the end of its prompt on, and the latents of those that refine."""
+    if not turns:
+        return [], []
+    return policy.teacher_forced_answers(
+        [turn.prompt for turn in turns],
         features.get([turn.video_id for turn in turns]),
-        refining=refining,
+        [fed_tokens(turn, policy) for turn in turns],
+        refining=[i for i, turn in enumerate(turns) if refines(turn)],
         num_soft_tokens=policy.model.soft_query.num_soft_tokens,
     )
-    states = torch.cat([_predicting(*each) for each in zip(hidden, rows, turns, strict=True)])
-    targets = torch.tensor([t for turn in turns for t in turn.decoded.token_ids], device=states.device)
-    log_probs = (policy.model.lm_head(states).float() / temperature).log_softmax(-1)
-    chosen = log_probs.gather(-1, targets[:, None])[:, 0]
+
+
+MAX_LOGITS = 1 << 26
+"""Logits that are held at once, in float32 256 MiB: with a vocabulary of 151,936, those of 441 tokens."""
+
+
+def _token_log_probs(
+    policy: PolicyModel, texts: Sequence[tuple[Turn, Tensor]], temperature: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Log-probabilities and entropies [n] of the tokens of each turn, from the states [n, H] that predict them. More
+    than MAX_LOGITS logits are computed in parts, and again in the backward pass."""
+    if not texts:
+        return []
+    states = torch.cat([at for _, at in texts])
+    targets = torch.tensor([t for turn, _ in texts for t in turn.decoded.token_ids], device=states.device)
+    head = policy.model.lm_head
+    size = max(1, MAX_LOGITS // head.weight.shape[0])
+    if len(targets) <= size:
+        parts = [_chosen(head, temperature, states, targets)]
+    else:
+        of_part = partial(checkpoint, partial(_chosen, head, temperature), use_reentrant=False)
+        parts = [of_part(*part) for part in zip(states.split(size), targets.split(size), strict=True)]
+    lengths = [turn.decoded.num_text_tokens for turn, _ in texts]
+    chosen, entropy = (torch.cat(values).split(lengths) for values in zip(*parts, strict=True))
+    return list(zip(chosen, entropy, strict=True))
+
+
+def _chosen(head: nn.Module, temperature: float, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n] of `targets` at `temperature`, and entropies [n] without gradients."""
+    log_probs = (head(states).float() / temperature).log_softmax(-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-    lengths = [rollout.num_sampled_tokens for rollout in rollouts]
-    by_turn = iter(latents)
-    return Replay(
-        log_probs=_rows(chosen, lengths),
-        entropy=_rows(entropy, lengths),
-        mask=_rows(torch.ones_like(targets, dtype=torch.bool), lengths),
-        latents=[
-            [next(by_turn) for turn in r.episode.turns if with_latents and turn.decoded.latents is not None]
-            for r in rollouts
-        ],
-    )
+    return log_probs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def _as_recorded(turn: Turn) -> tuple[Tensor, Tensor]:
+    recorded = torch.tensor(turn.decoded.log_probs)
+    return recorded, torch.full_like(recorded, torch.nan)
 
 
 def recorded_log_probs(rollouts: Sequence[Rollout]) -> Tensor:
@@ -226,12 +270,6 @@ def fed_tokens(turn: Turn, policy: PolicyModel) -> list[int]:
     if turn.decoded.latents is None:
         return sampled[:-1]
     return before_latents(policy.tokenizer, sampled, policy.end_tokens)
-
-
-def _predicting(hidden: Tensor, row: Prompt, turn: Turn) -> Tensor:
-    """The states [n, H] that predict the turn's n sampled tokens; `hidden` [L, H] is left-padded."""
-    first = len(hidden) - len(row.token_ids) + len(turn.prompt.token_ids) - 1
-    return hidden[first : first + turn.decoded.num_text_tokens]
 
 
 def _rows(flat: Tensor, lengths: list[int]) -> Tensor:

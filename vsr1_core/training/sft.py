@@ -10,25 +10,25 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Embedder, PolicyModel
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
-from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
+from vsr1_core.training.lora import Adapters
 from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
-from vsr1_core.training.processes import SharedSteps, gather, share_of
-from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun, training_order
+from vsr1_core.training.policy_trainer import PolicyTrainer
+from vsr1_core.training.processes import gather, share_of
+from vsr1_core.training.runs import CurvePoint, TrainingRun, training_order
 
 LOGGING_STEPS = 10
 
@@ -62,10 +62,7 @@ def train_sft(
         )
     held_out = _held_out(data.examples, recipe) if recipe.early_stop_patience else []
     kept = {e.query_id for e in held_out}
-    merge = _choose_what_learns(policy, recipe)
-    callbacks: list[Any] = [LogLines(run.log, run.name, ("_loss",))]
-    if held_out:
-        callbacks.append(EarlyStoppingCallback(recipe.early_stop_patience))
+    adapters = _choose_what_learns(policy, recipe)
     trainer = RefineSFTTrainer(
         policy=policy,
         embedder=embedder,
@@ -74,14 +71,10 @@ def train_sft(
         examples=[e for e in data.examples if e.query_id not in kept],
         held_out=held_out,
         args=_arguments(recipe, run, bool(held_out)),
-        callbacks=callbacks,
+        callbacks=[EarlyStoppingCallback(recipe.early_stop_patience)] if held_out else [],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.run(run)
-    if merge:
-        merge()
-    policy.model.eval()
-    return curve_of(trainer.state.log_history)
+    trainer.adapters = adapters
+    return trainer.fit(run)
 
 
 def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExample]:
@@ -107,13 +100,13 @@ def _draw(seed: int, video_id: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:6], "big") / (1 << 48)
 
 
-def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Callable[[], None] | None:
-    """Mark the parameters that learn. Returns a function that merges the adapters afterwards, or None without any."""
+def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Adapters | None:
+    """Mark the parameters that learn. Returns the adapters, or None without any."""
     model = policy.model
     model.requires_grad_(True)
     policy.vision_tower.requires_grad_(recipe.train_vision)
     model.refine_gate.requires_grad_(False)
-    merge = lora.attach(policy.text_model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
+    adapters = lora.attach(policy.text_model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
     for parameter in model.refine_parameters:
         parameter.requires_grad_(recipe.refine == "soft")
     halves = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
@@ -122,7 +115,7 @@ def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Callable[[], 
             f"trained weights must be float32, but the policy has weights of {', '.join(sorted(halves))}; load it with "
             "dtype=torch.float32"
         )
-    return merge
+    return adapters
 
 
 def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfig:
@@ -150,17 +143,6 @@ def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfi
     )
 
 
-def parameter_groups(policy: PolicyModel, lr: float, refine_lr: float) -> list[dict[str, Any]]:
-    """The trained parameters as groups for an optimiser: P, R and A have a learning rate of their own."""
-    refine = {id(p) for p in policy.model.refine_parameters}
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in refine], "lr": lr},
-        {"params": [p for p in trained if id(p) in refine], "lr": refine_lr},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def retrieval_weight(recipe: SFTRecipe, step: int, num_steps: int) -> float:
     """The weight of L_ret at a step. It rises from 0 during the share `retrieval_warmup_ratio` of all steps."""
     rising = recipe.retrieval_warmup_ratio * num_steps
@@ -178,11 +160,13 @@ class LossSums:
     num_refining: int
 
 
-class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
+class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
     """An SFTTrainer whose loss is over answer tokens and, for rows that refine, over the search with their latents.
 
     Means are taken over the whole optimiser step, however many micro-batches and processes it has.
     """
+
+    shown = ("_loss",)
 
     def __init__(
         self,
@@ -209,12 +193,6 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, with a learning rate of their own for the soft query modules."""
-        groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
-        return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """The numbers of answer tokens and of refining rows in the micro-batches of a step, as means over the
@@ -246,9 +224,6 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
         weight = retrieval_weight(self.recipe, self.state.global_step, self.state.max_steps)
         loss = self._weighted(sums, num_tokens, num_refining, weight)
         return (loss, None) if return_outputs else loss
-
-    def _attention(self) -> AbstractContextManager[None]:
-        return training_attention(self.accelerator.device, self.recipe.gradient_checkpointing)
 
     def _weighted(self, sums: LossSums, num_tokens: float, num_refining: float, weight: float) -> Tensor:
         search = weight * sums.search / num_refining if num_refining else 0.0
@@ -338,17 +313,3 @@ class RefineSFTTrainer(Resumable, SharedSteps, SFTTrainer):
                 vectors[row, column] = self.data.vectors[video_id]
                 mask[row, column] = True
         return vectors, mask
-
-    def _note(self, name: str, value: Tensor) -> None:
-        self._metrics["train"][name].append(float(value.detach()))
-
-
-def curve_of(history: Sequence[Mapping[str, Any]]) -> list[CurvePoint]:
-    """The log history of a trainer as curve points, without its times and counters."""
-    skipped = {"step", "epoch", "train_runtime", "total_flos", "train_samples_per_second", "train_steps_per_second"}
-    return [
-        CurvePoint(int(entry["step"]), name, float(value))
-        for entry in history
-        for name, value in sorted(entry.items())  # in a resumed training, entries have another order
-        if name not in skipped and isinstance(value, int | float)
-    ]

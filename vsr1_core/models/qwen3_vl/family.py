@@ -25,6 +25,9 @@ from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.recipes import TinyRecipe
 
+MEMORY_BESIDE_SEARCH, MEMORY_BESIDE_TRAINING = 0.5, 0.25
+"""Shares of the GPU's memory for vLLM. Beside training, the policy needs 16 bytes per parameter and its activations."""
+
 
 class Qwen3VL:
     """See `protocols.TinyFamily`."""
@@ -68,12 +71,13 @@ class Qwen3VL:
     def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
         return write_released_form(folder, target, base)
 
-    def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path) -> LoadedPolicy:
+    def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path, learns: bool = False) -> LoadedPolicy:
         """See `protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and ModuleNotFoundError, which
         says how to install vLLM, if it is missing."""
         if name != "vllm":
             raise ValueError(f"there is no text writer {name!r}; use in-process or vllm")
-        return policy.with_writer(open_writer(policy, folder))
+        memory = MEMORY_BESIDE_TRAINING if learns else MEMORY_BESIDE_SEARCH
+        return policy.with_writer(open_writer(policy, folder, gpu_memory_utilization=memory, learns=learns))
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> Qwen3VLEmbedder:
         tokenizer = train_tokenizer(texts, recipe.vocab_size)

@@ -15,19 +15,18 @@ from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import TextWriter
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
-from vsr1_core.models.qwen3_vl.reading import PromptReading, read_prompts, teacher_forced
+from vsr1_core.models.qwen3_vl.reading import PromptReading, read_prompts, teacher_forced, teacher_forced_answers
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy with its tokenizer and its source. writer: the engine that writes its text with the same weights, in
-    place of the decoding loop."""
+    """A policy with its tokenizer. writer: the engine that writes its text with the same weights, in place of the
+    decoding loop."""
 
     model: Policy
     tokenizer: PreTrainedTokenizerBase
-    source: str = ""
     writer: TextWriter | None = None
 
     @property
@@ -69,6 +68,18 @@ class LoadedPolicy:
             self.model, prompts, features, refining=refining, pad_id=pad_id, num_soft_tokens=num_soft_tokens
         )
         return rows[0], rows[1]
+
+    def teacher_forced_answers(
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[VideoFeatures | None],
+        answers: Sequence[Sequence[int]],
+        *,
+        refining: Sequence[int],
+        num_soft_tokens: int,
+    ) -> tuple[list[Tensor], Tensor]:
+        kwargs = {"refining": refining, "pad_id": self.tokenizer.pad_token_id, "num_soft_tokens": num_soft_tokens}
+        return teacher_forced_answers(self.model, prompts, features, answers, **kwargs)
 
     def frozen_copy(self) -> LoadedPolicy:
         shared = {id(self.vision_tower): self.vision_tower}

@@ -31,7 +31,7 @@ def load_configured(
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(str(folder), tokenizer, model)
     batch_vision_attention(model.model)
-    return LoadedPolicy(model.to(device).eval(), tokenizer, str(folder))
+    return LoadedPolicy(model.to(device).eval(), tokenizer)
 
 
 def load_base_policy(
@@ -59,7 +59,7 @@ def load_base_policy(
             model.resize_token_embeddings(len(tokenizer))
     _check_tokenizer(model_id, tokenizer, model)
     batch_vision_attention(model.model)
-    return LoadedPolicy(model.to(device).eval(), tokenizer, model_id)
+    return LoadedPolicy(model.to(device).eval(), tokenizer)
 
 
 def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str, torch.Tensor]:

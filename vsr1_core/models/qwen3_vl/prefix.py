@@ -62,7 +62,7 @@ class SharedPrefix:
         self.bias = torch.zeros_like(is_padding, dtype=torch.float32).masked_fill(is_padding, -torch.inf)[:, None, None]
         cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
         self.layers = [
-            _LayerState(*checkpoint(_read_by, layer, inputs[i][at], *cosines, use_reentrant=False))
+            _LayerState(*checkpoint(read_by, layer, inputs[i][at], *cosines, use_reentrant=False))
             for i, layer in enumerate(model.layers)
         ]
 
@@ -78,10 +78,10 @@ class SharedPrefix:
 
     def _attend(self, layer: torch.nn.Module, state: _LayerState, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        key, value = _keys_and_values(attention, normed, cos, sin)
+        key, value = keys_and_values(attention, normed, cos, sin)
         state.step_keys.append(key)
         state.step_values.append(value)
-        query = attention.q_norm(_heads(attention.q_proj(normed), attention.head_dim)).transpose(1, 2)
+        query = attention.q_norm(heads_of(attention.q_proj(normed), attention.head_dim)).transpose(1, 2)
         query = apply_rotary_pos_emb(query, key, cos, sin)[0]
         # Group the heads that share a key: [R, query heads, 1, d] -> [R, key heads, heads per key, d].
         grouped = query.reshape(len(query), key.shape[1], -1, attention.head_dim)
@@ -94,18 +94,20 @@ class SharedPrefix:
         return attention.o_proj(mixed.reshape(len(query), 1, -1))
 
 
-def _read_by(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    keys, values = _keys_and_values(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
+def read_by(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of what `layer` read, `hidden` [R, L, H]."""
+    keys, values = keys_and_values(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
     # If they were not contiguous, the product of every step would copy them.
     return keys.contiguous(), values.contiguous()
 
 
-def _keys_and_values(attention: torch.nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def keys_and_values(attention: torch.nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Keys (rotated) and values [R, heads, L, head_dim] of normed [R, L, H]."""
-    keys = attention.k_norm(_heads(attention.k_proj(normed), attention.head_dim)).transpose(1, 2)
-    values = _heads(attention.v_proj(normed), attention.head_dim).transpose(1, 2)
+    keys = attention.k_norm(heads_of(attention.k_proj(normed), attention.head_dim)).transpose(1, 2)
+    values = heads_of(attention.v_proj(normed), attention.head_dim).transpose(1, 2)
     return apply_rotary_pos_emb(keys, keys, cos, sin)[1], values
 
 
-def _heads(projected: Tensor, head_dim: int) -> Tensor:
+def heads_of(projected: Tensor, head_dim: int) -> Tensor:
+    """A projection [R, L, heads * head_dim] as [R, L, heads, head_dim]."""
     return projected.unflatten(-1, (-1, head_dim))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.qwen3_vl.batching import Batch, language_model_kwargs, left_padded
+from vsr1_core.models.qwen3_vl.branches import Branches
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
 from vsr1_core.models.qwen3_vl.prefix import SharedPrefix, layer_inputs
@@ -59,8 +60,7 @@ class PromptReading:
         """Read the prompts in one pass; rows with the same prompt and video are read once."""
         self._model = model
         self._cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
-        keys = [(p.token_ids.numpy().tobytes(), id(f)) for p, f in zip(prompts, features, strict=True)]
-        different, places = same_prompts(keys)
+        different, places = _read_once(prompts, features)
         batch = left_padded(policy.model, [prompts[i] for i in different], [features[i] for i in different], pad_id)
         hidden = model.run(**language_model_kwargs(batch), past_key_values=self._cache)
         self.rows = list(range(len(hidden)))
@@ -106,6 +106,11 @@ class PromptReading:
         self.seed = self._model.seed(hidden)[:, -1]
 
 
+def _read_once(prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None]) -> tuple[list[int], Tensor]:
+    """The rows whose prompt and video occur for the first time, and for every row which of these it equals."""
+    return same_prompts([(p.token_ids.numpy().tobytes(), id(f)) for p, f in zip(prompts, features, strict=True)])
+
+
 @contextmanager
 def read_prompts(
     policy: Policy, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], pad_id: int, room: int
@@ -138,3 +143,42 @@ def teacher_forced(
         # Convert to the precision of the text: autocast would leave the residual stream of the whole step in bf16.
         tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(hidden))))
     return hidden, torch.stack(tokens, dim=1), batch
+
+
+def teacher_forced_answers(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    answers: Sequence[Sequence[int]],
+    *,
+    refining: Sequence[int],
+    pad_id: int,
+    num_soft_tokens: int,
+) -> tuple[list[Tensor], Tensor]:
+    """As `teacher_forced`, for answers of which many follow the same prompt; rows with the same prompt and video are
+    read once. `answers[b]`: the tokens that follow prompts[b].
+
+    Returns the hidden states [1 + n_b, H] at the end of each prompt and at each token of its answer, and the latents
+    [R, N, D] of the rows `refining`. The tokens of an answer are one forward pass, and so is each latent of all rows.
+    """
+    different, places = _read_once(prompts, features)
+    batch = left_padded(policy.model, [prompts[i] for i in different], [features[i] for i in different], pad_id)
+    with _HiddenStates(policy) as model, layer_inputs(model.model) as inputs:
+        last = model.run(**language_model_kwargs(batch), use_cache=False)[:, -1]
+    language_model = policy.model.language_model
+    branches = Branches(language_model, inputs, batch, places.tolist())
+    device = batch.token_ids.device
+    embeds = [language_model.embed_tokens(torch.tensor(ids, dtype=torch.long, device=device)) for ids in answers]
+    before_norm = branches.read(embeds)
+    normed = [language_model.norm(states) for states in before_norm]
+    hidden = [torch.cat([last[place][None], states]) for place, states in zip(places.tolist(), normed, strict=True)]
+    if not refining or not num_soft_tokens:
+        return hidden, last.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
+    seeds = before_norm if policy.soft_query.seed_hidden == "pre_norm" else normed
+    tokens = [policy.latent(torch.stack([seeds[row][-1] for row in refining]))]
+    none = last.new_zeros(0, last.shape[-1])
+    while len(tokens) < num_soft_tokens:
+        fed = dict(zip(refining, policy.latent_input(tokens[-1]).to(last).split(1), strict=True))
+        states = branches.read([fed.get(row, none) for row in range(len(answers))])
+        tokens.append(policy.latent(language_model.norm(torch.cat([states[row] for row in refining]))))
+    return hidden, torch.stack(tokens, dim=1)

@@ -11,20 +11,26 @@ and 9,408 tokens and with Qwen's own tokenizer, and equal seeds give equal sampl
 (`test_vllm_writes_what_the_loop_writes`). In bfloat16, 17 of 20 texts were equal, and log-probabilities agreed to 0.05.
 A GPU and published weights have not been tested, so the speed, and the memory beside the policy's, are not known. vLLM
 warns that its multi-modal warmup failed: the warmup uses pixels, and vLLM gets none here.
+
+In stage 2 the engine runs in the process that trains (`learns`), beside the policy on the same GPU, and gets the
+weights that have changed after every step; what it has cached for prompts is dropped then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.answer_tokens import decision_tokens, written_text
+from vsr1_core.models.answer_tokens import DecisionTokens, decision_tokens, written_text
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import Decoded, DecodeSettings
 from vsr1_core.models.qwen3_vl.inputs import VIDEO_PAD, mark_text
@@ -67,14 +73,30 @@ class VLLMWriter:
         generator: torch.Generator | None = None,
     ) -> list[Decoded]:
         """See `protocols.TextWriter`. Raises RuntimeError if vLLM expands a prompt differently than this project."""
+        decision = decision_tokens(self.tokenizer)
         requests = [request(*row, self.tokenizer) for row in zip(prompts, features, strict=True)]
-        kwargs = [sampling(settings, self.tokenizer, seed) for seed in _seeds(len(prompts), generator)]
+        kwargs = [sampling(settings, self.tokenizer, decision, seed) for seed in _seeds(len(prompts), generator)]
         outputs = self.llm.generate(requests, [self.sampling_params(**k) for k in kwargs], use_tqdm=False)
-        return [_decoded(*row, self.tokenizer) for row in zip(outputs, prompts, strict=True)]
+        return [_decoded(*row, self.tokenizer, decision) for row in zip(outputs, prompts, strict=True)]
+
+    def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `protocols.TextWriter`. The engine must have been opened with `learns`, so that it runs in this process:
+        no weight is copied on its way. Soft query modules are left out, as in the export."""
+        known = ((name, tensor) for name, tensor in weights if not is_soft_query(name))
+        self.llm.apply_model(lambda model: len(model.load_weights(known)))
+        self.llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """See `protocols.TextWriter`."""
+        _stop_running()
 
 
 def open_writer(
-    policy: LoadedPolicy, folder: Path, max_model_len: int = 16_384, gpu_memory_utilization: float = 0.5
+    policy: LoadedPolicy,
+    folder: Path,
+    max_model_len: int = 16_384,
+    gpu_memory_utilization: float = 0.5,
+    learns: bool = False,
 ) -> VLLMWriter:
     """Start vLLM with the weights of `policy`. An earlier writer of this process is stopped.
 
@@ -84,6 +106,8 @@ def open_writer(
         max_model_len: Tokens of the longest prompt with its text (64 frames of 200,704 pixels are 6,700 tokens).
         gpu_memory_utilization: The share of GPU memory for vLLM; policy and embedder need the rest. With the CPU build
             of vLLM it is a share of main memory, unless VLLM_CPU_KVCACHE_SPACE sets the GiB of its cache.
+        learns: The policy is trained while it writes (`VLLMWriter.take_weights`). On a GPU, vLLM then computes in
+            bfloat16, although the weights that learn are float32.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed; the message says how to install it.
@@ -96,23 +120,45 @@ def open_writer(
         raise ModuleNotFoundError(INSTALL, name="vllm") from error
     if not (folder / "config.json").exists():
         export_for_vllm(policy, folder)
-    while _running:
-        _running.pop().shutdown()
-    llm = LLM(
-        model=str(folder),
-        trust_remote_code=False,
-        dtype=str(policy.model.dtype).removeprefix("torch."),
-        max_model_len=min(max_model_len, policy.model.config.text_config.max_position_embeddings),
-        gpu_memory_utilization=gpu_memory_utilization,
-        enforce_eager=policy.model.device.type == "cpu",  # on a CPU, compiling takes a minute or more
-        enable_mm_embeds=True,
-        limit_mm_per_prompt={"image": 0, "video": 1},
-        skip_mm_profiling=True,  # the tower is loaded, but gets no pixels
-        generation_config="vllm",
-        logprobs_mode="raw_logprobs",
-    )
+    _stop_running()
+    is_cpu = policy.model.device.type == "cpu"
+    dtype = torch.bfloat16 if learns and not is_cpu else policy.model.dtype
+    with _in_this_process() if learns else contextlib.nullcontext():
+        llm = LLM(
+            model=str(folder),
+            trust_remote_code=False,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=min(max_model_len, policy.model.config.text_config.max_position_embeddings),
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=is_cpu,  # on a CPU, compiling takes a minute or more
+            enable_mm_embeds=True,
+            limit_mm_per_prompt={"image": 0, "video": 1},
+            skip_mm_profiling=True,  # the tower is loaded, but gets no pixels
+            generation_config="vllm",
+            logprobs_mode="raw_logprobs",
+        )
     _running.append(llm.llm_engine.engine_core)
     return VLLMWriter(llm, SamplingParams, policy.tokenizer)
+
+
+def _stop_running() -> None:
+    while _running:
+        _running.pop().shutdown()
+
+
+@contextlib.contextmanager
+def _in_this_process() -> Iterator[None]:
+    """vLLM starts its engine in a process of its own unless its environment variable says otherwise."""
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def request(prompt: Prompt, feature: VideoFeatures | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -140,10 +186,11 @@ def _folded(prompt: Prompt, feature: VideoFeatures, tokenizer: PreTrainedTokeniz
     return [*ids[:start], tokenizer.convert_tokens_to_ids(VIDEO_PAD), *ids[end:]]
 
 
-def sampling(settings: DecodeSettings, tokenizer: PreTrainedTokenizerBase, seed: int | None) -> dict[str, Any]:
+def sampling(
+    settings: DecodeSettings, tokenizer: PreTrainedTokenizerBase, decision: DecisionTokens, seed: int | None
+) -> dict[str, Any]:
     """Arguments of vllm.SamplingParams for one row. The text ends where the loop would end it, and vLLM returns the
     log-probabilities of the two decisions."""
-    decision = decision_tokens(tokenizer)
     return {
         "temperature": settings.temperature,
         "max_tokens": settings.max_new_tokens,
@@ -161,7 +208,7 @@ def _seeds(count: int, generator: torch.Generator | None) -> list[int] | list[No
     return torch.randint(2**31, (count,), generator=generator, device=generator.device).tolist()
 
 
-def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Decoded:
+def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, decision: DecisionTokens) -> Decoded:
     """A vllm.RequestOutput as a row without latents."""
     if list(output.prompt_token_ids) != prompt.token_ids.tolist():
         raise RuntimeError(
@@ -169,11 +216,11 @@ def _decoded(output: Any, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
             "it expands videos differently than this project does; use vLLM 0.30, or the text writer `in-process`"
         )
     written = output.outputs[0]
-    ids, decision = list(written.token_ids), decision_tokens(tokenizer)
+    ids = list(written.token_ids)
     row = Decoded(ids, [at[token].logprob for token, at in zip(ids, written.logprobs, strict=True)])
     row.text = written_text(tokenizer, ids, end_tokens(tokenizer))
-    deciding = next((place for place in range(len(ids)) if decision.is_decision_next(ids[:place])), None)
-    if deciding is not None:
+    deciding = decision.place(ids[:-1])
+    if ids and deciding is not None:
         yes, no = (written.logprobs[deciding][token].logprob for token in (decision.matched, decision.not_matched))
         row.matched_probability = 1 / (1 + math.exp(no - yes))
     return row
