@@ -56,8 +56,10 @@ def model_workers(cluster: Any) -> list[int]:
     return sorted(pid for pid, parent, name in _processes() if parent in raylets and name.startswith("ray::ModelWork"))
 
 
-def kill_a_model_worker(cluster: Any) -> None:
-    os.kill(model_workers(cluster)[0], signal.SIGKILL)
+def kill_model_workers(cluster: Any) -> None:
+    """Kill those that are there now."""
+    for pid in model_workers(cluster):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _raylets(node: Any) -> Iterator[Any]:
