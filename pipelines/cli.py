@@ -65,8 +65,9 @@ EXAMPLES = """
 
   vsr1 ui                                 show the graph in the browser
 
-All files are kept under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS and VSR1_RAY say what the work
-runs on; VSR1_CACHE_GB (default 20) is how many GiB of disk the cache of vision features may use.
+All files are kept under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORKERS, VSR1_RAY and VSR1_MODEL_WORKERS
+say what the work runs on. VSR1_CACHE_GB (default 20) is how many GiB of disk the cache of vision features may use; the
+cache of query vectors may use as many again.
 """
 
 app = typer.Typer(

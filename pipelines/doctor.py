@@ -24,7 +24,7 @@ from vsr1_core.home.capacity import GIB, Estimate, Forecast
 from vsr1_core.home.execution import choose_device
 from vsr1_core.recipes import Configuration, EndpointRecipe
 from vsr1_core.rows.files import atomic_path, read_jsonl
-from vsr1_core.rows.ray_workers import connected
+from vsr1_core.rows.ray_cluster import connected
 from vsr1_core.stages.base import Execution
 
 PACKAGES = (
@@ -60,7 +60,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _package("dagster", level="note", advice="`vsr1 build` and the graph need it; " + advice.format("dagster"))
     yield _package("dagster-webserver", "web UI", "note", "`vsr1 ui` needs it; " + advice.format("ui"))
     if settings.ray:
-        yield _ray(settings.ray)
+        yield from _ray(settings.ray)
+    elif settings.model_workers:
+        yield _package("ray", advice="VSR1_MODEL_WORKERS needs it; " + advice.format("ray"))
 
 
 def _python() -> Finding:
@@ -160,14 +162,26 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _ray(address: str) -> Finding:
+def _ray(address: str) -> Iterator[Finding]:
     try:
         with connected(address) as ray:
-            num_nodes, num_cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
+            num_nodes, total = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources()
+            dashboard = ray.init(ignore_reinit_error=True).dashboard_url or ""  # joins nothing: it is connected
     except ValueError as error:
-        return Finding("Ray", "problem", str(error), "or unset VSR1_RAY, so that row work runs on this machine")
+        yield Finding("Ray", "problem", str(error), "or unset VSR1_RAY, so that row work runs on this machine")
+        return
+    num_cpus, num_gpus = total.get("CPU", 0), total.get("GPU", 0)
     advice = "" if num_cpus else "start a node with CPUs; builds wait until one joins"
-    return Finding("Ray", "note" if advice else "ok", f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs", advice)
+    found = f"{address}: {num_nodes} nodes, {num_cpus:g} CPUs, {num_gpus:g} GPUs"
+    yield Finding("Ray", "note" if advice else "ok", found, advice)
+    yield from _dashboard(dashboard)
+
+
+def _dashboard(url: str) -> Iterator[Finding]:
+    """Whoever reaches the dashboard of a Ray cluster can run programs on it."""
+    if url and url.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
+        advice = "start the head with --include-dashboard=false, or with --dashboard-host=127.0.0.1"
+        yield Finding("Ray's dashboard", "note", f"{url} lets everyone in the network run programs", advice)
 
 
 def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:

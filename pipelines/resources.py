@@ -26,6 +26,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     device: str = "auto"
     workers: int = 1
     ray: str = ""
+    model_workers: int = 0
     batch_size: int = 32
     retry_failed: bool = False
     cache_gb: float = 20.0

@@ -1,6 +1,6 @@
-"""Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
-_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is
-not imported here, because most commands do not need it."""
+"""Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _MODEL_WORKERS, _CACHE_GB,
+_PROCESSES, _MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set.
+Dagster is not imported here, because most commands do not need it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _PROCESS_DEFAULTS = {
     # 3,780 ms instead of 46 while another process used a core.
     "OMP_WAIT_POLICY": "PASSIVE",
     "DAGSTER_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -39,6 +40,8 @@ class Settings:
     """How many processes of this machine do row work."""
     ray: str = ""
     """Address of a Ray cluster that does the row work; empty for `workers` processes of this machine."""
+    model_workers: int = 0
+    """How many workers, one per GPU of the Ray cluster or of this machine, make what models say; 0: this process."""
     cache_gb: float = 20.0
     """GiB (2**30 bytes) of disk for the cache of vision features, and as much again for query vectors; 0 for none."""
     processes: int = 0
@@ -66,6 +69,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         device,
         workers,
         ray=_ray_address(environ),
+        model_workers=_count(environ, "VSR1_MODEL_WORKERS", Settings.model_workers, at_least=0),
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", Settings.micro_batch_size, at_least=0),
@@ -162,6 +166,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         device=device,
         workers=settings.workers,
         ray=settings.ray,
+        model_workers=settings.model_workers,
         retry_failed=retry_failed,
         endpoint=read_endpoint(),
         cache_bytes=int(settings.cache_gb * (1 << 30)),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from vsr1_core.rows.ray_shares import READY, WorkerIsBroken
 
 
 def square(value: int) -> int:
@@ -42,3 +45,39 @@ def wait_for_file(task: tuple[int, str]) -> int:
     while path and not Path(path).exists():
         time.sleep(0.05)
     return number
+
+
+def shard_maker() -> Callable[[list[str]], Iterator[str | tuple[int, str | None, str | None]]]:
+    """What a model worker runs: makes names upper case, in the reverse of their order. `crash` ends its process,
+    `refuse` is a failed row, `broken` says that the worker cannot go on, `bug` is a mistake that concerns all rows, and
+    the name of a file stops the process where there is no such file yet, after writing it."""
+    return _make_shard
+
+
+def _make_shard(names: list[str]) -> Iterator[str | tuple[int, str | None, str | None]]:
+    yield READY
+    for position, name in reversed(list(enumerate(names))):
+        if name == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "broken":
+            raise WorkerIsBroken("a worker's GPU failed")
+        if name == "bug":
+            raise KeyError("width")
+        if name.startswith("/") and not Path(name).exists():
+            Path(name).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield (position, None, "not a name") if name == "refuse" else (position, f"{name.upper()} {os.getpid()}", None)
+
+
+def slow_shard_maker() -> Callable[[list[int]], Iterator[str | tuple[int, str, None]]]:
+    """What a model worker runs that takes a while for each row, and says on which node."""
+    return _make_slowly
+
+
+def _make_slowly(rows: list[int]) -> Iterator[str | tuple[int, str, None]]:
+    import ray
+
+    yield READY
+    for position, _ in enumerate(rows):
+        time.sleep(0.5)
+        yield position, ray.util.get_node_ip_address(), None

@@ -168,3 +168,21 @@ def test_the_wrong_video_waits_for_the_ranking(corpus):
     assert found[ASSET].waits_for == "first_ranking"
     with pytest.raises(NotYetKnown):
         stage(view).plan(replace(view, unsettled={"first_ranking"}))
+
+
+def test_a_video_on_which_the_policy_raises_fails_its_own_probes_only(corpus, monkeypatch):
+    view, verify = view_of(corpus), episodes.verify
+
+    def refuse(*arguments: Any) -> Any:
+        if any(video_id == "test_03" for _, video_id in arguments[3]):
+            raise ValueError("the frames cannot be read")
+        return verify(*arguments)
+
+    monkeypatch.setattr(episodes, "verify", refuse)
+    build(view)
+    table = view.table(ASSET).rows()
+    failed = table.filter(table["status"] == "failed")
+    assert set(failed["error"]) == {"the frames cannot be read"}
+    assert set(failed["shown_video_id"]) == {"test_03"}
+    assert "test_03" not in set(table.filter(table["status"] == "ok")["shown_video_id"])
+    assert table.height == 24

@@ -18,16 +18,17 @@ from polars.testing import assert_frame_equal
 
 from pipelines import doctor
 from pipelines.settings import Settings
+from tests.ray_cluster import NODE_MEMORY, outcomes, small_cluster, until
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, fill
 from tests.workers import misbehave, square, threads_and_process, wait_for_file
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.recipes import ToyRecipe
-from vsr1_core.rows import ray_workers
+from vsr1_core.rows import ray_cluster, ray_shares, ray_workers
+from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.ray_workers import map_rows_on_ray
-from vsr1_core.rows.workers import Result
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import in_order
@@ -40,41 +41,15 @@ NANO = CONFIGURATIONS["nano"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that does no work, and a node with 2 CPUs."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_health_check_period_ms", "500")  # a dead node is noticed sooner
-        memory = {"object_store_memory": 80 << 20}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-        made.add_node(num_cpus=2, **memory)
-        made.wait_for_nodes()
+    with small_cluster() as made:
         yield made
-        made.shutdown()
 
 
 @pytest.fixture(scope="module")
 def joined(cluster: Any) -> Iterator[Any]:
     """The cluster, with a connection that tests share, as each new one starts worker processes."""
-    with ray_workers.connected(cluster.address):
+    with ray_cluster.connected(cluster.address):
         yield cluster
-
-
-def outcomes(results: Iterator[Result[Any, Any]]) -> dict[Any, Result[Any, Any]]:
-    found: dict[Any, Result[Any, Any]] = {}
-    for result in results:
-        assert result.item not in found
-        found[result.item] = result
-    return found
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if is_so():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
 
 
 def test_a_connection_of_its_own_ends_with_the_work(cluster: Any, tmp_path: Path) -> None:
@@ -85,7 +60,8 @@ def test_a_connection_of_its_own_ends_with_the_work(cluster: Any, tmp_path: Path
 
 def test_the_doctor_says_what_the_cluster_has(cluster: Any, tmp_path: Path) -> None:
     found = {finding.name: finding for finding in doctor.examine(Settings(tmp_path, ray=cluster.address))}
-    assert (found["Ray"].level, found["Ray"].found) == ("ok", f"{cluster.address}: 2 nodes, 2 CPUs")
+    assert (found["Ray"].level, found["Ray"].found) == ("ok", f"{cluster.address}: 2 nodes, 2 CPUs, 0 GPUs")
+    assert "Ray's dashboard" not in found
     wrong = {finding.name: finding for finding in doctor.examine(Settings(tmp_path, ray="127.0.0.1:1"))}
     assert wrong["Ray"].level == "problem"
 
@@ -132,7 +108,7 @@ def test_rows_of_a_dead_node_go_to_another(joined: Any, tmp_path: Path) -> None:
         log.append(line)
         gate.touch()
 
-    extra = joined.add_node(num_cpus=2, object_store_memory=80 << 20)
+    extra = joined.add_node(num_cpus=2, **NODE_MEMORY)
     joined.wait_for_nodes()
     items = [(n, str(gate)) for n in range(32)]  # in tasks on all 4 CPUs; none can end before a loss is noticed
     results = map_rows_on_ray(wait_for_file, [(-1, ""), *items], joined.address, [tmp_path], log=note)
@@ -155,7 +131,7 @@ def test_a_row_that_loses_nodes_again_and_again_is_given_up(joined: Any, tmp_pat
 
 
 def test_a_node_that_says_nothing_is_given_up(joined: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_workers, "SLACK_S", -57.0)  # the node would stop the row after 60 s
+    monkeypatch.setattr(ray_shares, "SLACK_S", -57.0)  # the node would stop the row after 60 s
     started = time.monotonic()
     results = outcomes(map_rows_on_ray(misbehave, ["a", "hang", "b"], joined.address, [tmp_path], deadline_s=60))
     assert "said nothing for 3 s, 3 times" in str(results["hang"].error)
@@ -187,7 +163,7 @@ def test_a_node_that_does_not_see_the_lake_stops_the_work(
     joined: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = contextlib.nullcontext(SimpleNamespace(name=str(tmp_path / "on-another-disk")))
-    monkeypatch.setattr(ray_workers.tempfile, "NamedTemporaryFile", lambda **_: elsewhere)
+    monkeypatch.setattr(ray_cluster.tempfile, "NamedTemporaryFile", lambda **_: elsewhere)
     with pytest.raises(ValueError, match=r"cannot do this work: it does not see .* on storage that all nodes share"):
         list(map_rows_on_ray(square, range(3), joined.address, [tmp_path]))
 
@@ -195,7 +171,7 @@ def test_a_node_that_does_not_see_the_lake_stops_the_work(
 def test_a_node_with_another_version_stops_the_work(
     joined: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_workers, "code_digest", lambda: "another")
+    monkeypatch.setattr(ray_cluster, "code_digest", lambda: "another")
     with pytest.raises(ValueError, match="cannot do this work: it has another version of this project"):
         list(map_rows_on_ray(square, range(3), joined.address, [tmp_path]))
 
@@ -213,7 +189,7 @@ def test_a_node_that_lacks_the_code_stops_the_work(
 def test_what_a_node_needs_is_checked(tmp_path: Path) -> None:
     sign, videos = tmp_path / "sign", tmp_path / "videos"
     sign.touch()
-    needed = ray_workers._Needed(sign, [videos], ray_workers.code_digest())
+    needed = ray_cluster.Needed(sign, [videos], ray_cluster.code_digest())
     with pytest.raises(ValueError, match=r"does not see .*videos, which"):
         needed.check()
     videos.mkdir()
@@ -222,35 +198,6 @@ def test_what_a_node_needs_is_checked(tmp_path: Path) -> None:
     sign.unlink()
     with pytest.raises(ValueError, match=f"does not see {tmp_path}, which"):
         needed.check()
-
-
-class NoWorker:
-    """Ray where each worker is lost before it can work."""
-
-    exceptions = SimpleNamespace(
-        RayTaskError=KeyError, RayError=OSError, **dict.fromkeys(ray_workers.LOSSES, TimeoutError)
-    )
-
-    @staticmethod
-    def cluster_resources() -> dict[str, float]:
-        return {"CPU": 2.0}
-
-    @staticmethod
-    def wait(streams: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return streams[:1], streams[1:]
-
-    @staticmethod
-    def get(answer: Any) -> Any:
-        raise TimeoutError
-
-    @staticmethod
-    def cancel(stream: Any, force: bool) -> None: ...
-
-
-def test_a_cluster_that_loses_every_worker_stops_the_work_and_blames_no_row() -> None:
-    tasks = ray_workers._Tasks(NoWorker(), iter, iter(range(100)), 5.0, lambda line: None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"the Ray cluster does no work: a worker was lost .* 20 times in a row"):
-        list(tasks.results())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import typer
 from pipelines.cli import app
 from tests.docs.pages import ROOT
 
-FOREIGN = frozenset({"duckdb", "vllm", "source"})
+FOREIGN = frozenset({"duckdb", "ray", "vllm", "source"})
 """Programs of others, which nothing here can check."""
 
 _ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$")

@@ -15,12 +15,13 @@ import polars as pl
 from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configuration
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.boundary import Item, Result, Value
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
-from vsr1_core.rows.workers import Item, Result, Value, map_rows
+from vsr1_core.rows.workers import map_rows
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 
 TextWriterName = Literal["in-process", "vllm"]
@@ -35,6 +36,8 @@ class Execution:
     workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     ray: str = ""
     """Address of a Ray cluster whose processes make rows instead of local `workers`; empty for no cluster."""
+    model_workers: int = 0
+    """Number of Ray actors, one per GPU, that make the rows of `ModelRows`; 0 makes them in this process."""
     batch_size: int = 32
     shard_rows: int = 256
     retry_failed: bool = False
@@ -62,14 +65,13 @@ class Execution:
     def map_rows(
         self, function: Callable[[Item], Value], items: Iterable[Item], view: View, deadline_s: float = 900.0
     ) -> Iterator[Result[Item, Value]]:
-        """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes must all be able to read
-        the lake and the videos. deadline_s: seconds that one item may take."""
+        """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes see `view.folders`.
+        deadline_s: seconds that one item may take."""
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
         from vsr1_core.rows.ray_workers import map_rows_on_ray
 
-        folders = [view.lake.root, *([Path(view.entry.videos)] if view.entry.videos else [])]
-        return map_rows_on_ray(function, items, self.ray, folders, deadline_s, self.log)
+        return map_rows_on_ray(function, items, self.ray, view.folders, deadline_s, self.log)
 
 
 class NotYetKnown(Exception):
@@ -192,6 +194,11 @@ class View:
     def version_of(self, asset: str) -> str:
         """One version for all ok rows of an upstream table: it changes when any of them changes."""
         return fingerprint(sorted(self.versions(asset).items()))
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that every process which makes rows has to see; it writes to the first one."""
+        return [self.lake.root, *([Path(self.entry.videos)] if self.entry.videos else [])]
 
     def files(self, asset: str) -> Path:
         """The folder for the files that rows of `asset` point to."""

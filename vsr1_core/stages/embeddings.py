@@ -8,11 +8,13 @@ from typing import Any
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.model_rows import ModelRows
+from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, same
 
 
-class QueryEmbeddings(Stage):
+class QueryEmbeddings(ModelRows):
     """One vector per query. It depends on the query's text and the embedder: a changed span embeds nothing again."""
 
     name = "query_embeddings"
@@ -36,15 +38,16 @@ class QueryEmbeddings(Stage):
             for query_id, split, query, video_id in rows
         }
 
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+    def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
+        _ = opened.embedder
+
+    def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         import torch
 
-        from vsr1_core.stages.loading import embedder_of
-
-        embedder = embedder_of(view, run)
+        embedder, size = opened.embedder, opened.execution.batch_size
         ordered = sorted(rows, key=lambda i: len(rows[i].facts))
-        for start in range(0, len(ordered), run.batch_size):
-            some = ordered[start : start + run.batch_size]
+        for start in range(0, len(ordered), size):
+            some = ordered[start : start + size]
             with torch.no_grad():
                 vectors = embedder.embed_queries([rows[i].facts for i in some]).cpu().numpy()
             for query_id, vector in zip(some, vectors, strict=True):
@@ -56,7 +59,7 @@ def query_version(query: str, split: str, video_id: str) -> str:
     return fingerprint([query, split, video_id])
 
 
-class VideoEmbeddings(Stage):
+class VideoEmbeddings(ModelRows):
     """One vector per video. It depends on the sampled frames and the embedder."""
 
     name = "video_embeddings"
@@ -81,15 +84,18 @@ class VideoEmbeddings(Stage):
             for video_id, content, splits in rows
         }
 
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+    def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
+        _ = opened.embedder
+
+    def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         import torch
 
-        from vsr1_core.stages.loading import embedder_of, frames_of
+        from vsr1_core.stages.loading import frames_of
 
-        embedder, ids = embedder_of(view, run), list(rows)
-        frames = {r["video_id"]: r for r in view.rows("frame_tensors").to_dicts()}
-        for start in range(0, len(ids), run.batch_size):
-            some = ids[start : start + run.batch_size]
+        embedder, size, ids = opened.embedder, opened.execution.batch_size, list(rows)
+        frames = {r["video_id"]: r for r in opened.view.rows("frame_tensors").to_dicts()}
+        for start in range(0, len(ids), size):
+            some = ids[start : start + size]
             with torch.no_grad():
                 vectors = embedder.embed_videos([frames_of(frames[i]) for i in some]).cpu().numpy()
             for video_id, vector in zip(some, vectors, strict=True):

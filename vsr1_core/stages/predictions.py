@@ -12,10 +12,11 @@ from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, TurnRow, ty
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
 from vsr1_core.stages.model_folders import is_absent
+from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import TURN
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vsr1_core.search.episodes import BestAnswer, Episode, Searcher
 
 
-class Predictions(Stage):
+class Predictions(ModelRows):
     """One row per query of the evaluated splits; no rows where the configuration does not report the method, or where
     the dataset has nothing to train its checkpoint on.
 
@@ -109,8 +110,12 @@ class Predictions(Stage):
             for row in typed_rows(moments, MomentRow)
         }
 
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        indexes, opened = view.versions("video_index"), OpenedModels(view, run)
+    def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
+        for split in {row.facts["split"] for row in rows.values()} & set(opened.view.versions("video_index")):
+            opened.searcher(split, self.method)
+
+    def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+        indexes = opened.view.versions("video_index")
         of_splits: dict[str, list[MomentRow]] = {}
         for row in rows.values():
             moment: MomentRow = row.facts
@@ -122,7 +127,7 @@ class Predictions(Stage):
                 continue
             searcher, digest = opened.searcher(split, self.method), opened.checkpoint(self.method)
             # A killed run keeps the chunks that it has searched; a chunk is a few batches of decoding.
-            size = run.batch_size * 8
+            size = opened.execution.batch_size * 8
             for start in range(0, len(moments), size):
                 yield from _search(searcher, moments[start : start + size], digest)
 

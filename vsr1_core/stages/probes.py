@@ -12,9 +12,10 @@ from vsr1_core.evaluation.row_types import MomentRow, ProbeRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.methods import PROBED, Method, methods_of
 from vsr1_core.stages.model_folders import is_absent
+from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
@@ -29,7 +30,7 @@ def _shown_in_probe(view: View, row_id: str, row: Row) -> RowIds:
     return [(asset, [row.known["query_id"]])]
 
 
-class VerificationProbe(Stage):
+class VerificationProbe(ModelRows):
     """Two greedy verifications per evaluated query: of its right video and of the wrong video that ranks first.
 
     Nothing is searched for, so both labels are equally frequent, whereas the verdicts of a search are mostly about
@@ -90,20 +91,22 @@ class VerificationProbe(Stage):
             rows[probe_id] = Row(inputs, {name: probe[name] for name in PROBE_KNOWN}, facts=probe)
         return rows
 
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+    def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
+        opened.features(opened.policy(self.method))
+
+    def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         from vsr1_core.models.protocols import DecodeSettings
         from vsr1_core.search.episodes import verify
 
-        opened = OpenedModels(view, run)
-        policy = opened.policy(self.method)
+        policy, batch_size = opened.policy(self.method), opened.execution.batch_size
         features, durations_s = opened.features(policy), opened.durations_s
-        settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
+        settings = DecodeSettings(opened.view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
         probes: list[ShownPair] = [row.facts for row in rows.values()]
-        size = run.batch_size * 8
+        size = batch_size * 8
         for start in range(0, len(probes), size):
             some = probes[start : start + size]
             pairs = [(probe["query"], probe["shown_video_id"]) for probe in some]
-            asked = verify(policy, features, durations_s, pairs, settings, run.batch_size * 2)
+            asked = verify(policy, features, durations_s, pairs, settings, batch_size * 2)
             for probe, verification in zip(some, asked, strict=True):
                 yield dict(probe_row(probe, verification))
 

@@ -14,8 +14,10 @@ from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.base import Execution, Row, RowIds, View
+from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
+from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 
@@ -24,7 +26,7 @@ def _told_to_the_teacher(view: View, row_id: str, row: Row) -> RowIds:
     return [("moments", row_ids(view, "moments", IS_TRAIN & (shown | (pl.col("query_id") == row_id))))]
 
 
-class ReasoningTraces(Stage):
+class ReasoningTraces(ModelRows):
     """What the teacher wrote about each pair of the pool. An unusable trace is a failed row that says why.
 
     A row of the template teacher depends on the moments of the shown video. A row of a model behind an endpoint depends
@@ -74,8 +76,8 @@ class ReasoningTraces(Stage):
             for task in _teacher_tasks(view)
         }
 
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        teacher = make_teacher(view.config.teacher, run.endpoint)
+    def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+        teacher = make_teacher(opened.view.config.teacher, opened.execution.endpoint)
         for reply in teacher.write([row.facts for row in rows.values()]):
             task: TeacherTask = rows[reply.query_id].facts
             yield {
@@ -137,4 +139,4 @@ def _event_note(moment: MomentRow) -> EventNote:
     return EventNote(moment["start_s"], moment["end_s"], caption)
 
 
-STAGES: tuple[type[Stage], ...] = (ReasoningTraces,)
+STAGES: tuple[type[ModelRows], ...] = (ReasoningTraces,)
