@@ -11,7 +11,7 @@ import pytest
 
 from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
-from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, is_well_formed, parse_answer
+from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, is_well_formed, parse_answer
 from vsr1_core.reasoning.tasks import ConfigurationError, TeacherReply
 from vsr1_core.reasoning.teacher import make_teacher
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
@@ -207,7 +207,7 @@ def test_hard_refinement_trains_on_the_same_pairs_with_a_new_query_in_plain_word
         answer = parse_answer(row["answer"], row["duration_s"])
         assert answer.reasoning == parse_answer(soft[query_id]["answer"], row["duration_s"]).reasoning
         assert answer.new_query == (None if row["label"] == "matched" else plain[query_id])
-        assert is_well_formed(row["answer"], writes_query=True)
+        assert is_well_formed(row["answer"], HARD_REFINE_PROMPT)
     assert {row["label"] for row in rows.values()} == {"matched", "not_matched"}
 
 

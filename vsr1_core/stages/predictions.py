@@ -33,7 +33,7 @@ class Predictions(Stage):
 
     key = "query_id"
     group = "evaluation"
-    version = 6
+    version = 7
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,
