@@ -163,6 +163,11 @@ class TeacherRecipe:
     kind: Literal["template", "endpoint"] = "template"
     """`template` writes a trace from the annotations of the shown video; `endpoint` (EndpointRecipe) asks a model."""
 
+    @property
+    def asks_a_model(self) -> bool:
+        """Whether a model reads the frames of the shown video; other teachers read its annotations."""
+        return self.kind == "endpoint"
+
 
 @dataclass(frozen=True)
 class EndpointRecipe(TeacherRecipe):
