@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vsr1_core.datasets.verified import Moment, fig_moment, seconds, video_id_of
 from vsr1_core.home.prepared.arrays import ArrayError, open_array, open_flat_index
 from vsr1_core.rows.files import digest_file, read_jsonl
+from vsr1_core.rows.texts import check_text
 from vsr1_core.rows.workers import map_rows
 
 SPLITS = ("train", "val", "test")
@@ -339,7 +340,7 @@ def json_lines(path: Path, problems: Problems, strict: bool = True) -> Iterator[
         return
     for number, text in read_jsonl(path):
         try:
-            fields = json.loads(text, object_pairs_hook=_without_repeats)
+            fields = json.loads(check_text(text), object_pairs_hook=_without_repeats)
         except ValueError as error:
             fields = error
         if isinstance(fields, dict):
