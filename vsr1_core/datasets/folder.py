@@ -19,7 +19,7 @@ from vsr1_core.datasets.verified import (
     whole_text,
 )
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
-from vsr1_core.rows.texts import visible
+from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
 
 REQUIRED = ("video", "start", "end", "query")
@@ -28,8 +28,9 @@ REQUIRED = ("video", "start", "end", "query")
 def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
     """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
-    The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Hidden
-    files and folders are skipped. Raises FileNotFoundError when the folder does not exist.
+    The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
+    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Raises
+    FileNotFoundError when the folder does not exist.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
@@ -44,14 +45,23 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
                 continue
             path = os.path.join(place, name)  # noqa: PTH118
             if os.path.isfile(path):  # noqa: PTH113
-                found.setdefault(prefix + stem, []).append(Path(path))
+                found.setdefault(visible(prefix + stem), []).append(Path(path))
     return dict(sorted(found.items()))
 
 
 def clash_error(video_id: str, paths: list[Path]) -> str:
     """The message for several files that have the same video id."""
-    names = ", ".join(str(p) for p in paths)
+    names = ", ".join(visible(str(p)) for p in paths)
     return f"{len(paths)} files have the same video id {video_id!r}: {names}; rename or remove all but one"
+
+
+def name_error(paths: Sequence[Path]) -> str | None:
+    """The message for a file whose path is not UTF-8, which no table can hold; None if all `paths` are."""
+    for path in paths:
+        problem = half_character(str(path))
+        if problem:
+            return f"the name of {visible(str(path))} cannot be stored: {problem}; rename the file"
+    return None
 
 
 def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
