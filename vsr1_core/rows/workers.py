@@ -14,19 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from vsr1_core.rows.boundary import reason_of
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-
-KNOWN_ERRORS = (OSError, ValueError, ModuleNotFoundError, MemoryError)
-"""Errors whose message is written for users. Any other error is a mistake in our code, and its message gets the type of
-the error and its place in the code."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,8 @@ def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Valu
     """Call `function` and turn any exception into the error of this item, so that it stops no other item."""
     try:
         return Result(item, function(item), None)
-    except KNOWN_ERRORS as error:
-        return Result(item, None, str(error) or type(error).__name__)
     except Exception as error:  # noqa: BLE001
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        return Result(item, None, f"unexpected {type(error).__name__} at {where}: {error}")
+        return Result(item, None, reason_of(error))
 
 
 class _Worker(Generic[Item, Value]):
