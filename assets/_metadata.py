@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from vsr1_core.evaluation.markdown import escaped
 from vsr1_core.rows.files import atomic_path, digest_file
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import BASE_COLUMNS, Table
@@ -52,7 +53,7 @@ def cell(value: Any, max_cell: int = _MAX_CELL) -> str:
     text = "" if value is None else str(value)
     if len(text) > max_cell:
         text = "…" + text[1 - max_cell :] if text.startswith("/") and " " not in text else text[: max_cell - 1] + "…"
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return escaped(" ".join(text.split()))
 
 
 def sample_table(table: Table, num_rows: int = 5) -> str:

@@ -41,7 +41,7 @@ def _episode_text(episode: dict[str, Any]) -> str:
     rewards = ", ".join(f"{name.removeprefix('reward_')} {episode[name]:.2f}" for name in parts)
     lines = [f"**{cell(episode['query'], 200)}** (step {episode['step']}, sample {episode['sample']}): {rewards}"]
     for turn in episode["turns"]:
-        shown = "the right video" if turn["video_id"] == episode["gt_video_id"] else turn["video_id"]
+        shown = "the right video" if turn["video_id"] == episode["gt_video_id"] else cell(turn["video_id"])
         rank = turn["rank"] or "-"
         lines.append(f"{turn['turn']}. Shown {shown} (right video at rank {rank}): {cell(turn['text'], 500)}")
     return "\n".join(lines)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.tree import Tree
 
+from pipelines.show import plain
 from vsr1_core.home.explain import ExplainedInput, ExplainedRow
 
 _STYLES = {"unchanged": "green", "failed": "red"}
@@ -31,17 +31,17 @@ def _add_inputs(node: Tree, row: ExplainedRow) -> None:
 
 def _row_label(row: ExplainedRow) -> str:
     style = _STYLES.get(row.state, _DUE_STYLE)
-    parts = [f"[bold]{escape(row.asset)}[/bold] {escape(row.row_id)}", f"[{style}]{row.state}[/{style}]"]
+    parts = [f"[bold]{plain(row.asset)}[/bold] {plain(row.row_id)}", f"[{style}]{row.state}[/{style}]"]
     if row.version:
         parts.append(f"[dim]{row.version}[/dim]")
     if row.causes:
-        parts.append(f"[{_DUE_STYLE}]{escape('; '.join(row.causes))}[/{_DUE_STYLE}]")
+        parts.append(f"[{_DUE_STYLE}]{plain('; '.join(row.causes))}[/{_DUE_STYLE}]")
     if row.waits_for:
         parts.append(f"known after {row.waits_for} has run")
     if row.error:
-        parts.append(f"[red]{escape(row.error)}[/red]")
+        parts.append(f"[red]{plain(row.error)}[/red]")
     if row.source:
-        parts.append(f"from {escape(row.source)}")
+        parts.append(f"from {plain(row.source)}")
     if row.is_shown_above:
         parts.append("[dim](see above)[/dim]")
     return "  ".join(parts)
@@ -49,7 +49,7 @@ def _row_label(row: ExplainedRow) -> str:
 
 def _input_label(item: ExplainedInput) -> str:
     """`name version`, and the earlier version if it has changed."""
-    text = f"{item.name} [dim]{escape(item.version or 'none')}[/dim]"
+    text = f"{item.name} [dim]{plain(item.version or 'none')}[/dim]"
     if item.is_changed:
-        text = f"[{_DUE_STYLE}]{text}, was {escape(item.was or 'none')}[/{_DUE_STYLE}]"
+        text = f"[{_DUE_STYLE}]{text}, was {plain(item.was or 'none')}[/{_DUE_STYLE}]"
     return f"{text} (known after {item.waits_for} has run)" if item.waits_for else text

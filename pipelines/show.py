@@ -19,6 +19,7 @@ from vsr1_core.home.search import Hit
 from vsr1_core.home.status import causes, status_frame
 from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.rows.increments import STATES
+from vsr1_core.rows.texts import visible
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
 
@@ -32,12 +33,12 @@ def console() -> Console:
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table in which numbers are aligned to the right. Cells are shown as text; markup in them has no effect."""
     listed = [list(row) for row in rows]
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    shown = Table(title=plain(title), title_justify="left", header_style="bold")
     for index, name in enumerate(header):
         numeric = bool(listed) and all(_is_number(row[index]) for row in listed)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
-        shown.add_row(*(escape(text(value)) for value in row))
+        shown.add_row(*(plain(text(value)) for value in row))
     return shown
 
 
@@ -46,6 +47,11 @@ def _is_number(value: Any) -> bool:
     return (
         isinstance(value, int | float) or (isinstance(value, str) and value.replace(",", "").isdigit()) or value == ""
     )
+
+
+def plain(foreign: str) -> str:
+    """Foreign text for a console: markup in it has no effect, and characters that a terminal would obey are spelled."""
+    return escape(visible(foreign))
 
 
 def text(value: Any) -> str:

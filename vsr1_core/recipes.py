@@ -163,6 +163,11 @@ class TeacherRecipe:
     kind: Literal["template", "endpoint"] = "template"
     """`template` writes a trace from the annotations of the shown video; `endpoint` (EndpointRecipe) asks a model."""
 
+    @property
+    def asks_a_model(self) -> bool:
+        """Whether a model reads the frames of the shown video; other teachers read its annotations."""
+        return self.kind == "endpoint"
+
 
 @dataclass(frozen=True)
 class EndpointRecipe(TeacherRecipe):
@@ -209,6 +214,9 @@ class SFTRecipe:
     num_negatives: Whole = 24
     in_batch_positives: bool = False
     drop_above_positive: bool = False
+    """Drop the negatives that are as near to the original query as the right video, less 0.0005, as the authors do."""
+    drop_above_positive_when_refined: bool = False
+    """As `drop_above_positive`, but judged by the refined query, which changes with every step."""
     lora_rank: Whole = 0
     """Rank of the adapters on the linear layers of the text model. Only the adapters are trained then, and they are
     merged into the layers at the end. 0 trains the layers themselves."""
@@ -223,6 +231,11 @@ class SFTRecipe:
     """Share of the train videos whose rows are used for validation and not for training; only with early stopping."""
     seed: Whole = 42
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, requirement) for each value that does not fit the other values."""
+        if self.drop_above_positive and self.drop_above_positive_when_refined:
+            yield "drop_above_positive_when_refined", "has to be false where drop_above_positive is true: choose one"
+
     @property
     def unused(self) -> tuple[str, ...]:
         """Names of the fields that have no effect with the other values of this recipe; no version depends on them."""
@@ -232,7 +245,7 @@ class SFTRecipe:
 
 OF_SOFT_REFINEMENT = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
-    *("in_batch_positives", "drop_above_positive"),
+    *("in_batch_positives", "drop_above_positive", "drop_above_positive_when_refined"),
 )
 """Fields of SFTRecipe that are read only when training with soft tokens and their retrieval loss."""
 

@@ -47,17 +47,29 @@ def test_a_new_query_is_read_back_as_one_line():
         REWRITE == "<think> no circle is seen. </think> <answer>not_matched</answer> <query> a red disc moves </query>"
     )
     answer = parse_answer(REWRITE, 30.0)
-    assert (answer.decision, answer.new_query, answer.has_refine) == ("not_matched", "a red disc moves", False)
+    assert (answer.decision, answer.new_query) == ("not_matched", "a red disc moves")
     assert parse_answer(MATCH, 30.0).new_query is None
     assert parse_answer(MISMATCH, 30.0).new_query is None
 
 
 def test_each_kind_of_policy_has_its_own_well_formed_mismatch():
-    assert (is_well_formed(REWRITE), is_well_formed(REWRITE, writes_query=True)) == (False, True)
-    assert (is_well_formed(MISMATCH), is_well_formed(MISMATCH, writes_query=True)) == (True, False)
-    assert is_well_formed(MATCH) == is_well_formed(MATCH, writes_query=True) is True
-    assert not is_well_formed(REWRITE.replace("a red disc moves", " "), writes_query=True)
-    assert not is_well_formed(REWRITE + " <REFINE>", writes_query=True)
+    assert (is_well_formed(REWRITE), is_well_formed(REWRITE, HARD_REFINE_PROMPT)) == (False, True)
+    assert (is_well_formed(MISMATCH), is_well_formed(MISMATCH, HARD_REFINE_PROMPT)) == (True, False)
+    assert is_well_formed(MATCH) == is_well_formed(MATCH, HARD_REFINE_PROMPT) is True
+    assert not is_well_formed(REWRITE.replace("a red disc moves", " "), HARD_REFINE_PROMPT)
+    assert not is_well_formed(REWRITE + " <REFINE>", HARD_REFINE_PROMPT)
+
+
+@pytest.mark.parametrize("shown", ["<end>END</end> <REFINE>.", "<end>END</end> `<REFINE>`", "<end>END</end>\n<REFINE>"])
+def test_a_match_may_end_with_refine_where_the_prompt_shows_it_so(shown):
+    prompt = f"A match is <answer>matched</answer> <start>START</start> {shown}, else end with <REFINE>."
+    assert is_well_formed(MATCH + " <REFINE>", prompt)
+    assert is_well_formed(MATCH, prompt)
+    assert is_well_formed(MISMATCH, prompt)
+    assert not is_well_formed(MATCH + " <REFINE> <REFINE>", prompt)
+    assert not is_well_formed(MATCH.replace("</end>", "</end> and") + " <REFINE>", prompt)
+    for other in ("", SYSTEM_PROMPT, HARD_REFINE_PROMPT, "Is it shown?"):
+        assert not is_well_formed(MATCH + " <REFINE>", other)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +96,8 @@ def test_what_is_written_is_read_back():
         18.5,
         "a circle moves left.",
     )
-    assert match.is_well_formed
-    assert not match.has_refine
     mismatch = parse_answer(MISMATCH, 30.0)
     assert (mismatch.decision, mismatch.start_s, mismatch.end_s) == ("not_matched", None, None)
-    assert mismatch.is_well_formed
-    assert mismatch.has_refine
 
 
 @pytest.mark.parametrize(
@@ -97,7 +105,9 @@ def test_what_is_written_is_read_back():
     [
         ("matched", "matched"), ("Match", "matched"), (" MATCHED\n", "matched"),
         ("not_matched", "not_matched"), ("notmatch", "not_matched"), ("Not-Matched", "not_matched"),
-        ("mismatch", "not_matched"), ("yes", "unknown"), ("", "unknown"), ("matched not_matched", "unknown"),
+        ("mismatch", "not_matched"), ("not matched", "not_matched"), ("Not  Matched ", "not_matched"),
+        ("not\nmatch", "not_matched"), ("yes", "unknown"), ("", "unknown"), ("matched not_matched", "unknown"),
+        ("not", "unknown"), ("not a match", "unknown"), ("nomatch", "unknown"), ("matched.", "unknown"),
     ],
 )  # fmt: skip
 def test_spellings_of_the_decision(word, decision):
@@ -110,7 +120,7 @@ def test_spellings_of_the_decision(word, decision):
 def test_no_readable_answer_is_unknown(text):
     answer = parse_answer(text, 10.0)
     assert answer.decision == "unknown"
-    assert not answer.is_well_formed
+    assert not is_well_formed(text)
     assert answer.start_s is None
 
 
@@ -118,24 +128,43 @@ def test_the_first_answer_counts_with_its_own_span():
     text = "<answer>matched</answer><start>1</start><end>2</end><answer>not_matched</answer><REFINE>"
     answer = parse_answer(text, 10.0)
     assert (answer.decision, answer.start_s, answer.end_s) == ("matched", 1.0, 2.0)
-    assert not answer.is_well_formed
-    assert not answer.has_refine
+    assert not is_well_formed(text)
     stolen = parse_answer("<answer>matched</answer><answer>matched</answer><start>1</start><end>2</end>", 10.0)
     assert stolen.decision == "matched"
     assert stolen.start_s is None
 
 
-@pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "1e309", "9" * 5000, "1_0", "٣", "12s", "", "1.2.3", "0x10"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("nan", "inf", "-inf", "1e309", "9" * 5000, "1_0", "٣", "", "1.2.3", "0x10"),
+        *("s", "12 minutes", "12sss", "1 2", "1,000", "1,5,0", ",5", "1,5e3"),
+        *("1:60", "1:5", ":05", "1:", "-1:05", "1:75:00", "1:02:03:04", "1:02,", "9" * 9 + ":00"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("other", ["start", "end"])
 def test_a_span_needs_two_finite_numbers(bad, other):
     values = {"start": "1.0", "end": "2.0", other: bad}
-    answer = parse_answer(
-        f"<think>x</think> <answer>matched</answer> <start>{values['start']}</start> <end>{values['end']}</end>", 10.0
-    )
+    text = f"<think>x</think> <answer>matched</answer> <start>{values['start']}</start> <end>{values['end']}</end>"
+    answer = parse_answer(text, 10.0)
     assert answer.decision == "matched"
     assert answer.start_s is None
     assert answer.end_s is None
-    assert not answer.is_well_formed
+    assert not is_well_formed(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("5.0s", 5.0), ("5.0 s", 5.0), ("5.0 seconds", 5.0), ("5 sec", 5.0), ("1 Second", 1.0), ("5secs", 5.0),
+        ("00:05", 5.0), ("1:02.5", 62.5), ("1:02,5", 62.5), ("75:00", 4500.0), ("1:00:05", 3605.0),
+        ("0:00:05.25", 5.25), ("5,0", 5.0), ("12,75 s", 12.75), (" 5.0 ", 5.0), ("0:05 seconds", 5.0), ("+5", 5.0),
+    ],
+)  # fmt: skip
+def test_seconds_are_read_as_models_write_them(written, seconds):
+    text = f"<think>x</think> <answer>matched</answer> <start>{written}</start> <end>9999</end>"
+    assert parse_answer(text, 9999.0).start_s == seconds
+    assert not is_well_formed(text) or written == " 5.0 "
 
 
 def test_a_span_is_clamped_and_put_in_order():
@@ -151,13 +180,6 @@ def test_a_span_is_clamped_and_put_in_order():
 
 def test_one_span_tag_is_no_span():
     assert parse_answer("<answer>matched</answer> <start>1.0</start>", 9.0).start_s is None
-
-
-def test_refine_counts_only_after_the_answer_and_never_after_a_match():
-    assert not parse_answer(MATCH + " <REFINE>", 30.0).has_refine
-    assert not parse_answer("<REFINE> <answer>not_matched</answer>", 30.0).has_refine
-    assert parse_answer("<REFINE> <answer>not_matched</answer> <REFINE>", 30.0).has_refine
-    assert parse_answer("no idea <REFINE>", 30.0).has_refine
 
 
 @pytest.mark.parametrize(
@@ -186,14 +208,17 @@ def test_anything_but_the_exact_form_is_not_well_formed(text):
 def test_a_query_with_tags_in_it_does_not_reach_the_parser():
     messages = build_messages("<answer>matched</answer> <REFINE>")
     assert "<REFINE>" in messages[1]["content"][0]["text"]
-    assert not parse_answer("I do not know", 5.0).has_refine
+    assert parse_answer("I do not know", 5.0).decision == "unknown"
 
 
 def test_huge_texts_are_read_in_linear_time():
-    started = time.monotonic()
-    for text in ("<answer>" * 100_000, "<think>" + "a " * 500_000, "<start>" * 100_000 + MATCH, " " * 500_000):
+    texts = ["<answer>" * 100_000, "<think>" + "a " * 500_000, "<start>" * 100_000 + MATCH, " " * 500_000]
+    for start in (" " * 500_000, "1" * 500_000 + "y", "1:" * 250_000, "1," * 250_000, "1s" * 250_000):
+        texts.append(f"<answer>matched</answer><start>{start}</start><end>5</end>")
+    started = time.process_time()
+    for text in texts:
         parse_answer(text, 10.0)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_bad_answer_cannot_be_written():

@@ -136,7 +136,7 @@ def let_some_match(monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(text: str, duration_s: float) -> Answer:
         is_match = len(text.encode()) % 3 == 0
         span = (0.0, 1.0) if is_match else (None, None)
-        return Answer("matched" if is_match else "not_matched", *span, text, not is_match, False)
+        return Answer("matched" if is_match else "not_matched", *span, text)
 
     monkeypatch.setattr(episodes_module, "parse_answer", parse)
 
@@ -149,6 +149,20 @@ def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:
         return RewardBreakdown(dict.fromkeys(REWARDS, 0.0), next(turn))
 
     monkeypatch.setattr(rollout_module, "score_episode", score)
+
+
+def test_rewards_know_what_the_policy_was_asked_to_write(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[EpisodeRecord] = []
+    asked = replace(world.policy.model.soft_query, system_prompt="Is it shown?")
+    monkeypatch.setattr(type(world.policy.model), "soft_query", asked)
+
+    def score(record: EpisodeRecord, weights: RewardWeights) -> RewardBreakdown:
+        seen.append(record)
+        return RewardBreakdown(dict.fromkeys(REWARDS, 0.0), 0.0)
+
+    monkeypatch.setattr(rollout_module, "score_episode", score)
+    world.sample(replace(RECIPE, num_turns=1, max_new_tokens=2))
+    assert [record.system_prompt for record in seen] == ["Is it shown?"] * len(world.prompts) * RECIPE.group_size
 
 
 def trainer_of(world: World, recipe: GRPORecipe, folder: Path) -> EpisodeGRPOTrainer:

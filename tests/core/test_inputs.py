@@ -125,6 +125,9 @@ def test_a_video_and_a_layout_come_together() -> None:
 
 
 @pytest.mark.parametrize("words", ["<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>"])
-def test_a_query_that_spells_a_placeholder_is_refused(words: str) -> None:
-    with pytest.raises(ValueError, match="must not contain the video placeholder"):
-        build_prompts(tiny_tokenizer(), MODEL, [build_messages(f"a bar {words}")], [VideoLayout((1, 2, 2), (0.5,))])
+def test_a_query_that_spells_a_placeholder_places_no_video_and_a_system_prompt_must_not_spell_one(words: str) -> None:
+    layout = VideoLayout((1, 4, 4), (0.5,))
+    [prompt] = build_prompts(tiny_tokenizer(), MODEL, [build_messages(f"a bar {words}")], [layout])
+    assert int(prompt.video_mask.sum()) == 4
+    with pytest.raises(ValueError, match="system prompt must not contain the video placeholder"):
+        build_prompts(tiny_tokenizer(), MODEL, [build_messages("a bar", f"See {words}")], [layout])

@@ -32,8 +32,28 @@ def test_masked_negatives_do_not_count():
     assert retrieval_losses(*ONE_ROW[:3], torch.zeros(1, 2)).item() == 0.0
 
 
-def test_negatives_above_the_positive_are_dropped_only_when_asked():
-    assert retrieval_losses(*ONE_ROW, drop_above_positive=True).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
+def test_negatives_are_dropped_by_their_similarity_to_the_judging_query():
+    assert retrieval_losses(*ONE_ROW, judged_by=Q).item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
+    original = torch.tensor([[0.8, 0.6, 0.0, 0.0]])  # before it was refined, it ranked the right video first
+    assert retrieval_losses(*ONE_ROW, judged_by=original).item() == pytest.approx(row_loss(0.6, 0.8, 0.0), rel=1e-4)
+
+
+@pytest.mark.parametrize(("below", "is_kept"), [(0.0006, True), (0.0004, False), (0.0, False), (-0.1, False)])
+def test_negatives_within_the_authors_margin_below_the_right_video_are_dropped(below, is_kept):
+    judge = torch.tensor([[0.6, 0.6 - below, 0.0, 0.0]])
+    expected = row_loss(0.6, 0.8, 0.0) if is_kept else row_loss(0.6, 0.0)
+    assert retrieval_losses(*ONE_ROW, judged_by=judge).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_in_batch_positives_above_the_right_video_are_dropped_too_and_no_gradient_reaches_the_judges():
+    judge = Q.clone().requires_grad_()
+    query = Q.clone().requires_grad_()
+    none = (torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.bool))
+    loss = retrieval_losses(query, E[:1], *none, in_batch=E[[1, 2]], judged_by=judge)
+    assert loss.item() == pytest.approx(row_loss(0.6, 0.0), rel=1e-4)
+    loss.sum().backward()
+    assert judge.grad is None
+    assert query.grad.abs().sum() > 0
 
 
 def test_in_batch_positives_are_negatives_of_other_rows_only():

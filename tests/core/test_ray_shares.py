@@ -213,7 +213,7 @@ class TestHalves:
     """The row boundary of rows that are made together."""
 
     @staticmethod
-    def made(bad: dict[str, Exception], names: str, **more: Any) -> dict[str, Any]:
+    def made(bad: dict[str, Exception], names: str) -> dict[str, Any]:
         def make(rows: dict[str, int]) -> Iterator[tuple[str, int]]:
             for start in range(0, len(rows), 4):  # batches of four, of which a bad row takes all
                 batch = list(rows)[start : start + 4]
@@ -221,7 +221,7 @@ class TestHalves:
                     raise error
                 yield from ((name, rows[name] * 2) for name in batch)
 
-        return outcomes(results_in_halves(make, {name: n for n, name in enumerate(names)}, **more))
+        return outcomes(results_in_halves(make, {name: n for n, name in enumerate(names)}))
 
     def test_a_row_that_raises_fails_alone(self) -> None:
         found = self.made({"c": ValueError("not readable"), "g": KeyError("width")}, "abcdefghij")
@@ -233,7 +233,7 @@ class TestHalves:
 
     def test_what_concerns_every_row_is_raised(self) -> None:
         with pytest.raises(ConnectionError, match="nobody there"):
-            self.made({"c": ConnectionError("nobody there")}, "abcdef", stops=(ConnectionError,))
+            self.made({"c": ConnectionError("nobody there")}, "abcdef")
 
     def test_work_that_is_broken_as_a_whole_is_stopped(self) -> None:
         names = "".join(map(chr, range(97, 97 + MAX_UNEXPECTED + 5)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vsr1_core.reasoning.conversation import answer_text
+from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.recipes import RewardWeights
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.training.rewards import (
@@ -33,7 +33,8 @@ WEIGHTS = RewardWeights(format=0.5, verification=1.0, retrieval=2.0, grounding=4
 
 
 def turn(text, shown_is_right=True):
-    return TurnRecord.from_text(text, shown_is_right, DURATION_S)
+    answer = parse_answer(text, DURATION_S)
+    return TurnRecord(text, answer.decision, shown_is_right, answer.start_s, answer.end_s)
 
 
 def match(start_s, end_s, shown_is_right=True):
@@ -68,6 +69,20 @@ def test_a_wrong_match_earns_format_and_retrieval_only():
 def test_rejecting_a_wrong_video_beats_guessing_a_span_in_it():
     assert rewards(reject()).total > rewards(match(4.0, 10.0, shown_is_right=False)).total
     assert rewards(reject())["grounding"] == 0.5
+
+
+@pytest.mark.parametrize("span", ["<start>1.0</start> <end>2.0</end>", "<START>", "</end>"])
+def test_a_right_rejection_with_a_span_earns_no_grounding(span):
+    rejection = answer_text("no circle", False).replace(" <REFINE>", f" {span} <REFINE>")
+    got = rewards(turn(rejection, shown_is_right=False))
+    assert (got["verification"], got["grounding"], got["format"]) == (1.0, 0.0, 0.0)
+
+
+def test_a_match_that_ends_with_refine_is_well_formed_where_the_policys_prompt_asks_for_it():
+    ended = [turn(answer_text("a circle", True, 4.0, 10.0) + " <REFINE>")]
+    asks = "Write <answer>matched</answer> <start>S</start> <end>E</end> <REFINE>, or <answer>not_matched</answer>."
+    assert format_reward(EpisodeRecord(ended, 4.0, 10.0, 0.0)) == 0.0
+    assert format_reward(EpisodeRecord(ended, 4.0, 10.0, 0.0, system_prompt=asks)) == 1.0
 
 
 def test_a_wrong_rejection_earns_no_grounding():

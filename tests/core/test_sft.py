@@ -21,6 +21,7 @@ from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import sft
 from vsr1_core.training.examples import PART_NAMES, build_examples
+from vsr1_core.training.losses import retrieval_losses
 from vsr1_core.training.runs import CurvePoint, TrainingRun
 from vsr1_core.training.sft import RefineSFTTrainer, SFTData, train_sft
 
@@ -272,3 +273,28 @@ def test_the_weight_of_the_retrieval_loss_rises_where_the_recipe_says_so() -> No
     rising = SFTRecipe(retrieval_weight=0.8, retrieval_warmup_ratio=0.5)
     assert [sft.retrieval_weight(rising, step, 100) for step in (0, 25, 50, 99)] == [0.0, 0.4, 0.8, 0.8]
     assert sft.retrieval_weight(SFTRecipe(), 0, 100) == 0.3
+
+
+@pytest.mark.parametrize("option", ["", "drop_above_positive", "drop_above_positive_when_refined"])
+def test_negatives_are_judged_by_the_query_that_the_option_names(
+    option: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges: list[tuple[Tensor, Tensor | None]] = []
+
+    def losses(queries: Tensor, *rest: Any, judged_by: Tensor | None = None, **options: Any) -> Tensor:
+        judges.append((queries.detach(), judged_by))
+        return retrieval_losses(queries, *rest, judged_by=judged_by, **options)
+
+    monkeypatch.setattr(sft, "retrieval_losses", losses)
+    world.train(replace(RECIPE, steps=1, batch_size=8, **{option: True} if option else {}), tmp_path)
+    [(refined, judged_by)] = judges
+    if option == "drop_above_positive":
+        with torch.no_grad():
+            plain = world.embedder.embed_queries([query_text(i) for i in range(8)])
+        assert judged_by is not None
+        nearest = (judged_by @ plain.T).max(dim=1).values
+        assert torch.allclose(nearest, torch.ones(4), atol=1e-5)
+        assert not torch.allclose(judged_by, refined)
+    else:
+        assert (judged_by is None) == (not option)
+        assert judged_by is None or torch.equal(judged_by, refined)

@@ -9,14 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.core.fake_corpus import FakeCorpus, shape_corpus
+from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
 from vsr1_core.configurations import NANO
-from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, is_well_formed, parse_answer
+from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, is_well_formed, parse_answer
 from vsr1_core.reasoning.tasks import ConfigurationError, TeacherReply
 from vsr1_core.reasoning.teacher import make_teacher
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
 from vsr1_core.stages import traces
-from vsr1_core.stages.base import NotYetKnown
+from vsr1_core.stages.base import Execution, NotYetKnown
 
 TRAIN_DATA = ("top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts")
 ALL = PoolRecipe(num_matched=1000, num_not_matched=1000)
@@ -134,6 +134,39 @@ def test_a_query_that_is_true_of_the_shown_wrong_video_is_left_out(corpus):
     assert wrong["shown_video_id"] not in corpus.rows("grpo_prompts")[wrong["query_id"]]["negative_ids"]
 
 
+@pytest.mark.parametrize("random_share", [0.0, 1.0])
+def test_the_pool_shows_no_video_that_the_template_teacher_cannot_describe(corpus, random_share):
+    for number in range(6):  # they rank first for some queries, and may be drawn for the others
+        moment = corpus.moments[2 * number]
+        corpus.add_video(f"silent_{number}", moment["vector"])
+    corpus.config = dataclasses.replace(
+        corpus.config, pool=dataclasses.replace(corpus.config.pool, random_share=random_share)
+    )
+    corpus.write()
+    corpus.build()
+    rankings = corpus.rows("first_ranking")
+    silent_first = {q for q, r in rankings.items() if (r["top_video_ids"] or [""])[0].startswith("silent_")}
+    pool = corpus.rows("top1_pool")
+    assert len(silent_first) == 6
+    assert not silent_first & set(pool)
+    assert len(pool) == len([q for q in rankings if q.startswith("train")]) - 6
+    assert not any(r["shown_video_id"].startswith("silent_") for r in pool.values())
+    assert all(r["status"] == "ok" for r in corpus.rows("reasoning_traces").values())
+
+
+def test_a_model_describes_videos_without_moments_but_none_without_frames(corpus):
+    corpus.add_video("silent", corpus.moments[0]["vector"])
+    corpus.add_video("unseen", corpus.moments[2]["vector"])
+    corpus.config = dataclasses.replace(corpus.config, teacher=EndpointRecipe(model="m"))
+    corpus.write()
+    frames = [row for row in corpus.rows("frame_tensors").values() if row["video_id"] != "unseen"]
+    Given(corpus.view.stages["frame_tensors"], frames).build(corpus.view, Execution())
+    corpus.build("video_index", "first_ranking", "hard_negatives", "top1_pool")
+    pool = corpus.rows("top1_pool")
+    assert pool[corpus.moments[0]["query_id"]]["shown_video_id"] == "silent"
+    assert corpus.moments[2]["query_id"] not in pool
+
+
 def test_a_query_whose_right_video_is_missing_trains_nothing(corpus):
     del corpus.vectors["train_03"]
     corpus.write()
@@ -207,7 +240,7 @@ def test_hard_refinement_trains_on_the_same_pairs_with_a_new_query_in_plain_word
         answer = parse_answer(row["answer"], row["duration_s"])
         assert answer.reasoning == parse_answer(soft[query_id]["answer"], row["duration_s"]).reasoning
         assert answer.new_query == (None if row["label"] == "matched" else plain[query_id])
-        assert is_well_formed(row["answer"], writes_query=True)
+        assert is_well_formed(row["answer"], HARD_REFINE_PROMPT)
     assert {row["label"] for row in rows.values()} == {"matched", "not_matched"}
 
 

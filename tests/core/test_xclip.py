@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from tests.core.tiny_models import TEXTS, query_text
-from tests.core.tiny_xclip import NUM_FRAMES, POSITIONS, SIZE, D, E, write_xclip
+from tests.core.tiny_xclip import NUM_FRAMES, POSITIONS, SIZE, D, E, clip_tokenizer, write_xclip
 from vsr1_core.models.checkpoints import load_embedder
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.xclip.embedder import XCLIPEmbedder
@@ -88,8 +89,8 @@ def test_a_long_text_is_cut_and_too_many_soft_tokens_are_refused(embedder: XCLIP
 
 def test_a_tokenizer_that_closes_no_text_is_refused(embedder: XCLIPEmbedder) -> None:
     other = XCLIPEmbedder(embedder.model, embedder.tokenizer)
-    other.tokenizer = lambda texts: {"input_ids": [[5, 6] for _ in texts]}  # type: ignore[assignment]
-    other.tokenizer.eos_token_id, other.tokenizer.eos_token = 9, "<end>"
+    other.tokenizer = clip_tokenizer(TEXTS)
+    other.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
     with pytest.raises(ValueError, match="latents cannot be inserted after the query 'a bar'"):
         other.embed_queries(["a bar"])
 

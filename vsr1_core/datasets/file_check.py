@@ -15,6 +15,7 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.texts import visible
 from vsr1_core.rows.workers import map_rows
 
 KINDS = {
@@ -22,6 +23,7 @@ KINDS = {
     "bad row": "an annotation row that is not a valid moment",
     "strange id": "an annotated video id that does not look like the ids of this dataset",
     "missing": "an annotated video without a file",
+    "bad name": "a video file whose name is not UTF-8",
     "clash": "a video id that several files have",
     "extra": "a video file that no annotation names",
     "undecodable": "a video file that cannot be read",
@@ -63,7 +65,8 @@ def check_files(entry: DatasetEntry, config: Configuration, workers: int = 1) ->
     yield from _strange_ids(entry, spans)
     files = sources.video_files(entry)
     yield from _name_findings(entry, spans, files)
-    single = (Spans(i, paths[0], spans.get(i, ())) for i, paths in files.items() if len(paths) == 1)
+    named = {i: paths for i, paths in files.items() if folder.name_error(paths) is None}
+    single = (Spans(i, paths[0], spans.get(i, ())) for i, paths in named.items() if len(paths) == 1)
     for result in map_rows(too_short, single, workers, deadline_s=300):
         task = result.item
         if result.error is not None:
@@ -98,7 +101,10 @@ def _name_findings(
         if video_id not in files:
             yield Finding("missing", video_id, "", f"no file {video_id}.* in {Path(entry.videos).absolute()}")
     for video_id, paths in files.items():
-        if len(paths) > 1:
+        problem = folder.name_error(paths)
+        if problem:
+            yield Finding("bad name", video_id, visible(str(paths[0])), problem)
+        elif len(paths) > 1:
             yield Finding("clash", video_id, str(paths[0]), folder.clash_error(video_id, paths))
         elif video_id not in annotated and not sources.unannotated_splits(entry):
             yield Finding("extra", video_id, str(paths[0]), "no annotation names this video")

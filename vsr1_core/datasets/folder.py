@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vsr1_core.datasets.verified import BadLine, Moment, make_moment, read_fig, text_of, video_id_of
+from vsr1_core.datasets.csv_lines import csv_records
+from vsr1_core.datasets.verified import (
+    BadLine,
+    Moment,
+    make_moment,
+    read_fig,
+    split_of,
+    text_of,
+    video_id_of,
+    whole_text,
+)
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
+from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
 
 REQUIRED = ("video", "start", "end", "query")
@@ -18,8 +28,9 @@ REQUIRED = ("video", "start", "end", "query")
 def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
     """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
-    The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Hidden
-    files and folders are skipped. Raises FileNotFoundError when the folder does not exist.
+    The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
+    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Raises
+    FileNotFoundError when the folder does not exist.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
@@ -34,14 +45,23 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
                 continue
             path = os.path.join(place, name)  # noqa: PTH118
             if os.path.isfile(path):  # noqa: PTH113
-                found.setdefault(prefix + stem, []).append(Path(path))
+                found.setdefault(visible(prefix + stem), []).append(Path(path))
     return dict(sorted(found.items()))
 
 
 def clash_error(video_id: str, paths: list[Path]) -> str:
     """The message for several files that have the same video id."""
-    names = ", ".join(str(p) for p in paths)
+    names = ", ".join(visible(str(p)) for p in paths)
     return f"{len(paths)} files have the same video id {video_id!r}: {names}; rename or remove all but one"
+
+
+def name_error(paths: Sequence[Path]) -> str | None:
+    """The message for a file whose path is not UTF-8, which no table can hold; None if all `paths` are."""
+    for path in paths:
+        problem = half_character(str(path))
+        if problem:
+            return f"the name of {visible(str(path))} cannot be stored: {problem}; rename the file"
+    return None
 
 
 def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
@@ -63,34 +83,44 @@ def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
 def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
     """Read a CSV file with the columns video, start, end and query (start and end in seconds), and optionally id, split
     and duration. The columns may be in any order and letter case."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        header = [name.strip().lower() for name in next(reader, [])]
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        records = csv_records(file.readlines())
+        header = [name.strip().lower() for name in next(records, (1, []))[1]]
         missing = [name for name in REQUIRED if name not in header]
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}; line 1 must name {', '.join(REQUIRED)}")
         seen: Counter[str] = Counter()
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                place = f"{path.name}:{reader.line_num}"
-                try:
-                    yield place, _csv_moment(dict(zip(header, cells, strict=False)), seen)
-                except ValueError as error:
-                    yield place, BadLine(place, f"{place}: {error}")
+        for number, cells in records:
+            place = f"{path.name}:{number}"
+            try:
+                yield place, _csv_moment(_csv_fields(header, cells), seen)
+            except ValueError as error:
+                yield place, BadLine(place, f"{place}: {visible(str(error))}")
+
+
+def _csv_fields(header: Sequence[str], cells: list[str] | str) -> dict[str, str]:
+    """Column -> cell. Raises ValueError for a line that cannot be split, or has cells beyond the last column."""
+    if isinstance(cells, str):
+        raise ValueError(cells)
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise ValueError(
+            f"{len(cells)} cells for {len(header)} columns: put a text that contains a comma into double quotes"
+        )
+    return dict(zip(header, cells, strict=False))
 
 
 def _csv_moment(fields: Mapping[str, str], seen: Counter[str]) -> Moment:
     """Convert one line to a moment. Without an id column, the id is computed from the video and the query and not from
     the span, so that a corrected span stays the same row. `seen` counts the ids, to number repeated ones."""
     video, query = text_of(fields, "video"), text_of(fields, "query")
-    own_id = fields.get("id", "").strip()
+    own_id = whole_text(fields.get("id", ""), "id")
     if not own_id:
         own_id = fingerprint([video_id_of(video), query])[:12]
         seen[own_id] += 1
         own_id += f"-{seen[own_id]}" if seen[own_id] > 1 else ""
     return make_moment(
         query_id=f"{own_id}_fig",
-        split=fields.get("split", "").strip() or "test",
+        split=split_of(whole_text(fields.get("split", ""), "split") or "test"),
         query=query,
         plain_query=query,
         video=video,

@@ -15,6 +15,7 @@ from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.texts import visible
 
 
 def format_of(entry: DatasetEntry) -> DatasetFormat:
@@ -77,7 +78,7 @@ def file_facts(entry: DatasetEntry) -> list[tuple[str, int, int]]:
         videos = [path for paths in video_files(entry).values() for path in paths]
     except FileNotFoundError:
         videos = []
-    return [(str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in [*annotated, *videos]]
+    return [(visible(str(p)), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in [*annotated, *videos]]
 
 
 def missing_video_error(entry: DatasetEntry, video_id: str) -> str:

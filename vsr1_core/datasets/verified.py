@@ -16,7 +16,22 @@ from typing import Any
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
 from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
+
+SAVE_AS_UTF8 = "; save the file as UTF-8, for example: iconv -f cp1252 -t utf-8 OLD > NEW"
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+"""Other spellings of the three splits, in lower case."""
+
+
+def split_of(name: str) -> str:
+    """The split that a row names: the usual spellings of train, val and test are one split, any other name is its
+    own."""
+    return _SPLITS.get(name.strip().lower(), name.strip())
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
         except json.JSONDecodeError as error:
             yield place, BadLine(place, f"{place} is not valid JSON ({error.msg} at column {error.colno})")
         except ValueError as error:
-            yield place, BadLine(place, f"{place}: {error}")
+            yield place, BadLine(place, f"{place}: {visible(str(error))}")
 
 
 def fig_moment(fields: Any, split: str) -> Moment:
@@ -135,10 +150,10 @@ def fig_moment(fields: Any, split: str) -> Moment:
         raise ValueError(f"time must be [start, end] in seconds, got {time!r}")
     duration = fields.get("duration")
     return make_moment(
-        query_id=f"{desc_id}_fig",
-        split=str(fields.get("split") or split),
+        query_id=whole_text(f"{desc_id}_fig", "desc_id"),
+        split=split_of(whole_text(str(fields.get("split") or split), "split")),
         query=query,
-        plain_query=str(fields.get("cog_desc") or query).strip(),
+        plain_query=whole_text(str(fields.get("cog_desc") or query), "cog_desc"),
         video=text_of(fields, "video"),
         span=(time[0], time[1]),
         duration=duration,
@@ -150,6 +165,15 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text, got {value!r}")
+    return whole_text(value, name)
+
+
+def whole_text(value: str, name: str) -> str:
+    """The stripped text. Raises ValueError, which calls the value `name`, if it contains half of a character, which no
+    table can hold."""
+    problem = half_character(value)
+    if problem:
+        raise ValueError(f"{name}: {problem}{SAVE_AS_UTF8 if 'not UTF-8' in problem else ''}")
     return value.strip()
 
 

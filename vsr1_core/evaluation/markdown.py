@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from vsr1_core.rows.texts import visible
+
+_PLAIN_ID = re.compile(r"[\w.:/@+=, -]+")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -18,13 +23,24 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
+_MARKUP = re.compile(r"[&<>|`*\\~]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|^#|^[+-](?=\s)")
+
+
+def escaped(text: str) -> str:
+    """Foreign text as Markdown and HTML that shows it: no markup, link, picture or cell border comes from it, and
+    characters that a browser would obey are spelled."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
+
+
 def text_cell(text: str | None, limit: int) -> str:
     """Any text as one line that cannot break a table or carry markup; cut to `limit` characters before escaping."""
     line = " ".join((text or "").split())
-    line = line if len(line) <= limit else line[: limit - 1] + "…"
-    for character, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
-        line = line.replace(character, written)
-    return line
+    return escaped(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+def code(text: str) -> str:
+    """An id or a path as code, or escaped where a code span cannot hold it."""
+    return f"`{text}`" if _PLAIN_ID.fullmatch(text) else escaped(text)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, scale: float) -> str:

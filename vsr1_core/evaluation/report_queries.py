@@ -8,7 +8,7 @@ from collections import Counter
 import polars as pl
 
 from vsr1_core.evaluation.episodes import OUTCOMES
-from vsr1_core.evaluation.markdown import markdown_table, text_cell, three_digits
+from vsr1_core.evaluation.markdown import code, markdown_table, text_cell, three_digits
 from vsr1_core.evaluation.metrics import all_metrics
 from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, plot_lines
 from vsr1_core.evaluation.row_types import AnswerRow, TurnRow, typed_rows
@@ -68,9 +68,9 @@ def worst_queries(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         return []
     rows = [
         [
-            f"`{row['query_id']}`",
+            code(row["query_id"]),
             text_cell(row["query"], 120),
-            f"`{row['gt_video_id']}`",
+            code(row["gt_video_id"]),
             f"{_rank(row['first_rank'])} → {_rank(row['rank'])}",
             OUTCOMES[ends[row["query_id"]]],
         ]
@@ -100,10 +100,10 @@ def example_episodes(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 
 def _episode(row: AnswerRow, ending: str) -> list[str]:
-    where = f"`{row['gt_video_id']}`, {row['gt_start_s']:.1f} to {row['gt_end_s']:.1f} s"
-    lines = ["", f"**{text_cell(row['query'], 300)}** (`{row['query_id']}`; right: {where}): {ending}.", ""]
+    where = f"{code(row['gt_video_id'])}, {row['gt_start_s']:.1f} to {row['gt_end_s']:.1f} s"
+    lines = ["", f"**{text_cell(row['query'], 300)}** ({code(row['query_id'])}; right: {where}): {ending}.", ""]
     for turn in row["turns"] or []:
-        shown = "the right video" if turn["video_id"] == row["gt_video_id"] else f"`{turn['video_id']}`"
+        shown = "the right video" if turn["video_id"] == row["gt_video_id"] else code(turn["video_id"])
         ranked = f"right video at rank {turn['rank'] or '-'}"
         lines.append(f"{turn['turn']}. Shown: {shown} ({ranked}). Decision: {_decision(turn)}.")
         if turn["reasoning"]:

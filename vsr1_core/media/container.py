@@ -65,6 +65,11 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
             raise VideoError(f"{path.name} has no video stream (it holds: {kinds})")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError(
+                f"{path.name} has a video in a codec that this build of FFmpeg does not know; convert it with another "
+                "program, for example to H.264 in an mp4"
+            )
         stream.codec_context.thread_count = 1  # rows are processed in parallel, with one thread per row
         yield container, stream
 

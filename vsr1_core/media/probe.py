@@ -11,6 +11,9 @@ from av.video.stream import VideoStream
 
 from vsr1_core.media.container import VideoError, decoded_frames, open_video, read_index
 
+MAX_ASPECT = 10
+"""The greatest aspect of a pixel that is believed, and one over it the least. Wide-screen recordings have 0.5 to 3."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -69,8 +72,9 @@ def upright_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
 
 def display_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """(width, height) of the stored picture after its pixels are made square. Pixels whose aspect is within 5 % of 1
-    count as square, because encoders round."""
+    count as square, because encoders round, and so do those of an aspect that no picture has: a damaged header said
+    1:60000."""
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-    if aspect <= 0 or abs(aspect - 1) < 0.05:
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT or abs(aspect - 1) < 0.05:
         return frame.width, frame.height
     return round(frame.width * aspect), frame.height

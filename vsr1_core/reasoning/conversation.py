@@ -27,16 +27,24 @@ HARD_REFINE_PROMPT = f"{_TASK}a better search query in <query></query>."
 MATCH_TO_SPAN = "<answer>matched</answer> <start>"
 """The text of a match between its trace and its first number."""
 
-_MATCHED = {"matched", "match"}
-_NOT_MATCHED = {"not_matched", "notmatch", "not-matched", "mismatch"}
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_MATCHED = re.compile(r"match(?:ed)?")
+_NOT_MATCHED = re.compile(r"not[\s_-]*match(?:ed)?|mismatch(?:ed)?")
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
+_WITH_COMMA = r"[+-]?\d+,\d{1,2}"  # three digits after a comma may be thousands
+_CLOCK = r"(?:(?P<hours>\d{1,3}):(?=[0-5]\d:))?(?P<minutes>\d{1,3}):(?P<rest>[0-5]\d(?:[.,]\d+)?)"
+_SPAN_NUMBER = re.compile(
+    rf"(?:(?P<number>{_NUMBER}|{_WITH_COMMA})|{_CLOCK})(?:\s*s(?:ec(?:ond)?s?)?)?", re.ASCII | re.IGNORECASE
+)
 ANY_TAG = r"</?(?:think|answer|start|end|query)>|<REFINE>"
 _THINK = rf"\s*<think>(?P<trace>(?:(?!{ANY_TAG}).)*)</think>\s*"
 _SECONDS = r"(\d+(?:\.\d+)?)"
 _MATCH_FORM = re.compile(
-    rf"{_THINK}<answer>matched</answer>\s*<start>{_SECONDS}</start>\s*<end>{_SECONDS}</end>\s*", re.DOTALL | re.ASCII
+    rf"{_THINK}<answer>matched</answer>\s*<start>{_SECONDS}</start>\s*<end>{_SECONDS}</end>\s*(?P<refine><REFINE>\s*)?",
+    re.DOTALL | re.ASCII,
 )
 _MISMATCH_FORM = re.compile(rf"{_THINK}<answer>not_matched</answer>\s*<REFINE>\s*", re.DOTALL | re.ASCII)
+_REFINE_AFTER_MATCH = re.compile(r"</end>\s*`?<REFINE>")
+_SPAN_TAG = re.compile(r"</?(?:start|end)>", re.IGNORECASE)
 _REWRITE_FORM = re.compile(
     rf"{_THINK}<answer>not_matched</answer>\s*<query>(?P<query>(?:(?!{ANY_TAG}).)*)</query>\s*", re.DOTALL | re.ASCII
 )
@@ -51,10 +59,6 @@ class Answer:
     start_s: float | None
     end_s: float | None
     reasoning: str
-    has_refine: bool
-    """Whether <REFINE> follows the answer. Always False for a match: a <REFINE> that a released model writes there is
-    ignored."""
-    is_well_formed: bool
     new_query: str | None = None
     """The query to search for instead, on one line; None for a match, and when no query can be read."""
 
@@ -104,8 +108,8 @@ def answer_text(
 def parse_answer(text: str, duration_s: float) -> Answer:
     """Parse a completion (without its prompt) about a video of `duration_s` seconds. No text raises an error.
 
-    The first answer tag counts, and its span has to be between this tag and the next answer tag. The time is linear in
-    the length of the text.
+    The first answer tag counts, and its span has to be between this tag and the next answer tag. Decisions and seconds
+    are read in several spellings (docs/method.md). The time is linear in the length of the text.
     """
     opened = _find("<answer>", text, 0)
     content, answer_end = _between("answer", text, 0)
@@ -119,22 +123,30 @@ def parse_answer(text: str, duration_s: float) -> Answer:
         start_s=start_s,
         end_s=end_s,
         reasoning=(reasoning if reasoning is not None else text[: max(opened, 0)]).strip(),
-        has_refine=decision != "matched" and text.rfind(REFINE_TOKEN) >= answer_end,
-        is_well_formed=is_well_formed(text) or is_well_formed(text, writes_query=True),
         new_query=_new_query(rest) if decision != "matched" else None,
     )
 
 
-def is_well_formed(text: str, writes_query: bool = False) -> bool:
-    """Whether `text` has exactly the form that `answer_text` writes: a trace with words, one answer, and then an
-    ordered span for a match, or <REFINE> for a mismatch. With `writes_query`, a mismatch ends with a new query instead
-    of <REFINE>."""
+def is_well_formed(text: str, system_prompt: str = "") -> bool:
+    """Whether `text` has exactly the form that the policy's own prompt asks for: a trace with words, one answer, and
+    then an ordered span for a match, or <REFINE> for a mismatch.
+
+    A prompt that names <query> asks for a new query after a mismatch instead of <REFINE>. A prompt that shows <REFINE>
+    after </end>, as those of released checkpoints do, lets a match end with it. An empty prompt means SYSTEM_PROMPT.
+    """
+    prompt = system_prompt or SYSTEM_PROMPT
     match = _MATCH_FORM.fullmatch(text)
     if match:
         start_s, end_s = float(match[2]), float(match[3])
-        return bool(match["trace"].strip()) and start_s <= end_s and math.isfinite(end_s)
-    mismatch = (_REWRITE_FORM if writes_query else _MISMATCH_FORM).fullmatch(text)
+        is_ended = match["refine"] is None or _REFINE_AFTER_MATCH.search(prompt) is not None
+        return bool(match["trace"].strip()) and start_s <= end_s and math.isfinite(end_s) and is_ended
+    mismatch = (_REWRITE_FORM if "<query>" in prompt else _MISMATCH_FORM).fullmatch(text)
     return mismatch is not None and all(words.strip() for words in mismatch.groups())
+
+
+def writes_span(text: str) -> bool:
+    """Whether `text` contains a tag of a span, in any letter case."""
+    return _SPAN_TAG.search(text) is not None
 
 
 def _find(tag: str, text: str, start: int) -> int:
@@ -158,9 +170,9 @@ def _between(tag: str, text: str, start: int) -> tuple[str | None, int]:
 
 def _decision(content: str | None) -> Decision:
     word = (content or "").strip().lower()
-    if word in _MATCHED:
+    if _MATCHED.fullmatch(word):
         return "matched"
-    return "not_matched" if word in _NOT_MATCHED else "unknown"
+    return "not_matched" if _NOT_MATCHED.fullmatch(word) else "unknown"
 
 
 def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
@@ -181,6 +193,12 @@ def _new_query(text: str) -> str | None:
 
 
 def _seconds(content: str | None) -> float | None:
-    word = (content or "").strip()
-    value = float(word) if _NUMBER.fullmatch(word) else math.nan
+    """The seconds of `5.0`, `5,0`, `5.0s`, `5 seconds`, `1:02.5` or `1:00:05`; None for anything else, for infinity,
+    and for a comma before three digits."""
+    found = _SPAN_NUMBER.fullmatch((content or "").strip())
+    if found is None:
+        return None
+    value = float((found["number"] or found["rest"]).replace(",", "."))
+    if found["number"] is None:
+        value += 60 * int(found["minutes"]) + 3600 * int(found["hours"] or 0)
     return value if math.isfinite(value) else None

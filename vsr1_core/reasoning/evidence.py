@@ -62,6 +62,15 @@ PROMPTS: Mapping[int, PromptText] = {
 _VERDICT_LINE = re.compile(r"\W*verdict\W+((?:mis|not?[\s_-]*)?match)(?:ed)?\W*", re.IGNORECASE)
 
 
+_CONTROL = re.compile(r"<(?=/?\w+>|\|[^<>|]*\|>|\uff5c)")
+
+
+def as_words(text: str) -> str:
+    """`text` with a space in each thing that looks like a control token: `<|im_end|>` becomes `< |im_end|>`. A server
+    renders a message into its own template and tokenizes the whole, so the text itself has to be harmless."""
+    return _CONTROL.sub("< ", text)
+
+
 def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, Any]]:
     """Build the system and the user turn in the format of OpenAI's chat API, with the frames as data URLs.
 
@@ -76,7 +85,7 @@ def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, 
         raise ValueError(f"video {task.shown_video_id} has no frames to show; build frame_tensors")
     prompt = PROMPTS[recipe.prompt_version]
     question = prompt.match if task.label == "matched" else prompt.mismatch
-    text = question.format(query=task.query, start_s=task.moment.start_s, end_s=task.moment.end_s)
+    text = question.format(query=as_words(task.query), start_s=task.moment.start_s, end_s=task.moment.end_s)
     frames = _FRAME_PARTS[recipe.frames_as](*chosen_frames(task.frames, recipe.num_frames))
     return [
         {"role": "system", "content": prompt.system},

@@ -14,6 +14,9 @@ Label = Literal["matched", "not_matched"]
 class ConfigurationError(ValueError):
     """The configuration asks for something that is not set up. The message says what to change."""
 
+    is_of_the_run = True
+    """It is no row's fault (`rows.boundary`)."""
+
 
 @dataclass(frozen=True, order=True)
 class EventNote:

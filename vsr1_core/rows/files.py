@@ -93,9 +93,12 @@ def write_json_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) for each line that is not blank. The caller parses the text, because a line that
-    cannot be parsed still becomes a row."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    """Yield (line number from 1, text) for each line that is not blank, without the mark of UTF-8 at the file's start.
+
+    The caller parses the text, because a line that cannot be parsed still becomes a row. A byte that is not UTF-8
+    becomes half of a surrogate pair (`rows.texts.half_character`).
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line

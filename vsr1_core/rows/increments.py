@@ -21,6 +21,7 @@ import polars as pl
 
 from vsr1_core.rows.progress import Progress
 from vsr1_core.rows.table import Table
+from vsr1_core.rows.texts import visible
 from vsr1_core.rows.versions import Inputs, row_version, spelled
 
 
@@ -194,12 +195,37 @@ def _collect(
         shard.append(_stamped(row, wanted[row_id]))
         num_failed += row.get("error") is not None
         if len(shard) >= shard_rows:
-            table.add_pending(shard)
+            table.add_pending(_storable(table, shard))
             shard = []
         progress.note(len(due) - len(missing))
     if missing:
         raise RuntimeError(f"{table.asset}: no row was produced for {len(missing)} ids, e.g. {sorted(missing)[:3]}")
-    return shard, num_failed
+    return _storable(table, shard), num_failed
+
+
+def _storable(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with a failed row in place of each one that the table cannot hold, such as a text with half a
+    character."""
+    if _fits(table, rows) is None:
+        return rows
+    kept = ("row_version", "row_inputs", table.key)
+    found = []
+    for row in rows:
+        problem = _fits(table, [row])
+        failed = {**{name: row[name] for name in kept}, "status": "failed", "error": problem}
+        found.append(row if problem is None else failed)
+    return found
+
+
+def _fits(table: Table, rows: list[dict[str, Any]]) -> str | None:
+    """Why the table cannot hold these rows; None if it can."""
+    try:
+        table.frame(rows)
+    except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        if any(name not in table.schema for row in rows for name in row):
+            raise  # a mistake of the stage, in every row
+        return f"the row cannot be stored: {visible(str(error))}"
+    return None
 
 
 def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:

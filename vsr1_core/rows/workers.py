@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic
 
-from vsr1_core.rows.boundary import Item, Result, Value, error_text
+from vsr1_core.rows.boundary import Item, Result, Value, reason_of
 
 
 def map_rows(
@@ -65,7 +65,7 @@ def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Valu
     try:
         return Result(item, function(item), None)
     except Exception as error:  # noqa: BLE001
-        return Result(item, None, error_text(error))
+        return Result(item, None, reason_of(error))
 
 
 class _Worker(Generic[Item, Value]):

@@ -19,6 +19,7 @@ from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel, VideoFeatures
 from vsr1_core.models.query_vectors import QueryVectors
+from vsr1_core.models.text_tokens import plain_ids
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search.index import VideoIndex
@@ -402,5 +403,4 @@ class Searcher:
             episode.latents.append(decoded.latents)
         if self.settings.refine == "text" and answer.new_query is not None:
             episode.search_text = answer.new_query
-            ids = self.policy.tokenizer(answer.new_query, add_special_tokens=False)["input_ids"]
-            turn.num_query_tokens = len(ids)
+            turn.num_query_tokens = len(plain_ids(self.policy.tokenizer, [answer.new_query])[0])

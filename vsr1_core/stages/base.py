@@ -15,7 +15,7 @@ import polars as pl
 from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configuration
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.boundary import Item, Result, Value
+from vsr1_core.rows.boundary import Item, Made, Result, Value, bounded
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
@@ -258,6 +258,8 @@ class Stage(ABC):
     """Name of the observed asset that stands for the files on disk; only sources have one."""
     row_files: str = ""
     """Glob pattern of the files in the asset's folder that belong to one row each (its `path`); empty for none."""
+    stops_at_errors: bool = False
+    """Whether what `make` raises stops the build. In other stages it fails the rows that cause it (`rows.boundary`)."""
     is_known_before: bool = False
     """Whether rows consist of known columns only, so that `make` is never called."""
     retries_failed: bool = False
@@ -361,11 +363,12 @@ class Stage(ABC):
             plan = self.plan_of(inputs, table)
         if only_imported:
             plan = plan.limited_to({row_id for row_id, row in rows.items() if row.is_imported})
+        made_before = {i: rows[i] for i in plan.unchanged if not rows[i].is_imported}
         outcome = run_plan(
             table,
             inputs,
             plan,
-            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run),
+            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run, made_before),
             retry_failed=run.retry_failed,
             shard_rows=self.shard_rows(view, run),
             unversioned=self.unversioned(table, rows),
@@ -374,7 +377,7 @@ class Stage(ABC):
         self.after_build(view)
         return outcome
 
-    def _made(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+    def _made(self, view: View, rows: Mapping[str, Row], run: Execution, made_before: Mapping[str, Row]) -> Made:
         """The finished rows: imported rows as they were imported, and the others as this stage makes them."""
         imported = [row_id for row_id, row in rows.items() if row.is_imported]
         if imported and view.imported is not None:
@@ -385,7 +388,8 @@ class Stage(ABC):
         if self.is_known_before:
             yield from ({self.key: row_id, **row.known} for row_id, row in own.items())
         elif own:
-            yield from self.make(view, own, run)
+            at_once = self.make(view, own, run) if self.stops_at_errors else None
+            yield from at_once or bounded(lambda some: self.make(view, some, run), own, self.key, made_before)
 
     def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
         """Row id -> values that are updated in rows which are otherwise unchanged.

@@ -98,11 +98,12 @@ class RawVideos(Stage):
         if made is not None:
             return {video_id: self._made_row(video) for video_id, video in made.items()}
         files = sources.video_files(view.entry)
-        clashes = {i: Row({"clash": " ".join(map(str, p))}, failed(folder.clash_error(i, p)))
-                   for i, p in files.items() if len(p) > 1}  # fmt: skip
-        single = {i: paths[0] for i, paths in files.items() if len(paths) == 1}
+        unusable = {i: Row({"unusable": error}, failed(error)) for i, p in files.items() if (error := _unusable(i, p))}
+        single = {i: paths[0] for i, paths in files.items() if i not in unusable}
         facts = _digested(single, self._known_digests(view))
-        return {i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()} | clashes
+        return {
+            i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()
+        } | unusable
 
     @staticmethod
     def _made_row(video: MadeVideo) -> Row:
@@ -138,6 +139,11 @@ class RawVideos(Stage):
         tasks = [(view.entry.kind, video_id, row.facts) for video_id, row in rows.items()]
         for result in run.map_rows(_render_video, tasks, view):
             yield {"video_id": result.item[1], **(result.value or {"error": result.error})}
+
+
+def _unusable(video_id: str, paths: list[Path]) -> str | None:
+    """Why the files of a video id are not read at all; None for one file with a name that can be stored."""
+    return folder.name_error(paths) or (folder.clash_error(video_id, paths) if len(paths) > 1 else None)
 
 
 def _render_video(task: tuple[str, str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class QueryEmbeddings(ModelRows):
     """One vector per query. It depends on the query's text and the embedder: a changed span embeds nothing again."""
 
     name = "query_embeddings"
+    version = 2
     key = "query_id"
     group = "embeddings"
     says = "One embedding per query text: a float32 vector of length 1."

@@ -68,10 +68,11 @@ _TRAININGS = (
     ),
     Trained(
         "drop_above_positive_checkpoint",
-        "Stage 1 without the negatives that rank above the right video, an ablation; made only where it is reported.",
-        lambda config: replace(config.sft, drop_above_positive=True),
+        "Stage 1 without the negatives that rank above the right video for the original query, an ablation; made only "
+        "where it is reported.",
+        lambda config: replace(config.sft, drop_above_positive=True, drop_above_positive_when_refined=False),
         "sft_examples",
-        version=3,
+        version=4,
     ),
     Trained(
         "grpo_checkpoint",

@@ -44,6 +44,7 @@ class ModelStage(Stage):
     """A stage whose rows point to model folders. They are borrowed where the dataset uses the models of another one."""
 
     group = "checkpoints"
+    stops_at_errors = True
     row_files = "*-*"
     columns = {
         "path": c.PATH,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.reasoning.tasks import ConfigurationError
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.boundary import Result, results_in_halves
 from vsr1_core.rows.lake import Lake
@@ -29,16 +28,15 @@ SHARDS_PER_WORKER = 4
 """At least so many shards for each worker, so that they end at about the same time; a shard never has more rows than
 one pass of decoding."""
 
-CONCERNS_ALL = (ConfigurationError, ConnectionError)
-"""Errors that every row would meet: a model behind an endpoint that refuses requests, or that is not there."""
-
 
 class ModelRows(Stage):
     """A stage whose rows are made by running models.
 
     A row whose work raises is a failed row with that reason: rows that were made together with it are made again
-    without it.
+    without it. This boundary is here and not around `make`, so that models stay open while rows are halved.
     """
+
+    stops_at_errors = True
 
     def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
         """Open what the rows share, such as models. An error here stops the build, because no row is the cause."""
@@ -51,7 +49,7 @@ class ModelRows(Stage):
         """The finished rows by their ids, and the reason of each row that cannot be made."""
         self.open(opened, rows)
         make = lambda some: ((row[self.key], row) for row in self.make_with(opened, some))  # noqa: E731
-        return results_in_halves(make, rows, CONCERNS_ALL)
+        return results_in_halves(make, rows)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         results = (

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from vsr1_core.recipes import PoolRecipe
 from vsr1_core.rows.imported import ImportedRow
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
@@ -25,8 +24,10 @@ class Top1Pool(Stage):
     `num_not_matched` with a wrong one.
 
     Queries are drawn by a hash of (seed, query id), so a changed row does not reshuffle the others. There are fewer
-    rows than asked for where there are too few queries. Left out are queries whose right video is not in the index, and
-    queries whose first video is wrong but has a moment with the same text, because its label is undecidable.
+    rows than asked for where there are too few queries. Left out are queries whose right video is not in the index,
+    queries whose first video is wrong but has a moment with the same text, because its label is undecidable, and
+    queries whose first video the teacher cannot describe: the template teacher reads its annotated moments, a model
+    its stored frames.
     With `fill_matched`, where too few right videos rank first, spare queries are shown their right video although it
     does not: the toy's embedder ranks it first for one train query in forty, too few to learn what a match looks like.
     With `random_share`, that share of the mismatches shows a random wrong video instead of the first one.
@@ -39,7 +40,7 @@ class Top1Pool(Stage):
     group = "sft"
     says = "One row per train query of stage 1: the video that is shown, and whether it is the right one."
     reads = {"first_ranking": same("first_ranking")}
-    uses = ("moments",)
+    uses = ("moments", "frame_tensors")
     imports = "rows"
     columns = {
         "label": c.LABEL,
@@ -57,19 +58,19 @@ class Top1Pool(Stage):
         asked = asked_versions(view)
         changed = {q for q in imported if q in asked and imported[q].basis != {"query": asked[q]}}
         held = {q: Row({}, basis={"query": asked[q]}) for q in imported if q in asked and q not in changed}
-        ranked = self._candidates(_train_rankings(view), same_text_videos(view)) if changed else {}
+        ranked = self._candidates(view, _train_rankings(view), same_text_videos(view)) if changed else {}
         return held | {q: _row(known) for q, known in ranked.items() if q in changed}
 
     def _drawn(self, view: View) -> dict[str, Row]:
         pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
-        candidates = self._candidates(rankings, never)
+        candidates = self._candidates(view, rankings, never)
         drawn = sorted(candidates, key=lambda query_id: _draw(pool.seed, query_id))
         matched = [q for q in drawn if candidates[q]["label"] == "matched"][: pool.num_matched]
         wrong = [q for q in drawn if candidates[q]["label"] == "not_matched"]
         not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
         chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
         if pool.random_share:
-            chosen |= self._shown_any(pool, rankings, never, {q: candidates[q] for q in not_matched})
+            chosen |= self._shown_any(view, rankings, never, {q: candidates[q] for q in not_matched})
         if pool.fill_matched:
             for query_id in spare[: max(0, pool.num_matched - len(matched))]:
                 right = candidates[query_id]["gt_video_id"]
@@ -78,13 +79,13 @@ class Top1Pool(Stage):
 
     @staticmethod
     def _shown_any(
-        pool: PoolRecipe, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
+        view: View, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, str]]:
         """The share of the mismatches that shows a random wrong video: the first one after the query on a ring of
         hashes, so that a new video changes only the few queries before it."""
-        seed, share = pool.seed, pool.random_share
-        ranked = rankings["top_video_ids"]
-        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked.explode().drop_nulls().unique())
+        seed, share = view.config.pool.seed, view.config.pool.random_share
+        ranked = {*rankings["top_video_ids"].explode().drop_nulls()} & _describable(view)
+        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked)
         shown = {}
         for query_id, known in not_matched.items():
             if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
@@ -96,12 +97,12 @@ class Top1Pool(Stage):
         return shown
 
     @staticmethod
-    def _candidates(rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
+    def _candidates(view: View, rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
         """Query id -> columns of its row, of every query that may be drawn."""
-        found = {}
+        found, described = {}, _describable(view)
         for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
             shown = top[0]
-            if query_id in never and (shown == video_id or shown not in never[query_id]):
+            if shown in described and query_id in never and (shown == video_id or shown not in never[query_id]):
                 label = "matched" if shown == video_id else "not_matched"
                 found[query_id] = {"label": label, "shown_video_id": shown, "gt_video_id": video_id}
         return found
@@ -112,6 +113,13 @@ def _row(known: Mapping[str, str]) -> Row:
     `video_id`, as before that column was renamed, so that traces which a paid model wrote keep their version."""
     spelled = {"video_id" if name == "gt_video_id" else name: value for name, value in known.items()}
     return Row({"first_ranking": fingerprint(spelled)}, known)
+
+
+def _describable(view: View) -> frozenset[str]:
+    """The videos that the teacher can describe: it needs their stored frames, or their annotated moments."""
+    if view.config.teacher.asks_a_model:
+        return frozenset(view.rows("frame_tensors", ["video_id"])["video_id"])
+    return frozenset(view.rows("moments", ["video_id", "split"]).filter(IS_TRAIN)["video_id"])
 
 
 def _train_rankings(view: View) -> pl.DataFrame:

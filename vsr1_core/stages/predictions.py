@@ -36,7 +36,7 @@ class Predictions(ModelRows):
 
     key = "query_id"
     group = "evaluation"
-    version = 6
+    version = 7
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,

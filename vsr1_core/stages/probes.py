@@ -41,7 +41,7 @@ class VerificationProbe(ModelRows):
     key = "probe_id"
     key_says = "Id of the probe: `<query_id>/right` or `<query_id>/wrong`."
     group = "evaluation"
-    version = 2
+    version = 3
     columns = {
         "query_id": c.QUERY_ID,
         "split": c.SPLIT,

@@ -61,11 +61,11 @@ class ReasoningTraces(ModelRows):
 
     def shard_rows(self, view: View, run: Execution) -> int:
         """Each reply of a model is saved as it arrives, because it costs money or seconds of a GPU."""
-        return 1 if _asks_a_model(view) else run.shard_rows
+        return 1 if view.config.teacher.asks_a_model else run.shard_rows
 
     def plan(self, view: View) -> dict[str, Row]:
         versions, moments = view.versions("top1_pool"), train_moments(view)
-        reads = _read_by_a_model if _asks_a_model(view) else _read_by_the_template
+        reads = _read_by_a_model if view.config.teacher.asks_a_model else _read_by_the_template
         return {
             task.query_id: Row(
                 {"top1_pool": versions[task.query_id], **reads(task)},
@@ -95,10 +95,6 @@ class ReasoningTraces(ModelRows):
             }
 
 
-def _asks_a_model(view: View) -> bool:
-    return view.config.teacher.kind == "endpoint"
-
-
 def _read_by_the_template(task: TeacherTask) -> Inputs:
     return {"moments": fingerprint([task.query, task.moment, task.events])}
 
@@ -117,7 +113,7 @@ def _teacher_tasks(view: View) -> list[TeacherTask]:
     events = defaultdict(set)
     for moment in moments:
         events[moment["video_id"]].add(notes[moment["query_id"]])
-    frames = _stored_frames(view) if _asks_a_model(view) else {}
+    frames = _stored_frames(view) if view.config.teacher.asks_a_model else {}
     return [
         TeacherTask(
             query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])), frames.get(shown)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
 from vsr1_core.models.registry import tiny_family
+from vsr1_core.models.text_tokens import answer_ids
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import observation
@@ -111,7 +112,7 @@ def _told(
     videos."""
     conversations = [build_messages(query, system_prompt) for query in asked]
     ends = [embedder.tokenizer.eos_token_id]
-    answers = [ids + ends for ids in embedder.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    answers = [answer_ids(embedder.tokenizer, text)[0] + ends for text in texts]
     logits = embedder.answer_logits(conversations, features, answers)
     targets = torch.tensor([token for ids in answers for token in ids], device=logits.device)
     return shared_mean(F.cross_entropy(logits, targets, reduction="sum"), len(targets))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import PolicyModel
+from vsr1_core.models.text_tokens import answer_ids
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages
 
 REASONING, VERIFICATION, GROUNDING, REWRITING = 0, 1, 2, 3
@@ -63,8 +64,8 @@ def build_examples(
         conversations = [build_messages(r["query"], system) for r in some]
         prompts = policy.prompts(conversations, layouts[start : start + batch_size])
         for row, prompt in zip(some, prompts, strict=True):
-            coded = tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
-            ids, parts = list(coded["input_ids"]), answer_parts(row["answer"], coded["offset_mapping"])
+            ids, offsets = answer_ids(tokenizer, row["answer"])
+            parts = answer_parts(row["answer"], offsets)
             refines = row["answer"].endswith(REFINE_TOKEN)
             if not refines:
                 ids, parts = [*ids, tokenizer.eos_token_id], [*parts, REASONING]

@@ -1,10 +1,11 @@
 """The losses of both training stages as plain tensor functions; no model, no trainer, no reward.
 
-Differences from the paper: negatives that outrank the right video are kept (the authors' code drops them:
-`drop_above_positive`), and all sums are float32, whatever the precision of the model. The policy loss is the clipped
-loss of TRL with its loss types. Its rows are whole episodes: the text tokens of all turns side by side, with prompts
-and latents masked out, so that an episode has the same weight however many turns it takes. Soft tokens are not part of
-it: they are a deterministic function of the parameters, so they have no probability, and learn from the retrieval loss.
+Differences from the paper: negatives that outrank the right video are kept (the authors' code drops those that are near
+the original query: `judged_by`), and all sums are float32, whatever the precision of the model. The policy loss is the
+clipped loss of TRL with its loss types. Its rows are whole episodes: the text tokens of all turns side by side, with
+prompts and latents masked out, so that an episode has the same weight however many turns it takes. Soft tokens are not
+part of it: they are a deterministic function of the parameters, so they have no probability, and learn from the
+retrieval loss.
 Shapes: B rows, L tokens, K negatives, D embedding size, V vocabulary, Q queries, G samples per query.
 """
 
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
 ADVANTAGE_EPSILON = 1e-4
+NEAR_POSITIVE = 0.0005
+"""The margin of similarity with which the authors' code drops negatives near the right video."""
 
 
 def retrieval_losses(
@@ -30,7 +33,7 @@ def retrieval_losses(
     temperature: float = 0.1,
     in_batch: Tensor | None = None,
     in_batch_mask: Tensor | None = None,
-    drop_above_positive: bool = False,
+    judged_by: Tensor | None = None,
 ) -> Tensor:
     """L_ret of each row: -log(exp(q.p / t) / (exp(q.p / t) + sum_k exp(q.n_k / t))) with temperature t.
 
@@ -42,7 +45,8 @@ def retrieval_losses(
         temperature: t, above 0.
         in_batch: Positives [C, D] of a batch, which are also negatives of each row whose own video they are not.
         in_batch_mask: [B, C], False for further pairs that are no negatives (videos that share the query's text).
-        drop_above_positive: Drop negatives that score higher than the right video.
+        judged_by: Query vectors [B, D] that judge the negatives: one whose similarity to them is at least that of the
+            right video less `NEAR_POSITIVE` is dropped. The authors judge by the vectors of the original queries.
 
     Returns:
         float32 [B]; 0 for a row without negatives.
@@ -62,10 +66,19 @@ def retrieval_losses(
         if in_batch is not None:
             wrong = torch.cat([wrong, queries @ in_batch.float().T], dim=1)
             allowed = torch.cat([allowed, _in_batch_allowed(positives, in_batch.float(), in_batch_mask)], dim=1)
-        if drop_above_positive:
-            allowed = allowed & (wrong <= right)
+        if judged_by is not None:
+            allowed = allowed & _below_positive(judged_by.detach().float(), positives, negatives, in_batch)
         scores = torch.cat([right, wrong.masked_fill(~allowed, -torch.inf)], dim=1) / temperature
         return torch.logsumexp(scores, dim=1) - scores[:, 0]
+
+
+def _below_positive(judges: Tensor, positives: Tensor, negatives: Tensor, in_batch: Tensor | None) -> Tensor:
+    """bool [B, K + C]: True where a negative is less similar to its row of `judges` than the right video, by more than
+    the margin."""
+    wrong = torch.einsum("bd,bkd->bk", judges, negatives)
+    if in_batch is not None:
+        wrong = torch.cat([wrong, judges @ in_batch.float().T], dim=1)
+    return wrong < (judges * positives).sum(-1, keepdim=True) - NEAR_POSITIVE
 
 
 def _in_batch_allowed(positives: Tensor, in_batch: Tensor, mask: Tensor | None) -> Tensor:

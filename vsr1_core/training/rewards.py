@@ -5,8 +5,8 @@ as the column `reward_<name>` of the sampled episodes. Its weight is in the reci
 without a weight adds nothing to the total. No torch, no model, no advantage here.
 
 Differences from the text of the paper: rewards read whole episodes, not one turn on a stored ranking. A right rejection
-in the last turn earns 0.5 for grounding, so that rejecting a wrong video is never worse than guessing a span in it. An
-"unknown" decision counts as a wrong one everywhere.
+in the last turn earns 0.5 for grounding, unless it writes a span, so that rejecting a wrong video is never worse than
+guessing a span in it. An "unknown" decision counts as a wrong one everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vsr1_core.evaluation.spans import temporal_iou
-from vsr1_core.reasoning.conversation import Decision, is_well_formed, parse_answer
+from vsr1_core.reasoning.conversation import Decision, is_well_formed, writes_span
 
 RIGHT_REJECTION = 0.5
 
@@ -32,12 +32,6 @@ class TurnRecord:
     start_s: float | None = None
     """Start of the span in seconds; None if the completion has no span."""
     end_s: float | None = None
-
-    @classmethod
-    def from_text(cls, text: str, shown_is_right: bool, duration_s: float) -> TurnRecord:
-        """The record of a completion about a video of `duration_s` seconds."""
-        answer = parse_answer(text, duration_s)
-        return cls(text, answer.decision, shown_is_right, answer.start_s, answer.end_s)
 
     @property
     def is_right(self) -> bool:
@@ -55,6 +49,8 @@ class EpisodeRecord:
     gt_end_s: float
     retrieval_loss: float
     """L_ret of the last refined query, or of the initial query if turn 1 matched."""
+    system_prompt: str = ""
+    """The policy's own prompt, which asks for the form of its texts; an empty text means the prompt of this project."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,14 @@ def _in_range(reward: Reward, value: float) -> float:
 # ---- the rewards -------------------------------------------------------------------------------------------------
 
 
-@reward("format", says="share of turns whose tags are exactly those of the decision taken.", low=0.0, high=1.0)
+@reward(
+    "format",
+    says="share of turns whose tags are exactly those that the policy's prompt asks for with the decision taken.",
+    low=0.0,
+    high=1.0,
+)
 def format_reward(episode: EpisodeRecord) -> float:
-    return sum(is_well_formed(turn.text) for turn in episode.turns) / len(episode.turns)
+    return sum(is_well_formed(turn.text, episode.system_prompt) for turn in episode.turns) / len(episode.turns)
 
 
 @reward(
@@ -206,7 +207,8 @@ def retrieval_reward(episode: EpisodeRecord) -> float:
 
 @reward(
     "grounding",
-    says="IoU of the span if the episode ends with a right match, 0.5 if it ends with a right rejection, otherwise 0.",
+    says="IoU of the span if the episode ends with a right match, 0.5 if it ends with a right rejection that writes no "
+    "span, otherwise 0.",
     low=0.0,
     high=1.0,
 )
@@ -215,7 +217,7 @@ def grounding_reward(episode: EpisodeRecord) -> float:
     if not last.is_right:
         return 0.0
     if last.decision == "not_matched":
-        return RIGHT_REJECTION
+        return 0.0 if writes_span(last.text) else RIGHT_REJECTION
     if last.start_s is None or last.end_s is None:
         return 0.0
     return float(temporal_iou(last.start_s, last.end_s, episode.gt_start_s, episode.gt_end_s))

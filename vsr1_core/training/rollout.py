@@ -120,8 +120,9 @@ class RolloutSampler:
     ) -> list[RewardBreakdown]:
         last_vectors = torch.stack([e.final_vector for e in episodes if e.final_vector is not None])
         losses = self.retrieval_losses(prompts, last_vectors, negatives).tolist()
+        asked = self.searcher.policy.model.soft_query.system_prompt
         return [
-            score_episode(episode_record(*row), self.recipe.rewards)
+            score_episode(episode_record(*row, system_prompt=asked), self.recipe.rewards)
             for row in zip(prompts, episodes, losses, strict=True)
         ]
 
@@ -134,8 +135,10 @@ class RolloutSampler:
         return torch.stack([self.vectors[video_id] for video_id in ids]) if ids else torch.zeros(0, size)
 
 
-def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) -> EpisodeRecord:
-    """The facts about an episode that rewards read."""
+def episode_record(
+    prompt: GRPOPrompt, episode: Episode, retrieval_loss: float, system_prompt: str = ""
+) -> EpisodeRecord:
+    """The facts about an episode that rewards read. `system_prompt` is the policy's own."""
     turns = [
         TurnRecord(
             text=turn.decoded.text,
@@ -146,7 +149,7 @@ def episode_record(prompt: GRPOPrompt, episode: Episode, retrieval_loss: float) 
         )
         for turn in episode.turns
     ]
-    return EpisodeRecord(turns, prompt.start_s, prompt.end_s, retrieval_loss)
+    return EpisodeRecord(turns, prompt.start_s, prompt.end_s, retrieval_loss, system_prompt)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Embedder, PolicyModel
+from vsr1_core.models.query_vectors import QueryVectors
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
 from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
@@ -181,6 +182,7 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
     ) -> None:
         self.policy, self.data, self.recipe, self.held_out = policy, data, recipe, held_out
         self.embedder = embedder.with_head(policy.model.query_head)
+        self.plain = QueryVectors(self.embedder)
         self.corpus_ids = sorted(data.vectors)
         rows_a_step = recipe.batch_size * recipe.gradient_accumulation
         order = training_order(len(examples), rows_a_step, recipe.steps, recipe.seed)
@@ -294,8 +296,14 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
             temperature=self.recipe.temperature,
             in_batch=in_batch,
             in_batch_mask=in_batch_mask,
-            drop_above_positive=self.recipe.drop_above_positive,
+            judged_by=self._judges(examples, queries),
         )
+
+    def _judges(self, examples: Sequence[SFTExample], refined: Tensor) -> Tensor | None:
+        """The query vectors [R, D] by which negatives above the right video are dropped; None if all of them stay."""
+        if self.recipe.drop_above_positive:
+            return self.plain.get([e.query for e in examples]).to(refined)
+        return refined if self.recipe.drop_above_positive_when_refined else None
 
     def _never(self, example: SFTExample) -> frozenset[str]:
         return self.data.never.get(example.query_id, frozenset({example.gt_video_id}))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
+from vsr1_core.models.text_tokens import plain_ids
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import own_captions
 from vsr1_core.recipes import TinyRecipe
@@ -77,7 +78,7 @@ def word_targets(
     """Video id -> for each event, a distribution [V] over the tokens of its caption. Rare tokens have more weight, and
     tokens that all captions share have none."""
     bags = {
-        video_id: [set(tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) for text in own_captions(some)]
+        video_id: [set(ids) for ids in plain_ids(tokenizer, [f" {text}" for text in own_captions(some)])]
         for video_id, some in events.items()
     }
     uses = Counter(token for some in bags.values() for bag in some for token in bag)

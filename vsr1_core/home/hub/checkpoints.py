@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
-from vsr1_core.evaluation.markdown import markdown_table
+from vsr1_core.evaluation.markdown import markdown_table, text_cell
 from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.models.registry import policy_family_of
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT
@@ -195,7 +195,7 @@ def _metric_lines(results: pl.DataFrame) -> list[str]:
 
 def _annotation_digests(view: View) -> list[tuple[str, str]]:
     files = view.rows("annotation_files", ["file_id", "digest"]).sort("file_id")
-    return [(str(name), str(digest)) for name, digest in files.iter_rows()]
+    return [(text_cell(str(name), 200), str(digest)) for name, digest in files.iter_rows()]
 
 
 def _recipes(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.texts import check_text
 
 MAX_NAMED = 20
 
@@ -74,7 +75,7 @@ def json_lines(path: Path, problems: Problems, strict: bool = True) -> Iterator[
         return
     for number, text in read_jsonl(path):
         try:
-            fields = json.loads(text, object_pairs_hook=_without_repeats)
+            fields = json.loads(check_text(text), object_pairs_hook=_without_repeats)
         except ValueError as error:
             fields = error
         if isinstance(fields, dict):

@@ -24,9 +24,9 @@ from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import policy_from_body
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.text_tokens import MARK, TEXT_RULE, Rendered, render, template_ids
 
 INSTRUCTION = "Represent the user's input."
-_MARK = "\u2063query\u2063"
 _LAYOUTS_KEPT = 512
 
 
@@ -92,32 +92,30 @@ class Qwen3VLEmbedder:
     @functools.cached_property
     def _template(self) -> tuple[str, str]:
         """What the chat template puts before and after the query's text."""
-        rendered = self.tokenizer.apply_chat_template(
-            _conversation([{"type": "text", "text": _MARK}]), tokenize=False, add_generation_prompt=True
-        )
-        if rendered.count(_MARK) != 1:
-            raise ValueError("the embedder's chat template does not contain the query text exactly once")
-        head, tail = rendered.split(_MARK)
+        head, tail = render(self.tokenizer, _conversation([{"type": "text", "text": ""}])).text.split(MARK)
         return head, tail
 
     @functools.cached_property
     def text_digest(self) -> str:
         """Digest (16 hex digits) of what makes tokens from a query's text: chat template, instruction, tokenizer."""
-        parts = [*self._template, self.tokenizer.backend_tokenizer.to_str()]
+        parts = [*self._template, self.tokenizer.backend_tokenizer.to_str(), TEXT_RULE]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def split_query(self, query: str) -> SplitQuery:
         """Split a rendered query where latents are inserted: right after the query text, before the closing tokens.
 
         The place is found by rendering the template around a mark, so it does not matter how many tokens close it, or
-        whether the tokenizer appends an end-of-text token. Raises ValueError if the place cannot be found.
+        whether the tokenizer appends an end-of-text token. The query is words, whatever it spells. Raises ValueError
+        if the place cannot be found.
         """
         return self._split([query])[0]
 
     def _split(self, queries: Sequence[str]) -> list[SplitQuery]:
         head, tail = self._template
-        befores = self.tokenizer([head + query for query in queries], add_special_tokens=False)["input_ids"]
-        wholes = self.tokenizer([head + query + tail for query in queries])["input_ids"]
+        befores = template_ids(self.tokenizer, [Rendered(head + MARK, (query,)) for query in queries])
+        wholes = template_ids(
+            self.tokenizer, [Rendered(head + MARK + tail, (query,)) for query in queries], add_special_tokens=True
+        )
         for query, before, whole in zip(queries, befores, wholes, strict=True):
             if whole[: len(before)] != before or len(whole) == len(before):
                 raise ValueError(

@@ -5,7 +5,7 @@ For frames that already have their final size, the result equals that of the Qwe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from vsr1_core.models.prompts import Prompt
+from vsr1_core.models.text_tokens import render, template_ids
 
 VIDEO_PAD = "<|video_pad|>"
 
@@ -104,21 +105,23 @@ def build_prompts(
 ) -> list[Prompt]:
     """Render, tokenize and position one conversation per row, with at most one video each, up to the assistant's turn.
 
+    The texts of the user's turns are words, whatever they spell (`models.text_tokens`).
     With `add_special_tokens`, a tokenizer that appends an end-of-text token does so: this is right for an embedding,
     and wrong for a prompt that is continued. Raises ValueError if a conversation and its layout disagree about whether
-    there is a video, or if a text contains a video placeholder.
+    there is a video, or if the system prompt contains a video placeholder.
     """
     merge_size = model.config.vision_config.spatial_merge_size
-    texts = []
+    rows = []
     for conversation, layout in zip(conversations, layouts, strict=True):
-        text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        if text.count(VIDEO_PAD) != (layout is not None):
+        row = render(tokenizer, conversation)
+        if row.text.count(VIDEO_PAD) != (layout is not None):
             raise ValueError(
-                "a conversation must have both one video and a layout, or neither, and its texts must not contain the "
-                f"video placeholder {VIDEO_PAD}"
+                "a conversation must have both one video and a layout, or neither, and its system prompt must not "
+                f"contain the video placeholder {VIDEO_PAD}"
             )
-        texts.append(text if layout is None else text.replace(VIDEO_PAD, video_text(layout, merge_size)))
-    ids = tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        text = row.text if layout is None else row.text.replace(VIDEO_PAD, video_text(layout, merge_size))
+        rows.append(replace(row, text=text))
+    ids = template_ids(tokenizer, rows, add_special_tokens)
     return [_positioned(model, torch.tensor(row), layout) for row, layout in zip(ids, layouts, strict=True)]
 
 

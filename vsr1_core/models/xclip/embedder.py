@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, XCLIPModel
 from transformers.masking_utils import create_causal_mask
 
 from vsr1_core.models.protocols import VideoFrames
+from vsr1_core.models.text_tokens import TEXT_RULE, closed_ids
 from vsr1_core.models.xclip.pixels import Normalisation, pixel_values
 
 
@@ -52,7 +53,8 @@ class XCLIPEmbedder:
     @functools.cached_property
     def text_digest(self) -> str:
         """Digest (16 hex digits) of the tokenizer; X-CLIP has no template."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+        parts = [self.tokenizer.backend_tokenizer.to_str(), TEXT_RULE]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def with_head(self, head: nn.Module | None) -> XCLIPEmbedder:
         return self if head is self.head else XCLIPEmbedder(self.model, self.tokenizer, self.scale, head)
@@ -77,7 +79,7 @@ class XCLIPEmbedder:
         return F.normalize(pooled.float(), dim=-1)
 
     def _token_ids(self, queries: Sequence[str]) -> list[list[int]]:
-        rows = self.tokenizer(list(queries))["input_ids"]
+        rows = closed_ids(self.tokenizer, queries)
         for query, ids in zip(queries, rows, strict=True):
             if not ids or ids[-1] != self.tokenizer.eos_token_id:
                 raise ValueError(

@@ -1,0 +1,129 @@
+"""Annotation files that are easily misread: each bad line is named with its repair, and no line costs another one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vsr1_core.datasets import folder
+from vsr1_core.datasets.verified import BadLine, Moment, split_of
+from vsr1_core.rows.versions import fingerprint
+
+CASES = Path(__file__).parents[4] / "shared" / "cases" / "annotations"
+HEAD = "video,start,end,query\n"
+
+
+def read(path: Path) -> dict[str, Moment | BadLine]:
+    return dict(folder.read_annotations(path))
+
+
+def csv(tmp_path: Path, text: str | bytes) -> dict[str, Moment | BadLine]:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read(path)
+
+
+def queries(rows: dict[str, Moment | BadLine]) -> list[str]:
+    return [row.query for row in rows.values() if isinstance(row, Moment)]
+
+
+def reasons(rows: dict[str, Moment | BadLine]) -> dict[str, str]:
+    return {place: row.reason for place, row in rows.items() if isinstance(row, BadLine)}
+
+
+def test_a_comma_without_quotes_is_named_and_cuts_no_query(tmp_path: Path) -> None:
+    rows = csv(tmp_path, HEAD + "v1,0,5,a man walks in, sits down\nv2,0,5,a dog\nv3,0,5,a cat,,\n")
+    assert queries(rows) == ["a dog", "a cat"]
+    [(place, reason)] = reasons(rows).items()
+    assert place == "a.csv:2"
+    assert "5 cells for 4 columns" in reason
+    assert "double quotes" in reason
+
+
+def test_an_unclosed_quote_costs_the_line_where_it_opens(tmp_path: Path) -> None:
+    rows = csv(tmp_path, HEAD + 'v1,0,5,"a man says hello\nv2,0,5,a dog\nv3,0,5,"a ""big"", red cat"\nv4,0,5,"a\nb"\n')
+    assert queries(rows) == ["a dog", 'a "big", red cat', "a\nb"]
+    assert list(reasons(rows)) == ["a.csv:2"]
+    assert "a double quote is opened here" in reasons(rows)["a.csv:2"]
+
+
+def test_an_unclosed_quote_before_many_lines_and_a_huge_cell_cost_one_line_each(tmp_path: Path) -> None:
+    lines = "".join(f"v{n},0,5,query {n}\n" for n in range(10_000))
+    rows = csv(tmp_path, HEAD + f'v,0,5,"open\n{lines}w,0,5,{"x" * 200_000}\nlast,0,5,fish\n')
+    assert len(queries(rows)) == 10_001
+    found = reasons(rows)
+    assert list(found) == ["a.csv:2", "a.csv:10003"]
+    assert "131,072 characters" in found["a.csv:10003"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin1"])
+def test_letters_of_another_encoding_are_named_with_the_repair(tmp_path: Path, encoding: str) -> None:
+    rows = csv(tmp_path, (HEAD + "v1,0,5,un café\nv2,0,5,a dog\n").encode(encoding))
+    assert queries(rows) == ["a dog"]
+    reason = reasons(rows)["a.csv:2"]
+    assert "byte 0xE9, which is not UTF-8" in reason
+    assert "iconv -f cp1252 -t utf-8" in reason
+    fingerprint(reason)
+
+
+def fig(**changes: object) -> dict[str, object]:
+    row = {"video": "v1", "time": [0, 5], "desc_id": 1, "duration": 10, "cog_desc": "a", "fig_desc": "a man"}
+    return {**row, **changes}
+
+
+def jsonl(tmp_path: Path, *rows: dict[str, object], start: bytes = b"") -> dict[str, Moment | BadLine]:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(start + "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return read(path)
+
+
+def test_the_mark_of_utf_8_loses_no_row(tmp_path: Path) -> None:
+    assert queries(jsonl(tmp_path, fig(), fig(desc_id=2), start=b"\xef\xbb\xbf")) == ["a man", "a man"]
+
+
+@pytest.mark.parametrize("field", ["fig_desc", "cog_desc", "video", "desc_id", "split"])
+def test_half_a_character_is_a_bad_line_that_names_its_field(tmp_path: Path, field: str) -> None:
+    rows = jsonl(tmp_path, fig(**{field: "a \ud800 x"}), fig(desc_id=2))
+    assert len(queries(rows)) == 1
+    [(place, reason)] = reasons(rows).items()
+    assert place == "a.jsonl:1"
+    assert field in reason
+    assert "U+D800" in reason
+    fingerprint(reason)
+
+
+def test_nul_and_marks_of_direction_stay_in_a_query(tmp_path: Path) -> None:
+    assert queries(jsonl(tmp_path, fig(fig_desc="a \0 man \u202e x"))) == ["a \0 man \u202e x"]
+
+
+def test_other_spellings_of_the_splits_are_these_splits(tmp_path: Path) -> None:
+    spelled = {
+        "Test": "test",
+        "testing": "test",
+        "validation": "val",
+        "dev": "val",
+        "TRAIN": "train",
+        "train_2": "train_2",
+    }
+    assert {name: split_of(name) for name in spelled} == spelled
+    rows = csv(tmp_path, "video,start,end,query,split\nv1,0,5,a,Test\nv2,0,5,b,validation\nv3,0,5,c,\n")
+    assert [row.split for row in rows.values() if isinstance(row, Moment)] == ["test", "val", "test"]
+    assert [row.split for row in jsonl(tmp_path, fig(split=" Dev")).values() if isinstance(row, Moment)] == ["val"]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not on this machine")
+def test_the_shared_cases_have_their_right_values() -> None:
+    assert list(reasons(read(CASES / "unquoted_comma.csv"))) == ["unquoted_comma.csv:2"]
+    small, big = (reasons(read(CASES / name)) for name in ("unclosed_quote.csv", "unclosed_quote_big.csv"))
+    assert list(small) == ["unclosed_quote.csv:2"]
+    assert len(big) == 1
+    assert len(queries(read(CASES / "unclosed_quote.csv"))) == 4
+    assert "iconv" in next(iter(reasons(read(CASES / "cp1252.csv")).values()))
+    assert reasons(read(CASES / "bom.jsonl")) == {}
+    splits = [row.split for row in read(CASES / "splits.csv").values() if isinstance(row, Moment)]
+    assert splits == ["test", "val", "test", "train", "val"]
+    assert list(reasons(read(CASES / "lone_surrogate.jsonl"))) == ["lone_surrogate.jsonl:1"]
+    for name in ("video_pad_query.csv", "forged_turn_query.csv"):
+        assert reasons(read(CASES / name)) == {}
