@@ -73,13 +73,19 @@ def pull(
         )
     view = _view(dataset) if dataset else None
     from vsr1_core.home.hub.adoption import adopt
+    from vsr1_core.home.hub.forms import form_text
     from vsr1_core.home.hub.remote import pull as fetch
+    from vsr1_core.stages.adopted import adopted
 
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
     if view is not None:
         record = adopt(view, as_asset, source, folder, training_file)
+        checkpoint = adopted(view, as_asset)
+        assert checkpoint is not None, "adopt has just written it"
+        folder = Path(checkpoint.path)
         typer.echo(f"{dataset} uses it as {as_asset} from the next build on. To train it here again, delete {record}")
+    typer.echo(form_text(folder))
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.core import naive
 from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy, tiny_tokenizer
+from vsr1_core.input_form import EmbedderForm, VideoWrapper
 from vsr1_core.models.answer_tokens import decision_tokens
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.vision import encode_videos
@@ -82,6 +83,11 @@ def test_latents_follow_the_query_in_1000_real_queries_with_the_real_tokenizer(
 
 def test_the_real_tokenizer_is_the_published_one() -> None:
     tokenizer = qwen_tokenizer()
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert tokenizer(apart)["input_ids"] == tokenizer(composed)["input_ids"], "texts are normalised to NFC"
+    assert tokenizer.decode(tokenizer("a<|file_sep|><|box_end|>")["input_ids"], skip_special_tokens=True) == (
+        "a<|file_sep|>"
+    )
     assert len(tokenizer) == 151_670
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 151_645
     assert tokenizer.convert_tokens_to_ids("<|video_pad|>") == 151_656
@@ -202,12 +208,15 @@ def test_a_head_brings_every_query_to_the_corpus_size_and_no_video() -> None:
     assert isinstance(policy.model.query_head, nn.Linear)
 
 
+@pytest.mark.parametrize("wrapper", ["published", "template"])
 @pytest.mark.parametrize("appends", [False, True])
 @torch.no_grad()
-def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_writes(appends: bool) -> None:
+def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_writes(
+    appends: bool, wrapper: VideoWrapper
+) -> None:
     """One pass of the plain model over text and pixels; an appended end-of-text token is where it is read."""
     tokenizer = with_end_of_text(tiny_tokenizer()) if appends else tiny_tokenizer()
-    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer, EmbedderForm(wrapper))
     videos = [random_video(seed, embedder.model.config) for seed in range(3)]
     ours = embedder.embed_features([encode_videos(embedder.model, [v])[0] for v in videos])
     for video, vector in zip(videos, ours, strict=True):
@@ -215,7 +224,8 @@ def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_write
             f"<{m:.1f} seconds><|vision_start|>{'<|video_pad|>' * (video.grid[1] * video.grid[2] // 4)}<|vision_end|>"
             for m in video.marks_s
         )
-        text = naive.rendered_query(tokenizer, f"<|vision_start|>{marks}<|vision_end|>")
+        whole = marks if wrapper == "published" else f"<|vision_start|>{marks}<|vision_end|>"
+        text = naive.rendered_query(tokenizer, whole)
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         types = (ids == embedder.model.config.video_token_id).int() * 2
         grid = torch.tensor([video.grid])

@@ -125,6 +125,13 @@ def parse_answer(text: str, duration_s: float) -> Answer:
     )
 
 
+def asks_to_refine(text: str, is_forced: bool = True) -> bool:
+    """Whether soft tokens follow the completion `text`: it is not a match, and it ends with <REFINE> or `is_forced`
+    (`InputForm.force_refine`)."""
+    answer = parse_answer(text, 0.0)
+    return answer.decision != "matched" and (is_forced or answer.has_refine)
+
+
 def is_well_formed(text: str, writes_query: bool = False) -> bool:
     """Whether `text` has exactly the form that `answer_text` writes: a trace with words, one answer, and then an
     ordered span for a match, or <REFINE> for a mismatch. With `writes_query`, a mismatch ends with a new query instead

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel, VideoFeatures
 from vsr1_core.models.query_vectors import QueryVectors
-from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, asks_to_refine, build_messages, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search.index import VideoIndex
 
@@ -91,26 +92,6 @@ class Episode:
     def is_matched(self) -> bool:
         """Whether the policy matched the video of the last turn."""
         return bool(self.turns) and self.turns[-1].answer.decision == "matched"
-
-
-def turn_row(number: int, turn: Turn) -> dict[str, Any]:
-    """A turn as plain values, for a table. `number` is counted from 1; `text` is everything that the policy wrote."""
-    return {
-        "turn": number,
-        "video_id": turn.video_id,
-        "score": turn.score,
-        "rank": turn.rank,
-        "decision": turn.answer.decision,
-        "matched_probability": turn.decoded.matched_probability,
-        "reasoning": turn.answer.reasoning,
-        "start_s": turn.answer.start_s,
-        "end_s": turn.answer.end_s,
-        "num_text_tokens": turn.decoded.num_text_tokens,
-        "num_latent_tokens": turn.decoded.num_latent_tokens,
-        "num_query_tokens": turn.num_query_tokens,
-        "new_query": turn.answer.new_query,
-        "text": turn.decoded.text,
-    }
 
 
 MAX_SPAN_TOKENS = 32
@@ -189,6 +170,7 @@ def _decode_in_chunks(
     """One result per prompt, in order; prompts of similar length are decoded together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
     found: dict[int, Decoded] = {}
+    wants_refine = partial(asks_to_refine, is_forced=policy.model.soft_query.form.force_refine)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         outputs = decode(
@@ -196,7 +178,7 @@ def _decode_in_chunks(
             [prompts[i] for i in chunk],
             [videos[i] for i in chunk],
             settings,
-            wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
+            wants_refine=wants_refine,
             generator=generator,
         )
         found |= zip(chunk, outputs, strict=True)
@@ -259,7 +241,7 @@ class Searcher:
             if not open_ones:
                 break
             self._verify(open_ones, generator)
-            open_ones = [e for e in open_ones if not e.is_matched]
+            open_ones = [e for e in open_ones if not e.is_matched and not self._ends_unrefined(e)]
             refines = self.settings.refine != "none"
             if not open_ones or not (refines or self.settings.exclude_rejected):
                 break
@@ -345,7 +327,8 @@ class Searcher:
         for start in range(0, len(refined), self.settings.batch_size):
             some = refined[start : start + self.settings.batch_size]
             soft = [self._soft_tokens(episodes[i]) for i in some]
-            made = self.embedder.embed_queries([episodes[i].search_text for i in some], soft)
+            texts, limit = [episodes[i].search_text for i in some], self.policy.model.soft_query.form.query_tokens
+            made = self.embedder.embed_queries(texts, soft, limit)
             for i, vector in zip(some, made, strict=True):
                 vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
@@ -383,6 +366,12 @@ class Searcher:
         asked = verify(self.policy, self.features, self.durations_s, pairs, settings, size, generator)
         for episode, verification in zip(episodes, asked, strict=True):
             self._note(episode, verification)
+
+    def _ends_unrefined(self, episode: Episode) -> bool:
+        """Whether the episode ends because its last answer asked for no refinement, where the form of the policy forces
+        none (compat)."""
+        is_forced = self.settings.refine != "soft" or self.policy.model.soft_query.form.force_refine
+        return not is_forced and episode.turns[-1].decoded.latents is None
 
     def _note(self, episode: Episode, asked: Verification) -> None:
         video_id, answer, decoded = episode.final_video_id, asked.answer, asked.decoded

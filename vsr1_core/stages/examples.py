@@ -96,7 +96,7 @@ class SFTExamples(Stage):
 
     def after_build(self, view: View) -> None:
         options = options_of(view, "base_models", "policy") or {}
-        prompt = options.get("system_prompt") or SYSTEM_PROMPT
+        prompt = options.get("form", {}).get("sft_prompt") or options.get("system_prompt") or SYSTEM_PROMPT
         if path := _file_to_publish(view, self.name, SFT_FILE, prompt):
             rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
             write_json_array(path, (published_sft_row(row, prompt) for row in rows))

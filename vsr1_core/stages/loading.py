@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from vsr1_core.recipes import MethodOptions
+from vsr1_core.input_form import QUERY_INSTRUCTION
+from vsr1_core.recipes import Configuration, MethodOptions
 from vsr1_core.stages.base import Execution, View
 
 if TYPE_CHECKING:
@@ -54,7 +55,15 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
     """The dataset's frozen embedder, on the device and in the precision of `execution`. LookupError: not built."""
     from vsr1_core.models.checkpoints import load_embedder
 
-    return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(execution))
+    path, instruction = one_row(view, "base_models", "embedder")["path"], view.config.models.query_instruction
+    return load_embedder(path, execution.device, precision(execution), instruction)
+
+
+def asked_with(config: Configuration) -> tuple[str, ...]:
+    """The query instruction where it is not the default, as a part of the versions of what it decides. The default is
+    no part of them, so that rows which are older than this setting stay as they are."""
+    instruction = config.models.query_instruction
+    return () if instruction == QUERY_INSTRUCTION else (instruction,)
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
@@ -88,7 +97,7 @@ def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dt
     from vsr1_core.models.checkpoints import open_policy
 
     embedder, row = one_row(view, "base_models", "embedder"), one_row(view, asset, row_id)
-    options = MethodOptions(**row["options"]) if row["options"] else None
+    options = MethodOptions.recorded(row["options"]) if row["options"] else None
     return open_policy(row["path"], embedder["path"], options, execution.device, dtype)
 
 

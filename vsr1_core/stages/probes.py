@@ -13,7 +13,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
-from vsr1_core.stages.methods import PROBED, Method, methods_of
+from vsr1_core.stages.methods import PROBED, Method, asked_as, methods_of
 from vsr1_core.stages.moments import same_text_videos
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
@@ -95,7 +95,8 @@ class VerificationProbe(Stage):
         opened = OpenedModels(view, run)
         policy = opened.policy(self.method)
         features, durations_s = opened.features(policy), opened.durations_s
-        settings = DecodeSettings(view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
+        limits = asked_as(policy.model.soft_query.form, view.config.evaluation)
+        settings = DecodeSettings(limits.max_new_tokens, 0.0, num_soft_tokens=0)
         probes: list[ShownPair] = [row.facts for row in rows.values()]
         size = run.batch_size * 8
         for start in range(0, len(probes), size):

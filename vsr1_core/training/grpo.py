@@ -30,8 +30,9 @@ from trl import GRPOConfig, GRPOTrainer
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel
 from vsr1_core.recipes import GRPORecipe
-from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn, turn_row
+from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn
 from vsr1_core.search.index import VideoIndex
+from vsr1_core.search.turn_rows import turn_row
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.processes import SharedSteps, share_of
@@ -62,7 +63,7 @@ class EpisodeTrace:
     reward: RewardBreakdown
     advantage: float
     turns: tuple[Mapping[str, Any], ...]
-    """One row of `search.episodes.turn_row` per turn."""
+    """One row of `search.turn_rows.turn_row` per turn."""
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,12 @@ from pathlib import Path
 from vsr1_core.home.hub.checkpoints import hub_source
 from vsr1_core.models.checkpoints import load_policy, save_policy
 from vsr1_core.models.registry import family_of, policy_family_of
-from vsr1_core.models.soft_query import own_soft_query
-from vsr1_core.models.weights import digest_weights, stored_dtype, stored_shapes
+from vsr1_core.models.soft_query import checkpoint_kind, own_soft_query
+from vsr1_core.models.weights import digest_weights, stored_dtype
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.trained import TrainedStage
-
-
-def form_of(folder: Path) -> str:
-    """The form of a policy folder: `own` (its config has the method's options), `released` (the authors' form), or
-    `plain` (no soft query modules)."""
-    if own_soft_query(folder):
-        return "own"
-    return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
 
 
 def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Path:
@@ -48,10 +40,10 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
     if not isinstance(view.stages.get(asset), TrainedStage):
         trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
         raise ValueError(f"{asset!r} is not trained by this pipeline; use one of {', '.join(trained)}")
-    form = form_of(folder)
-    if form == "plain":
+    kind = checkpoint_kind(folder)
+    if kind == "plain":
         raise ValueError(f"{source} has no soft query modules: it is a base model; set it as ModelRecipe(policy=...)")
-    if form == "released":
+    if kind == "released":
         folder = _with_options(view, asset, source, folder, training_file)
     load_policy(folder, dtype=stored_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
     _check_embedder(view, source, folder)
