@@ -7,11 +7,16 @@ from pathlib import Path
 
 from vsr1_core.input_form import AUTHORS, InputForm
 from vsr1_core.models.soft_query import checkpoint_kind, own_soft_query
+from vsr1_core.rows.files import read_json
 
 
 def form_text(folder: Path) -> str:
     """How the model in `folder` is asked, in a sentence and one line per option of its input form."""
     kind = checkpoint_kind(folder)
+    record = folder / "record.json"
+    if kind == "plain" and record.is_file():
+        form = read_json(record).get("input_form", "template")
+        return f"This project made it, and it is asked in this form: {form}"
     if kind == "plain":
         return "It records no input form: published models are asked in the published form (video_wrapper=published)."
     if kind == "released":

@@ -82,6 +82,8 @@ def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str
             "checkpoint, or, if it has the authors' format, with the training file that belongs to it: "
             "vsr1 pull ... --training-file FILE"
         )
+    for name in modules:
+        model.get_submodule(name).float()  # transformers keeps float32 only what it loads
     model.load_state_dict(fresh, strict=False)
     return fresh
 
