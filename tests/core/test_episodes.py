@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +175,8 @@ def test_the_first_turn_ranks_by_the_given_vectors_and_later_ones_by_their_own(s
     for episode in search.run(QUERIES, stored):
         assert episode.turns[0].video_id == "v3"
         assert episode.turns[0].score == pytest.approx(1.0, abs=1e-5)
+        assert search.prefix_ranks([episode]) != [None]
+        assert torch.equal(search.embed([replace(episode, latents=[])])[0], stored[0]), "without soft tokens too"
         later = search.embed([Episode(episode.query, latents=episode.latents[:1])])[0]
         assert episode.turns[1].rank == vector_rank(search, later, str(episode.query.gt_video_id))
 

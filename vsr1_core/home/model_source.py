@@ -74,7 +74,7 @@ def model_source(models: str | Path | Mapping[str, str | Path], home: Home, conf
     if (path.parent / "lake").is_dir():
         found = _from_dataset(type(home)(path.parent, home.device), path.name)
         return replace(found, config=configuration_here(home.path, path.parent, found.config))
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name.partition("@")[0]):
         return _from_hub(name, config or REAL_CONFIG)
     raise ValueError(f"models={name!r} names no models: {WHAT_MODELS_MAY_BE}")
 

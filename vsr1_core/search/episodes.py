@@ -72,7 +72,7 @@ class Episode:
     The last ranking is that of the matched turn, or the one after the last refinement: `final_rank` is the rank of the
     right video in it, `final_video_id` and `final_score` are its first video, and `final_vector` [D] is the query
     vector that made it. `search_text` is the text that is embedded: the query, until the policy writes a new one. The
-    policy is always asked about the query itself."""
+    policy is always asked about the query itself. `plain_vector` [D] is the known vector of the query's own text."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -84,6 +84,7 @@ class Episode:
     final_score: float = 0.0
     final_vector: Tensor | None = None
     search_text: str = ""
+    plain_vector: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.search_text = self.search_text or self.query.text
@@ -231,10 +232,11 @@ class Searcher:
         `first_vectors` [Q, D]: the vectors of the plain queries, if they are known. An episode that has rejected the
         whole corpus (`exclude_rejected`) ends with its last ranking.
         """
-        episodes = [Episode(query) for query in queries]
+        known = [None] * len(queries) if first_vectors is None else list(first_vectors)
+        episodes = [Episode(query, plain_vector=vector) for query, vector in zip(queries, known, strict=True)]
         if not episodes:
             return episodes
-        self._set_vectors(episodes, first_vectors)
+        self._set_vectors(episodes)
         open_ones = episodes
         for _ in range(self.settings.num_turns):
             open_ones = self._rank(open_ones)
@@ -308,8 +310,8 @@ class Searcher:
             for i, turn, d in zip(forced, turns, outputs, strict=True)
         }
 
-    def _set_vectors(self, episodes: Sequence[Episode], vectors: Tensor | None = None) -> None:
-        for episode, vector in zip(episodes, self.embed(episodes) if vectors is None else vectors, strict=True):
+    def _set_vectors(self, episodes: Sequence[Episode]) -> None:
+        for episode, vector in zip(episodes, self.embed(episodes), strict=True):
             episode.final_vector = vector
 
     def embed(self, episodes: Sequence[Episode]) -> Tensor:
@@ -317,8 +319,9 @@ class Searcher:
 
         Differentiable if gradients are on and there are latents. Vectors of plain queries are cached.
         """
-        vectors: list[Tensor | None] = [None] * len(episodes)
-        plain = [i for i, e in enumerate(episodes) if not e.latents]
+        is_known = [not e.latents and e.search_text == e.query.text for e in episodes]
+        vectors = [e.plain_vector if known else None for e, known in zip(episodes, is_known, strict=True)]
+        plain = [i for i, e in enumerate(episodes) if not e.latents and vectors[i] is None]
         if plain:
             for i, vector in zip(plain, self._plain.get([episodes[i].search_text for i in plain]), strict=True):
                 vectors[i] = vector
