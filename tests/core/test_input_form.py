@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from tests.core.test_embedder import with_end_of_text
 from tests.core.test_inputs import CONFIG, frames, processor
 from tests.core.test_policy_checkpoints import PROMPT, edit, write_released
 from tests.core.tiny_models import random_video, tiny_embedder, tiny_policy, tiny_tokenizer, write_published
+from vsr1_core.evaluation.report_data import Analysis
+from vsr1_core.evaluation.report_queries import input_forms
 from vsr1_core.home.hub.forms import form_text
-from vsr1_core.input_form import AUTHORS, EmbedderForm, InputForm
+from vsr1_core.input_form import AUTHORS, OURS, EmbedderForm, InputForm
 from vsr1_core.media.sampling import frame_times, num_frames, output_size, ruled_size
 from vsr1_core.models.checkpoints import (
     fetch_model,
@@ -38,7 +41,8 @@ from vsr1_core.models.qwen3_vl.released import load_released_policy, search_prom
 from vsr1_core.models.qwen3_vl.vision import VisionTower, encode_videos
 from vsr1_core.models.soft_query import SoftQueryConfig, checkpoint_kind
 from vsr1_core.reasoning.conversation import build_messages
-from vsr1_core.recipes import FrameRecipe, MethodOptions
+from vsr1_core.recipes import EvalRecipe, FrameRecipe, MethodOptions
+from vsr1_core.stages.methods import BASIC, settings_of
 
 
 def published_inputs(pixels: np.ndarray, times: list[float], text: str) -> Any:
@@ -197,6 +201,24 @@ def test_the_prompt_of_a_released_policy_is_the_authors(tmp_path: Path) -> None:
         "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n"
         f'Query: "a red bar"\nRetrieved video: {video}<|im_end|>\n<|im_start|>assistant\n'
     )
+
+
+def test_a_policy_is_searched_with_the_limits_of_its_form() -> None:
+    recipe = EvalRecipe(num_turns=3, max_new_tokens=256)
+    theirs, ours = (settings_of(BASIC["sqr_sft"], recipe, SoftQueryConfig(4, 4, form=f), 8) for f in (AUTHORS, OURS))
+    assert (theirs.num_turns, theirs.decode.max_new_tokens) == (2, 1024)
+    assert (ours.num_turns, ours.decode.max_new_tokens) == (3, 256)
+
+
+def test_the_report_names_the_forms_and_the_methods_that_share_one() -> None:
+    forms = {"zero_shot": OURS, "sqr_sft": AUTHORS, "videosearch_r1": AUTHORS}
+    inputs: Any = SimpleNamespace(methods=[*forms, "hard_refine"], forms=forms)
+    table = [line for line in input_forms(inputs, Analysis({}, {})) if line.startswith("|")]
+    assert [cell.strip() for cell in table[0].split("|")[1:4]] == ["methods", "video wrapper", "time marks"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert rows[0][0] == "zero_shot"
+    assert rows[1] == ["sqr_sft, videosearch_r1", "published", "frame_count", "paper", "False", "2", "1024", "128"]
+    assert input_forms(SimpleNamespace(methods=["zero_shot"], forms={}), Analysis({}, {})) == []  # type: ignore[arg-type]
 
 
 def test_checkpoints_older_than_forms_keep_the_wrapper_that_they_were_trained_with(tmp_path: Path) -> None:
