@@ -59,11 +59,6 @@ class InputForm:
         """The form with `trained_with` in place of `as_trained`."""
         return self if self.video_wrapper != "as_trained" else replace(self, video_wrapper=trained_with)
 
-    @property
-    def differences(self) -> dict[str, Any]:
-        """Field -> value of everything in which the form differs from the defaults of this project."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-
 
 OURS = InputForm()
 """The form with the defaults of this project."""
