@@ -120,6 +120,7 @@ def some_match(monkeypatch: pytest.MonkeyPatch) -> None:
         return Answer("matched" if is_match else "not_matched", *span, text, not is_match, False)
 
     monkeypatch.setattr(episodes_module, "parse_answer", parse)
+    monkeypatch.setattr("vsr1_core.reasoning.conversation.parse_answer", parse)
 
 
 def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:

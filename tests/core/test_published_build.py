@@ -61,7 +61,7 @@ def configuration(folder: Path) -> Configuration:
     )
 
 
-RECIPES = [kind for kind in vars(recipes).values() if dataclasses.is_dataclass(kind)]
+RECIPES = [kind for kind in vars(recipes).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 SPELLING = {"vsr1_core.rows.versions", "vsr1_core.recipes", "dataclasses"}
 """Modules that read a field to spell, compare or copy the recipe, and not to act on it."""
 
