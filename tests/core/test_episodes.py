@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,12 @@ from torch import Tensor
 
 from tests.core import naive
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy
-from vsr1_core.input_form import InputForm
 from vsr1_core.models.answer_tokens import decision_tokens
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Decoded, DecodeSettings
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import encode_videos
-from vsr1_core.reasoning.conversation import answer_text, asks_to_refine, parse_answer
+from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import (
@@ -35,7 +32,6 @@ from vsr1_core.search.episodes import (
 )
 from vsr1_core.search.index import build_index
 from vsr1_core.search.turn_rows import turn_row
-from vsr1_core.stages.predictions import _search
 
 IDS = [f"v{i}" for i in range(6)]
 YES, NO = answer_text("a ring.", True, 0.0, 1.0), answer_text("no ring.", False)
@@ -145,57 +141,6 @@ def test_an_unknown_answer_refines_like_a_rejection(script: Any) -> None:
         assert episode.turns[0].answer.decision == "unknown"
         assert len(episode.latents) == 1
         assert episode.turns[0].video_id in episode.rejected
-
-
-@pytest.mark.parametrize("exclude_rejected", [False, True])
-def test_an_episode_ends_where_no_refine_was_written_and_the_form_forces_none(
-    script: Any, exclude_rejected: bool
-) -> None:
-    """As the authors' evaluation stops: a rejection without <REFINE>, or an answer that cannot be read, without it."""
-    asked = script([NO, NO.removesuffix(" <REFINE>"), YES])
-    policy = tiny_policy(form=InputForm(video_wrapper="template", force_refine=False))
-    for episode in searcher(num_turns=3, policy=policy, exclude_rejected=exclude_rejected).run(QUERIES):
-        assert [turn.answer.decision for turn in episode.turns] == ["not_matched", "not_matched"]
-        assert len(episode.latents) == 1
-        assert not episode.is_matched
-        assert episode.final_rank == episode.turns[-1].rank
-        assert episode.final_video_id == episode.turns[-1].video_id
-    assert len(asked) == 2
-    assert asks_to_refine("perhaps <REFINE>", is_forced=False)
-    assert not asks_to_refine("perhaps", is_forced=False)
-    assert not asks_to_refine(f"{YES} <REFINE>", is_forced=False)
-    assert asks_to_refine("perhaps")
-
-
-@torch.no_grad()
-def test_the_first_turn_ranks_by_the_given_vectors_and_later_ones_by_their_own(script: Any) -> None:
-    script([NO])
-    search = searcher(num_turns=2)
-    stored = torch.from_numpy(search.index.vectors[[3] * len(QUERIES)])
-    for episode in search.run(QUERIES, stored):
-        assert episode.turns[0].video_id == "v3"
-        assert episode.turns[0].score == pytest.approx(1.0, abs=1e-5)
-        assert search.prefix_ranks([episode]) != [None]
-        assert torch.equal(search.embed([replace(episode, latents=[])])[0], stored[0]), "without soft tokens too"
-        later = search.embed([Episode(episode.query, latents=episode.latents[:1])])[0]
-        assert episode.turns[1].rank == vector_rank(search, later, str(episode.query.gt_video_id))
-
-
-@torch.no_grad()
-def test_predictions_start_from_the_stored_vectors_unless_the_policy_has_a_head() -> None:
-    given: list[Any] = []
-
-    def run(queries: Any, first_vectors: Any) -> list[Any]:
-        given.append(first_vectors)
-        return []
-
-    vectors = torch.eye(2)
-    for head in (None, torch.nn.Identity()):
-        embedder = SimpleNamespace(head=head, device=torch.device("cpu"))
-        stand_in: Any = SimpleNamespace(run=run, embedder=embedder, best_answers=lambda e: e, prefix_ranks=lambda e: e)
-        assert list(_search(stand_in, [], vectors, "digest")) == []
-    assert given[0] is vectors or torch.equal(given[0], vectors)
-    assert given[1] is None
 
 
 @torch.no_grad()

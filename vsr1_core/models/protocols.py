@@ -86,8 +86,8 @@ class Embedder(Protocol):
     ) -> Tensor:
         """Unit vectors float32 [B, D] of `queries`, in order. `latents[b]`: soft tokens [n_b, E], or None.
 
-        With `max_tokens` (compat), queries are cut as `InputForm.query_tokens` says. Differentiable if gradients are
-        on. Raises ValueError if soft tokens cannot be inserted after a query.
+        Differentiable if gradients are on. `max_tokens`: see `InputForm.query_tokens`. Raises ValueError if soft tokens
+        cannot be inserted after a query.
         """
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
@@ -397,5 +397,4 @@ class TinyFamily(PolicyFamily, Protocol):
         """As `EmbedderFamily.load_embedder`; a policy may start from the model that it returns."""
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str], instruction: str) -> TinyModel:
-        """A model with random weights (from torch's global generator) and a tokenizer that was trained on `texts`.
-        `instruction`: what its embedder is told with every query."""
+        """A model with random weights (from torch's global generator) and a tokenizer that was trained on `texts`."""
