@@ -95,6 +95,7 @@ def pull(
     view = _view(dataset) if dataset else None
     from vsr1_core.home.hub.adoption import adopt
     from vsr1_core.home.hub.embedder_check import found_in
+    from vsr1_core.home.hub.forms import form_text
     from vsr1_core.home.hub.remote import pull as fetch
 
     source, folder = fetch(name)
@@ -104,12 +105,14 @@ def pull(
             typer.echo(sentence)
     else:
         adoption = adopt(view, as_asset, source, folder, training_file)
+        folder = adoption.folder
         for sentence in adoption.found:
             typer.echo(sentence)
         typer.echo(
             f"{dataset} uses it as {as_asset} from the next build on, and trains nothing for it. To train it here "
             f"again, delete {adoption.record}"
         )
+    typer.echo(form_text(folder))
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")

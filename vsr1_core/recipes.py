@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
+from vsr1_core.input_form import OURS, QUERY_INSTRUCTION, InputForm
 from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
+from vsr1_core.rows.versions import ADDED
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 """The course of the learning rate after the warmup; the names are those of the transformers library."""
@@ -44,8 +46,7 @@ class ToyRecipe:
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Frame sampling (docs/method.md, Data): a video gives min(max_frames, max(1, floor(duration * fps))) frames, made
-    an even number, and frames keep their aspect ratio."""
+    """Frame sampling (docs/method.md, Data): how many frames a video gives, at which times, and in which size."""
 
     fps: Positive = 1.0
     max_frames: Annotated[int, Range(2)] = 64
@@ -53,6 +54,16 @@ class FrameRecipe:
     size_multiple: Count = 32
     """Height and width of a frame in pixels are multiples of this: patch size times spatial merge."""
     backend: Literal["auto", "pyav", "torchcodec", "decord", "ffmpeg"] = "auto"
+    rule: Literal["ours", "official", "paper"] = field(default="ours", metadata=ADDED)
+    """How the number of frames is made even and how their size is rounded: `ours` (never enlarged), `official` (as
+    Qwen3-VL's own code; its limit is max_pixels = 786_432), or `paper` (as the authors' code). See `media.sampling`."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, requirement) for each value that does not fit the other values."""
+        if self.rule == "official" and self.max_pixels < 137_625:
+            yield "max_pixels", "has to be at least 137625 with frames.rule = 'official', which enlarges small frames"
+        if self.rule != "ours" and self.size_multiple != 32:
+            yield "size_multiple", f"has to be 32 with frames.rule = {self.rule!r}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,13 @@ class MethodOptions:
     """The policy's system prompt; an empty text means `reasoning.conversation.SYSTEM_PROMPT`."""
     seed: Whole = 42
     """Seed of the initial weights of the soft query modules."""
+    form: InputForm = field(default=OURS, metadata=ADDED)
+    """How the policy is asked."""
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """The options in a row of a table of models."""
+        return cls(**{**values, "form": InputForm.recorded(values.get("form"))})
 
 
 @dataclass(frozen=True)
@@ -110,11 +128,13 @@ class ModelRecipe:
     """
 
     policy: str = "tiny"
-    """`tiny` (trained from scratch on the toy corpus), a hub id, or a local folder."""
+    """`tiny` (trained from scratch on the toy corpus), a hub id (ORG/NAME, or ORG/NAME@REVISION), or a local folder."""
     embedder: str = "tiny"
     """As `policy`: `tiny`, a hub id, or a local folder."""
     options: MethodOptions = MethodOptions()
     tiny: TinyRecipe = TinyRecipe()
+    query_instruction: str = field(default=QUERY_INSTRUCTION, metadata=ADDED)
+    """The instruction that the embedder gets with every query. An embedder whose folder records one keeps its own."""
 
     def __post_init__(self) -> None:
         if (self.policy == "tiny") != (self.embedder == "tiny"):

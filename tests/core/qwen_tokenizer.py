@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from vsr1_core.models.qwen3_vl.tokenizer import CHAT_TEMPLATE
@@ -43,7 +43,11 @@ ADDED = [
     "<think>",
     "</think>",
 ]
-NOT_SPECIAL = {"<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"}
+NOT_SPECIAL = {
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+}
+"""Of the added tokens: 12 of the 26, as published."""
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -83,6 +87,7 @@ def qwen_tokenizer(appends_end_of_text: bool = False) -> PreTrainedTokenizerFast
         if len(token) > 1 and len(pair := _pieces(ranks, token, rank)) == 2
     ]
     tokenizer = Tokenizer(models.BPE({spell(t): r for t, r in ranks.items()}, merges))
+    tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])

@@ -196,7 +196,7 @@ def test_a_pull_leaves_the_weights_of_the_embedder_where_they_are(
              "query_embedder/model.safetensors", "query_embedder/tokenizer.json", "training_args.bin"]  # fmt: skip
     asked: list[str] = []
 
-    def snapshot_download(repo_id: str, **patterns: Any) -> str:
+    def snapshot_download(repo_id: str, revision: str | None, **patterns: Any) -> str:
         asked.extend(filter_repo_objects(files, **patterns))
         return str(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from safetensors.torch import load_file
 from tests.core.test_hub import Home
 from tests.core.test_policy_checkpoints import assert_same_weights
 from tests.core.tiny_models import tiny_embedder, tiny_policy
-from vsr1_core.home.hub.adoption import adopt, form_of
+from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.home.hub.checkpoints import find_checkpoint, write_authors_folder
 from vsr1_core.home.staleness import require_current
+from vsr1_core.input_form import AUTHORS
 from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
 from vsr1_core.models.registry import policy_family_of
+from vsr1_core.models.soft_query import checkpoint_kind
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.stages.adopted import adopted
@@ -47,7 +50,7 @@ def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_promp
 ) -> None:
     out = tmp_path / "out"
     differences = write_authors_folder(find_checkpoint(home.view, "sft_checkpoint"), out, "me/authors")
-    assert form_of(out) == "released"
+    assert checkpoint_kind(out) == "released"
     assert {"preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json", "README.md"} <= {
         path.name for path in out.iterdir()
     }
@@ -57,7 +60,9 @@ def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_promp
     assert back is not None
     policy, before = load_policy(Path(back.path)), load_policy(models["policy"])
     assert_same_weights(policy, before)
-    assert policy.model.soft_query == before.model.soft_query
+    own, ours = policy.model.soft_query, before.model.soft_query
+    assert dataclasses.replace(own, form=ours.form) == ours
+    assert own.form == dataclasses.replace(AUTHORS, sft_prompt=ours.system_prompt)
     assert differences[0].startswith("Their modules have the size 2048, and will not load these: D = 48")
     assert not any("final norm" in sentence or "last turn" in sentence for sentence in differences)
     assert differences[-1] in (out / "README.md").read_text()

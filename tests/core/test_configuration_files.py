@@ -14,8 +14,10 @@ from vsr1_core.configuration_files import configuration_path, lines_of, load_con
 from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
 from vsr1_core.datasets.registry import DatasetEntry, own_configuration
 from vsr1_core.home.model_source import configuration_here
+from vsr1_core.input_form import InputForm
 from vsr1_core.limits import checked, described
 from vsr1_core.media.decode import _BACKENDS
+from vsr1_core.media.sampling import RULES
 from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.recipes import (
     Configuration,
@@ -217,7 +219,7 @@ def test_every_setting_refuses_what_it_is_not_and_says_what_it_is() -> None:
 
 def test_numbers_and_choices_have_limits() -> None:
     """A bare int, float or str takes values that nothing works with; texts that are free are named here."""
-    free = {"system_prompt", "policy", "embedder", "model"}
+    free = {"system_prompt", "sft_prompt", "query_instruction", "policy", "embedder", "model"}
     for recipe in (TINY, QWEN3_VL_2B):
         bare = {name for _, name, hint in leaves(recipe) if hint in (int, float, str)}
         assert bare <= free
@@ -228,6 +230,8 @@ def test_choices_are_those_that_the_code_has() -> None:
 
     assert get_args(fields_of(GRPORecipe)["loss_type"]) == LOSS_TYPES
     assert set(get_args(fields_of(FrameRecipe)["backend"])) == set(_BACKENDS)
+    assert {*get_args(fields_of(FrameRecipe)["rule"])} == {"ours", *RULES}
+    assert {*get_args(fields_of(InputForm)["shown_frames"])} == {"stored", *RULES}
     for seed_hidden in get_args(fields_of(MethodOptions)["seed_hidden"]):
         SoftQueryConfig(4, 4, seed_hidden=seed_hidden)
 

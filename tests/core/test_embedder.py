@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from tests.core import naive
 from tests.core.qwen_tokenizer import qwen_tokenizer
 from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny_policy, tiny_tokenizer
+from vsr1_core.input_form import EmbedderForm, VideoWrapper
 from vsr1_core.models.answer_tokens import decision_tokens
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, answer_text
 
@@ -82,12 +84,83 @@ def test_latents_follow_the_query_in_1000_real_queries_with_the_real_tokenizer(
 
 def test_the_real_tokenizer_is_the_published_one() -> None:
     tokenizer = qwen_tokenizer()
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert tokenizer(apart)["input_ids"] == tokenizer(composed)["input_ids"], "texts are normalised to NFC"
+    assert tokenizer.decode(tokenizer("a<|file_sep|><|box_end|>")["input_ids"], skip_special_tokens=True) == (
+        "a<|file_sep|>"
+    )
     assert len(tokenizer) == 151_670
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 151_645
     assert tokenizer.convert_tokens_to_ids("<|video_pad|>") == 151_656
     assert tokenizer("Hello world, 你好 it's 2024!")["input_ids"] == (
         [9707, 1879, 11, 220, 108386, 432, 594, 220, 17, 15, 17, 19, 0]
     )
+
+
+PUBLISHED_IDS = [
+    *(
+        151644,
+        8948,
+        198,
+        65743,
+        279,
+        1196,
+        594,
+        1946,
+        13,
+        151645,
+        198,
+    ),  # <|im_start|>system, \n, Represent ..., \n
+    *(151644, 872, 198),  # <|im_start|>user\n
+    *(27, 15, 13, 20, 6486, 29, 151652, 151656, 151656, 151653),  # <0.5 seconds><|vision_start|>, pads, <|vision_end|>
+    *(27, 17, 13, 20, 6486, 29, 151652, 151656, 151656, 151653),  # <2.5 seconds>
+    *(151645, 198, 151644, 77091, 198, 151643),  # <|im_end|>\n<|im_start|>assistant\n<|endoftext|>
+]
+"""Two pairs of frames of two tokens each, as Qwen3-VL-Embedding was trained to read them."""
+WRAPPED = [151652, *PUBLISHED_IDS[14:34], 151653]
+"""The same between the template's own vision tokens, as transformers has written it since 5.10."""
+
+
+@pytest.mark.parametrize("wrapper", ["published", "template"])
+def test_the_token_ids_of_a_video_are_the_published_ones(wrapper: VideoWrapper) -> None:
+    tokenizer = qwen_tokenizer(appends_end_of_text=True)
+    conversation = [
+        {"role": "system", "content": [{"type": "text", "text": "Represent the user's input."}]},
+        {"role": "user", "content": [{"type": "video"}]},
+    ]
+    model = tiny_embedder().model
+    model.config.video_token_id = 151_656
+    layout = VideoLayout((2, 2, 4), (0.5, 2.5))
+    prompts = build_prompts(tokenizer, model, [conversation], [layout], add_special_tokens=True, video_wrapper=wrapper)
+    expected = PUBLISHED_IDS if wrapper == "published" else [*PUBLISHED_IDS[:14], *WRAPPED, *PUBLISHED_IDS[34:]]
+    assert prompts[0].token_ids.tolist() == expected
+
+
+def test_the_token_ids_of_a_query_are_the_published_ones() -> None:
+    split = Qwen3VLEmbedder(tiny_embedder().model, qwen_tokenizer(appends_end_of_text=True)).split_query("a red bar")
+    assert split.before == [*PUBLISHED_IDS[:14], 64, 2518, 3619]
+    assert split.after == PUBLISHED_IDS[-6:]
+
+
+@torch.no_grad()
+def test_a_long_refined_query_is_cut_as_the_authors_cut_it() -> None:
+    tokenizer = qwen_tokenizer(appends_end_of_text=True)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
+    words = " ".join(["bar"] * 200)
+    cut = embedder._cut(words, embedder.split_query(words), 128)
+    # 14 tokens open the query; of its 200 tokens 113 are left; the tokenizer closes with <|endoftext|> alone. The
+    # authors put the latents before the last six of these 128 tokens.
+    bar = tokenizer(" bar", add_special_tokens=False)["input_ids"]
+    first = tokenizer("bar", add_special_tokens=False)["input_ids"]
+    assert cut.before == [*PUBLISHED_IDS[:14], *first, *bar * 107]
+    assert cut.after == [*bar * 5, 151_643]
+    short = embedder.split_query("a red bar")
+    assert embedder._cut("a red bar", short, 128) == short
+    small = tiny_embedder()
+    latents = [torch.ones(2, small.hidden_size)]
+    uncut, limited = (small.embed_queries([query_text(5) * 4], latents, limit) for limit in (0, 40))
+    assert float((uncut - limited).abs().max()) > 1e-4
+    assert torch.equal(small.embed_queries(["a bar"], latents, 40), small.embed_queries(["a bar"], latents))
 
 
 @pytest.mark.parametrize("which", ["own", "real"])
@@ -202,12 +275,15 @@ def test_a_head_brings_every_query_to_the_corpus_size_and_no_video() -> None:
     assert isinstance(policy.model.query_head, nn.Linear)
 
 
+@pytest.mark.parametrize("wrapper", ["published", "template"])
 @pytest.mark.parametrize("appends", [False, True])
 @torch.no_grad()
-def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_writes(appends: bool) -> None:
+def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_writes(
+    appends: bool, wrapper: VideoWrapper
+) -> None:
     """One pass of the plain model over text and pixels; an appended end-of-text token is where it is read."""
     tokenizer = with_end_of_text(tiny_tokenizer()) if appends else tiny_tokenizer()
-    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer)
+    embedder = Qwen3VLEmbedder(tiny_embedder().model, tokenizer, EmbedderForm(wrapper))
     videos = [random_video(seed, embedder.model.config) for seed in range(3)]
     ours = embedder.embed_features([encode_videos(embedder.model, [v])[0] for v in videos])
     for video, vector in zip(videos, ours, strict=True):
@@ -215,7 +291,8 @@ def test_a_videos_vector_is_the_state_of_the_last_token_that_the_tokenizer_write
             f"<{m:.1f} seconds><|vision_start|>{'<|video_pad|>' * (video.grid[1] * video.grid[2] // 4)}<|vision_end|>"
             for m in video.marks_s
         )
-        text = naive.rendered_query(tokenizer, f"<|vision_start|>{marks}<|vision_end|>")
+        whole = marks if wrapper == "published" else f"<|vision_start|>{marks}<|vision_end|>"
+        text = naive.rendered_query(tokenizer, whole)
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         types = (ids == embedder.model.config.video_token_id).int() * 2
         grid = torch.tensor([video.grid])

@@ -28,10 +28,10 @@ from vsr1_core.search.episodes import (
     Searcher,
     Turn,
     prompts_of,
-    turn_row,
     verify,
 )
 from vsr1_core.search.index import build_index
+from vsr1_core.search.turn_rows import turn_row
 
 IDS = [f"v{i}" for i in range(6)]
 YES, NO = answer_text("a ring.", True, 0.0, 1.0), answer_text("no ring.", False)

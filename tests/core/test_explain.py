@@ -97,7 +97,7 @@ def test_a_due_row_names_its_causes_down_to_the_edited_file(world: SmallWorld) -
         world.find(910)[1]["fig_desc"] = "something else altogether"
         world.write_annotations("test")
         explained = explain(view(world), "predictions.sqr_sft", "910_fig")
-        assert (explained.state, explained.causes) == ("stale", ("changed: query",))
+        assert (explained.state, explained.causes) == ("stale", ("changed: query", "changed: query_embedding"))
         assert due_path(explained) == ["predictions.sqr_sft", "moments", "annotation_files"]
         assert explained.inputs[0].was != explained.inputs[0].version
         assert json.loads(explained.to_json())["inputs"][0]["name"] == "query"

@@ -139,6 +139,7 @@ def let_some_match(monkeypatch: pytest.MonkeyPatch) -> None:
         return Answer("matched" if is_match else "not_matched", *span, text)
 
     monkeypatch.setattr(episodes_module, "parse_answer", parse)
+    monkeypatch.setattr("vsr1_core.reasoning.conversation.parse_answer", parse)
 
 
 def rig(monkeypatch: pytest.MonkeyPatch, totals: Sequence[float]) -> None:

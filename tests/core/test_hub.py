@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -18,6 +19,7 @@ from vsr1_core.home.hub import remote
 from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 from vsr1_core.home.hub.tables import export_tables
+from vsr1_core.input_form import AUTHORS
 from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import base_models, corpus, methods, predictions, reporting, trained
@@ -144,6 +146,8 @@ def test_a_released_checkpoint_is_taken_with_the_prompt_of_its_training_file(
     policy = load_policy(home.view.rows("grpo_checkpoint")["path"][0])
     assert policy.model.soft_query.system_prompt == "Is it shown? End with <REFINE>."
     assert policy.model.soft_query.embedder == EMBEDDER
+    prompt = "Is it shown? End with <REFINE>."
+    assert home.view.rows("grpo_checkpoint")["options"][0]["form"] == asdict(replace(AUTHORS, sft_prompt=prompt))
     write_released(released, embedder_size=56)
     with pytest.raises(ValueError, match="embedders of size 56, not 48"):
         adopt(home.view, "grpo_checkpoint", "VideoSearchR1/x", released, released / "train_oneturn.json")

@@ -83,7 +83,7 @@ def test_a_folder_beside_the_others_is_a_family(tmp_path: Path, monkeypatch: pyt
     (package / "family.py").write_text(
         "class MadeUp:\n"
         "    name = 'made_up'\n"
-        "    def load_embedder(self, folder, device, dtype):\n        return 'its embedder'\n"
+        "    def load_embedder(self, folder, device, dtype, instruction):\n        return 'its embedder'\n"
         "    def embedder_sizes(self, folder):\n        return 3, 4\n"
         "    def insertion_place(self, folder): ...\n"
         "    def model_size(self, folder):\n        return 'its size'\n"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
+from vsr1_core.input_form import OURS
 from vsr1_core.models.protocols import Decoded
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
@@ -65,6 +67,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 class _Policy:
     encoder = None
+    model = SimpleNamespace(soft_query=SimpleNamespace(form=OURS))
 
 
 def stage(view: View) -> Stage:

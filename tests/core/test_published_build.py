@@ -24,6 +24,7 @@ from vsr1_core import recipes
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.input_form import InputForm
 from vsr1_core.media.decode import sample_frames
 from vsr1_core.models.protocols import SoftQueryModel
 from vsr1_core.models.registry import policy_family_of
@@ -42,7 +43,8 @@ from vsr1_core.stages.opened import OpenedModels
 pytestmark = pytest.mark.slow
 
 PROMPT = "Is it shown? End with <REFINE>."
-OPTIONS = MethodOptions(num_soft_tokens=4, accumulate=False, seed_hidden="pre_norm", system_prompt=PROMPT, seed=7)
+FORM = InputForm(video_wrapper="published", time_marks="frame_count", sft_prompt="Is it shown here? End with <REFINE>.")
+OPTIONS = MethodOptions(4, accumulate=False, seed_hidden="pre_norm", system_prompt=PROMPT, seed=7, form=FORM)
 TRAINED = ("fine_tuned_checkpoint", "hard_refine_checkpoint", "sft_checkpoint", "grpo_checkpoint")
 METHODS = ("zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1", "hard_refine")
 
@@ -59,7 +61,7 @@ def configuration(folder: Path) -> Configuration:
     )
 
 
-RECIPES = [kind for kind in vars(recipes).values() if dataclasses.is_dataclass(kind)]
+RECIPES = [kind for kind in vars(recipes).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 SPELLING = {"vsr1_core.rows.versions", "vsr1_core.recipes", "dataclasses"}
 """Modules that read a field to spell, compare or copy the recipe, and not to act on it."""
 
@@ -105,7 +107,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def soft_query(model: SoftQueryModel) -> dict[str, Any]:
-    return {f.name: getattr(model.soft_query, f.name) for f in dataclasses.fields(OPTIONS) if f.name != "seed"}
+    recorded = dataclasses.asdict(model.soft_query)
+    return {f.name: recorded[f.name] for f in dataclasses.fields(OPTIONS) if f.name != "seed"}
 
 
 ASKED = {name: value for name, value in dataclasses.asdict(OPTIONS).items() if name != "seed"}
@@ -156,7 +159,18 @@ def test_as_many_tokens_are_decoded_as_were_trained(built: Built, method: str) -
 
 def test_the_published_training_file_has_the_prompt_of_the_policy(built: Built) -> None:
     rows = read_json(built.view.files("sft_examples") / SFT_FILE)
-    assert {row["messages"][0]["content"] for row in rows} == {PROMPT}
+    assert {row["messages"][0]["content"] for row in rows} == {FORM.sft_prompt}
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "sqr_sft"])
+def test_the_first_turn_ranks_as_the_first_ranking_did(built: Built, method: str) -> None:
+    ranked = dict(built.view.rows("first_ranking", ["query_id", "top_scores"]).iter_rows())
+    ranks = dict(built.view.rows("first_ranking", ["query_id", "rank"]).iter_rows())
+    rows = built.view.rows(f"predictions.{method}").to_dicts()
+    assert rows
+    for row in rows:
+        assert row["turns"][0]["score"] == ranked[row["query_id"]][0], "bit for bit: it is the stored vector"
+        assert row["first_rank"] == ranks[row["query_id"]]
 
 
 def test_a_policy_with_other_options_of_its_own_is_refused(built: Built, tmp_path: Path) -> None:
@@ -195,7 +209,8 @@ def test_every_field_that_bears_a_version_is_read_by_what_is_made(
 def watched_recipes(config: Configuration) -> list[tuple[Any, set[str]]]:
     """The recipes that something was made with here, each with the fields that bear no version."""
     plain = [config.frames, config.toy, config.retrieval, config.pool, config.evaluation, config.teacher]
-    models = [config.models.options, config.models.tiny]
+    models = [config.models.options.form, config.models.tiny]
+    options = (config.models.options, {name for name in leaves(config.models.options) if name.startswith("form.")})
     trainings = [(recipe, set(unused_of_sft(recipe))) for recipe in (config.sft, config.fine_tuned, config.hard_refine)]
     grpo = {name for name in leaves(config.grpo) if name.startswith("rewards.")}
-    return [*((recipe, set[str]()) for recipe in (*plain, *models)), *trainings, (config.grpo, grpo)]
+    return [*((recipe, set[str]()) for recipe in (*plain, *models)), options, *trainings, (config.grpo, grpo)]

@@ -19,9 +19,10 @@ from tests.small_world import SmallWorld, build, fill
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.input_form import AUTHORS, InputForm
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe, SFTRecipe
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.versions import row_version
+from vsr1_core.rows.versions import canonical, row_version
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import all_stages
@@ -37,7 +38,11 @@ OTHERS: dict[str, Any] = {
     "toy.moments_per_train_video": 1,
     "toy.seconds_per_event": (4, 6),
     "frames.backend": "ffmpeg",
+    "frames.rule": "paper",
     "models.options.seed_hidden": "pre_norm",
+    "models.options.form.video_wrapper": "template",
+    "models.options.form.time_marks": "frame_count",
+    "models.options.form.shown_frames": "paper",
     "retrieval.index": "hnsw",
     "pool.num_matched": 0,
     "pool.num_not_matched": 0,
@@ -214,7 +219,7 @@ def test_an_unused_field_counts_where_it_has_an_effect(view: View, name: str) ->
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(MethodOptions)])
+@pytest.mark.parametrize("option", list(leaves(MethodOptions())))
 def test_an_option_of_the_method_moves_the_policy_and_nothing_else_of_its_own(
     view: View, name: str, option: str
 ) -> None:
@@ -226,6 +231,31 @@ def test_an_option_of_the_method_moves_the_policy_and_nothing_else_of_its_own(
     rows = {i for i, v in versions(view, changed)["base_models"].items() if v != before["base_models"][i]}
     with_embedder = config.models.is_tiny and option == "system_prompt"
     assert rows == ({"policy", "embedder"} if with_embedder else {"policy"})
+
+
+@pytest.mark.parametrize("name", ["nano", "published-nano"])
+def test_the_query_instruction_moves_what_embeds_queries_and_no_video(view: View, name: str) -> None:
+    """A tiny embedder is trained with it; a published one is only told it."""
+    config = fitted(EVERY[name])
+    before = versions(view, config)
+    changed = with_value(config, "models.query_instruction", "Find the video.")
+    searching = {asset for asset in before if asset.startswith("predictions.")}
+    trained = {"sft_checkpoint", "grpo_checkpoint"}
+    found = moved(view, before, changed)
+    assert found >= {"query_embeddings", *searching, *trained}
+    assert "video_embeddings" not in found
+    assert ("base_models" in found) == config.models.is_tiny
+
+
+def test_a_setting_that_was_added_later_leaves_the_rows_of_existing_homes_as_they_are() -> None:
+    """While it has its default, a version is what it was before the setting existed."""
+    for recipe, added in ((NANO.frames, "rule"), (NANO.models.options, "form"), (NANO.models, "query_instruction")):
+        assert added not in canonical(recipe)
+        assert added in canonical(with_value(recipe, added, another_of(getattr(recipe, added))))
+
+
+def another_of(value: Any) -> Any:
+    return AUTHORS if isinstance(value, InputForm) else f"{value} another"
 
 
 @pytest.mark.parametrize("name", EVERY)

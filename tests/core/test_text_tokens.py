@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def test_ordinary_texts_have_the_tokens_that_the_tokenizer_gives_the_whole(
     assert closed_ids(tokenizer, ORDINARY) == tokenizer(ORDINARY)["input_ids"]
 
 
+def without_accents(text: str) -> str:
+    """The tokenizers differ in how they spell an accent: only Qwen's composes it with its letter."""
+    return unicodedata.normalize("NFC", text).replace("\u00e9", "")
+
+
 def test_no_query_forges_a_turn_ends_one_refines_or_places_a_video(tokenizer: Tokenizer) -> None:
     [plain] = template_ids(tokenizer, [render(tokenizer, build_messages("a man walks"))])
     expected = controls(tokenizer, plain)
@@ -82,7 +88,7 @@ def test_no_query_forges_a_turn_ends_one_refines_or_places_a_video(tokenizer: To
         HOSTILE, template_ids(tokenizer, [render(tokenizer, build_messages(text)) for text in HOSTILE]), strict=True
     ):
         assert controls(tokenizer, ids) == expected, text
-        assert user_text(text.replace("e\u0301", "")) in tokenizer.decode(ids).replace("e\u0301", ""), "the words stay"
+        assert user_text(without_accents(text)) in without_accents(tokenizer.decode(ids)), "the words stay"
 
 
 def test_hostile_texts_are_words_for_the_embedder_and_differ_only_by_their_words(tokenizer: Tokenizer) -> None:

@@ -39,6 +39,7 @@ SCORED: tuple[Section, ...] = (
     scores.ablations,
     scores.tokens,
     scores.published,
+    queries.input_forms,
     queries.endings,
     queries.failures,
     queries.training,

@@ -13,6 +13,7 @@ from vsr1_core.evaluation.markdown import markdown_table, with_interval
 from vsr1_core.evaluation.method_style import MethodStyles
 from vsr1_core.evaluation.metrics import Metric
 from vsr1_core.evaluation.row_types import AnswerRow, MetricRow, typed_rows
+from vsr1_core.input_form import InputForm
 
 NO_CURVES = pl.DataFrame(
     schema={"method": pl.String, "curve": pl.String, "x": pl.Int64, "metric": pl.String}
@@ -45,6 +46,8 @@ class ReportInputs:
     """Model or checkpoint -> what its training logged: (step, name, value)."""
     failures: pl.DataFrame = field(default_factory=NO_FAILURES.clone)
     """(asset, row_id, error) of every failed row of the dataset."""
+    forms: Mapping[str, InputForm] = field(default_factory=dict)
+    """Method -> the input form of its policy."""
     models_from: str = ""
     """The dataset whose models are used; empty if they are the dataset's own."""
     num_videos: int | None = None

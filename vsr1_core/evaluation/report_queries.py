@@ -4,6 +4,7 @@ is missing."""
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from vsr1_core.evaluation.markdown import code, markdown_table, text_cell, three
 from vsr1_core.evaluation.metrics import all_metrics
 from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, plot_lines
 from vsr1_core.evaluation.row_types import AnswerRow, TurnRow, typed_rows
+from vsr1_core.input_form import InputForm
 
 NUM_WORST = 10
 
@@ -117,6 +119,20 @@ def _decision(turn: TurnRow) -> str:
     if turn["decision"] == "matched" and turn["start_s"] is not None and turn["end_s"] is not None:
         decision += f", {turn['start_s']:.1f} to {turn['end_s']:.1f} s"
     return decision
+
+
+def input_forms(inputs: ReportInputs, analysis: Analysis) -> list[str]:
+    """How the policies were asked, one row per form; no lines if no form is known."""
+    asked: dict[InputForm, list[str]] = {}
+    for method in inputs.methods:
+        if method in inputs.forms:
+            asked.setdefault(inputs.forms[method], []).append(method)
+    if not asked:
+        return []
+    names = [f.name for f in fields(InputForm) if f.name != "sft_prompt"]
+    rows = [[", ".join(methods), *(str(getattr(form, name)) for name in names)] for form, methods in asked.items()]
+    note = "What each policy was asked with, as its checkpoint records it; 0 means the limit of the configuration."
+    return ["## Input forms", "", note, "", *markdown_table(["methods", *(n.replace("_", " ") for n in names)], rows)]
 
 
 def missing(inputs: ReportInputs, analysis: Analysis) -> list[str]:

@@ -74,7 +74,7 @@ def model_source(models: str | Path | Mapping[str, str | Path], home: Home, conf
     if (path.parent / "lake").is_dir():
         found = _from_dataset(type(home)(path.parent, home.device), path.name)
         return replace(found, config=configuration_here(home.path, path.parent, found.config))
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name.partition("@")[0]):
         return _from_hub(name, config or REAL_CONFIG)
     raise ValueError(f"models={name!r} names no models: {WHAT_MODELS_MAY_BE}")
 
@@ -122,16 +122,23 @@ def _from_hub(model_id: str, config: str) -> ModelSource:
 
 def _from_parts(parts: Mapping[str, str | Path], config: str) -> ModelSource:
     from vsr1_core.models.checkpoints import fetch_model
-    from vsr1_core.models.soft_query import own_soft_query
+    from vsr1_core.models.soft_query import checkpoint_kind
 
     if "embedder" not in parts or set(parts) - {"embedder", "policy"}:
         raise ValueError(f"models={dict(parts)!r} has to name an embedder, and may name a policy: {WHAT_MODELS_MAY_BE}")
     folders = {name: fetch_model(str(Path(str(part)).expanduser())) for name, part in parts.items()}
-    if own_soft_query(folders["embedder"]):
+    if checkpoint_kind(folders["embedder"]) != "plain":
         raise ValueError(
             f"{parts['embedder']} is a policy with soft query modules; to search, also name the embedder that it was "
             'trained with: models={"embedder": ..., "policy": ...}'
         )
     policy = folders.get("policy")
-    method = None if policy is None else BASIC["sqr_sft" if own_soft_query(policy) else "zero_shot"]
+    kind = None if policy is None else checkpoint_kind(policy)
+    if kind == "released":
+        raise ValueError(
+            f"{parts['policy']} is a policy in the authors' form, which does not contain its prompt. Take it over with "
+            "the training file that belongs to it, and then name that dataset as the models: "
+            "vsr1 pull NAME --dataset DATASET --as sft_checkpoint --training-file train_oneturn.json"
+        )
+    method = None if kind is None else BASIC["sqr_sft" if kind == "own" else "zero_shot"]
     return ModelSource(str(folders["embedder"]), str(policy or ""), method, config)

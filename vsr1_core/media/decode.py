@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 
 from vsr1_core.media.container import PacketIndex, VideoError, decoded_frames, open_video, read_index
 from vsr1_core.media.probe import VideoInfo, display_size, probe, quarter_turns
-from vsr1_core.media.sampling import num_frames, output_size, sample_times
+from vsr1_core.media.sampling import frame_times, output_size
 from vsr1_core.recipes import FrameRecipe
 
 _SEEKABLE = ("mov", "matroska")
@@ -72,7 +72,7 @@ def _with_pyav(path: Path, recipe: FrameRecipe) -> Frames:
     with open_video(path) as (container, stream):
         index = read_index(container, stream, path.name)
         seekable = any(name in container.format.name for name in _SEEKABLE)
-    wanted = sample_times(index.times_s[-1], num_frames(index.end_s, recipe))
+    wanted = frame_times(index.end_s, index.times_s[-1], recipe)
     picked = _by_seeking(path, index, wanted, recipe) if seekable and _seeking_pays(index, wanted) else None
     if picked is None:
         with open_video(path) as (container, stream):
@@ -268,7 +268,7 @@ def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read:
 
 def _wanted_numbers(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray) -> list[int]:
     """The number, from 0, of the frame that is shown at each sample time."""
-    times_s = sample_times(float(begins_s[-1]), num_frames(info.duration_s, recipe))
+    times_s = frame_times(info.duration_s, float(begins_s[-1]), recipe)
     return [max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1) for time_s in times_s]
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from vsr1_core.input_form import QUERY_INSTRUCTION
 from vsr1_core.models.protocols import Embedder, PolicyModel
+from vsr1_core.models.published import FETCHED, hub_name
 from vsr1_core.models.registry import family_of, policy_family_of
 from vsr1_core.models.soft_query import own_soft_query, soft_query_of
 from vsr1_core.models.weights import digest_weights
@@ -26,8 +28,9 @@ def save_policy(policy: PolicyModel, folder: Path, record: dict[str, Any]) -> st
 
 
 def save_embedder(embedder: Embedder, folder: Path, record: dict[str, Any]) -> str:
-    """Write the embedder's folder in one rename. Returns the digest of its weights."""
-    return _save(embedder, folder, record)
+    """Write the embedder's folder in one rename, with its input form in the record. Returns the digest of its
+    weights."""
+    return _save(embedder, folder, {**record, **embedder.recorded})
 
 
 def _save(loaded: Any, folder: Path, record: dict[str, Any]) -> str:
@@ -99,13 +102,20 @@ def open_policy(
     return policy_family_of(path).new_policy(path, soft_query, device, dtype, options.seed)
 
 
-def load_embedder(model_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Embedder:
+def load_embedder(
+    model_id: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    instruction: str = QUERY_INSTRUCTION,
+) -> Embedder:
     """Load an embedder, the frozen search engine, of the family that its config names.
 
     Args:
         model_id: A hub id or a folder.
         device: A torch device such as `cpu` or `cuda:0`.
         dtype: What the weights are converted to.
+        instruction: What the embedder is told with every query, if the family has instructions and the folder does not
+            record one.
 
     Raises:
         ValueError: No family opens the model, or a tensor is missing, unexpected or of a wrong shape; the message names
@@ -113,10 +123,9 @@ def load_embedder(model_id: str | Path, device: str = "cpu", dtype: torch.dtype 
         OSError: The hub cannot be reached, and the model is not cached.
     """
     folder = fetch_model(str(model_id))
-    return family_of(folder).load_embedder(folder, device, dtype)
+    return family_of(folder).load_embedder(folder, device, dtype, instruction)
 
 
-FETCHED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 LEFT_OUT = ["query_embedder/*.safetensors"]
 """What is not downloaded with a checkpoint: the copy of the embedder in the authors' checkpoints, 4 GB that a dataset
 has already. `*` matches `/` as well."""
@@ -124,7 +133,8 @@ has already. `*` matches `/` as well."""
 
 def fetch_model(model_id: str) -> Path:
     """The local folder of a model: `model_id` itself if it is a folder, otherwise the snapshot that is downloaded from
-    the hub (weights as safetensors), without the weights of a `query_embedder/` in it.
+    the hub (weights as safetensors), in the revision that the name asks for (`ORG/NAME@REVISION`) or `published` has,
+    without the weights of a `query_embedder/` in it.
 
     Raises OSError if the hub cannot be reached and the model is not cached.
     """
@@ -133,8 +143,10 @@ def fetch_model(model_id: str) -> Path:
         return Path(model_id).absolute()
     from huggingface_hub import snapshot_download
 
+    hub_id, revision = hub_name(model_id)
     try:
-        return Path(snapshot_download(model_id, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
+        found = snapshot_download(hub_id, revision=revision, allow_patterns=list(FETCHED), ignore_patterns=LEFT_OUT)
+        return Path(found)
     except Exception as error:  # the hub client raises errors of its own, of httpx and of the OS, with one meaning here
         raise OSError(
             f"{model_id!r} could not be downloaded from the model hub ({type(error).__name__}); check the network and "

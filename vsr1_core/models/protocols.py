@@ -74,13 +74,20 @@ class Embedder(Protocol):
     def text_digest(self) -> str:
         """Digest (16 hex digits) of everything but the weights that decides a query's vector: template, tokenizer."""
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the record of its folder says about its inputs, as JSON types; empty if the family has no input form."""
+
     def with_head(self, head: nn.Module | None) -> Embedder:
         """The same search engine, with queries (and no videos) going through `head`; None: without a head."""
 
-    def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
+    def embed_queries(
+        self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None, max_tokens: int = 0
+    ) -> Tensor:
         """Unit vectors float32 [B, D] of `queries`, in order. `latents[b]`: soft tokens [n_b, E], or None.
 
-        Differentiable if gradients are on. Raises ValueError if soft tokens cannot be inserted after a query.
+        Differentiable if gradients are on. `max_tokens`: see `InputForm.query_tokens`. Raises ValueError if soft tokens
+        cannot be inserted after a query.
         """
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
@@ -360,8 +367,9 @@ class EmbedderFamily(Protocol):
     def name(self) -> str:
         """The name of its folder."""
 
-    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> Embedder:
-        """Load the frozen search engine. Raises ValueError that names every missing, unexpected or misshaped tensor."""
+    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype, instruction: str) -> Embedder:
+        """Load the frozen search engine, which gets `instruction` with queries unless its folder records one. Raises
+        ValueError that names every missing, unexpected or misshaped tensor."""
 
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
         """(E, D) of the embedder in `folder`, read from its config."""
@@ -405,12 +413,8 @@ class PolicyFamily(EmbedderFamily, Protocol):
 class TinyFamily(PolicyFamily, Protocol):
     """A family that makes models small enough to be trained from scratch on a CPU."""
 
-    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> TinyModel:
+    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype, instruction: str) -> TinyModel:
         """As `EmbedderFamily.load_embedder`; a policy may start from the model that it returns."""
 
-    @property
-    def query_instruction(self) -> str:
-        """The instruction that its embedder gets with every query."""
-
-    def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> TinyModel:
+    def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str], instruction: str) -> TinyModel:
         """A model with random weights (from torch's global generator) and a tokenizer that was trained on `texts`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import vsr1_core.models
 from vsr1_core.models.protocols import EmbedderFamily, PolicyFamily, TinyFamily
+from vsr1_core.models.published import hub_name
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.rows.files import read_json
 
@@ -32,7 +33,7 @@ def family_of(folder: str | Path) -> EmbedderFamily:
         ValueError: No family opens the model; the message names the families.
 
     Example:
-        embedder = family_of(folder).load_embedder(folder, "cpu", torch.float32)
+        embedder = family_of(folder).load_embedder(folder, "cpu", torch.float32, "Represent the user's input.")
     """
     model_type = _model_type(Path(folder))
     for name, model_types in families().items():
@@ -83,7 +84,8 @@ def cached_folder(name: str) -> Path | None:
 
     if Path(name).is_dir():
         return Path(name)
-    found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
+    hub_id, revision = hub_name(name)
+    found = try_to_load_from_cache(hub_id, "config.json", revision=revision) if hub_id.count("/") == 1 else None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -6,12 +6,15 @@ The structure and the names in a checkpoint are described in docs/method.md (sof
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vsr1_core.input_form import TEMPLATE, InputForm, VideoWrapper
+from vsr1_core.models.weights import stored_shapes
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.files import read_json
 
@@ -35,24 +38,58 @@ class SoftQueryConfig:
     """Digest, hub id or folder of the embedder that the policy searches with."""
     embedder_vector_size: int = 0
     """The size of the embedder's own vectors, if it projects its hidden states to another size; 0 means E."""
+    form: InputForm = TEMPLATE
+    """How the policy is asked."""
+
+    @classmethod
+    def recorded(cls, options: Mapping[str, Any]) -> SoftQueryConfig:
+        """The options in the section `soft_query` of a checkpoint's config.json."""
+        return cls(**{**options, "form": InputForm.recorded(options.get("form"))})
 
     def __post_init__(self) -> None:
         if self.seed_hidden not in ("post_norm", "pre_norm"):
             raise ValueError(f"seed_hidden must be 'post_norm' or 'pre_norm', not {self.seed_hidden!r}")
 
 
-def soft_query_of(options: MethodOptions, hidden_size: int, vector_size: int, embedder: str) -> SoftQueryConfig:
+def soft_query_of(
+    options: MethodOptions,
+    hidden_size: int,
+    vector_size: int,
+    embedder: str,
+    trained_with: VideoWrapper = "published",
+) -> SoftQueryConfig:
     """The record of a new policy that is made with `options` for an embedder of hidden size E = `hidden_size`, whose
-    vectors have the size D = `vector_size`. `embedder`: digest, hub id or folder of the embedder."""
-    own = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "seed"}
+    vectors have the size D = `vector_size`. `embedder`: digest, hub id or folder of the embedder. `trained_with`: the
+    wrapper of videos with which the policy's weights were trained."""
+    own = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in ("seed", "form")}
+    own["form"] = options.form.resolved(trained_with)
     projected = vector_size if vector_size != hidden_size else 0
     return SoftQueryConfig(vector_size, hidden_size, embedder=embedder, embedder_vector_size=projected, **own)
+
+
+CheckpointKind = Literal["own", "released", "plain"]
+
+
+def checkpoint_kind(folder: Path) -> CheckpointKind:
+    """What the folder of a policy holds: `own` (its config has the method's options), `released` (the soft query
+    modules in the authors' form, which records no options), or `plain` (a model without these modules)."""
+    if own_soft_query(folder):
+        return "own"
+    return "released" if any(map(is_soft_query, stored_shapes(folder))) else "plain"
 
 
 def own_soft_query(folder: Path | str) -> SoftQueryConfig | None:
     """The soft query options in the config.json of a checkpoint folder; None for a published model, which has none."""
     options = read_json(Path(folder) / "config.json").get("soft_query")
-    return SoftQueryConfig(**options) if options else None
+    return SoftQueryConfig.recorded(options) if options else None
+
+
+SOFT_QUERY_MODULES = [
+    *("refine_projector", "refine_latent_input_projector", "refine_append_input_projector", "refine_gate"),
+    "query_embedder_head",
+]
+"""Names of the modules. Their weights are float32 whatever the precision of the model, as in the authors' code: a list,
+because transformers reads it as the attribute `_keep_in_fp32_modules_strict` of a model class."""
 
 
 def soft_query_modules(hidden_size: int, soft: SoftQueryConfig) -> dict[str, nn.Module]:
@@ -92,6 +129,12 @@ def _input_projector(size: int, out_size: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(size), linear)
 
 
+def _in_own_precision(module: nn.Module, states: Tensor) -> Tensor:
+    """`module(states)`, in the precision of its weights: float32, unless autocast lowers it."""
+    result: Tensor = module(states.to(next(module.parameters()).dtype))
+    return result
+
+
 def is_soft_query(name: str) -> bool:
     """Whether a tensor of this name belongs to the soft query modules, and not to the family's own model."""
     return name.startswith(("refine_", "query_embedder_head."))
@@ -120,7 +163,7 @@ class SoftQueryMixin:
             raise ValueError(
                 "this model is not a policy: its config has no soft_query section; see vsr1_core.models.checkpoints"
             )
-        return SoftQueryConfig(**self.config.soft_query)
+        return SoftQueryConfig.recorded(self.config.soft_query)
 
     @property
     def refine_parameters(self) -> list[nn.Parameter]:
@@ -136,13 +179,13 @@ class SoftQueryMixin:
         return getattr(self, "query_embedder_head", None)
 
     def latent(self, hidden: Tensor) -> Tensor:
-        """P: hidden states [..., H] -> soft tokens [..., D]."""
-        return self.refine_projector(hidden)  # type: ignore[attr-defined]
+        """P: hidden states [..., H] -> soft tokens [..., D], in the precision of P."""
+        return _in_own_precision(self.refine_projector, hidden)  # type: ignore[attr-defined]
 
     def latent_input(self, latent: Tensor) -> Tensor:
-        """R: soft tokens [..., D] -> the policy's next input embedding [..., H]."""
-        return self.refine_latent_input_projector(latent)  # type: ignore[attr-defined]
+        """R: soft tokens [..., D] -> the policy's next input embedding [..., H], in the precision of R."""
+        return _in_own_precision(self.refine_latent_input_projector, latent)  # type: ignore[attr-defined]
 
     def append_input(self, latent: Tensor) -> Tensor:
-        """A: soft tokens [..., D] -> the embedder's input embeddings [..., E]."""
-        return self.refine_append_input_projector(latent)  # type: ignore[attr-defined]
+        """A: soft tokens [..., D] -> the embedder's input embeddings [..., E], in the precision of A."""
+        return _in_own_precision(self.refine_append_input_projector, latent)  # type: ignore[attr-defined]

@@ -3,7 +3,8 @@ class."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,38 @@ from vsr1_core.rows.files import digest_file, read_json
 LOADING = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained`. Transformers accepts wrong shapes, so that `check_loaded` can refuse them with a
 message that names them."""
+
+
+_LOADER_LOG = logging.getLogger("transformers.modeling_utils")
+_REPORT = "LOAD REPORT"
+
+
+def load_quietly(
+    kind: Any, source: str | Path, is_expected: Callable[[str], bool], **arguments: Any
+) -> tuple[Any, dict[str, Any]]:
+    """`kind.from_pretrained(source, ...)` with `LOADING`; returns the model and its loading info.
+
+    Transformers prints a table of all missing and unexpected tensors, also of those that a load like this one never
+    finds: new modules, and a head that is tied or not needed. The table is shown only if it has a tensor whose name is
+    not `is_expected`, or one of a wrong shape.
+    """
+    held: list[logging.LogRecord] = []
+
+    def holds_back(record: logging.LogRecord) -> bool:
+        if _REPORT not in str(record.msg):
+            return True
+        held.append(record)
+        return False
+
+    _LOADER_LOG.addFilter(holds_back)
+    try:
+        model, info = kind.from_pretrained(source, **LOADING, **arguments)
+    finally:
+        _LOADER_LOG.removeFilter(holds_back)
+    if info["mismatched_keys"] or not all(map(is_expected, [*info["missing_keys"], *info["unexpected_keys"]])):
+        for record in held:
+            _LOADER_LOG.handle(record)
+    return model, info
 
 
 def digest_weights(folder: Path) -> str:

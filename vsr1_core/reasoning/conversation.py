@@ -127,6 +127,15 @@ def parse_answer(text: str, duration_s: float) -> Answer:
     )
 
 
+def asks_to_refine(text: str, is_forced: bool = True) -> bool:
+    """Whether soft tokens follow the completion `text`: it is not a match, and <REFINE> follows its answer or
+    `is_forced` (`InputForm.force_refine`)."""
+    if parse_answer(text, 0.0).decision == "matched":
+        return False
+    _, answer_end = _between("answer", text, 0)
+    return is_forced or text.rfind(REFINE_TOKEN) >= answer_end
+
+
 def is_well_formed(text: str, system_prompt: str = "") -> bool:
     """Whether `text` has exactly the form that the policy's own prompt asks for: a trace with words, one answer, and
     then an ordered span for a match, or <REFINE> for a mismatch.

@@ -12,14 +12,20 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
+ADDED = {"added": True}
+"""Metadata of a field that a recipe got after homes existed: while the field has its default, which keeps what was done
+before it existed, no version depends on it. So a new setting leaves the rows of existing homes as they are."""
+
 
 def canonical(value: Any) -> Any:
     """Convert `value` to JSON types, in one canonical form. Raises TypeError for a value that has no stable form."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {name: canonical(getattr(value, name)) for name in _field_names(type(value))}
-        return {"recipe": type(value).__name__, **fields}
+        added = _added_defaults(type(value))
+        fields = {name: getattr(value, name) for name in _field_names(type(value))}
+        kept = {name: canonical(v) for name, v in fields.items() if name not in added or v != added[name]}
+        return {"recipe": type(value).__name__, **kept}
     if isinstance(value, Mapping) and not isinstance(value, dict):  # a recipe without a fixed set of fields
         return {"recipe": type(value).__name__, **{str(k): canonical(v) for k, v in value.items()}}
     if isinstance(value, dict):
@@ -32,6 +38,11 @@ def canonical(value: Any) -> Any:
 @functools.cache
 def _field_names(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind))
+
+
+@functools.cache
+def _added_defaults(kind: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("added")}
 
 
 # Only values that JSON does not know go through `canonical`: a plan computes tens of thousands of fingerprints, and the

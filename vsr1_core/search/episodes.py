@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel, VideoFeatures
 from vsr1_core.models.query_vectors import QueryVectors
 from vsr1_core.models.text_tokens import plain_ids
-from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, asks_to_refine, build_messages, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search.index import VideoIndex
 
@@ -72,7 +73,7 @@ class Episode:
     The last ranking is that of the matched turn, or the one after the last refinement: `final_rank` is the rank of the
     right video in it, `final_video_id` and `final_score` are its first video, and `final_vector` [D] is the query
     vector that made it. `search_text` is the text that is embedded: the query, until the policy writes a new one. The
-    policy is always asked about the query itself."""
+    policy is always asked about the query itself. `plain_vector` [D] is the known vector of the query's own text."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -84,6 +85,7 @@ class Episode:
     final_score: float = 0.0
     final_vector: Tensor | None = None
     search_text: str = ""
+    plain_vector: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.search_text = self.search_text or self.query.text
@@ -92,26 +94,6 @@ class Episode:
     def is_matched(self) -> bool:
         """Whether the policy matched the video of the last turn."""
         return bool(self.turns) and self.turns[-1].answer.decision == "matched"
-
-
-def turn_row(number: int, turn: Turn) -> dict[str, Any]:
-    """A turn as plain values, for a table. `number` is counted from 1; `text` is everything that the policy wrote."""
-    return {
-        "turn": number,
-        "video_id": turn.video_id,
-        "score": turn.score,
-        "rank": turn.rank,
-        "decision": turn.answer.decision,
-        "matched_probability": turn.decoded.matched_probability,
-        "reasoning": turn.answer.reasoning,
-        "start_s": turn.answer.start_s,
-        "end_s": turn.answer.end_s,
-        "num_text_tokens": turn.decoded.num_text_tokens,
-        "num_latent_tokens": turn.decoded.num_latent_tokens,
-        "num_query_tokens": turn.num_query_tokens,
-        "new_query": turn.answer.new_query,
-        "text": turn.decoded.text,
-    }
 
 
 MAX_SPAN_TOKENS = 32
@@ -190,6 +172,7 @@ def _decode_in_chunks(
     """One result per prompt, in order; prompts of similar length are decoded together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
     found: dict[int, Decoded] = {}
+    wants_refine = partial(asks_to_refine, is_forced=policy.model.soft_query.form.force_refine)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         outputs = decode(
@@ -197,7 +180,7 @@ def _decode_in_chunks(
             [prompts[i] for i in chunk],
             [videos[i] for i in chunk],
             settings,
-            wants_refine=lambda text: parse_answer(text, 0.0).decision != "matched",
+            wants_refine=wants_refine,
             generator=generator,
         )
         found |= zip(chunk, outputs, strict=True)
@@ -250,17 +233,18 @@ class Searcher:
         `first_vectors` [Q, D]: the vectors of the plain queries, if they are known. An episode that has rejected the
         whole corpus (`exclude_rejected`) ends with its last ranking.
         """
-        episodes = [Episode(query) for query in queries]
+        known = [None] * len(queries) if first_vectors is None else list(first_vectors)
+        episodes = [Episode(query, plain_vector=vector) for query, vector in zip(queries, known, strict=True)]
         if not episodes:
             return episodes
-        self._set_vectors(episodes, first_vectors)
+        self._set_vectors(episodes)
         open_ones = episodes
         for _ in range(self.settings.num_turns):
             open_ones = self._rank(open_ones)
             if not open_ones:
                 break
             self._verify(open_ones, generator)
-            open_ones = [e for e in open_ones if not e.is_matched]
+            open_ones = [e for e in open_ones if not e.is_matched and not self._ends_unrefined(e)]
             refines = self.settings.refine != "none"
             if not open_ones or not (refines or self.settings.exclude_rejected):
                 break
@@ -327,8 +311,8 @@ class Searcher:
             for i, turn, d in zip(forced, turns, outputs, strict=True)
         }
 
-    def _set_vectors(self, episodes: Sequence[Episode], vectors: Tensor | None = None) -> None:
-        for episode, vector in zip(episodes, self.embed(episodes) if vectors is None else vectors, strict=True):
+    def _set_vectors(self, episodes: Sequence[Episode]) -> None:
+        for episode, vector in zip(episodes, self.embed(episodes), strict=True):
             episode.final_vector = vector
 
     def embed(self, episodes: Sequence[Episode]) -> Tensor:
@@ -336,8 +320,9 @@ class Searcher:
 
         Differentiable if gradients are on and there are latents. Vectors of plain queries are cached.
         """
-        vectors: list[Tensor | None] = [None] * len(episodes)
-        plain = [i for i, e in enumerate(episodes) if not e.latents]
+        is_known = [not e.latents and e.search_text == e.query.text for e in episodes]
+        vectors = [e.plain_vector if known else None for e, known in zip(episodes, is_known, strict=True)]
+        plain = [i for i, e in enumerate(episodes) if not e.latents and vectors[i] is None]
         if plain:
             for i, vector in zip(plain, self._plain.get([episodes[i].search_text for i in plain]), strict=True):
                 vectors[i] = vector
@@ -346,7 +331,8 @@ class Searcher:
         for start in range(0, len(refined), self.settings.batch_size):
             some = refined[start : start + self.settings.batch_size]
             soft = [self._soft_tokens(episodes[i]) for i in some]
-            made = self.embedder.embed_queries([episodes[i].search_text for i in some], soft)
+            texts, limit = [episodes[i].search_text for i in some], self.policy.model.soft_query.form.query_tokens
+            made = self.embedder.embed_queries(texts, soft, limit)
             for i, vector in zip(some, made, strict=True):
                 vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
@@ -391,6 +377,12 @@ class Searcher:
         asked = verify(self.policy, self.features, self.durations_s, pairs, settings, size, generator)
         for episode, verification in zip(episodes, asked, strict=True):
             self._note(episode, verification)
+
+    def _ends_unrefined(self, episode: Episode) -> bool:
+        """Whether the episode ends because its last answer asked for no refinement, where the form of the policy forces
+        none (compat)."""
+        is_forced = self.settings.refine != "soft" or self.policy.model.soft_query.form.force_refine
+        return not is_forced and episode.turns[-1].decoded.latents is None
 
     def _note(self, episode: Episode, asked: Verification) -> None:
         video_id, answer, decoded = episode.final_video_id, asked.answer, asked.decoded

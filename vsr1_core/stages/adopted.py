@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vsr1_core.input_form import InputForm
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.rows.lake import Lake
@@ -28,7 +29,8 @@ class Adopted:
     def options(self) -> dict[str, Any]:
         """The options recorded in the checkpoint's folder. The seed is None, because the folder does not record it."""
         recorded = read_json(Path(self.path) / "config.json")["soft_query"]
-        return {f.name: recorded.get(f.name, f.default) for f in fields(MethodOptions)} | {"seed": None}
+        form = asdict(InputForm.recorded(recorded.get("form")))
+        return {f.name: recorded.get(f.name, f.default) for f in fields(MethodOptions)} | {"seed": None, "form": form}
 
 
 def adopted_path(lake: Lake, dataset: str, asset: str) -> Path:

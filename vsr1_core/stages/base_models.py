@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from vsr1_core.recipes import Configuration, MethodOptions
+from vsr1_core.input_form import PUBLISHED, QUERY_INSTRUCTION
+from vsr1_core.models.published import hub_name, wrapper_of
+from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages.adopted import needs_base_policy
 from vsr1_core.stages.base import Execution, Row, Stage, View
-from vsr1_core.stages.loading import frames_of, one_row
+from vsr1_core.stages.loading import asked_with, frames_of, one_row
+from vsr1_core.stages.model_content import fetched_name, model_identity
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
 from vsr1_core.stages.moments import IS_TRAIN
 from vsr1_core.stages.reads import every
@@ -38,28 +41,42 @@ class BaseModels(ModelStage):
     reads = {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)}
     checks = (checks.SOME_USABLE,)
     retries_failed = True
+    unversioned_columns = ("path", "source")
 
     def recipe(self, config: Configuration) -> Any:
         models = config.models
-        return models if models.is_tiny else [models.policy, models.embedder, models.options]
+        return models if models.is_tiny else [models.policy, models.embedder, models.options, *asked_with(config)]
 
     def own_rows(self, view: View) -> dict[str, Row]:
         """The embedder depends on no option of the policy, except the prompt of the tiny one. So videos are not
-        embedded again when only the policy changes."""
+        embedded again when only the policy changes. A published embedder does not depend on the query instruction
+        either, which changes no video: the stages that embed queries name it themselves."""
         recipe = view.config.models
-        made_with = known_options(asdict(recipe.options))
+        made_with = known_options(asdict(made_options(recipe)))
         if not recipe.is_tiny:
-            rows = {"embedder": Row({"model": recipe.embedder, "recipe": fingerprint("published")})}
-            if recipe.policy and needs_base_policy(view):
-                made_from = {"model": recipe.policy, "recipe": fingerprint([recipe.embedder, recipe.options])}
-                rows["policy"] = Row(made_from, made_with)
-            return rows
+            return self._configured(view, made_with)
         inputs = self._trained_on(view)
-        trained = [recipe.tiny, recipe.options.system_prompt]
+        trained = [recipe.tiny, recipe.options.system_prompt, *asked_with(view.config)]
         return {
             "embedder": Row({**inputs, "recipe": fingerprint(trained)}),
             "policy": Row({**inputs, "recipe": fingerprint([*trained, recipe.options])}, made_with),
         }
+
+    @staticmethod
+    def _configured(view: View, made_with: Mapping[str, Any]) -> dict[str, Row]:
+        """The rows of configured models. Their versions follow the content, so a folder that moved changes only the
+        path in its row."""
+        recipe = view.config.models
+        embedder = model_identity(view, recipe.embedder)
+        form = fingerprint(PUBLISHED.video_wrapper)
+        rows = {"embedder": Row({"model": embedder, "recipe": form}, _place(recipe.embedder))}
+        if recipe.policy and needs_base_policy(view):
+            made_from = {
+                "model": model_identity(view, recipe.policy),
+                "recipe": fingerprint([embedder, made_options(recipe)]),
+            }
+            rows["policy"] = Row(made_from, {**made_with, **_place(recipe.policy)})
+        return rows
 
     @staticmethod
     def _trained_on(view: View) -> dict[str, str]:
@@ -96,11 +113,12 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
     from vsr1_core.models.checkpoints import save_embedder
     from vsr1_core.training.contrastive import train_base
 
-    recipe, prompt, events = view.config.models.tiny, view.config.models.options.system_prompt, _captioned_events(view)
+    models, events = view.config.models, _captioned_events(view)
+    recipe, prompt, instruction = models.tiny, models.options.system_prompt, models.query_instruction
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
     load = lambda video_id: frames_of(frames[video_id])  # noqa: E731
-    embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments), run.log)
+    embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments, instruction), run.log, instruction)
     if not writes:
         return []
     record = {"recipe": canonical(recipe), "system_prompt": prompt, "num_videos": len(events)}
@@ -116,7 +134,7 @@ def _tiny_embedder(row: Mapping[str, Any]) -> tuple[TinyModel, str]:
 
     from vsr1_core.models.registry import tiny_family
 
-    return tiny_family().load_embedder(Path(row["path"]), "cpu", torch.float32), row["digest"]
+    return tiny_family().load_embedder(Path(row["path"]), "cpu", torch.float32, QUERY_INSTRUCTION), row["digest"]
 
 
 def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str) -> dict[str, Any]:
@@ -125,12 +143,13 @@ def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str
     from vsr1_core.models.soft_query import soft_query_of
 
     options = view.config.models.options
-    soft_query = soft_query_of(options, embedder.hidden_size, embedder.embedding_size, digest)
+    sizes = embedder.hidden_size, embedder.embedding_size
+    soft_query = soft_query_of(options, *sizes, digest, trained_with="template")
     policy = embedder.new_policy(soft_query, options.seed)
     record = {"recipe": canonical(view.config.models.tiny), "options": canonical(options)}
     folder = stage.folder(view, "policy")
     digest = save_policy(policy, folder, record)
-    return model_row(stage.key, "policy", folder, digest, record, [], asdict(options))
+    return model_row(stage.key, "policy", folder, digest, record, [], asdict(made_options(view.config.models)))
 
 
 def _captioned_events(view: View) -> dict[str, list[EventNote]]:
@@ -151,18 +170,28 @@ MAX_TIME_TOKEN_S = 30.0
 """Times up to so many seconds have tokens of their own in a tiny model's vocabulary."""
 
 
-def _vocabulary(moments: pl.DataFrame) -> list[str]:
+def _vocabulary(moments: pl.DataFrame, instruction: str) -> list[str]:
     """The texts that the tokenizer is trained on: the dataset's captions and the sentences of the method."""
-    from vsr1_core.models.registry import tiny_family
     from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, SYSTEM_PROMPT, answer_text, user_text
 
     texts = [t for row in moments.sort("query_id").select("plain_query", "query").iter_rows() for t in row]
-    frame = f"{tiny_family().query_instruction} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
+    frame = f"{instruction} {SYSTEM_PROMPT} {user_text('')} <0.5 seconds> system\nuser\nassistant\n"
     answers = [answer_text("0.0-5.0: the query's", True, 0.0, 5.0), answer_text("missing: not shown", False)]
     answers += [HARD_REFINE_PROMPT, answer_text("missing: not shown", False, new_query="another")]
     longest_s = min(float(moments["duration_s"].max() or 0), MAX_TIME_TOKEN_S)  # type: ignore[arg-type]
     times = " ".join(f"{tenths / 10:.1f}" for tenths in range(int(10 * longest_s) + 1))
     return [*texts, *([frame, *answers, "yes no Closest", times] * 20)]
+
+
+def made_options(recipe: ModelRecipe) -> MethodOptions:
+    """The options that the policy is made with, in which the form names the video wrapper."""
+    wrapper = "template" if recipe.is_tiny else wrapper_of(recipe.policy)
+    return replace(recipe.options, form=recipe.options.form.resolved(wrapper))
+
+
+def _place(name: str) -> dict[str, str]:
+    """Columns that say where a local folder is; empty for a model on the hub, whose folder a plan does not know."""
+    return {"path": str(Path(name).absolute()), "source": name} if Path(name).is_dir() else {}
 
 
 def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -173,17 +202,21 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
     recipe = view.config.models
     for row_id in ids:
         name = recipe.policy if row_id == "policy" else recipe.embedder
-        options = asdict(recipe.options) if row_id == "policy" else None
+        made_with = made_options(recipe) if row_id == "policy" else None
+        options = asdict(made_with) if made_with else None
         try:
-            folder = fetch_model(name)
-            if options:
-                _check_options(name, folder, recipe.options)
+            folder = fetch_model(fetched_name(view, row_id, name))
+            if made_with:
+                _check_options(name, folder, made_with)
         except (OSError, ValueError) as error:
             yield {BaseModels.key: row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
             continue
         record = {"model": name, **({"options": options} if options else {})}
+        if not Path(name).is_dir():
+            record["revision"] = folder.name  # the hub client names a snapshot by its commit
         digest = digest_weights(folder)
-        yield model_row(BaseModels.key, row_id, folder, digest, record, [], options) | {"source": name}
+        source = name if Path(name).is_dir() else hub_name(name)[0]
+        yield model_row(BaseModels.key, row_id, folder, digest, record, [], options) | {"source": source}
 
 
 def _check_options(name: str, folder: Path, options: MethodOptions) -> None:
@@ -191,7 +224,10 @@ def _check_options(name: str, folder: Path, options: MethodOptions) -> None:
     from vsr1_core.models.soft_query import own_soft_query
 
     own = own_soft_query(folder)
-    other = {k: getattr(own, k) for k, v in asdict(options).items() if own and k != "seed" and getattr(own, k) != v}
+    names = [f.name for f in fields(options) if f.name not in ("seed", "form")]
+    other = {k: getattr(own, k) for k in names if own and getattr(own, k) != getattr(options, k)}
+    if own and own.form != options.form:
+        other |= {f"form.{k}": v for k, v in asdict(own.form).items() if getattr(options.form, k) != v}
     if other:
         raise ValueError(
             f"{name} was made with other options than the configuration asks for; set its own in "

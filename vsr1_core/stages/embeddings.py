@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, same
@@ -26,6 +28,9 @@ class QueryEmbeddings(ModelRows):
     imports = "rows"
     checks = (checks.UNIT_VECTORS, checks.QUERIES_KNOWN)
     columns = {"split": c.SPLIT, "gt_video_id": c.GT_VIDEO_ID, "vector": c.VECTOR}
+
+    def recipe(self, config: Configuration) -> Any:
+        return asked_with(config) or None
 
     def plan(self, view: View) -> dict[str, Row]:
         embedder = view.version("base_models", "embedder")

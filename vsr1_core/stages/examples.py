@@ -161,7 +161,7 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
 def published_prompt(view: View) -> str:
     """The system prompt of the published rows of stage 1: that of the dataset's policy, where it has one."""
     options = options_of(view, "base_models", "policy") or {}
-    return options.get("system_prompt") or SYSTEM_PROMPT
+    return options.get("form", {}).get("sft_prompt") or options.get("system_prompt") or SYSTEM_PROMPT
 
 
 def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from vsr1_core.recipes import MethodOptions
+from vsr1_core.input_form import QUERY_INSTRUCTION
+from vsr1_core.recipes import Configuration, MethodOptions
 from vsr1_core.stages.base import Execution, TextWriterName, View
 from vsr1_core.stages.imported_vectors import check_imported
 
@@ -57,9 +58,17 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
     from vsr1_core.models.checkpoints import load_embedder
 
     row = one_row(view, "base_models", "embedder")
-    embedder = load_embedder(row["path"], execution.device, precision(execution))
+    instruction = view.config.models.query_instruction
+    embedder = load_embedder(row["path"], execution.device, precision(execution), instruction)
     check_imported(view, embedder, row)
     return embedder
+
+
+def asked_with(config: Configuration) -> tuple[str, ...]:
+    """The query instruction where it is not the default, as a part of the versions of what it decides. The default is
+    no part of them, so that rows which are older than this setting stay as they are."""
+    instruction = config.models.query_instruction
+    return () if instruction == QUERY_INSTRUCTION else (instruction,)
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
@@ -101,7 +110,7 @@ def _opened_policy(view: View, execution: Execution, asset: str, row_id: str, dt
     from vsr1_core.models.checkpoints import open_policy
 
     embedder, row = one_row(view, "base_models", "embedder"), one_row(view, asset, row_id)
-    options = MethodOptions(**row["options"]) if row["options"] else None
+    options = MethodOptions.recorded(row["options"]) if row["options"] else None
     return open_policy(row["path"], embedder["path"], options, execution.device, dtype)
 
 

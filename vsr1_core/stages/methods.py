@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vsr1_core.input_form import InputForm
 from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT
 from vsr1_core.recipes import Configuration, EvalRecipe, GRPORecipe, Refine, SFTRecipe
 
 if TYPE_CHECKING:
+    from vsr1_core.models.soft_query import SoftQueryConfig
     from vsr1_core.search.episodes import EpisodeSettings
 
 POLICY = ("base_models", "policy")
@@ -237,16 +239,23 @@ def num_turns_of(method: Method, recipe: EvalRecipe) -> int:
     return recipe.num_turns if method.refine != "none" or method.exclude_rejected else 1
 
 
-def settings_of(method: Method, recipe: EvalRecipe, num_soft_tokens: int, batch_size: int) -> EpisodeSettings:
-    """How `method` searches with a policy that was made for `num_soft_tokens` soft tokens."""
+def asked_as(form: InputForm, recipe: EvalRecipe) -> EvalRecipe:
+    """`recipe` with the limits of turns and text that the form of a policy names."""
+    turns, tokens = form.num_turns or recipe.num_turns, form.max_new_tokens or recipe.max_new_tokens
+    return replace(recipe, num_turns=turns, max_new_tokens=tokens)
+
+
+def settings_of(method: Method, recipe: EvalRecipe, soft_query: SoftQueryConfig, batch_size: int) -> EpisodeSettings:
+    """How `method` searches with a policy that was made with the options `soft_query`."""
     from vsr1_core.models.protocols import DecodeSettings
     from vsr1_core.search.episodes import EpisodeSettings
 
+    recipe = asked_as(soft_query.form, recipe)
     return EpisodeSettings(
         num_turns=num_turns_of(method, recipe),
         refine=method.refine,
         exclude_rejected=method.exclude_rejected,
         last_latents=method.last_latents,
-        decode=DecodeSettings(recipe.max_new_tokens, 0.0, num_soft_tokens),
+        decode=DecodeSettings(recipe.max_new_tokens, 0.0, soft_query.num_soft_tokens),
         batch_size=batch_size,
     )

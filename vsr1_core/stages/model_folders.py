@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 BORROWED = "borrowed"
 """Name of the only input of a row that points to another dataset's model: the version of the row there."""
 CURVE = pl.List(pl.Struct({"step": pl.Int64, "name": pl.String, "value": pl.Float64}))
+FORM = pl.Struct(
+    {
+        "video_wrapper": pl.String,
+        "time_marks": pl.String,
+        "shown_frames": pl.String,
+        "force_refine": pl.Boolean,
+        "num_turns": pl.Int64,
+        "max_new_tokens": pl.Int64,
+        "query_tokens": pl.Int64,
+        "sft_prompt": pl.String,
+    }
+)
+"""The fields of `input_form.InputForm`."""
 OPTIONS = pl.Struct(
     {
         "num_soft_tokens": pl.Int64,
@@ -34,6 +47,7 @@ OPTIONS = pl.Struct(
         "seed_hidden": pl.String,
         "system_prompt": pl.String,
         "seed": pl.Int64,
+        "form": FORM,
     }
 )
 """The fields of `recipes.MethodOptions`. seed is null for an adopted checkpoint, whose folder does not record it."""
@@ -56,7 +70,8 @@ class ModelStage(Stage):
         "record": c.text("How the model was made: its recipe, parent and results, as JSON."),
         "options": Column(
             OPTIONS,
-            "Options that the policy was made with: soft tokens, accumulation, prompt, seeds; null: not a policy.",
+            "Options that the policy was made with: soft tokens, accumulation, prompt, seeds, input form; null: not a "
+            "policy.",
         ),
         "curve": Column(CURVE, "Values that training logged: step, name and value of each."),
     }
@@ -101,7 +116,7 @@ class ModelStage(Stage):
         return self.own_rows(view) if models is None else self._borrowed_rows(view, models)
 
     def _borrowed_rows(self, view: View, models: View) -> dict[str, Row]:
-        rows = models.rows(self.name, [self.key, "row_version", "options"])
+        rows = models.rows(self.name, [self.key, "row_version", "options", "path"])
         if rows.is_empty():
             raise ValueError(
                 f"dataset {view.entry.name!r} uses the models of {models.entry.name!r}, which has no {self.name} yet; "
@@ -113,8 +128,8 @@ class ModelStage(Stage):
                 f"this project made; build these first: vsr1 build --dataset {models.entry.name}"
             )
         return {
-            row_id: Row({BORROWED: version}, known_options(options), is_borrowed=True)
-            for row_id, version, options in rows.iter_rows()
+            row_id: Row({BORROWED: version}, {**known_options(options), "path": path}, is_borrowed=True)
+            for row_id, version, options, path in rows.iter_rows()
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ class OpenedModels:
     @property
     def embedder(self) -> Embedder:
         """The frozen embedder of texts and videos."""
-        version = self._version("base_models", "embedder")
+        version = (self._version("base_models", "embedder"), self.view.config.models.query_instruction)
         return self._piece("embedder", version, lambda: loading.embedder_of(self.view, self.execution))
 
     @property
@@ -83,14 +83,14 @@ class OpenedModels:
         from vsr1_core.search.episodes import Searcher
 
         policy = self.policy(method)
-        num_tokens = policy.model.soft_query.num_soft_tokens
+        soft_query, size = policy.model.soft_query, self.execution.batch_size * 2
         return Searcher(
             policy=policy,
             embedder=self.embedder,
             index=self.index(split),
             features=self.features(policy),
             durations_s=self.durations_s,
-            settings=settings_of(method, self.view.config.evaluation, num_tokens, self.execution.batch_size * 2),
+            settings=settings_of(method, self.view.config.evaluation, soft_query, size),
             plain=self.plain,
         )
 

@@ -14,6 +14,7 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.loading import asked_with, vectors_of
 from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
@@ -22,6 +23,8 @@ from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import TURN
 
 if TYPE_CHECKING:
+    import torch
+
     from vsr1_core.search.episodes import BestAnswer, Episode, Searcher
 
 
@@ -78,6 +81,7 @@ class Predictions(ModelRows):
         self.says = f"One row per evaluated query: the answer of {method.label}. {method.says}"
         self.reads = {
             "query": same("moments"),
+            "query_embedding": same("query_embeddings"),
             "moment": same("moments"),
             "video_index": of_split("video_index"),
             "checkpoint": one(method.model, method.row_id),
@@ -86,13 +90,14 @@ class Predictions(ModelRows):
 
     def recipe(self, config: Configuration) -> Any:
         recipe = config.evaluation
-        return [self.method.name, num_turns_of(self.method, recipe), recipe.max_new_tokens]
+        turns = num_turns_of(self.method, recipe)
+        return [self.method.name, turns, recipe.max_new_tokens, *asked_with(config)]
 
     def plan(self, view: View) -> dict[str, Row]:
         model = (self.method.model, self.method.row_id)
         if self.method.name not in methods_of(view.config) or is_absent(view, *model):
             return {}
-        indexes = view.versions("video_index")
+        indexes, vectors = view.versions("video_index"), view.versions("query_embeddings")
         checkpoint = view.version(*model)
         embedder = view.version("base_models", "embedder")
         moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
@@ -100,6 +105,7 @@ class Predictions(ModelRows):
             row["query_id"]: Row(
                 {
                     "query": fingerprint(row["query"]),
+                    "query_embedding": vectors.get(row["query_id"], ""),
                     "moment": fingerprint([row["video_id"], row["start_s"], row["end_s"], row["split"]]),
                     "video_index": indexes.get(row["split"], ""),
                     "checkpoint": checkpoint,
@@ -115,10 +121,14 @@ class Predictions(ModelRows):
             opened.searcher(split, self.method)
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
-        indexes = opened.view.versions("video_index")
+        view = opened.view
+        indexes, embedded = view.versions("video_index"), view.versions("query_embeddings")
         of_splits: dict[str, list[MomentRow]] = {}
-        for row in rows.values():
+        for query_id, row in rows.items():
             moment: MomentRow = row.facts
+            if query_id not in embedded:
+                yield {"query_id": query_id, "error": "its query has no embedding; see its row of query_embeddings"}
+                continue
             of_splits.setdefault(moment["split"], []).append(moment)
         for split, moments in of_splits.items():
             if split not in indexes:
@@ -129,14 +139,21 @@ class Predictions(ModelRows):
             # A killed run keeps the chunks that it has searched; a chunk is a few batches of decoding.
             size = opened.execution.batch_size * 8
             for start in range(0, len(moments), size):
-                yield from _search(searcher, moments[start : start + size], digest)
+                some = moments[start : start + size]
+                vectors = vectors_of(view, "query_embeddings", [moment["query_id"] for moment in some])
+                yield from _search(searcher, some, vectors, digest)
 
 
-def _search(searcher: Searcher, moments: Sequence[MomentRow], digest: str) -> Iterator[dict[str, Any]]:
+def _search(
+    searcher: Searcher, moments: Sequence[MomentRow], vectors: torch.Tensor, digest: str
+) -> Iterator[dict[str, Any]]:
+    """vectors: the stored vectors [Q, D] of the plain queries, by which `first_ranking` ranks, so that the first turn
+    has the same ranking. A query head would have to be applied to them, so a policy that has one embeds them anew."""
     from vsr1_core.search.episodes import EpisodeQuery
 
     queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
-    episodes = searcher.run(queries)
+    device = searcher.embedder.device
+    episodes = searcher.run(queries, vectors.to(device) if searcher.embedder.head is None else None)
     best, prefix_ranks = searcher.best_answers(episodes), searcher.prefix_ranks(episodes)
     for moment, episode, answer, ranks in zip(moments, episodes, best, prefix_ranks, strict=True):
         yield dict(prediction_row(moment, episode, answer, ranks, digest))
@@ -150,7 +167,7 @@ def prediction_row(
     The row has the strict answer, which is a miss where nothing was matched, and the answer `best` in columns of its
     own.
     """
-    from vsr1_core.search.episodes import turn_row
+    from vsr1_core.search.turn_rows import turn_row
 
     last = episode.turns[-1]
     turns = [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)]

@@ -13,7 +13,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
-from vsr1_core.stages.methods import PROBED, Method, methods_of
+from vsr1_core.stages.methods import PROBED, Method, asked_as, methods_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.moments import same_text_videos
@@ -100,7 +100,8 @@ class VerificationProbe(ModelRows):
 
         policy, batch_size = opened.policy(self.method), opened.execution.batch_size
         features, durations_s = opened.features(policy), opened.durations_s
-        settings = DecodeSettings(opened.view.config.evaluation.max_new_tokens, 0.0, num_soft_tokens=0)
+        limits = asked_as(policy.model.soft_query.form, opened.view.config.evaluation)
+        settings = DecodeSettings(limits.max_new_tokens, 0.0, num_soft_tokens=0)
         probes: list[ShownPair] = [row.facts for row in rows.values()]
         size = batch_size * 8
         for start in range(0, len(probes), size):

@@ -17,6 +17,7 @@ from vsr1_core.evaluation.episodes import Episodes, load_episodes
 from vsr1_core.evaluation.metrics import all_metrics, score
 from vsr1_core.evaluation.probes import Probes, load_probes
 from vsr1_core.evaluation.scores import Scores
+from vsr1_core.input_form import InputForm
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks, methods
@@ -199,7 +200,7 @@ class Report(Stage):
     name = "report"
     key = "split"
     group = "evaluation"
-    version = 2
+    version = 3
     says = "One written report per split: Markdown with plots, and the published numbers next to the measured ones."
     reads = {
         "moments": of_split("moments"),
@@ -254,6 +255,7 @@ class Report(Stage):
                 refinement=view.rows("refinement_curves").filter(pl.col("split") == split),
                 curves=curves,
                 failures=failures,
+                forms=_forms(view),
                 models_from=view.entry.models_from,
                 num_videos=_num_videos(view, split),
                 num_resamples=recipe.num_resamples,
@@ -361,6 +363,16 @@ def _curves(view: View) -> dict[str, pl.DataFrame]:
             for (row_id,), frame in points.partition_by(key, as_dict=True, maintain_order=True).items():
                 curves[str(row_id)] = frame.select("curve").unnest("curve").drop_nulls("value")
     return curves
+
+
+def _forms(view: View) -> dict[str, InputForm]:
+    """Method -> the input form of its policy; no entry where the policy records no options."""
+    found = {}
+    for name in view.config.evaluation.methods:
+        options = options_of(view, methods.ALL[name].model, methods.ALL[name].row_id)
+        if options:
+            found[name] = InputForm.recorded(options["form"])
+    return found
 
 
 def _num_videos(view: View, split: str) -> int | None:

@@ -18,6 +18,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.adopted import adopted, adopted_path, is_trained_here
 from vsr1_core.stages.base import Execution, Row, Stage, View
 from vsr1_core.stages.columns import Column, dtypes
+from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.methods import TRAINED, Trained, is_made
 from vsr1_core.stages.model_folders import (
     IN_TRAIN,
@@ -106,7 +107,9 @@ class TrainedStage(ModelStage):
         if checkpoint is None:
             return super().plan(view)
         made_with = known_options(checkpoint.options)
-        inputs = {"adopted": checkpoint.digest, "options": fingerprint(made_with)}
+        # The digest covers the config, which records the form; so the form is not named here a second time.
+        asked = {name: value for name, value in checkpoint.options.items() if name != "form"}
+        inputs = {"adopted": checkpoint.digest, "options": fingerprint(known_options(asked))}
         return {self.name: Row(inputs, made_with, is_borrowed=True, facts=checkpoint)}
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
@@ -130,6 +133,8 @@ class TrainedStage(ModelStage):
             "corpus": content_version(train_videos(view)),
             self.trained.examples: view.version_of(self.trained.examples),
         }
+        if instruction := asked_with(view.config):  # the loss of retrieval embeds queries
+            inputs["query_instruction"] = fingerprint(instruction)
         return {self.name: Row(inputs, known_options(self.made_with(options_of(view, asset, row_id))))}
 
     def made_with(self, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

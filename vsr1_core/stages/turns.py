@@ -26,4 +26,4 @@ TURN_COLUMNS: Mapping[str, Column] = {
     "text": c.text("Everything that the policy wrote in this turn."),
 }
 TURN = pl.Struct(dtypes(TURN_COLUMNS))
-"""Polars type of one turn, which `search.episodes.turn_row` returns as a dict."""
+"""Polars type of one turn, which `search.turn_rows.turn_row` returns as a dict."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vsr1_core.input_form import QUERY_INSTRUCTION
 from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
 from vsr1_core.models.registry import tiny_family
 from vsr1_core.models.text_tokens import answer_ids
@@ -54,6 +55,7 @@ def train_base(
     load: Callable[[str], VideoFrames],
     vocabulary_texts: Sequence[str],
     log: Callable[[str], None] = lambda line: None,
+    instruction: str = QUERY_INSTRUCTION,
 ) -> tuple[TinyModel, list[CurvePoint]]:
     """Train a tiny model from scratch. The same recipe and data give the same weights, with several processes up to
     rounding.
@@ -65,6 +67,7 @@ def train_base(
         load: Video id -> its stored frames.
         vocabulary_texts: The texts on which the tokenizer is trained.
         log: Receives lines about the progress.
+        instruction: What the embedder is told with every query.
 
     Returns:
         The model, and its loss curve.
@@ -74,7 +77,7 @@ def train_base(
     """
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
-    embedder = tiny_family().new_tiny(recipe, vocabulary_texts)
+    embedder = tiny_family().new_tiny(recipe, vocabulary_texts, instruction)
     model, video_ids, curve = embedder.model.train(), sorted(events), list[CurvePoint]()
     batch_size = base_batch(recipe, len(video_ids))
     processes = batch_size // share_of(batch_size, "videos")

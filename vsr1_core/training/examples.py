@@ -57,7 +57,7 @@ def build_examples(
 ) -> list[SFTExample]:
     """Make examples from `rows` of the table sft_examples; `layouts` are the layouts of their shown videos."""
     tokenizer = policy.tokenizer
-    system = policy.model.soft_query.system_prompt
+    system = policy.model.soft_query.form.sft_prompt or policy.model.soft_query.system_prompt
     examples = []
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]

@@ -281,7 +281,8 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
         The random negatives of a row have a seed of their own, so that they do not depend on which process has the row.
         """
         soft = self.policy.model.append_input(latents)
-        queries = self.embedder.embed_queries([e.query for e in examples], list(soft))
+        limit = self.policy.model.soft_query.form.query_tokens
+        queries = self.embedder.embed_queries([e.query for e in examples], list(soft), limit)
         positives = torch.stack([self.data.vectors[e.gt_video_id] for e in examples]).to(queries)
         negatives, mask = self._negatives(examples, draw)
         in_batch = in_batch_mask = None

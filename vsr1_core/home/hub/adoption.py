@@ -14,8 +14,8 @@ from vsr1_core.home.hub.checkpoints import hub_source
 from vsr1_core.home.hub.embedder_check import OwnEmbedder, check_embedder, embedder_name, insertion_sentence
 from vsr1_core.models.checkpoints import fetch_model, load_policy, save_policy
 from vsr1_core.models.registry import policy_family_of
-from vsr1_core.models.soft_query import own_soft_query
-from vsr1_core.models.weights import digest_weights, stored_dtype, stored_shapes
+from vsr1_core.models.soft_query import checkpoint_kind
+from vsr1_core.models.weights import digest_weights, stored_dtype
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.loading import one_row
@@ -24,18 +24,12 @@ from vsr1_core.stages.trained import TrainedStage
 
 @dataclass(frozen=True)
 class Adoption:
-    """What was done. record: the file whose deletion makes the dataset train again. found: sentences about it."""
+    """What was done. record: the file whose deletion makes the dataset train again. folder: of the checkpoint that the
+    dataset uses. found: sentences about it."""
 
     record: Path
+    folder: Path
     found: tuple[str, ...]
-
-
-def form_of(folder: Path) -> str:
-    """The form of a policy folder: `own` (its config has the method's options), `released` (the authors' form), or
-    `plain` (no soft query modules)."""
-    if own_soft_query(folder):
-        return "own"
-    return "released" if any(name.startswith("refine_projector.") for name in stored_shapes(folder)) else "plain"
 
 
 def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Adoption:
@@ -62,17 +56,18 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
     if not isinstance(view.stages.get(asset), TrainedStage):
         trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
         raise ValueError(f"{asset!r} is not trained by this pipeline; use one of {', '.join(trained)}")
-    form = form_of(folder)
-    if form == "plain":
+    kind = checkpoint_kind(folder)
+    if kind == "plain":
         raise ValueError(f"{source} has no soft query modules: it is a base model; set it as ModelRecipe(policy=...)")
     embedder, own = _embedder(view), OwnEmbedder(source, folder)
-    if form == "released":
+    if kind == "released":
         folder = _with_options(view, asset, source, folder, training_file, embedder)
     load_policy(folder, dtype=stored_dtype(folder))  # refuses missing, unexpected and wrongly shaped tensors
     found = [*check_embedder(own, folder, embedder, view.entry.name), insertion_sentence(embedder)]
-    if form == "released" and not own.exists():
+    if kind == "released" and not own.exists():
         found.insert(0, f"It does not say which embedder it was trained with: {embedder_name(embedder)} is assumed.")
-    return Adoption(write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source)), tuple(found))
+    record = write_adopted(view, asset, Adopted(str(folder), digest_weights(folder), source))
+    return Adoption(record, folder, tuple(found))
 
 
 def _embedder(view: View) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ def hub_ids(name: str) -> list[str]:
     Raises:
         ValueError: `name` is neither; the message lists the aliases.
     """
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name.partition("@")[0]):
         return [name]
     dataset, _, stage = re.sub(r"[_\s]", "-", name.lower()).rpartition("-")
     if dataset in RELEASED_DATASETS and stage in RELEASED_STAGES:

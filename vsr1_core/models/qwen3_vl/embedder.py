@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1_core.input_form import PUBLISHED, QUERY_INSTRUCTION, EmbedderForm
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padded
@@ -26,8 +27,10 @@ from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.models.text_tokens import MARK, TEXT_RULE, Rendered, render, template_ids
 
-INSTRUCTION = "Represent the user's input."
 _LAYOUTS_KEPT = 512
+_CLOSING_TOKENS = 6
+"""The tokens that close a query in the published form: <|im_end|>, a line break, the three tokens that open the
+assistant's turn, and <|endoftext|>. The authors count as many from the end, also where a query was cut."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class SplitQuery:
     after: list[int]
 
 
-def _conversation(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _conversation(content: list[dict[str, Any]], instruction: str = QUERY_INSTRUCTION) -> list[dict[str, Any]]:
     return [
-        {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
+        {"role": "system", "content": [{"type": "text", "text": instruction}]},
         {"role": "user", "content": content},
     ]
 
@@ -53,9 +56,16 @@ class Qwen3VLEmbedder:
     every query, also a plain one, into the space of the corpus; videos are embedded without it.
     """
 
-    def __init__(self, model: Qwen3VLModel, tokenizer: PreTrainedTokenizerBase, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: Qwen3VLModel,
+        tokenizer: PreTrainedTokenizerBase,
+        form: EmbedderForm = PUBLISHED,
+        head: nn.Module | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.form = form
         self.head = head
         # The prompt depends only on the layout, and few layouts occur; computing positions takes 2 ms per prompt.
         # The cache is bounded: each real video has its own time marks, and a prompt of 64 frames takes 300 KB.
@@ -87,12 +97,18 @@ class Qwen3VLEmbedder:
 
     def with_head(self, head: nn.Module | None) -> Qwen3VLEmbedder:
         """The same search engine, with queries going through `head` (None: without a head)."""
-        return self if head is self.head else Qwen3VLEmbedder(self.model, self.tokenizer, head)
+        return self if head is self.head else Qwen3VLEmbedder(self.model, self.tokenizer, self.form, head)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The form under `input_form`, as `loading.load_body` reads it."""
+        return {"input_form": asdict(self.form)}
 
     @functools.cached_property
     def _template(self) -> tuple[str, str]:
         """What the chat template puts before and after the query's text."""
-        head, tail = render(self.tokenizer, _conversation([{"type": "text", "text": ""}])).text.split(MARK)
+        conversation = _conversation([{"type": "text", "text": ""}], self.form.system_turn)
+        head, tail = render(self.tokenizer, conversation).text.split(MARK)
         return head, tail
 
     @functools.cached_property
@@ -110,6 +126,18 @@ class Qwen3VLEmbedder:
         """
         return self._split([query])[0]
 
+    def _cut(self, query: str, split: SplitQuery, max_tokens: int) -> SplitQuery:
+        """`split`, or where it has more than `max_tokens` tokens, what the authors' code makes of it (compat): the
+        tokenizer cuts the rendered text from its end, which takes the closing tokens with it, and the latents come
+        before the last six of the tokens that are left."""
+        if len(split.before) + len(split.after) <= max_tokens:
+            return split
+        head, tail = self._template
+        [whole] = template_ids(self.tokenizer, [Rendered(head + MARK + tail, (query,))])
+        kept = max_tokens - len(split.before) - len(split.after) + len(whole)
+        ids = [*whole[:kept], *(split.before + split.after)[len(whole) :]]
+        return SplitQuery(ids[:-_CLOSING_TOKENS], ids[-_CLOSING_TOKENS:])
+
     def _split(self, queries: Sequence[str]) -> list[SplitQuery]:
         head, tail = self._template
         befores = template_ids(self.tokenizer, [Rendered(head + MARK, (query,)) for query in queries])
@@ -124,13 +152,17 @@ class Qwen3VLEmbedder:
                 )
         return [SplitQuery(b, whole[len(b) :]) for b, whole in zip(befores, wholes, strict=True)]
 
-    def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
+    def embed_queries(
+        self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None, max_tokens: int = 0
+    ) -> Tensor:
         """Unit vectors [B, E], or [B, D] with a head. `latents[b]` is [n_b, E] (the output of A) or None; gradients
-        flow to the latents.
+        flow to the latents. `max_tokens` cuts long queries (compat), see `_cut`.
 
         Rows are right-padded: in a causal model with plain positions 0..L-1, padding changes nothing before it.
         """
         parts = self._split(queries)
+        if max_tokens:
+            parts = [self._cut(query, part, max_tokens) for query, part in zip(queries, parts, strict=True)]
         soft = list(latents) if latents is not None else [None] * len(parts)
         embed = self.model.language_model.embed_tokens
         rows = [
@@ -164,7 +196,10 @@ class Qwen3VLEmbedder:
 
     def _build_video_prompt(self, layout: VideoLayout) -> Prompt:
         conversation = _conversation([{"type": "video"}])
-        return build_prompts(self.tokenizer, self.model, [conversation], [layout], add_special_tokens=True)[0]
+        wrapper = self.form.video_wrapper
+        return build_prompts(
+            self.tokenizer, self.model, [conversation], [layout], add_special_tokens=True, video_wrapper=wrapper
+        )[0]
 
     def _ids(self, ids: list[int]) -> Tensor:
         return torch.tensor(ids, device=self.device)
@@ -176,7 +211,10 @@ class Qwen3VLEmbedder:
         answers: Sequence[list[int]],
     ) -> Tensor:
         """See `protocols.TinyModel`. The output layer is tied to the word embeddings."""
-        prompts = build_prompts(self.tokenizer, self.model, conversations, [f.layout for f in features])
+        layouts = [f.layout for f in features]
+        prompts = build_prompts(
+            self.tokenizer, self.model, conversations, layouts, video_wrapper=self.form.video_wrapper
+        )
         rows = [extended(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
         batch = left_padded(self.model, rows, features, self.tokenizer.pad_token_id)
         hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state

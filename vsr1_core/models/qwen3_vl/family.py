@@ -9,9 +9,10 @@ import torch
 from transformers import AutoTokenizer, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1_core.input_form import EmbedderForm
 from vsr1_core.models.insertion import InsertionPlace
 from vsr1_core.models.protocols import TinyFamily
-from vsr1_core.models.qwen3_vl.embedder import INSTRUCTION, Qwen3VLEmbedder
+from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured
 from vsr1_core.models.qwen3_vl.released import load_released_policy
@@ -33,7 +34,6 @@ class Qwen3VL:
     """See `protocols.TinyFamily`."""
 
     name = "qwen3_vl"
-    query_instruction = INSTRUCTION
 
     def model_size(self, folder: Path) -> ModelSize:
         return size_of(Qwen3VLConfig.from_pretrained(folder))
@@ -42,8 +42,8 @@ class Qwen3VL:
         config = published_config(model_id)
         return None if config is None else size_of(config)
 
-    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> Qwen3VLEmbedder:
-        return load_body(folder, device, dtype)
+    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype, instruction: str) -> Qwen3VLEmbedder:
+        return load_body(folder, device, dtype, instruction)
 
     def embedder_sizes(self, folder: Path) -> tuple[int, int]:
         size = int(Qwen3VLConfig.from_pretrained(folder).text_config.hidden_size)
@@ -79,9 +79,10 @@ class Qwen3VL:
         memory = MEMORY_BESIDE_TRAINING if learns else MEMORY_BESIDE_SEARCH
         return policy.with_writer(open_writer(policy, folder, gpu_memory_utilization=memory, learns=learns))
 
-    def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> Qwen3VLEmbedder:
+    def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str], instruction: str) -> Qwen3VLEmbedder:
         tokenizer = train_tokenizer(texts, recipe.vocab_size)
-        return Qwen3VLEmbedder(batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
+        model = batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer)))
+        return Qwen3VLEmbedder(model, tokenizer, EmbedderForm("template", instruction))
 
 
 FAMILY: TinyFamily = Qwen3VL()

@@ -31,7 +31,7 @@ class LoadedPolicy:
 
     @property
     def encoder(self) -> VisionTower:
-        return VisionTower(self.model.model)
+        return VisionTower(self.model.model, self.model.soft_query.form)
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -48,7 +48,8 @@ class LoadedPolicy:
     def prompts(
         self, conversations: Sequence[Sequence[dict[str, Any]]], layouts: Sequence[VideoLayout | None]
     ) -> list[Prompt]:
-        return build_prompts(self.tokenizer, self.model.model, conversations, layouts)
+        wrapper = self.model.soft_query.form.video_wrapper
+        return build_prompts(self.tokenizer, self.model.model, conversations, layouts, video_wrapper=wrapper)
 
     def reading(
         self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], room: int

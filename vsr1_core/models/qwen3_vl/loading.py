@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from vsr1_core.input_form import QUERY_INSTRUCTION, EmbedderForm
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
 from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
-from vsr1_core.models.soft_query import SoftQueryConfig, soft_query_modules
-from vsr1_core.models.weights import LOADING, check_loaded
+from vsr1_core.models.soft_query import SoftQueryConfig, is_soft_query, soft_query_modules
+from vsr1_core.models.weights import check_loaded, load_quietly
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
+from vsr1_core.rows.files import read_json
+
+RECORD = "record.json"
+"""The file that this project writes into each model folder, and that published models lack."""
+_log = logging.getLogger(__name__)
 
 
 def load_configured(
@@ -26,7 +33,7 @@ def load_configured(
     Raises ValueError, which names every missing, unexpected or wrongly shaped tensor; also if the tokenizer has no
     <REFINE>, or more tokens than the model has embeddings.
     """
-    model, info = Policy.from_pretrained(folder, config=config, dtype=dtype, **LOADING)
+    model, info = load_quietly(Policy, folder, _is_head, config=config, dtype=dtype)
     check_loaded(str(folder), info, allowed_missing=_tied(config))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(str(folder), tokenizer, model)
@@ -49,7 +56,8 @@ def load_base_policy(
     config = with_soft_query(Qwen3VLConfig.from_pretrained(model_id), soft_query)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = Policy.from_pretrained(model_id, config=config, dtype=dtype, **LOADING)
+        expected = lambda key: _is_head(key) or is_soft_query(key)  # noqa: E731
+        model, info = load_quietly(Policy, model_id, expected, config=config, dtype=dtype)
         fresh = _fresh_modules(model, model_id, info)
         check_loaded(model_id, info, allowed_missing=(*_tied(config), *fresh))
         tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
@@ -74,18 +82,60 @@ def _fresh_modules(model: Policy, source: str, info: dict[str, Any]) -> dict[str
             "checkpoint, or, if it has the authors' format, with the training file that belongs to it: "
             "vsr1 pull ... --training-file FILE"
         )
+    for name in modules:
+        model.get_submodule(name).float()  # transformers keeps float32 only what it loads
     model.load_state_dict(fresh, strict=False)
     return fresh
 
 
-def load_body(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3VLEmbedder:
-    """Load the frozen search engine from a hub id or a folder of a Qwen3-VL body, with or without a language head."""
-    model, info = Qwen3VLModel.from_pretrained(folder, dtype=dtype, **LOADING)
-    info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith("lm_head")}
+def load_body(
+    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, instruction: str = QUERY_INSTRUCTION
+) -> Qwen3VLEmbedder:
+    """Load the frozen search engine from a folder of a Qwen3-VL body, with or without a language head.
+
+    Its form is the one that the folder's record has. A published model has no record: it gets the published form, and
+    `instruction` with every query.
+    """
+    model, info = load_quietly(Qwen3VLModel, folder, _is_head, dtype=dtype)
+    info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not _is_head(k)}
     check_loaded(str(folder), info)
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Qwen3VLEmbedder(batch_vision_attention(model).to(device).eval(), tokenizer)
+    embedder = Qwen3VLEmbedder(
+        batch_vision_attention(model).to(device).eval(), tokenizer, _form_of(folder, instruction)
+    )
+    if not (Path(folder) / RECORD).is_file():
+        _name_missing_end_token(str(folder), embedder)
+    return embedder
+
+
+def _name_missing_end_token(source: str, embedder: Qwen3VLEmbedder) -> None:
+    """Log a warning if the tokenizer of a published embedder appends no end token, as the published ones do."""
+    tokenizer = embedder.tokenizer
+    if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
+        return
+    closing = tokenizer.convert_ids_to_tokens(embedder.split_query("a").after)
+    _log.warning(
+        "The tokenizer of %s appends no end token, unlike that of Qwen3-VL-Embedding. Vectors are read at the last of "
+        "its tokens, and soft tokens go right after the query, before %s. The authors' code would put them before the "
+        "last six tokens, and so before the last token of the query.",
+        source,
+        " ".join(closing),
+    )
+
+
+def _form_of(folder: str | Path, instruction: str) -> EmbedderForm:
+    """The form of an embedder. Records that are older than forms are those of tiny models, which were all trained with
+    the vision tokens of the template."""
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return EmbedderForm(instruction=instruction)
+    return EmbedderForm(**{"video_wrapper": "template", **read_json(path).get("input_form", {})})
+
+
+def _is_head(key: str) -> bool:
+    """Whether this is a tensor of the language head, which is tied to the embeddings or, for an embedder, not used."""
+    return key.startswith("lm_head.")
 
 
 def _tied(config: Qwen3VLConfig) -> tuple[str, ...]:

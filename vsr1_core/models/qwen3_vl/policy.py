@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from vsr1_core.models.soft_query import SoftQueryConfig, SoftQueryMixin
+from vsr1_core.models.soft_query import SOFT_QUERY_MODULES, SoftQueryConfig, SoftQueryMixin
 
 
 class Policy(SoftQueryMixin, Qwen3VLForConditionalGeneration):
     """Qwen3-VL with P, R and A. `config.soft_query` holds the fields of a SoftQueryConfig."""
+
+    _keep_in_fp32_modules_strict = SOFT_QUERY_MODULES
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__(config)

@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
+from vsr1_core.input_form import OURS, InputForm
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, video_layout, video_patches
 
@@ -72,19 +73,21 @@ def vision_digest(model: Qwen3VLModel) -> str:
 
 @dataclass(frozen=True)
 class VisionTower:
-    """The vision tower of `model`; implements `protocols.VideoEncoder`. Its input is VideoPatches."""
+    """The vision tower of `model`; implements `protocols.VideoEncoder`. Its input is VideoPatches. `form` says
+    in which size frames are shown, and what their time marks count."""
 
     model: Qwen3VLModel
+    form: InputForm = OURS
 
     @property
     def device(self) -> torch.device:
         return self.model.visual.patch_embed.proj.weight.device
 
     def prepare(self, frames: VideoFrames) -> VideoPatches:
-        return video_patches(frames.pixels, frames.timestamps_s, self.model.config)
+        return video_patches(frames.pixels, frames.timestamps_s, self.model.config, self.form)
 
     def layout(self, height: int, width: int, timestamps_s: Sequence[float]) -> VideoLayout:
-        return video_layout(height, width, timestamps_s, self.model.config)
+        return video_layout(height, width, timestamps_s, self.model.config, self.form)
 
     def num_patches(self, video: VideoPatches) -> int:
         return len(video.patches)
@@ -93,7 +96,9 @@ class VisionTower:
         return encode_videos(self.model, videos)
 
     def digest(self) -> str:
-        return vision_digest(self.model)
+        shown = (self.form.time_marks, self.form.shown_frames)
+        own = shown != (OURS.time_marks, OURS.shown_frames)
+        return "-".join([vision_digest(self.model), *(shown if own else ())])
 
     def stored(self, feature: VideoFeatures) -> tuple[dict[str, Tensor], dict[str, object]]:
         levels = {f"deepstack.{i}": level for i, level in enumerate(feature.deepstack)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +60,23 @@ class XCLIPEmbedder:
     def with_head(self, head: nn.Module | None) -> XCLIPEmbedder:
         return self if head is self.head else XCLIPEmbedder(self.model, self.tokenizer, self.scale, head)
 
-    def embed_queries(self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None) -> Tensor:
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Empty: X-CLIP has no template and no instruction."""
+        return {}
+
+    def embed_queries(
+        self, queries: Sequence[str], latents: Sequence[Tensor | None] | None = None, max_tokens: int = 0
+    ) -> Tensor:
         """Unit vectors [B, D]; `latents[b]` is [n_b, E] or None, and gradients flow to the latents.
 
         The tower has a fixed number of positions (77 as published). If a text and its soft tokens need more, the text
         is cut, as CLIP's own processor does. Rows are right-padded: the tower is causal, so padding changes nothing
-        before it. Raises ValueError if the soft tokens leave no room for a text.
+        before it. Raises ValueError if the soft tokens leave no room for a text, and for `max_tokens`: no policy with
+        that limit was trained with X-CLIP.
         """
+        if max_tokens:
+            raise ValueError(f"X-CLIP cuts queries at its own length, and cannot cut them at {max_tokens} tokens")
         soft = list(latents) if latents is not None else [None] * len(queries)
         embed = self.model.text_model.embeddings.token_embedding
         rows = []

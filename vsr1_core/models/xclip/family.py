@@ -20,7 +20,8 @@ class XCLIP:
 
     name = "xclip"
 
-    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype) -> XCLIPEmbedder:
+    def load_embedder(self, folder: Path, device: str, dtype: torch.dtype, instruction: str) -> XCLIPEmbedder:
+        """See `protocols.EmbedderFamily`. X-CLIP reads no instruction."""
         model, info = XCLIPModel.from_pretrained(folder, dtype=dtype, **LOADING)
         # Checkpoints that older versions wrote also contain the numbers 0..L-1.
         info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.endswith("embeddings.position_ids")}
