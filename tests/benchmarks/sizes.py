@@ -9,7 +9,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
-from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.qwen3_vl.vision import fast_vision
 from vsr1_core.models.soft_query import SoftQueryConfig
 
 
@@ -25,7 +25,7 @@ def random_models(
         torch.nn.init.normal_(policy.refine_projector[3].weight, std=0.3)
         body = Qwen3VLModel._from_config(config, dtype=dtype).eval()
     for model in (policy.model, body):
-        batch_vision_attention(model).requires_grad_(False)
+        fast_vision(model).requires_grad_(False)
     return LoadedPolicy(policy, tokenizer), Qwen3VLEmbedder(body, tokenizer)
 
 

@@ -10,9 +10,11 @@ import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tests.core.tiny_models import random_video, small_config, spread
+from vsr1_core.models.batches import Budget
 from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.memory import Passes
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches
-from vsr1_core.models.qwen3_vl.vision import VisionTower, batch_vision_attention, encode_videos
+from vsr1_core.models.qwen3_vl.vision import VisionTower, encode_videos, fast_vision
 
 
 def plain_model() -> Qwen3VLModel:
@@ -22,7 +24,7 @@ def plain_model() -> Qwen3VLModel:
 
 
 PLAIN = plain_model()
-MODEL = batch_vision_attention(copy.deepcopy(PLAIN))
+MODEL = fast_vision(copy.deepcopy(PLAIN))
 
 
 def video(seed: int) -> VideoPatches:
@@ -111,10 +113,12 @@ def test_a_kept_video_holds_no_other_videos_memory() -> None:
 @torch.no_grad()
 def test_a_pass_of_the_vision_tower_takes_no_more_patches_than_allowed() -> None:
     seen: list[int] = []
+    encoder = VisionTower(MODEL)
     hook = MODEL.visual.register_forward_pre_hook(lambda _m, args: seen.append(len(args[0])))
     largest = max(len(video(s).patches) for s in range(6))
     try:
-        features = FeatureStore(VisionTower(MODEL), Loader(), max_patches=largest).get([str(s) for s in range(6)])
+        budget = Budget(limit=Passes(encoder.size, encoder.number_bytes).vision(largest))
+        features = FeatureStore(encoder, Loader(), budget=budget).get([str(s) for s in range(6)])
     finally:
         hook.remove()
     assert max(seen) <= largest

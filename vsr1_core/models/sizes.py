@@ -21,3 +21,9 @@ class ModelSize:
     vocab_size: int
     num_levels: int
     """How many features a video token has: its own, and those of the deepstack."""
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    patch_values: int
+    """How many numbers the input of a patch is."""
+    patches_per_token: int
+    """How many patches become one token of the text model."""

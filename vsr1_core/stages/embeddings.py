@@ -37,18 +37,14 @@ class QueryEmbeddings(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        import torch
+        from vsr1_core.models.query_vectors import embedded_queries
+        from vsr1_core.stages.loading import budget_of, embedder_of
 
-        from vsr1_core.stages.loading import embedder_of
-
-        embedder = embedder_of(view, run)
+        embedder, budget = embedder_of(view, run), budget_of(run)
         ordered = sorted(rows, key=lambda i: len(rows[i].facts))
-        for start in range(0, len(ordered), run.batch_size):
-            some = ordered[start : start + run.batch_size]
-            with torch.no_grad():
-                vectors = embedder.embed_queries([rows[i].facts for i in some]).cpu().numpy()
-            for query_id, vector in zip(some, vectors, strict=True):
-                yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
+        made = embedded_queries(embedder, [rows[i].facts for i in ordered], budget, run.batch_size)
+        for query_id, (_, vector) in zip(ordered, made, strict=True):
+            yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
 
 
 def query_version(query: str, split: str, video_id: str) -> str:
@@ -82,18 +78,14 @@ class VideoEmbeddings(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        import torch
+        from vsr1_core.models.video_vectors import embedded_videos
+        from vsr1_core.stages.loading import budget_of, embedder_of, frames_of
 
-        from vsr1_core.stages.loading import embedder_of, frames_of
-
-        embedder, ids = embedder_of(view, run), list(rows)
+        embedder, budget = embedder_of(view, run), budget_of(run)
         frames = {r["video_id"]: r for r in view.rows("frame_tensors").to_dicts()}
-        for start in range(0, len(ids), run.batch_size):
-            some = ids[start : start + run.batch_size]
-            with torch.no_grad():
-                vectors = embedder.embed_videos([frames_of(frames[i]) for i in some]).cpu().numpy()
-            for video_id, vector in zip(some, vectors, strict=True):
-                yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
+        videos = ((video_id, frames_of(frames[video_id])) for video_id in rows)
+        for video_id, vector in embedded_videos(embedder, videos, budget, run.batch_size):
+            yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 
 
 STAGES: tuple[type[Stage], ...] = (QueryEmbeddings, VideoEmbeddings)

@@ -13,6 +13,7 @@ from vsr1_core.stages.base import Execution, View
 if TYPE_CHECKING:
     import torch
 
+    from vsr1_core.models.batches import Budget
     from vsr1_core.models.feature_store import FeatureStore
     from vsr1_core.models.protocols import Embedder, PolicyModel, VideoEncoder, VideoFrames
     from vsr1_core.models.query_vectors import QueryVectors
@@ -41,6 +42,13 @@ def _remedy(view: View, asset: str) -> str:
         f"it stand in evaluation.methods of {models.config.name} and build {models.entry.name}, or take such methods "
         f"out of {view.config.name}"
     )
+
+
+def budget_of(execution: Execution) -> Budget:
+    """What the passes of the models may take; the log is told when that was too much."""
+    from vsr1_core.models.batches import Budget
+
+    return Budget(execution.log)
 
 
 def precision(execution: Execution) -> torch.dtype:
@@ -102,13 +110,19 @@ def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_lear
 
     columns = ["video_id", "path", "height", "width", "timestamps_s", "content"]
     rows = {r["video_id"]: r for r in view.rows("frame_tensors", columns).to_dicts()}
-    load = lambda video_id: encoder.prepare(frames_of(rows[video_id]))  # noqa: E731
     disk = None if is_learning else _cache(view, "vision_features", execution)
-    if disk is None:
-        return FeatureStore(encoder, load, batch_size=execution.batch_size, is_learning=is_learning)
-    weights = encoder.digest()
+    weights = encoder.digest() if disk is not None else ""
     key_of = lambda video_id: feature_key(weights, video_id, rows[video_id]["content"])  # noqa: E731
-    return FeatureStore(encoder, load, batch_size=execution.batch_size, disk=disk, key_of=key_of)
+    return FeatureStore(
+        encoder,
+        load=lambda video_id: encoder.prepare(frames_of(rows[video_id])),
+        batch_size=execution.batch_size,
+        budget=budget_of(execution),
+        layout_of=lambda video_id: _layout_of(encoder, rows[video_id]),
+        disk=disk,
+        key_of=None if disk is None else key_of,
+        is_learning=is_learning,
+    )
 
 
 def query_vectors(view: View, embedder: Embedder, execution: Execution) -> QueryVectors:
@@ -117,9 +131,10 @@ def query_vectors(view: View, embedder: Embedder, execution: Execution) -> Query
 
     disk = _cache(view, "query_vectors", execution)
     if disk is None:
-        return QueryVectors(embedder)
+        return QueryVectors(embedder, budget=budget_of(execution))
     digest = one_row(view, "base_models", "embedder")["digest"]
-    return QueryVectors(embedder, disk=disk, weights=f"{digest}-{embedder.model.dtype}")
+    weights = f"{digest}-{embedder.model.dtype}"
+    return QueryVectors(embedder, disk=disk, weights=weights, budget=budget_of(execution))
 
 
 def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
@@ -141,9 +156,12 @@ def frames_of(row: dict[str, Any]) -> VideoFrames:
 def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> list[Any]:
     """The encoder's layout of each video, which prompts are built from, in the order of `video_ids`. Reads no frame."""
     columns = ["video_id", "height", "width", "timestamps_s"]
-    rows = view.rows("frame_tensors", columns).iter_rows()
-    layouts = {v: encoder.layout(height, width, times) for v, height, width, times in rows}
+    layouts = {row["video_id"]: _layout_of(encoder, row) for row in view.rows("frame_tensors", columns).to_dicts()}
     return [layouts[video_id] for video_id in video_ids]
+
+
+def _layout_of(encoder: VideoEncoder, row: dict[str, Any]) -> Any:
+    return encoder.layout(row["height"], row["width"], row["timestamps_s"])
 
 
 def durations_of(view: View) -> dict[str, float]:

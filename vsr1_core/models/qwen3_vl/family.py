@@ -17,7 +17,7 @@ from vsr1_core.models.qwen3_vl.released import load_released_policy
 from vsr1_core.models.qwen3_vl.sizes import published_config, size_of
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
-from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.qwen3_vl.vision import fast_vision
 from vsr1_core.models.qwen3_vl.vllm_writer import open_writer
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.soft_query import SoftQueryConfig
@@ -66,7 +66,7 @@ class Qwen3VL:
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str]) -> Qwen3VLEmbedder:
         tokenizer = train_tokenizer(texts, recipe.vocab_size)
-        return Qwen3VLEmbedder(batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
+        return Qwen3VLEmbedder(fast_vision(Qwen3VLModel(tiny_config(recipe, tokenizer))), tokenizer)
 
 
 FAMILY: TinyFamily = Qwen3VL()

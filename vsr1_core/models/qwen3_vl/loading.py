@@ -12,7 +12,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
-from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.qwen3_vl.vision import fast_vision
 from vsr1_core.models.soft_query import SoftQueryConfig, soft_query_modules
 from vsr1_core.models.weights import LOADING, check_loaded
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
@@ -30,7 +30,7 @@ def load_configured(
     check_loaded(str(folder), info, allowed_missing=_tied(config))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(str(folder), tokenizer, model)
-    batch_vision_attention(model.model)
+    fast_vision(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer, str(folder))
 
 
@@ -58,7 +58,7 @@ def load_base_policy(
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
     _check_tokenizer(model_id, tokenizer, model)
-    batch_vision_attention(model.model)
+    fast_vision(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer, model_id)
 
 
@@ -85,7 +85,7 @@ def load_body(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torc
     check_loaded(str(folder), info)
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Qwen3VLEmbedder(batch_vision_attention(model).to(device).eval(), tokenizer)
+    return Qwen3VLEmbedder(fast_vision(model).to(device).eval(), tokenizer)
 
 
 def _tied(config: Qwen3VLConfig) -> tuple[str, ...]:
