@@ -1,6 +1,6 @@
 """Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _CACHE_GB, _PROCESSES,
-_MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is
-not imported here, because most commands do not need it."""
+_MICRO_BATCH, _PRECISION, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set.
+Dagster is not imported here, because most commands do not need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.bars import show_step
 from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.progress import Log
-from vsr1_core.stages.base import Execution, TextWriterName
+from vsr1_core.stages.base import Execution, Precision, TextWriterName
 
 _PROCESS_DEFAULTS = {
     # Unless this is set before torch is imported, threads of libgomp spin at barriers: one training step took
@@ -45,6 +45,8 @@ class Settings:
     """How many processes train together; 0: see `choose_processes`."""
     micro_batch_size: int = 8
     """How many episodes of stage 2 go through one backward pass."""
+    precision: Precision = "auto"
+    """Precision of inference: `fp32`, `bf16`, or `auto`, which goes by the device and the models."""
     text_writer: TextWriterName = "in-process"
     """What writes the text in searches."""
     save_steps: int = 50
@@ -66,6 +68,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", 8),
+        precision=_precision(environ),
         text_writer=_text_writer(environ),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
         trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
@@ -88,6 +91,13 @@ def _ray_address(environ: Mapping[str, str]) -> str:
         # A Ray client (`ray://`) cannot stream answers.
         raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
     return address
+
+
+def _precision(environ: Mapping[str, str]) -> Precision:
+    name = environ.get("VSR1_PRECISION") or "auto"
+    if name not in get_args(Precision):
+        raise ValueError(f"VSR1_PRECISION must be one of {', '.join(get_args(Precision))}, not {name!r}")
+    return cast(Precision, name)
 
 
 def _text_writer(environ: Mapping[str, str]) -> TextWriterName:
@@ -163,6 +173,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         cache_bytes=int(settings.cache_gb * (1 << 30)),
         processes=choose_processes(settings.processes, device),
         micro_batch_size=settings.micro_batch_size,
+        precision=settings.precision,
         text_writer=settings.text_writer,
         save_steps=settings.save_steps,
         trackers=settings.trackers,

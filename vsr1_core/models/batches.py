@@ -102,8 +102,7 @@ class Budget:
             return
         # Outside the except block, whose traceback holds the tensors of the pass that failed.
         self._halve(bytes_of(batch), len(batch), device)
-        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-            yield from self._run(half, bytes_of, work, device)
+        yield from self.map(batch, bytes_of, work, device, len(batch))
 
     def _halve(self, needed: float, num_rows: int, device: torch.device) -> None:
         self.limit = min(self.limit, needed, self.bytes_on(device)) / 2

@@ -30,12 +30,17 @@ class Factor:
 
 FACTORS: Mapping[str, Factor] = {
     "patch_copies": Factor(3, "fp32 copies of the input of a patch: of each video, of the batch, of the tower; read"),
-    "vision_states": Factor(8, "states of the tower's width per patch in one block; measured on a CPU"),
-    "vision_rotary": Factor(6, "fp32 states of the tower's width that rotary positions take per patch; measured"),
+    "vision_states": Factor(4, "states of the tower's width per patch in one block; measured on a CPU"),
+    "vision_rotary": Factor(4, "fp32 states of the tower's width that rotary positions take per patch; measured"),
     "vision_inner": Factor(2, "states of the MLP's width per patch in one block; measured on a CPU"),
-    "text_states": Factor(10, "states of the text model's width per token in one layer; measured on a CPU"),
+    "text_states": Factor(4, "states of the text model's width per token in one layer; measured on a CPU"),
     "text_inner": Factor(3, "states of the MLP's width per token in one layer; measured on a CPU"),
-    "mask_bytes": Factor(6, "bytes per pair of tokens of a row, for the mask in its two forms; measured on a CPU"),
+    "mask_bytes": Factor(2, "bytes per pair of tokens of a row, for the mask; 1 measured on a CPU, a copy on a GPU"),
+    "learning_states": Factor(12, "states of the text model's width per token that one layer takes; measured"),
+    "learning_inner": Factor(4, "states of the MLP's width per token that one layer takes; measured on a CPU"),
+    "adapter_states": Factor(4, "states in fp32 that adapters take per token in one layer; measured on a CPU"),
+    "input_states": Factor(3, "copies of the input embeddings: words, with features put in, and their gradient; read"),
+    "loss_copies": Factor(4, "fp32 copies of the logits of an answer token, forward and backward; read"),
     "logit_copies": Factor(4, "fp32 copies of the logits of a token when one is chosen; read"),
 }
 
@@ -81,6 +86,80 @@ class Passes:
         """Embedding videos of so many patches and prompt tokens: the tower, then the text model with the features."""
         per_token = self.size.patches_per_token
         return max(self.vision(sum(patches)), self.text(lengths)) + self.features(sum(patches) / per_token)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a training of the text model takes, beside the frozen vision tower and embedder.
+
+    lora_rank: rank of the adapters, beside which the text model stays in bf16; 0 trains the text model itself, in fp32.
+    is_checkpointed: activations within layers are computed again in the backward pass. on_cpu: the optimiser steps one
+    tensor after another there, and all together on a GPU.
+    """
+
+    size: ModelSize
+    lora_rank: int = 0
+    is_checkpointed: bool = True
+    on_cpu: bool = False
+
+    @property
+    def num_refine(self) -> int:
+        """Parameters of the soft query modules: four matrices of the model's width."""
+        return 4 * self.size.hidden_size**2
+
+    @property
+    def num_learning(self) -> int:
+        """How many parameters learn."""
+        return self.num_refine + (self.num_adapters if self.lora_rank else self.size.text)
+
+    @property
+    def num_adapters(self) -> int:
+        """Parameters of the adapters: rank x (inputs + outputs) of each of the seven linear layers of a layer."""
+        size = self.size
+        attention = 4 * size.hidden_size + 2 * size.attention_size + size.cache_size // max(size.num_layers, 1)
+        return self.lora_rank * size.num_layers * (attention + 3 * (size.hidden_size + size.intermediate_size))
+
+    @property
+    def weights(self) -> float:
+        """The weights: those that learn in fp32."""
+        base = BF16 * self.size.text if self.lora_rank else 0
+        return base + FP32 * self.num_learning
+
+    @property
+    def held(self) -> float:
+        """What is held all the time: weights, and the two moments of AdamW."""
+        return self.weights + 2 * FP32 * self.num_learning
+
+    @property
+    def optimiser_temporaries(self) -> float:
+        """What a step of AdamW takes for a moment: a copy of the second moments, of the largest tensor on a CPU."""
+        largest = 0 if self.lora_rank else self.size.vocab_size * self.size.hidden_size
+        return FP32 * (max(largest, self.size.hidden_size**2) if self.on_cpu else self.num_learning)
+
+    @property
+    def autocast_copies(self) -> float:
+        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over."""
+        return BF16 * (self.num_refine if self.lora_rank else self.num_learning)
+
+    def activations(self, lengths: Sequence[int], num_answer: int) -> float:
+        """The activations of a forward and backward pass over rows of so many tokens, padded to the longest, with
+        `num_answer` tokens each whose logits are computed; with the input embeddings and the features in them."""
+        size, factor, tokens = self.size, _values(), len(lengths) * max(lengths, default=0)
+        state = (BF16 if self.lora_rank else FP32) * size.hidden_size
+        inner = factor["learning_states"] * size.hidden_size + factor["learning_inner"] * size.intermediate_size
+        adapters = FP32 * factor["adapter_states"] * size.hidden_size * bool(self.lora_rank)
+        layers = 1 if self.is_checkpointed else size.num_layers
+        between = state * (size.num_layers + factor["input_states"] + size.num_levels)
+        mask = factor["mask_bytes"] * len(lengths) * max(lengths, default=0) ** 2
+        logits = factor["loss_copies"] * FP32 * size.vocab_size * len(lengths) * num_answer
+        return tokens * (between + (BF16 * inner + adapters) * layers) + mask + logits
+
+    def peak(self, lengths: Sequence[int], num_answer: int, beside: float = 0) -> float:
+        """The most that a step takes. beside: what else is held during the backward pass."""
+        # The gradient of the word embeddings is added to the one that the tied head has left.
+        words = 0 if self.lora_rank else FP32 * self.size.vocab_size * self.size.hidden_size
+        backward = self.autocast_copies + self.activations(lengths, num_answer) + words + beside
+        return self.held + FP32 * self.num_learning + max(backward, self.optimiser_temporaries)
 
 
 def _values() -> dict[str, float]:

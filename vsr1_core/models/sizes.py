@@ -18,6 +18,8 @@ class ModelSize:
     intermediate_size: int
     cache_size: int
     """How many numbers the keys and values of one token are, in all layers."""
+    attention_size: int
+    """Width of all queries of a token: number of heads times their size."""
     vocab_size: int
     num_levels: int
     """How many features a video token has: its own, and those of the deepstack."""

@@ -24,6 +24,7 @@ from vsr1_core.rows.workers import Item, Result, Value, map_rows
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 
 TextWriterName = Literal["in-process", "vllm"]
+Precision = Literal["auto", "fp32", "bf16"]
 Imports = Literal["none", "whole", "rows"]
 
 
@@ -44,6 +45,8 @@ class Execution:
     """Number of processes that train one model together, each on its own GPU."""
     micro_batch_size: int = 8
     """Number of episodes per backward pass of stage 2; fewer episodes need less memory."""
+    precision: Precision = "auto"
+    """Precision of inference; `auto`: see `loading.precision`."""
     text_writer: TextWriterName = "in-process"
     """What decodes text in a search: the decoding loop of this project, or vLLM on a GPU (the extra `vllm`)."""
     cache_bytes: int = 20 << 30

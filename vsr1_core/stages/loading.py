@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -51,24 +52,37 @@ def budget_of(execution: Execution) -> Budget:
     return Budget(execution.log)
 
 
-def precision(execution: Execution) -> torch.dtype:
-    """The dtype of inference: fp32 on a CPU, where bf16 makes small models no faster, and bf16 on an accelerator."""
+def precision(view: View, execution: Execution) -> torch.dtype:
+    """The dtype of inference.
+
+    `execution.precision` decides it. With `auto` it is bf16 on an accelerator. On a CPU it is bf16 if the processor
+    multiplies it and the embedder is published in it, and fp32 otherwise: bf16 makes small models no faster.
+    """
     import torch
 
-    return torch.float32 if execution.device == "cpu" else torch.bfloat16
+    from vsr1_core.models.weights import multiplies_bf16, stored_dtype
+
+    if execution.precision != "auto":
+        return torch.bfloat16 if execution.precision == "bf16" else torch.float32
+    if execution.device != "cpu":
+        return torch.bfloat16
+    if not multiplies_bf16():
+        return torch.float32
+    stored = stored_dtype(Path(one_row(view, "base_models", "embedder")["path"]))
+    return torch.bfloat16 if stored == torch.bfloat16 else torch.float32
 
 
 def embedder_of(view: View, execution: Execution) -> Embedder:
     """The dataset's frozen embedder, on the device and in the precision of `execution`. LookupError: not built."""
     from vsr1_core.models.checkpoints import load_embedder
 
-    return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(execution))
+    return load_embedder(one_row(view, "base_models", "embedder")["path"], execution.device, precision(view, execution))
 
 
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
     """The policy whose folder the row of `asset` names, for inference. A published base model gets new soft query
     modules. `execution.text_writer` decodes its text. LookupError: the row is not built."""
-    policy = _opened_policy(view, execution, asset, row_id, precision(execution))
+    policy = _opened_policy(view, execution, asset, row_id, precision(view, execution))
     if execution.text_writer == "in-process":
         return policy
     from vsr1_core.models.registry import policy_family_of
@@ -79,16 +93,19 @@ def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> Poli
 
 
 def learning_policy_of(
-    view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False
+    view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False, lora_rank: int = 0
 ) -> PolicyModel:
     """The same policy, to be trained. Weights that learn are fp32, because bf16 rounds steps of stage 2's learning rate
-    away. A vision tower that does not learn keeps the precision of inference, so all stages share its features.
+    away. A vision tower that does not learn keeps the precision of inference, so all stages share its features; so does
+    a text model that only learns through adapters (`lora_rank` above 0).
     """
     import torch
 
-    policy = _opened_policy(view, execution, asset, row_id, torch.float32)
-    if not train_vision:
-        policy.vision_tower.to(precision(execution))
+    kept = precision(view, execution)
+    policy = _opened_policy(view, execution, asset, row_id, kept if lora_rank else torch.float32)
+    for parameter in policy.model.refine_parameters:
+        parameter.data = parameter.data.float()
+    policy.vision_tower.to(torch.float32 if train_vision else kept)
     return policy
 
 
@@ -145,8 +162,6 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
 
 def frames_of(row: dict[str, Any]) -> VideoFrames:
     """The frames of a `frame_tensors` row, resized to its height and width: imported arrays may have another size."""
-    from pathlib import Path
-
     from vsr1_core.media.frame_store import read_frames, resized
     from vsr1_core.models.protocols import VideoFrames
 

@@ -21,13 +21,17 @@ ALPHA_PER_RANK = 2
 def attach(text_model: nn.Module, rank: int, seed: int) -> Callable[[], None]:
     """Freeze `text_model`, and add an adapter of `rank` to each of its linear layers, in attention and MLP.
 
-    The adapters change nothing at the start; `seed` decides their weights. Returns a function that merges the adapters
+    The adapters change nothing at the start; `seed` decides their weights, which are float32 beside layers of any
+    precision. Returns a function that merges the adapters
     into the layers and puts the layers back into their places.
     """
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=TARGETS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tuner = LoraModel(text_model, {"default": config}, "default")
+    for name, parameter in text_model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
 
     def merge() -> None:
         tuner.merge_and_unload()

@@ -36,6 +36,7 @@ def size_of(config: Qwen3VLConfig, model: nn.Module | None = None) -> ModelSize:
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         cache_size=2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
+        attention_size=text.num_attention_heads * text.head_dim,
         vocab_size=text.vocab_size,
         num_levels=1 + len(tower.deepstack_visual_indexes),
         vision_hidden_size=tower.hidden_size,
@@ -59,6 +60,13 @@ def published_config(name: str) -> Qwen3VLConfig | None:
         "head_dim": 128,
         "intermediate_size": intermediate,
         "vocab_size": 151_936,
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000.0,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
         "tie_word_embeddings": tied,
     }
     vision = {**vision, "out_hidden_size": hidden, "num_position_embeddings": 2304}

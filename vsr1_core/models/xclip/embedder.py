@@ -34,6 +34,7 @@ def size_of(model: XCLIPModel) -> ModelSize:
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         cache_size=0,
+        attention_size=text.hidden_size,
         vocab_size=text.vocab_size,
         num_levels=1,
         vision_hidden_size=vision.hidden_size,
