@@ -105,9 +105,7 @@ def doctor(
     ] = "",
     tries: Annotated[
         bool,
-        typer.Option(
-            "--try", help="Load the models, embed a video, run an episode and a training step, and time them."
-        ),
+        typer.Option("--try", help="Load the models, embed a video, run an episode and a training step."),
     ] = False,
 ) -> None:
     """Check this machine (versions, disk, threads), say what to do if something is missing, and forecast a build."""

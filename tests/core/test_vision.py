@@ -14,7 +14,14 @@ from vsr1_core.models.batches import Budget
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.memory import Passes
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches
-from vsr1_core.models.qwen3_vl.vision import VisionTower, encode_videos, fast_vision
+from vsr1_core.models.qwen3_vl.vision import (
+    PRODUCT_FROM_WIDTH,
+    PatchProduct,
+    VisionTower,
+    encode_videos,
+    fast_vision,
+    use_patch_product,
+)
 
 
 def plain_model() -> Qwen3VLModel:
@@ -40,6 +47,34 @@ def test_batched_attention_equals_the_original(seeds: list[int]) -> None:
         assert len(ours.deepstack) == 2
         for a, b in zip(ours.deepstack, theirs.deepstack, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_patch_product_equals_the_convolution_under_the_same_names() -> None:
+    product = copy.deepcopy(PLAIN)
+    use_patch_product(product)
+    assert list(product.state_dict()) == list(PLAIN.state_dict())
+    patches = video(1).patches
+    torch.testing.assert_close(
+        product.visual.patch_embed(patches), PLAIN.visual.patch_embed(patches), atol=1e-5, rtol=1e-5
+    )
+    product.load_state_dict(PLAIN.state_dict())
+
+
+def test_wide_towers_use_the_product_and_tiny_ones_keep_their_sums() -> None:
+    assert not isinstance(MODEL.visual.patch_embed, PatchProduct)
+    config = small_config()
+    config.vision_config.hidden_size, config.vision_config.num_heads = PRODUCT_FROM_WIDTH, 8
+    with torch.device("meta"):
+        wide = Qwen3VLModel(config)
+    assert isinstance(fast_vision(wide).visual.patch_embed, PatchProduct)
+
+
+def test_overlapping_windows_are_no_product() -> None:
+    overlapping = copy.deepcopy(PLAIN)
+    overlapping.visual.patch_embed.proj.stride = (1, 1, 1)
+    with pytest.raises(ValueError, match="no matrix product"):
+        use_patch_product(overlapping)
 
 
 def test_batched_attention_has_the_originals_gradients_and_names() -> None:
