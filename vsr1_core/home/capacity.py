@@ -291,9 +291,10 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     micro = min(base.execution.micro_batch_size, episodes) * recipe.num_turns
     lengths = [base.longest_prompt + recipe.max_new_tokens]
     reference = FP32 * size.text if recipe.beta and not learning.lora_rank else 0
-    reading = Passes(size).decoding([base.longest_prompt] * episodes, recipe.max_new_tokens)
+    held = base.frozen_bytes + reference + learning.held + FEATURE_BYTES
+    of_rows = lambda n: Passes(size).decoding([base.longest_prompt] * n, recipe.max_new_tokens)  # noqa: E731
     replay = learning.peak(lengths * micro, recipe.max_new_tokens, FEATURE_BYTES)
-    memory = base.frozen_bytes + reference + max(replay, learning.held + FEATURE_BYTES + reading)
+    memory = max(base.frozen_bytes + reference + replay, held + base.pass_bytes(held, of_rows, episodes))
     hours = steps * (base.hours(operations) + decoding / 3600)
     how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
     return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)

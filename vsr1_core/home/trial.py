@@ -119,12 +119,23 @@ class _Trial:
     def train_step(self) -> Tried:
         """A step of stage 1 with adapters, after all but the first layers of the text model were cut off."""
         from vsr1_core.training.examples import build_examples
+        from vsr1_core.training.runs import TrainingRun
+        from vsr1_core.training.sft import SFTData, train_sft
 
         store = self._store()
         layout = store.get(["video"])[0].layout
         cut_layers(self.policy, KEPT_LAYERS)
         [example] = build_examples(self.policy, [_ROW], [layout])
-        _, seconds, peak = _measured(self.place, lambda: self._train(example, store))
+        data = SFTData([example], store, self._vectors, {})
+        recipe = SFTRecipe(steps=1, lora_rank=LORA_RANK, gradient_checkpointing=True, num_negatives=1)
+        for parameter in self.policy.model.refine_parameters:
+            parameter.data = parameter.data.float()
+
+        def train() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                train_sft(self.policy, self.embedder, data, recipe, TrainingRun(Path(folder)))
+
+        _, seconds, peak = _measured(self.place, train)
         size, length, num_answer = self.policy.size, len(example.prompt.token_ids), len(example.parts)
         learning = Learning(size, LORA_RANK, is_checkpointed=True, on_cpu=self.device.is_cpu)
         held_before = weight_bytes(self.policy.text_model) * size.text
@@ -134,28 +145,20 @@ class _Trial:
         found = f"{KEPT_LAYERS} layers, {length:,} tokens, adapters of rank {LORA_RANK}"
         return Tried("take a LoRA step", seconds, peak, forecast_s, needed, found)
 
-    def _train(self, example: Any, store: FeatureStore) -> None:
-        from vsr1_core.training.runs import TrainingRun
-        from vsr1_core.training.sft import SFTData, train_sft
-
-        recipe = SFTRecipe(steps=1, lora_rank=LORA_RANK, gradient_checkpointing=True, num_negatives=1)
-        for parameter in self.policy.model.refine_parameters:
-            parameter.data = parameter.data.float()
+    @property
+    def _vectors(self) -> dict[str, torch.Tensor]:
+        """The vector of the video, and that of another one that is right for the query."""
         vector = self.vector.float().cpu()
-        vectors = {"video": vector, "right": vector.flip(0)}
-        with tempfile.TemporaryDirectory() as folder:
-            train_sft(
-                self.policy, self.embedder, SFTData([example], store, vectors, {}), recipe, TrainingRun(Path(folder))
-            )
+        return {"video": vector, "right": vector.flip(0)}
 
     def _searcher(self) -> Searcher:
-        vectors = torch.stack([self.vector, self.vector.flip(0)]).float().cpu().numpy()
         settings = EpisodeSettings(
             num_turns=NUM_TURNS,
             decode=DecodeSettings(NUM_TOKENS, 0.0, self.config.models.options.num_soft_tokens),
         )
-        durations = dict.fromkeys(_VIDEOS, float(self.config.frames.max_frames))
-        index = build_index(_VIDEOS, vectors)
+        vectors = self._vectors
+        durations = dict.fromkeys(vectors, float(self.config.frames.max_frames))
+        index = build_index(list(vectors), torch.stack(list(vectors.values())).numpy())
         return Searcher(self.policy, self.embedder, index, self._store(), durations, settings)
 
     def _store(self) -> FeatureStore:
@@ -178,7 +181,6 @@ class _Trial:
         return ASSUMED["step_s"].value
 
 
-_VIDEOS = ["video", "right"]
 _ROW = {
     "query_id": "trial",
     "query": QUERY,
