@@ -76,6 +76,15 @@ def test_every_configuration_of_published_models_is_forecast_and_larger_ones_tak
     assert 30 < peaks[0] < 150
 
 
+def test_a_step_of_stage_1_is_forecast_near_what_one_was_measured_to_take() -> None:
+    """One H100, the 2B model in fp32 with autocast: 38.0 GiB and 1.95 s for a video of 64 frames of 448x448 pixels."""
+    long = Corpus({"train": [64.0], "test": [64.0]}, {"train": [64], "test": [64]}, {"train": 1000, "test": 1})
+    forecast = base(long, device=capacity.GPUS["H100"])
+    stage = by_stage(forecast)["sft_checkpoint"]
+    assert 0.85 < stage.gpu / (38.0 * GIB) < 1.15
+    assert 0.7 < stage.hours * 3600 / (1000 * 1.95) < 1.4
+
+
 def test_passes_take_what_the_device_allows_and_no_more() -> None:
     many = Corpus({"test": [64.0] * 100}, {"test": [64] * 100}, {"test": 100})
     small, large = (by_stage(base(many, device=capacity.GPUS[name])) for name in ("4090", "H200"))

@@ -55,11 +55,17 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts * 4, 1024)
 
 
-def _complete(config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerFast, num_layers: int) -> None:
-    """Set the token ids and the type of the weights, and cut the model to `num_layers`."""
+def set_token_ids(config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let `config` use the ids that `tokenizer` has for the tokens around and in place of videos."""
+    config.text_config.pad_token_id = tokenizer.pad_token_id
     for name in TOKEN_IDS:
         key = f"{name.removesuffix('_pad')}_token_id" if name.endswith("pad") else f"{name}_token_id"
         setattr(config, key, tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
+
+
+def _complete(config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerFast, num_layers: int) -> None:
+    """Set the token ids and the type of the weights, and cut the model to `num_layers`."""
+    set_token_ids(config, tokenizer)
     config.architectures, config.dtype = ["Qwen3VLForConditionalGeneration"], torch.bfloat16
     if num_layers:
         config.text_config.num_hidden_layers = num_layers
