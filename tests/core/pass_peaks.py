@@ -94,7 +94,7 @@ def learning(rank: int) -> tuple[int, float]:
     if rank:
         model.model.language_model.to(torch.bfloat16)
         lora.attach(model.model.language_model, rank, 0)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.train()
     trained = [p for name, p in model.named_parameters() if p.requires_grad and "refine" not in name]
     optimizer = torch.optim.AdamW(trained)

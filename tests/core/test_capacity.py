@@ -47,7 +47,8 @@ def base(
     corpus: Corpus = ONE_VIDEO, name: str = "qwen3-vl-2b", device: Device = capacity.GPUS["A100"], **execution: int
 ) -> Forecast:
     config = CONFIGURATIONS[name]
-    policy, embedder = model_size(config.models.policy), model_size(config.models.embedder)
+    names = config.models.policy, config.models.embedder
+    policy, embedder = (model_size(name) if name else None for name in names)
     assert embedder is not None
     return Forecast(config, corpus, policy, embedder, Execution(**{"workers": 4, **execution}), device)
 
