@@ -104,6 +104,10 @@ def doctor(
     dataset: Annotated[
         str, typer.Option("--dataset", "-d", help="Also check what this dataset lacks, and forecast its build.")
     ] = "",
+    tries: Annotated[
+        bool,
+        typer.Option("--try", help="Load the models, embed a video, run an episode and a training step."),
+    ] = False,
 ) -> None:
     """Check this machine (versions, disk, threads), say what to do if something is missing, and forecast a build."""
     from pipelines import doctor as checks
@@ -122,7 +126,9 @@ def doctor(
     rows = [[f.name, f.level, f.found, f.advice] for f in findings]
     show.console().print(show.table("vsr1 doctor", ["check", "", "found", "what to do"], rows))
     if estimates:
-        show.print_forecast(f"{dataset} with {name} on one {checks.gpu_name()}", estimates)
+        show.print_forecast(f"{dataset} with {name} on {checks.forecast_device(configuration)[0]}", estimates)
+    if tries:
+        show.print_trial(name, checks.examine_trial(settings, configuration))
     if any(f.level == "problem" for f in findings):
         fail("some checks found a problem; the last column of the table says what to do")
 

@@ -11,8 +11,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.settings import Settings, read_endpoint
 from vsr1_core.configuration_files import load_configuration, own_names
@@ -26,6 +27,9 @@ from vsr1_core.recipes import Configuration, EndpointRecipe
 from vsr1_core.rows.files import atomic_path, read_jsonl
 from vsr1_core.rows.ray_cluster import connected
 from vsr1_core.stages.base import Execution
+
+if TYPE_CHECKING:
+    from vsr1_core.home.trial import Tried
 
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "polars", "duckdb", "faiss-cpu", "av"),
@@ -186,9 +190,10 @@ def _dashboard(url: str) -> Iterator[Finding]:
 
 def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry | None) -> Iterator[Finding]:
     """Check what a build of `entry` (None: of any dataset) with `config` still lacks."""
-    if config.models.policy != "tiny":
+    if not config.models.is_tiny:
         for role, name in (("policy", config.models.policy), ("embedder", config.models.embedder)):
-            yield _model(role, name)
+            if name:
+                yield _model(role, name)
         yield _gpu(settings, config)
     if isinstance(config.teacher, EndpointRecipe):
         yield _teacher(config.teacher)
@@ -200,7 +205,7 @@ def examine_build(settings: Settings, config: Configuration, entry: DatasetEntry
 def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> list[Estimate]:
     """Forecast the build of `entry` on the GPU of this machine, or on the default GPU if there is none. Empty for tiny
     models, and if the annotations do not exist yet. Raises ValueError if the size of a model is unknown."""
-    if config.models.policy == "tiny":
+    if config.models.is_tiny:
         return []
     from vsr1_core.models.registry import model_size
 
@@ -208,10 +213,10 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
         corpus = capacity.read_corpus(entry, config)
     except FileNotFoundError:
         return []
-    sizes = {name: model_size(name) for name in (config.models.policy, config.models.embedder)}
-    policy, embedder = sizes[config.models.policy], sizes[config.models.embedder]
-    if policy is None or embedder is None:
-        unknown = ", ".join(name for name, size in sizes.items() if size is None)
+    sizes = {name: model_size(name) for name in (config.models.policy, config.models.embedder) if name}
+    policy, embedder = sizes.get(config.models.policy), sizes[config.models.embedder]
+    unknown = ", ".join(name for name, size in sizes.items() if size is None)
+    if unknown or embedder is None:
         raise ValueError(f"there is no forecast, because the size of these models is not known: {unknown}")
     execution = Execution(
         workers=settings.workers,
@@ -219,15 +224,69 @@ def forecast(settings: Settings, config: Configuration, entry: DatasetEntry) -> 
         micro_batch_size=settings.micro_batch_size,
         save_steps=settings.save_steps,
     )
-    return list(capacity.forecast(Forecast(config, corpus, policy, embedder, execution, capacity.GPUS[gpu_name()])))
+    device = forecast_device(config)[1]
+    return list(capacity.forecast(Forecast(config, corpus, policy, embedder, execution, device)))
 
 
-def gpu_name() -> str:
-    """The name in `capacity.GPUS` of the GPU of this machine, or of the GPU that is assumed if there is none."""
+def forecast_device(config: Configuration) -> tuple[str, capacity.Device]:
+    """What a build is forecast on, in words and as a device: the GPU of this machine, its processor where there is no
+    GPU and no policy has to run, and otherwise the GPU that is assumed."""
     import torch
 
-    here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return next((name for name in capacity.GPUS if name in here), capacity.DEFAULT_GPU)
+    if torch.cuda.is_available():
+        here = torch.cuda.get_device_name(0)
+        name = next((name for name in capacity.GPUS if name in here), capacity.DEFAULT_GPU)
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+        return f"one {name}", replace(capacity.GPUS[name], memory=memory)
+    if not config.models.policy:
+        return "this processor", processor_here()
+    return f"one {capacity.DEFAULT_GPU}", capacity.GPUS[capacity.DEFAULT_GPU]
+
+
+def processor_here() -> capacity.Device:
+    """The processor of this machine, with the memory that is free now."""
+    import torch
+
+    from vsr1_core.models.memory import free_bytes
+    from vsr1_core.models.weights import multiplies_bf16
+
+    return capacity.processor(torch.get_num_threads(), free_bytes(torch.device("cpu")), multiplies_bf16())
+
+
+def examine_trial(settings: Settings, config: Configuration) -> Iterator[Tried]:
+    """Try the configured models on the device of these settings. They have to be on this machine already.
+
+    Raises:
+        ValueError: The configuration trains its own models, or a model is not on this machine.
+    """
+    import torch
+
+    from vsr1_core.home.trial import try_models
+    from vsr1_core.models.weights import multiplies_bf16, stored_dtype
+
+    models = config.models
+    if models.is_tiny:
+        raise ValueError(f"{config.name} trains its own small models; --try is for configurations of published ones")
+    embedder = _folder_here(models.embedder)
+    policy = _folder_here(models.policy) if models.policy else None
+    place = choose_device(settings.device)
+    device = processor_here() if place == "cpu" else forecast_device(config)[1]
+    in_bf16 = place != "cpu" or (multiplies_bf16() and stored_dtype(embedder) == torch.bfloat16)
+    if settings.precision != "auto":
+        in_bf16 = settings.precision == "bf16"
+    yield from try_models(config, embedder, policy, device, place, torch.bfloat16 if in_bf16 else torch.float32)
+
+
+def _folder_here(name: str) -> Path:
+    from vsr1_core.models.registry import cached_folder
+
+    folder = cached_folder(name)
+    if folder is None or not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{name} is not on this machine; to download it: hf download {name}; to make folders of the same size with "
+            "random weights: python -m vsr1_core.models.qwen3_vl.random_folder DIR"
+        )
+    return folder
 
 
 def room(settings: Settings, estimates: Sequence[Estimate]) -> Iterator[Finding]:
@@ -251,17 +310,47 @@ def _model(role: str, name: str) -> Finding:
 
     folder = cached_folder(name)
     if folder is not None and any(folder.glob("*.safetensors")):
-        return Finding(role, "ok", f"{name} in {folder}")
+        return _model_folder(role, name, folder)
+    if Path(name).is_dir():
+        return Finding(role, "problem", f"{name} has no .safetensors file", "name the folder of a checkpoint")
     advice = f"the first build downloads it; to download it now: hf download {name}"
     return Finding(role, "note", f"{name} is not on this machine", advice)
+
+
+def _model_folder(role: str, name: str, folder: Path) -> Finding:
+    """What a model folder holds: the family, the parameters and the type of its weights, and what it lacks."""
+    from vsr1_core.models.registry import family_of
+    from vsr1_core.models.soft_query import own_soft_query
+    from vsr1_core.models.weights import stored_dtype
+
+    try:
+        family = family_of(folder)
+        size = family.model_size(folder)
+        soft = own_soft_query(folder)
+    except (ValueError, OSError) as error:
+        return Finding(role, "problem", str(error), f"set models.{role} to the folder of a supported model")
+    bytes_here = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    kind = f"a policy with {soft.num_soft_tokens} soft tokens" if soft else "a published model"
+    found = (
+        f"{folder}: {family.name}, {kind}, {(size.text + size.vision) / 1e9:.2f} billion parameters, {size.num_layers} "
+        f"layers, {str(stored_dtype(folder)).removeprefix('torch.')}, {bytes_here / GIB:.2f} GiB"
+    )
+    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.json")):
+        return Finding(role, "problem", f"{found}, without a tokenizer", "copy the tokenizer's files into the folder")
+    if role == "embedder" and soft:
+        return Finding(role, "problem", found, "a policy cannot embed: name the embedder that it was trained with")
+    return Finding(role, "ok", found)
 
 
 def _gpu(settings: Settings, config: Configuration) -> Finding:
     import torch
 
     number = torch.cuda.device_count()
+    if choose_device(settings.device) == "cpu" and not config.models.policy:
+        return Finding("GPU", "ok", f"none; {config.name} needs none")
     if choose_device(settings.device) == "cpu":
-        return Finding("GPU", "problem", "none", f"{config.name} needs a GPU; on a CPU use the configuration tiny")
+        advice = f"{config.name} needs a GPU; on a CPU use the configuration laptop, which only ranks, or tiny"
+        return Finding("GPU", "problem", "none", advice)
     if settings.processes > number:
         advice = f"VSR1_PROCESSES={settings.processes} needs {settings.processes} GPUs; lower it to at most {number}"
         return Finding("GPU", "problem", f"{number}", advice)

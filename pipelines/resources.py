@@ -11,7 +11,7 @@ import dagster as dg
 
 from pipelines.settings import Settings, execution_of
 from vsr1_core.datasets.registry import get_entry
-from vsr1_core.stages.base import Execution, Stage, TextWriterName, View
+from vsr1_core.stages.base import Execution, Precision, Stage, TextWriterName, View
 from vsr1_core.stages.graph import all_stages, open_view
 
 
@@ -32,6 +32,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     cache_gb: float = 20.0
     processes: int = 0
     micro_batch_size: int = 0
+    precision: Precision = "auto"
     text_writer: TextWriterName = "in-process"
     rollout_writer: TextWriterName = "in-process"
     save_steps: int = 50

@@ -1,5 +1,6 @@
 """Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _MODEL_WORKERS, _CACHE_GB,
-_PROCESSES, _MICRO_BATCH, _TEXT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set.
+_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and
+whether VSR1_POSTGRES_URL is set.
 Dagster is not imported here, because most commands do not need it."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipelines.bars import show_step
 from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.progress import Log
-from vsr1_core.stages.base import Execution, TextWriterName
+from vsr1_core.stages.base import Execution, Precision, TextWriterName
 
 _PROCESS_DEFAULTS = {
     # Unless this is set before torch is imported, threads of libgomp spin at barriers: one training step took
@@ -49,6 +50,8 @@ class Settings:
     micro_batch_size: int = 0
     """How many episodes of stage 2 go through one backward pass; 0: as many as the GPU's memory allows, a few groups at
     most."""
+    precision: Precision = "auto"
+    """Precision of inference: `fp32`, `bf16`, or `auto`, which goes by the device and the models."""
     text_writer: TextWriterName = "in-process"
     """What writes the text in searches."""
     rollout_writer: TextWriterName = "in-process"
@@ -73,6 +76,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", Settings.micro_batch_size, at_least=0),
+        precision=_precision(environ),
         text_writer=_text_writer(environ, "VSR1_TEXT_WRITER"),
         rollout_writer=_text_writer(environ, "VSR1_ROLLOUT_WRITER"),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
@@ -96,6 +100,13 @@ def _ray_address(environ: Mapping[str, str]) -> str:
         # A Ray client (`ray://`) cannot stream answers.
         raise ValueError(f"VSR1_RAY must be `auto` or HOST:PORT of the head node, not {address!r}")
     return address
+
+
+def _precision(environ: Mapping[str, str]) -> Precision:
+    name = environ.get("VSR1_PRECISION") or "auto"
+    if name not in get_args(Precision):
+        raise ValueError(f"VSR1_PRECISION must be one of {', '.join(get_args(Precision))}, not {name!r}")
+    return cast(Precision, name)
 
 
 def _text_writer(environ: Mapping[str, str], variable: str) -> TextWriterName:
@@ -172,6 +183,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         cache_bytes=int(settings.cache_gb * (1 << 30)),
         processes=choose_processes(settings.processes, device),
         micro_batch_size=settings.micro_batch_size,
+        precision=settings.precision,
         text_writer=settings.text_writer,
         rollout_writer=settings.rollout_writer,
         save_steps=settings.save_steps,

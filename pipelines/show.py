@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import typer
@@ -22,6 +22,9 @@ from vsr1_core.rows.increments import STATES
 from vsr1_core.rows.texts import visible
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
+
+if TYPE_CHECKING:
+    from vsr1_core.home.trial import Tried
 
 
 def console() -> Console:
@@ -107,6 +110,17 @@ def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
     out.print(
         "  and the peak bf16 operations per second that the maker of the GPU states", markup=False, highlight=False
     )
+
+
+def print_trial(title: str, steps: Iterable[Tried]) -> None:
+    """Print each step of a trial beside its forecast, as soon as it is done."""
+    out = console()
+    out.print(f"Trial of {title}: measured, and in brackets as forecast", markup=False)
+    for step in steps:
+        seconds = "" if step.forecast_s is None else f" ({step.forecast_s:,.1f})"
+        memory = "" if step.forecast_bytes is None else f" ({step.forecast_bytes / GIB:.2f})"
+        line = f"  {step.name}: {step.seconds:,.1f}{seconds} s, {step.peak_bytes / GIB:.2f}{memory} GiB; {step.found}"
+        out.print(line, markup=False, highlight=False)
 
 
 def _amount(value: float) -> str:

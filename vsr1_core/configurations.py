@@ -144,7 +144,26 @@ QWEN3_VL_4B, QWEN3_VL_8B = (
 )
 """A larger policy with the same embedder."""
 
-_ALL = (TINY, EXPERIMENT, NANO, QWEN3_VL_2B, QWEN3_VL_4B, QWEN3_VL_8B)
+QWEN3_VL_2B_24GB = dataclasses.replace(
+    QWEN3_VL_2B,
+    name="qwen3-vl-2b-24gb",
+    frames=FrameRecipe(max_frames=32, max_pixels=131_072),
+    sft=dataclasses.replace(QWEN3_VL_2B.sft, lora_rank=32, lr=2e-4),
+    fine_tuned=dataclasses.replace(QWEN3_VL_2B.fine_tuned, lora_rank=32, lr=2e-4),
+    hard_refine=dataclasses.replace(QWEN3_VL_2B.hard_refine, lora_rank=32, lr=2e-4),
+    grpo=dataclasses.replace(QWEN3_VL_2B.grpo, group_size=4, num_turns=2),
+)
+"""For a GPU of 24 GB: both stages train adapters (LoRA) beside a text model in bf16, on fewer and smaller frames. The
+learning rates of the adapters are ten and twenty times those of all weights, which is usual, and not tuned here."""
+
+LAPTOP = Configuration(
+    name="laptop",
+    frames=FrameRecipe(max_frames=16, max_pixels=65_536),
+    models=ModelRecipe(policy="", embedder=QWEN3_VL_2B.models.embedder),
+)
+"""Search without a GPU: the published embedder ranks videos by 16 small frames of each, and no policy verifies them."""
+
+_ALL = (TINY, EXPERIMENT, NANO, LAPTOP, QWEN3_VL_2B, QWEN3_VL_2B_24GB, QWEN3_VL_4B, QWEN3_VL_8B)
 CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _ALL}
 
 

@@ -19,7 +19,7 @@ from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.recipes import Refine
-from vsr1_core.search import episodes
+from vsr1_core.search import decoding_batches, episodes
 from vsr1_core.search.episodes import (
     BestAnswer,
     Episode,
@@ -78,7 +78,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], list[li
                 for _ in prompts
             ]
 
-        monkeypatch.setattr(episodes, "decode", decode)
+        monkeypatch.setattr(decoding_batches, "decode", decode)
         return asked
 
     return install
@@ -352,7 +352,7 @@ def test_the_best_answer_is_the_surest_turn_grounded_behind_its_own_trace(monkey
         asked.extend(policy.tokenizer.decode(p.token_ids) for p in prompts)
         return [Decoded([1, 2, 3], [0.0] * 3, "2.5</start> <end>99.0</end>") for _ in prompts]
 
-    monkeypatch.setattr(episodes, "decode", decode)
+    monkeypatch.setattr(decoding_batches, "decode", decode)
     found = dict(zip(cases, search.best_answers(made), strict=True))
     assert found == {
         "matched": BestAnswer(2, "v1", 0.0, 1.0),

@@ -10,9 +10,18 @@ import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tests.core.tiny_models import random_video, small_config, spread
+from vsr1_core.models.batches import Budget
 from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.memory import Passes
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches
-from vsr1_core.models.qwen3_vl.vision import VisionTower, batch_vision_attention, encode_videos
+from vsr1_core.models.qwen3_vl.vision import (
+    PRODUCT_FROM_WIDTH,
+    PatchProduct,
+    VisionTower,
+    encode_videos,
+    fast_vision,
+    use_patch_product,
+)
 
 
 def plain_model() -> Qwen3VLModel:
@@ -22,7 +31,7 @@ def plain_model() -> Qwen3VLModel:
 
 
 PLAIN = plain_model()
-MODEL = batch_vision_attention(copy.deepcopy(PLAIN))
+MODEL = fast_vision(copy.deepcopy(PLAIN))
 
 
 def video(seed: int) -> VideoPatches:
@@ -38,6 +47,34 @@ def test_batched_attention_equals_the_original(seeds: list[int]) -> None:
         assert len(ours.deepstack) == 2
         for a, b in zip(ours.deepstack, theirs.deepstack, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_patch_product_equals_the_convolution_under_the_same_names() -> None:
+    product = copy.deepcopy(PLAIN)
+    use_patch_product(product)
+    assert list(product.state_dict()) == list(PLAIN.state_dict())
+    patches = video(1).patches
+    torch.testing.assert_close(
+        product.visual.patch_embed(patches), PLAIN.visual.patch_embed(patches), atol=1e-5, rtol=1e-5
+    )
+    product.load_state_dict(PLAIN.state_dict())
+
+
+def test_wide_towers_use_the_product_and_tiny_ones_keep_their_sums() -> None:
+    assert not isinstance(MODEL.visual.patch_embed, PatchProduct)
+    config = small_config()
+    config.vision_config.hidden_size, config.vision_config.num_heads = PRODUCT_FROM_WIDTH, 8
+    with torch.device("meta"):
+        wide = Qwen3VLModel(config)
+    assert isinstance(fast_vision(wide).visual.patch_embed, PatchProduct)
+
+
+def test_overlapping_windows_are_no_product() -> None:
+    overlapping = copy.deepcopy(PLAIN)
+    overlapping.visual.patch_embed.proj.stride = (1, 1, 1)
+    with pytest.raises(ValueError, match="no matrix product"):
+        use_patch_product(overlapping)
 
 
 def test_batched_attention_has_the_originals_gradients_and_names() -> None:
@@ -111,10 +148,12 @@ def test_a_kept_video_holds_no_other_videos_memory() -> None:
 @torch.no_grad()
 def test_a_pass_of_the_vision_tower_takes_no_more_patches_than_allowed() -> None:
     seen: list[int] = []
+    encoder = VisionTower(MODEL)
     hook = MODEL.visual.register_forward_pre_hook(lambda _m, args: seen.append(len(args[0])))
     largest = max(len(video(s).patches) for s in range(6))
     try:
-        features = FeatureStore(VisionTower(MODEL), Loader(), max_patches=largest).get([str(s) for s in range(6)])
+        budget = Budget(limit=Passes(encoder.size, encoder.number_bytes).vision(largest))
+        features = FeatureStore(encoder, Loader(), budget=budget).get([str(s) for s in range(6)])
     finally:
         hook.remove()
     assert max(seen) <= largest

@@ -21,7 +21,7 @@ from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
-from vsr1_core.models.qwen3_vl.vision import VideoFeatures, batch_vision_attention, encode_videos
+from vsr1_core.models.qwen3_vl.vision import VideoFeatures, encode_videos, fast_vision
 from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text, build_messages
 from vsr1_core.recipes import TinyRecipe
@@ -72,7 +72,7 @@ def tiny_policy(
     for name in ("refine_projector", "refine_latent_input_projector", "refine_append_input_projector"):
         spread(policy.get_submodule(name), seed + 1, scale=0.6)  # large, or a chain of latents forgets its beginning
     policy.tie_weights()
-    batch_vision_attention(policy.model)
+    fast_vision(policy.model)
     return LoadedPolicy(policy, tiny_tokenizer())
 
 
@@ -80,7 +80,7 @@ def tiny_embedder(seed: int = 1) -> Qwen3VLEmbedder:
     model = Qwen3VLModel(small_config()).eval()
     spread(model, seed)
     model.requires_grad_(False)
-    return Qwen3VLEmbedder(batch_vision_attention(model), tiny_tokenizer())
+    return Qwen3VLEmbedder(fast_vision(model), tiny_tokenizer())
 
 
 def random_video(seed: int, config: Qwen3VLConfig, max_pairs: int = 4) -> VideoPatches:

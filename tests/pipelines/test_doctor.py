@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.chat_server import ChatServer, running
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.capacity import Estimate
+from vsr1_core.recipes import ModelRecipe
 
 CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
 
@@ -57,6 +59,39 @@ def test_a_teacher_is_asked_whether_it_is_there(home: Path, monkeypatch: pytest.
     with running(server):
         monkeypatch.setenv("VSR1_TEACHER_URL", server.url)
         assert findings(home, None)["teacher"].level == "ok"
+
+
+def test_what_a_local_model_folder_holds_is_said(home: Path, tmp_path: Path) -> None:
+    from tests.core.tiny_models import tiny_embedder, tiny_policy
+    from vsr1_core.models.checkpoints import save_embedder, save_policy
+
+    save_embedder(tiny_embedder(), tmp_path / "embedder", {})
+    save_policy(tiny_policy(), tmp_path / "policy", {})
+    (tmp_path / "empty").mkdir()
+
+    def of(policy: str, embedder: str) -> dict[str, doctor.Finding]:
+        models = ModelRecipe(str(tmp_path / policy) if policy else "", str(tmp_path / embedder))
+        config = dataclasses.replace(CONFIG, models=models)
+        return {f.name: f for f in doctor.examine_build(Settings(home, "cpu"), config, None)}
+
+    found = of("policy", "embedder")
+    assert "qwen3_vl, a policy with 8 soft tokens" in found["policy"].found
+    assert "3 layers, float32" in found["embedder"].found
+    assert found["embedder"].level == "ok"
+    assert "name the embedder" in of("embedder", "policy")["embedder"].advice
+    alone = of("", "empty")
+    assert "policy" not in alone
+    assert alone["embedder"].level == "problem"
+    assert alone["GPU"].level == "ok", "ranking needs no GPU"
+    (tmp_path / "embedder" / "tokenizer.json").unlink()
+    assert "tokenizer" in of("", "embedder")["embedder"].advice
+
+
+def test_models_that_are_not_here_are_not_tried(home: Path) -> None:
+    with pytest.raises(ValueError, match="random_folder"):
+        next(doctor.examine_trial(Settings(home, "cpu"), CONFIG))
+    with pytest.raises(ValueError, match="published"):
+        next(doctor.examine_trial(Settings(home, "cpu"), CONFIGURATIONS["tiny"]))
 
 
 def test_more_than_the_disk_holds_is_a_problem(home: Path) -> None:

@@ -1,18 +1,20 @@
 """A forecast of what building a dataset with published models needs: disk, GPU memory, hours. Nothing has to run first.
 
-Bytes are computed from shapes. Speeds are assumed: all constants that are not shapes are in `ASSUMED` and `GPUS`, each
-with its source, and this project has measured none of them on a GPU.
+Bytes are computed from shapes by `models.memory`, whose factors are measured on a CPU. Speeds are assumed. All
+constants that are not shapes are in `ASSUMED`, `GPUS` and `memory.FACTORS`, each with its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
+from vsr1_core.models.batches import CPU_MOST, CPU_SHARE, GPU_SHARE
+from vsr1_core.models.memory import BF16, FP32, Factor, Learning, Passes
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.stages import methods
@@ -21,41 +23,50 @@ from vsr1_core.stages.base import Execution
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A number that a forecast assumes, and where it comes from."""
-
-    value: float
-    source: str
-
-
-ASSUMED: Mapping[str, Constant] = {
-    "decode_s": Constant(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
-    "utilisation": Constant(0.35, "share of a GPU's peak that reading and training reach; assumed, not measured"),
-    "step_s": Constant(0.03, "seconds per decoding step of one batch; assumed, not measured"),
-    "teacher_tokens_per_s": Constant(1000, "tokens per second that the teacher's server writes; assumed, not measured"),
-    "teacher_tokens": Constant(1200, "tokens per reply of a thinking teacher; assumed"),
-    "answer_tokens": Constant(150, "tokens per answer with its reasoning; assumed"),
-    "prompt_tokens": Constant(130, "tokens per prompt without its video; assumed"),
-    "mark_tokens": Constant(9, "tokens of `<12.5 seconds>` and the two vision marks, per pair of frames; counted"),
+ASSUMED: Mapping[str, Factor] = {
+    "decode_s": Factor(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
+    "utilisation": Factor(0.24, "share of a GPU's peak that reading reaches; measured on one H100 with the 2B model"),
+    "training_utilisation": Factor(0.05, "the same for a step of training; measured on one H100 with the 2B model"),
+    "cpu_bf16_flops": Factor(2.2e11, "bf16 operations per second and core that reading reaches on a CPU; measured"),
+    "cpu_fp32_flops": Factor(7e10, "the same in fp32, or where the processor has no bf16; from its share of the peak"),
+    "cpu_bytes_per_s": Factor(8e9, "bytes of weights per second that a decoding step reads on a CPU; assumed"),
+    "step_s": Factor(0.096, "seconds per decoding step of 64 rows; measured on one H100 with the 2B model"),
+    "teacher_tokens_per_s": Factor(1000, "tokens per second that the teacher's server writes; assumed, not measured"),
+    "teacher_tokens": Factor(1200, "tokens per reply of a thinking teacher; assumed"),
+    "answer_tokens": Factor(150, "tokens per answer with its reasoning; assumed"),
+    "prompt_tokens": Factor(130, "tokens per prompt without its video; assumed"),
+    "mark_tokens": Factor(9, "tokens of `<12.5 seconds>` and the two vision marks, per pair of frames; counted"),
 }
+FEATURE_BYTES = 2 << 30
+"""Features that a store keeps in memory, at most (`FeatureStore.max_bytes`)."""
+QUERY_TOKENS = 64
+"""Tokens of a query in its template, with soft tokens; generous."""
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """Peak bf16 operations per second of a GPU without sparsity, from the maker's data sheet."""
+class Device:
+    """What models run on. flops: bf16 operations per second, without sparsity. memory: bytes. is_cpu: of a processor,
+    whose operations are measured ones; those of a GPU are the peak of the maker's data sheet."""
 
     flops: float
+    memory: float
+    is_cpu: bool = False
 
 
-GPUS: Mapping[str, Gpu] = {
-    "H200": Gpu(989e12),
-    "H100": Gpu(989e12),
-    "A100": Gpu(312e12),
-    "L40S": Gpu(362e12),
-    "4090": Gpu(165e12),
+GPUS: Mapping[str, Device] = {
+    "H200": Device(989e12, 141e9),
+    "H100": Device(989e12, 80e9),
+    "A100": Device(312e12, 80e9),
+    "L40S": Device(362e12, 48e9),
+    "4090": Device(165e12, 24e9),
 }
 DEFAULT_GPU = "A100"
+
+
+def processor(num_cores: int, memory: float, has_bf16: bool) -> Device:
+    """The CPU of a machine with so many cores and bytes of memory."""
+    speed = ASSUMED["cpu_bf16_flops" if has_bf16 else "cpu_fp32_flops"].value
+    return Device(num_cores * speed, memory, is_cpu=True)
 
 
 @dataclass(frozen=True)
@@ -104,28 +115,41 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The facts and intermediate numbers that all estimates share."""
+    """The facts and intermediate numbers that all estimates share. policy: None where videos are only ranked."""
 
     config: Configuration
     corpus: Corpus
-    policy: ModelSize
+    policy: ModelSize | None
     embedder: ModelSize
     execution: Execution
-    gpu: Gpu
+    device: Device
+
+    @property
+    def writer(self) -> ModelSize:
+        """The policy, for stages that have one."""
+        assert self.policy is not None
+        return self.policy
+
+    @property
+    def patches_per_pair(self) -> float:
+        """Most patches per pair of frames: four of them are one token, which covers a square of `size_multiple`."""
+        recipe = self.config.frames
+        return self.embedder.patches_per_token * (recipe.max_pixels // recipe.size_multiple**2)
 
     @property
     def tokens_per_pair(self) -> float:
-        """Most tokens per pair of frames: one token covers `size_multiple` x `size_multiple` pixels."""
-        recipe = self.config.frames
-        return recipe.max_pixels // recipe.size_multiple**2 + ASSUMED["mark_tokens"].value
+        """Most tokens per pair of frames, with its time mark."""
+        return self.patches_per_pair / self.embedder.patches_per_token + ASSUMED["mark_tokens"].value
 
     def tokens(self, frames: float) -> float:
         """Tokens of a prompt about a video of `frames` frames."""
         return frames / 2 * self.tokens_per_pair + ASSUMED["prompt_tokens"].value
 
-    def hours(self, operations: float) -> float:
-        """Hours that so many operations take on the GPU."""
-        return operations / (self.gpu.flops * ASSUMED["utilisation"].value) / 3600
+    def hours(self, operations: float, is_training: bool = False) -> float:
+        """Hours that so many operations take on the device."""
+        name = "training_utilisation" if is_training else "utilisation"
+        share = 1.0 if self.device.is_cpu else ASSUMED[name].value
+        return operations / (self.device.flops * share) / 3600
 
     def mean_tokens(self, split: str) -> float:
         """Tokens of a prompt about a video of average length in the split."""
@@ -133,32 +157,31 @@ class Forecast:
         return self.tokens(sum(frames) / len(frames))
 
     @property
-    def longest(self) -> float:
-        """Tokens of a prompt about the longest video and its answer, which GPU memory has to hold."""
-        return self.tokens(max(self.corpus.all_frames)) + ASSUMED["answer_tokens"].value
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt about the longest video."""
+        return round(self.tokens(max(self.corpus.all_frames)))
+
+    @property
+    def most_patches(self) -> int:
+        """Patches of the longest video."""
+        return round(max(self.corpus.all_frames) / 2 * self.patches_per_pair)
 
     @property
     def frozen_bytes(self) -> float:
         """Bytes of the vision tower and the embedder, in bf16."""
-        return 2 * (self.policy.vision + self.embedder.text + self.embedder.vision)
+        return BF16 * (self.writer.vision + self.embedder.text + self.embedder.vision)
 
-    @property
-    def learning_bytes(self) -> float:
-        """Bytes of the text model's weights, gradients and two AdamW moments, all fp32."""
-        return 16 * self.policy.text
+    def pass_bytes(self, weights: float, of_rows: Callable[[int], float], most_rows: int) -> float:
+        """What the passes of loaded models take: those of `most_rows` rows of the longest video, but no more than the
+        budget that the weights leave, and at least one row. of_rows: bytes of a pass over so many rows."""
+        free = self.device.memory - weights
+        allowed = min(CPU_SHARE * free, CPU_MOST) if self.device.is_cpu else GPU_SHARE * free
+        return max(of_rows(1), min(of_rows(most_rows), allowed))
 
-    def activation_bytes(self, rows: int, checkpointing: bool) -> float:
-        """Bytes of activations of a backward pass over `rows` prompts about the longest video: fp32 between layers and
-        bf16 within them."""
-        inner = 2 * (6 * self.policy.intermediate_size + 10 * self.policy.hidden_size)
-        between = 4 * self.policy.hidden_size * self.policy.num_layers
-        per_token = between + inner * (1 if checkpointing else self.policy.num_layers)
-        logits = 12 * self.policy.vocab_size * ASSUMED["answer_tokens"].value
-        return rows * (self.longest * per_token + logits)
-
-    def cache_bytes(self, rows: int) -> float:
-        """Bytes of the keys and values of `rows` prompts about the longest video, in bf16."""
-        return rows * self.longest * 2 * self.policy.cache_size
+    def learning(self, recipe: SFTRecipe | GRPORecipe) -> Learning:
+        """What a training takes. Stage 2 has adapters where its recipe has a rank."""
+        rank = int(getattr(recipe, "lora_rank", 0))
+        return Learning(self.writer, rank, recipe.gradient_checkpointing, self.device.is_cpu)
 
 
 def forecast(base: Forecast) -> Iterator[Estimate]:
@@ -166,6 +189,8 @@ def forecast(base: Forecast) -> Iterator[Estimate]:
     yield _frames(base)
     yield _models(base)
     yield _embeddings(base)
+    if base.policy is None:
+        return
     yield _features(base)
     if isinstance(base.config.teacher, EndpointRecipe):
         yield _traces(base)
@@ -191,23 +216,28 @@ def _frames(base: Forecast) -> Estimate:
 
 
 def _models(base: Forecast) -> Estimate:
-    policy, embedder = (2 * (m.text + m.vision) for m in (base.policy, base.embedder))
-    return Estimate("base_models", policy + embedder, how="downloaded weights, 2 bytes per parameter")
+    models = [model for model in (base.policy, base.embedder) if model is not None]
+    weights = sum(BF16 * (model.text + model.vision) for model in models)
+    return Estimate("base_models", weights, how="downloaded weights, 2 bytes per parameter")
 
 
 def _embeddings(base: Forecast) -> Estimate:
     corpus, model = base.corpus, base.embedder
     rows = len(corpus.all_frames) + sum(corpus.num_queries.values())
     tokens = sum(base.tokens(frames) for frames in corpus.all_frames)
-    patches = sum(corpus.all_frames) / 2 * (base.tokens_per_pair * 4)
-    memory = 2 * (model.text + model.vision) + base.execution.batch_size * base.longest * 2 * model.hidden_size * 8
+    patches = sum(corpus.all_frames) / 2 * base.patches_per_pair
+    # On a CPU weights in bf16 are read from their file when they are needed, and take no memory of their own.
+    weights = BF16 * (model.text + model.vision) * (not base.device.is_cpu)
+    passes, lengths = Passes(model), [base.longest_prompt]
+    of_rows = lambda n: passes.video_embedding([base.most_patches] * n, lengths * n)  # noqa: E731
+    memory = weights + base.pass_bytes(weights, of_rows, min(base.execution.batch_size, len(corpus.all_frames)))
     hours = base.hours(2 * model.text * tokens + 2 * model.vision * patches)
     return Estimate("embeddings and index", 2 * rows * 4 * model.hidden_size, memory, hours, "one pass over each video")
 
 
 def _features(base: Forecast) -> Estimate:
     tokens = sum(base.corpus.all_frames) / 2 * base.tokens_per_pair
-    needed = sum(tokens * m.num_levels * m.hidden_size * 2 for m in (base.policy, base.embedder))
+    needed = sum(Passes(model).features(tokens) for model in (base.writer, base.embedder))
     how = f"all of them take {needed / GIB:,.0f} GiB; at most VSR1_CACHE_GB are kept"
     return Estimate("vision features, kept", min(needed, base.execution.cache_bytes), how=how)
 
@@ -224,23 +254,25 @@ def _traces(base: Forecast) -> Estimate:
 
 
 def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
-    rows = recipe.steps * recipe.batch_size or _pool_rows(base)
-    memory = base.learning_bytes + base.frozen_bytes + base.cache_bytes(recipe.batch_size)
-    memory += base.activation_bytes(recipe.batch_size, recipe.gradient_checkpointing)
+    rows, learning = recipe.steps * recipe.batch_size or _pool_rows(base), base.learning(recipe)
+    num_answer = round(ASSUMED["answer_tokens"].value)
+    lengths = [base.longest_prompt + num_answer] * recipe.batch_size
+    latents = Passes(base.writer).cache(lengths) + Passes(base.embedder).text([QUERY_TOKENS] * recipe.batch_size)
+    memory = base.frozen_bytes + learning.peak(lengths, num_answer, FEATURE_BYTES + latents)
     passes = 8 if recipe.gradient_checkpointing else 6
-    hours = base.hours(rows * base.mean_tokens("train") * passes * base.policy.text)
+    hours = base.hours(rows * base.mean_tokens("train") * passes * base.writer.text, is_training=True)
     how = f"{rows:,} rows, {passes} operations per parameter and token"
     return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
 
 
 def _checkpoint_bytes(base: Forecast) -> float:
-    return 4 * base.policy.text + 2 * base.policy.vision
+    return FP32 * base.writer.text + BF16 * base.writer.vision
 
 
 def _training_state(base: Forecast) -> Estimate:
     """Weights and AdamW moments, from which a stopped training resumes. The old state is deleted once the new one is
     complete, so there are two for a moment."""
-    state = _checkpoint_bytes(base) + 8 * base.policy.text
+    state = _checkpoint_bytes(base) + 8 * base.writer.text
     return Estimate("training state", 2 * state, how="two at a time while a training runs; none is left after it")
 
 
@@ -250,31 +282,38 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     The video of a turn is read once per query in the first turn and once per episode in later turns. The policy replays
     all turns with gradients, and the reference replays them without.
     """
-    size = base.policy
+    size, learning = base.writer, base.learning(recipe)
     steps = recipe.steps or base.corpus.num_queries.get("train", 0) // recipe.queries_per_step
     episodes = recipe.queries_per_step * recipe.group_size
     replayed = episodes * recipe.num_turns
     read = recipe.queries_per_step + episodes * (recipe.num_turns - 1)
     passes = 8 if recipe.gradient_checkpointing else 6
-    operations = base.mean_tokens("train") * size.text * (replayed * (passes + 2 * bool(recipe.beta)) + 2 * read)
+    per_pass = base.mean_tokens("train") * size.text
+    replaying = base.hours(per_pass * replayed * (passes + 2 * bool(recipe.beta)), is_training=True)
     decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value
     micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
-    memory = base.learning_bytes + base.frozen_bytes + (4 * size.text if recipe.beta else 0)
-    memory += max(base.cache_bytes(episodes), base.activation_bytes(micro, recipe.gradient_checkpointing))
-    hours = steps * (base.hours(operations) + decoding / 3600)
+    lengths = [base.longest_prompt + recipe.max_new_tokens]
+    reference = FP32 * size.text if recipe.beta and not learning.lora_rank else 0
+    held = base.frozen_bytes + reference + learning.held + FEATURE_BYTES
+    of_rows = lambda n: Passes(size).decoding([base.longest_prompt] * n, recipe.max_new_tokens)  # noqa: E731
+    replay = learning.peak(lengths * micro, recipe.max_new_tokens, FEATURE_BYTES)
+    memory = max(base.frozen_bytes + reference + replay, held + base.pass_bytes(held, of_rows, episodes))
+    hours = steps * (replaying + base.hours(2 * per_pass * read) + decoding / 3600)
     how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
     return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
 
 
 def _predictions(base: Forecast) -> Estimate:
-    recipe, size = base.config.evaluation, base.policy
+    recipe, size = base.config.evaluation, base.writer
     searched = [methods.ALL[name] for name in methods.methods_of(base.config)]
     turns = sum(methods.num_turns_of(method, recipe) for method in searched)
     queries = sum(base.corpus.num_queries.get(split, 0) for split in recipe.splits)
     prompts = queries * turns
-    rows = base.execution.batch_size
+    weights = BF16 * size.text + base.frozen_bytes + FEATURE_BYTES
+    of_rows = lambda n: Passes(size).decoding([base.longest_prompt] * n, recipe.max_new_tokens)  # noqa: E731
+    passes = base.pass_bytes(weights, of_rows, 2 * base.execution.batch_size)
+    rows = max(1, min(2 * base.execution.batch_size, int(passes / of_rows(1))))
     reading = base.hours(prompts * base.mean_tokens(recipe.splits[0]) * 2 * size.text)
     decoding = prompts / rows * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value / 3600
-    memory = 2 * size.text + base.frozen_bytes + base.cache_bytes(rows)
     how = f"{queries:,} queries, {len(searched)} methods, at most {turns} turns in all, {rows} at a time"
-    return Estimate("predictions", 0, memory, reading + decoding, how)
+    return Estimate("predictions", 0, weights + passes, reading + decoding, how)

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from vsr1_core.models.batches import Budget
+from vsr1_core.models.memory import Passes
 from vsr1_core.models.protocols import VideoEncoder, VideoFeatures
 from vsr1_core.models.tensor_folder import TensorFolder
 
@@ -43,8 +46,10 @@ class FeatureStore:
     """Bytes of features in memory; at least one video is kept."""
     batch_size: int = 32
     """Videos in one pass of the tower, at most."""
-    max_patches: int = 131_072
-    """Patches in one pass of the tower, at most, unless a single video has more."""
+    budget: Budget = field(default_factory=Budget)
+    """How many bytes a pass may take: of the tower, and of the models that read the features."""
+    layout_of: Callable[[str], Any] | None = None
+    """Video id -> its layout, without reading a frame; needed by `parts`."""
     disk: TensorFolder | None = None
     """Keeps features beyond the life of the process; needs `key_of`."""
     key_of: Callable[[str], str] | None = None
@@ -75,23 +80,62 @@ class FeatureStore:
                 missing.append(video_id)
             else:
                 found[video_id] = feature
-        for some in self._batches(missing):
-            if self.is_learning:
-                found.update(zip(some, self.encoder.encode(list(some.values())), strict=True))
-            else:
-                found.update(self._encode_to_keep(some))
+        found.update(self._encoded(missing))
         return [found[v] for v in video_ids]
 
+    def parts(self, video_ids: Sequence[str]) -> Iterator[list[int]]:
+        """Consecutive places in `video_ids` whose videos have at most `max_bytes` of features together, so that a loop
+        over the parts holds no more. All places are one part if no layouts are known."""
+        part: list[int] = []
+        sizes: dict[str, float] = {}
+        for place, video_id in enumerate(video_ids):
+            needed = sizes.get(video_id) or self._feature_bytes(video_id)
+            if part and sum(sizes.values()) + (video_id not in sizes) * needed > self.max_bytes:
+                yield part
+                part, sizes = [], {}
+            part.append(place)
+            sizes[video_id] = needed
+        if part:
+            yield part
+
+    def _feature_bytes(self, video_id: str) -> float:
+        if self.layout_of is None:
+            return 0.0
+        num_tokens = self.encoder.num_patches(self.layout_of(video_id)) / self._passes.size.patches_per_token
+        return self._passes.features(num_tokens)
+
+    @cached_property
+    def _passes(self) -> Passes:
+        return Passes(self.encoder.size, self.encoder.number_bytes)
+
+    def _encoded(self, video_ids: Sequence[str]) -> dict[str, VideoFeatures]:
+        """The features of these videos, encoded in batches that fit into the budget."""
+        videos = ((video_id, self.load(video_id)) for video_id in video_ids)
+        where = self.encoder.device, self.batch_size
+        if not self.is_learning:
+            made = self.budget.map(videos, self._pass_bytes, self._encode_to_keep, *where)
+            return {video_id: feature for (video_id, _), feature in made}
+        found: dict[str, VideoFeatures] = {}
+        for some in self.budget.batches(videos, self._pass_bytes, *where):
+            found.update(zip([v for v, _ in some], self.encoder.encode([video for _, video in some]), strict=True))
+        return found
+
+    def _pass_bytes(self, videos: Sequence[tuple[str, Any]]) -> float:
+        num_patches = sum(self.encoder.num_patches(video) for _, video in videos)
+        return self._passes.vision(num_patches) + self._passes.features(
+            num_patches / self._passes.size.patches_per_token
+        )
+
     @torch.no_grad()
-    def _encode_to_keep(self, videos: dict[str, Any]) -> dict[str, VideoFeatures]:
+    def _encode_to_keep(self, videos: Sequence[tuple[str, Any]]) -> list[VideoFeatures]:
         with torch.autocast(self.encoder.device.type, enabled=False):
-            features = self.encoder.encode(list(videos.values()))
-        made = {}
-        for video_id, feature in zip(videos, features, strict=True):
+            features = self.encoder.encode([video for _, video in videos])
+        made = []
+        for (video_id, _), feature in zip(videos, features, strict=True):
             own = feature.copied()  # a view would keep the memory of the whole batch
             if self.disk is not None and self.key_of is not None:
                 self.disk.put(self.key_of(video_id), *self.encoder.stored(own))
-            made[video_id] = self._keep(video_id, own)
+            made.append(self._keep(video_id, own))
         return made
 
     def _recall(self, video_id: str) -> VideoFeatures | None:
@@ -102,21 +146,6 @@ class FeatureStore:
             return None
         entry = self.disk.get(self.key_of(video_id))
         return None if entry is None else self._keep(video_id, self.encoder.restored(*entry))
-
-    def _batches(self, video_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The inputs of the videos, in groups that fit in one pass."""
-        group: dict[str, Any] = {}
-        size = 0
-        for video_id in video_ids:
-            video = self.load(video_id)
-            patches = self.encoder.num_patches(video)
-            if group and (len(group) == self.batch_size or size + patches > self.max_patches):
-                yield group
-                group, size = {}, 0
-            group[video_id] = video
-            size += patches
-        if group:
-            yield group
 
     def _keep(self, video_id: str, feature: VideoFeatures) -> VideoFeatures:
         self._kept[video_id] = feature

@@ -78,6 +78,16 @@ class Embedder(Protocol):
     def recorded(self) -> dict[str, Any]:
         """What the record of its folder says about its inputs, as JSON types; empty if the family has no input form."""
 
+    @property
+    def size(self) -> ModelSize:
+        """The shapes on which the memory of a pass depends."""
+
+    def query_tokens(self, queries: Sequence[str]) -> list[int]:
+        """How many tokens each query takes in a pass, without soft tokens."""
+
+    def video_size(self, frames: VideoFrames) -> tuple[int, int]:
+        """(patches, tokens of the prompt) of a video in a pass. Raises ValueError for frames that it cannot use."""
+
     def with_head(self, head: nn.Module | None) -> Embedder:
         """The same search engine, with queries (and no videos) going through `head`; None: without a head."""
 
@@ -133,8 +143,16 @@ class VideoEncoder(Protocol):
     def layout(self, height: int, width: int, timestamps_s: Sequence[float]) -> Any:
         """The layout of frames of height x width pixels at `timestamps_s` [T] seconds, without reading any frame."""
 
-    def num_patches(self, video: Any) -> int:
-        """The number of patches in an input that `prepare` made; the sum over the videos of one pass is bounded."""
+    @property
+    def size(self) -> ModelSize:
+        """The shapes on which the memory of a pass depends."""
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a weight and of an activation."""
+
+    def num_patches(self, layout: Any) -> int:
+        """The number of patches of a video, from its layout or from an input that `prepare` made."""
 
     def encode(self, videos: Sequence[Any]) -> list[Any]:
         """The features of several inputs, in order, in one pass. Differentiable if gradients are on."""
@@ -287,6 +305,10 @@ class PolicyModel(Protocol):
     @property
     def vision_tower(self) -> nn.Module:
         """The weights behind `encoder`."""
+
+    @property
+    def size(self) -> ModelSize:
+        """The shapes on which the memory of a pass depends."""
 
     @property
     def text_model(self) -> nn.Module:

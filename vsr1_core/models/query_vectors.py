@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from vsr1_core.models.batches import Budget
+from vsr1_core.models.memory import Passes, weight_bytes
 from vsr1_core.models.protocols import Embedder
 from vsr1_core.models.tensor_folder import TensorFolder
+
+
+def embedded_queries(
+    embedder: Embedder, texts: Sequence[str], budget: Budget, max_rows: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Each text with its unit vector [D], in order, in batches that fit into the budget."""
+    lengths = dict(zip(texts, embedder.query_tokens(texts), strict=True)) if texts else {}
+    passes = Passes(embedder.size, weight_bytes(embedder.model))
+    bytes_of = lambda some: passes.text([lengths[text] for text in some])  # noqa: E731
+    work = torch.no_grad()(embedder.embed_queries)
+    return budget.map(texts, bytes_of, work, embedder.device, max_rows)
 
 
 class QueryVectors:
@@ -23,7 +36,12 @@ class QueryVectors:
     """
 
     def __init__(
-        self, embedder: Embedder, max_queries: int = 65_536, disk: TensorFolder | None = None, weights: str = ""
+        self,
+        embedder: Embedder,
+        max_queries: int = 65_536,
+        disk: TensorFolder | None = None,
+        weights: str = "",
+        budget: Budget | None = None,
     ) -> None:
         if (disk is None) != (not weights):
             raise ValueError("query vectors on disk need both `disk` and `weights`, or neither")
@@ -31,15 +49,15 @@ class QueryVectors:
         self.max_queries = max_queries
         self.disk = disk
         self.weights = weights
+        self.budget = budget or Budget()
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
     def get(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Unit vectors [Q, D] in the order of `texts`; equal texts are embedded once, `batch_size` at a time."""
+        """Unit vectors [Q, D] in the order of `texts`; equal texts are embedded once, at most `batch_size` together."""
         if self.embedder.head is not None:
-            return torch.cat(
-                [self.embedder.embed_queries(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-            )
+            made = embedded_queries(self.embedder, texts, self.budget, batch_size)
+            return torch.stack([vector for _, vector in made])
         found: dict[str, Tensor] = {}
         missing = []
         for text in dict.fromkeys(texts):
@@ -48,12 +66,10 @@ class QueryVectors:
                 missing.append(text)
             else:
                 found[text] = vector
-        for start in range(0, len(missing), batch_size):
-            some = missing[start : start + batch_size]
-            for text, vector in zip(some, self.embedder.embed_queries(some), strict=True):
-                found[text] = self._keep(text, vector.clone())
-                if self.disk is not None:
-                    self.disk.put(self._key(text), {"vector": vector}, {})
+        for text, vector in embedded_queries(self.embedder, missing, self.budget, batch_size):
+            found[text] = self._keep(text, vector.clone())
+            if self.disk is not None:
+                self.disk.put(self._key(text), {"vector": vector}, {})
         return torch.stack([found[text] for text in texts])
 
     def _recall(self, text: str) -> Tensor | None:

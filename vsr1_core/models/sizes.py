@@ -18,6 +18,14 @@ class ModelSize:
     intermediate_size: int
     cache_size: int
     """How many numbers the keys and values of one token are, in all layers."""
+    attention_size: int
+    """Width of all queries of a token: number of heads times their size."""
     vocab_size: int
     num_levels: int
     """How many features a video token has: its own, and those of the deepstack."""
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    patch_values: int
+    """How many numbers the input of a patch is."""
+    patches_per_token: int
+    """How many patches become one token of the text model."""

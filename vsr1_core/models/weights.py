@@ -75,6 +75,19 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions that multiply bf16: AVX-512 BF16 or AMX, or those of an ARM processor.
+    Without them bf16 is slower than fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_products()
+
+
+def _has_bf16_products() -> bool:
+    cpu = torch.cpu
+    if torch.backends.cpu.get_cpu_capability().startswith(("AVX", "DEFAULT", "NO AVX")):
+        return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return True
+
+
 def check_loaded(source: str, info: dict[str, Any], allowed_missing: Collection[str] = ()) -> None:
     """Raise ValueError if `info`, the loading info of transformers for the checkpoint `source`, has missing, unexpected
     or wrongly shaped tensors. The message names the first eight, and says how many more there are."""

@@ -6,23 +6,23 @@ In every turn, all queries that are still open are one batch, sorted by prompt l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vsr1_core.models.answer_tokens import decision_tokens
-from vsr1_core.models.decoding import decode
 from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.memory import Passes, weight_bytes
 from vsr1_core.models.prompts import Prompt, extended
-from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel, VideoFeatures
+from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel
 from vsr1_core.models.query_vectors import QueryVectors
 from vsr1_core.models.text_tokens import plain_ids
-from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, asks_to_refine, build_messages, parse_answer
+from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
 from vsr1_core.recipes import Refine
+from vsr1_core.search.decoding_batches import decode_in_batches
 from vsr1_core.search.index import VideoIndex
 
 
@@ -49,7 +49,8 @@ class EpisodeSettings:
     """A query carries only the latents of its last turn, whatever the checkpoint says."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch_size: int = 64
-    """How many queries are decoded in one pass. It changes results only by rounding."""
+    """How many queries are decoded in one pass at most; long prompts leave room for fewer. It changes results only by
+    rounding."""
 
 
 @dataclass
@@ -147,44 +148,21 @@ def verify(
     """Ask the policy about each pair (query text, video id). If `settings` ask for latents, they follow every answer
     that is not a match.
 
-    Prompts of similar length are decoded together, `batch_size` at a time. `durations_s`: video id -> seconds. Returns
-    one verification per pair, in order.
+    Prompts of similar length are decoded together, in batches that fit into the budget of `features`, of at most
+    `batch_size`. At most `features.max_bytes` of features are held at a time. `durations_s`: video id -> seconds.
+    Returns one verification per pair, in order.
     """
-    if not pairs:
-        return []
-    videos = features.get([video_id for _, video_id in pairs])
-    prompts = prompts_of(policy, [text for text, _ in pairs], [f.layout for f in videos])
-    outputs = _decode_in_chunks(policy, prompts, videos, settings, batch_size, generator)
-    return [
-        Verification(prompt, decoded, parse_answer(decoded.text, durations_s[video_id]))
-        for prompt, decoded, (_, video_id) in zip(prompts, outputs, pairs, strict=True)
-    ]
-
-
-def _decode_in_chunks(
-    policy: PolicyModel,
-    prompts: Sequence[Prompt],
-    videos: Sequence[VideoFeatures],
-    settings: DecodeSettings,
-    batch_size: int,
-    generator: torch.Generator | None = None,
-) -> list[Decoded]:
-    """One result per prompt, in order; prompts of similar length are decoded together."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
-    found: dict[int, Decoded] = {}
-    wants_refine = partial(asks_to_refine, is_forced=policy.model.soft_query.form.force_refine)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        outputs = decode(
-            policy,
-            [prompts[i] for i in chunk],
-            [videos[i] for i in chunk],
-            settings,
-            wants_refine=wants_refine,
-            generator=generator,
+    asked: list[Verification] = []
+    for part in features.parts([video_id for _, video_id in pairs]):
+        some = [pairs[place] for place in part]
+        videos = features.get([video_id for _, video_id in some])
+        prompts = prompts_of(policy, [text for text, _ in some], [f.layout for f in videos])
+        outputs = decode_in_batches(policy, prompts, videos, settings, batch_size, features.budget, generator)
+        asked += (
+            Verification(prompt, decoded, parse_answer(decoded.text, durations_s[video_id]))
+            for prompt, decoded, (_, video_id) in zip(prompts, outputs, some, strict=True)
         )
-        found |= zip(chunk, outputs, strict=True)
-    return [found[i] for i in range(len(prompts))]
+    return asked
 
 
 def prompts_of(policy: PolicyModel, queries: Sequence[str], layouts: Sequence[Any]) -> list[Prompt]:
@@ -219,7 +197,7 @@ class Searcher:
     def __post_init__(self) -> None:
         self.embedder = self.embedder.with_head(self.policy.model.query_head)
         known = self.plain if self.embedder.head is None else None
-        self._plain = known or QueryVectors(self.embedder)
+        self._plain = known or QueryVectors(self.embedder, budget=self.features.budget)
 
     @torch.no_grad()
     def run(
@@ -299,13 +277,17 @@ class Searcher:
         if not forced:
             return {}
         turns = [turn for turn, _ in forced.values()]
-        outputs = _decode_in_chunks(
-            self.policy,
-            [extended(turn.prompt, ids) for turn, ids in forced.values()],
-            self.features.get([turn.video_id for turn in turns]),
-            DecodeSettings(MAX_SPAN_TOKENS, 0.0, num_soft_tokens=0),
-            self.settings.batch_size,
-        )
+        prompts = [extended(turn.prompt, ids) for turn, ids in forced.values()]
+        outputs: list[Decoded] = []
+        for part in self.features.parts([turn.video_id for turn in turns]):
+            outputs += decode_in_batches(
+                self.policy,
+                [prompts[place] for place in part],
+                self.features.get([turns[place].video_id for place in part]),
+                DecodeSettings(MAX_SPAN_TOKENS, 0.0, num_soft_tokens=0),
+                self.settings.batch_size,
+                self.features.budget,
+            )
         return {
             i: (parse_answer(MATCH_TO_SPAN + d.text, self.durations_s[turn.video_id]), d.num_text_tokens)
             for i, turn, d in zip(forced, turns, outputs, strict=True)
@@ -328,13 +310,8 @@ class Searcher:
                 vectors[i] = vector
         refined = [i for i, e in enumerate(episodes) if e.latents]
         refined.sort(key=lambda i: len(episodes[i].search_text))
-        for start in range(0, len(refined), self.settings.batch_size):
-            some = refined[start : start + self.settings.batch_size]
-            soft = [self._soft_tokens(episodes[i]) for i in some]
-            texts, limit = [episodes[i].search_text for i in some], self.policy.model.soft_query.form.query_tokens
-            made = self.embedder.embed_queries(texts, soft, limit)
-            for i, vector in zip(some, made, strict=True):
-                vectors[i] = vector
+        for i, vector in self._refined_vectors(episodes, refined):
+            vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
 
     def plain_vectors(self, texts: Sequence[str]) -> Tensor:
@@ -343,6 +320,23 @@ class Searcher:
         different = list(dict.fromkeys(texts))
         vectors = dict(zip(different, self._plain.get(different, batch_size=1), strict=True))
         return torch.stack([vectors[text] for text in texts])
+
+    def _refined_vectors(self, episodes: Sequence[Episode], refined: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """The places `refined` with the vectors [D] of their episodes, whose queries carry soft tokens."""
+        if not refined:
+            return iter(())
+        tokens = self.embedder.query_tokens([episodes[i].search_text for i in refined])
+        lengths = {i: n + sum(map(len, episodes[i].latents)) for i, n in zip(refined, tokens, strict=True)}
+        passes = Passes(self.embedder.size, weight_bytes(self.embedder.model))
+
+        def embedded(some: Sequence[int]) -> Tensor:
+            soft = [self._soft_tokens(episodes[i]) for i in some]
+            texts, limit = [episodes[i].search_text for i in some], self.policy.model.soft_query.form.query_tokens
+            return self.embedder.embed_queries(texts, soft, limit)
+
+        bytes_of = lambda some: passes.text([lengths[i] for i in some])  # noqa: E731
+        where = self.embedder.device, self.settings.batch_size
+        return self.features.budget.map(refined, bytes_of, embedded, *where)
 
     def _soft_tokens(self, episode: Episode) -> Tensor:
         """The soft tokens A(z), [n, E], of all turns so far, or only of the last one."""

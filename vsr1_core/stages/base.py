@@ -25,6 +25,7 @@ from vsr1_core.rows.workers import map_rows
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 
 TextWriterName = Literal["in-process", "vllm"]
+Precision = Literal["auto", "fp32", "bf16"]
 Imports = Literal["none", "whole", "rows"]
 
 
@@ -48,6 +49,8 @@ class Execution:
     micro_batch_size: int = 0
     """Number of episodes per backward pass of stage 2; fewer episodes need less memory. 0: a few groups, and half as
     many whenever the GPU's memory does not suffice."""
+    precision: Precision = "auto"
+    """Precision of inference; `auto`: see `loading.precision`."""
     text_writer: TextWriterName = "in-process"
     """What decodes text in a search: the decoding loop of this project, or vLLM on a GPU (the extra `vllm`)."""
     rollout_writer: TextWriterName = "in-process"

@@ -48,16 +48,14 @@ class QueryEmbeddings(ModelRows):
         _ = opened.embedder
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
-        import torch
+        from vsr1_core.models.query_vectors import embedded_queries
+        from vsr1_core.stages.loading import budget_of
 
-        embedder, size = opened.embedder, opened.execution.batch_size
+        run = opened.execution
         ordered = sorted(rows, key=lambda i: len(rows[i].facts))
-        for start in range(0, len(ordered), size):
-            some = ordered[start : start + size]
-            with torch.no_grad():
-                vectors = embedder.embed_queries([rows[i].facts for i in some]).cpu().numpy()
-            for query_id, vector in zip(some, vectors, strict=True):
-                yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
+        made = embedded_queries(opened.embedder, [rows[i].facts for i in ordered], budget_of(run), run.batch_size)
+        for query_id, (_, vector) in zip(ordered, made, strict=True):
+            yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
 
 
 def query_version(query: str, split: str, video_id: str) -> str:
@@ -94,18 +92,14 @@ class VideoEmbeddings(ModelRows):
         _ = opened.embedder
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
-        import torch
+        from vsr1_core.models.video_vectors import embedded_videos
+        from vsr1_core.stages.loading import budget_of, frames_of
 
-        from vsr1_core.stages.loading import frames_of
-
-        embedder, size, ids = opened.embedder, opened.execution.batch_size, list(rows)
+        run = opened.execution
         frames = {r["video_id"]: r for r in opened.view.rows("frame_tensors").to_dicts()}
-        for start in range(0, len(ids), size):
-            some = ids[start : start + size]
-            with torch.no_grad():
-                vectors = embedder.embed_videos([frames_of(frames[i]) for i in some]).cpu().numpy()
-            for video_id, vector in zip(some, vectors, strict=True):
-                yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
+        videos = ((video_id, frames_of(frames[video_id])) for video_id in rows)
+        for video_id, vector in embedded_videos(opened.embedder, videos, budget_of(run), run.batch_size):
+            yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 
 
 STAGES: tuple[type[Stage], ...] = (QueryEmbeddings, VideoEmbeddings)

@@ -17,7 +17,9 @@ from typing import Any
 from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.stages.base import Execution, View
 
-PASSED_ON = ("device", "workers", "batch_size", "cache_bytes", "micro_batch_size", "save_steps", "trackers")
+PASSED_ON = (
+    *("device", "workers", "batch_size", "precision", "cache_bytes", "micro_batch_size", "save_steps", "trackers"),
+)
 LOGGED = "vsr1> "
 """Prefix of lines for the log; all other output is shown only when the training fails."""
 _TAIL_LINES = 30

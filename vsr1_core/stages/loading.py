@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,6 +16,7 @@ from vsr1_core.stages.imported_vectors import check_imported
 if TYPE_CHECKING:
     import torch
 
+    from vsr1_core.models.batches import Budget
     from vsr1_core.models.feature_store import FeatureStore
     from vsr1_core.models.protocols import Embedder, PolicyModel, VideoEncoder, VideoFrames
     from vsr1_core.models.query_vectors import QueryVectors
@@ -45,11 +47,31 @@ def _remedy(view: View, asset: str) -> str:
     )
 
 
-def precision(execution: Execution) -> torch.dtype:
-    """The dtype of inference: fp32 on a CPU, where bf16 makes small models no faster, and bf16 on an accelerator."""
+def budget_of(execution: Execution) -> Budget:
+    """What the passes of the models may take; the log is told when that was too much."""
+    from vsr1_core.models.batches import Budget
+
+    return Budget(execution.log)
+
+
+def precision(view: View, execution: Execution) -> torch.dtype:
+    """The dtype of inference.
+
+    `execution.precision` decides it. With `auto` it is bf16 on an accelerator. On a CPU it is bf16 if the processor
+    multiplies it and the embedder is published in it, and fp32 otherwise: bf16 makes small models no faster.
+    """
     import torch
 
-    return torch.float32 if execution.device == "cpu" else torch.bfloat16
+    from vsr1_core.models.weights import multiplies_bf16, stored_dtype
+
+    if execution.precision != "auto":
+        return torch.bfloat16 if execution.precision == "bf16" else torch.float32
+    if execution.device != "cpu":
+        return torch.bfloat16
+    if not multiplies_bf16():
+        return torch.float32
+    stored = stored_dtype(Path(one_row(view, "base_models", "embedder")["path"]))
+    return torch.bfloat16 if stored == torch.bfloat16 else torch.float32
 
 
 def embedder_of(view: View, execution: Execution) -> Embedder:
@@ -59,7 +81,7 @@ def embedder_of(view: View, execution: Execution) -> Embedder:
 
     row = one_row(view, "base_models", "embedder")
     instruction = view.config.models.query_instruction
-    embedder = load_embedder(row["path"], execution.device, precision(execution), instruction)
+    embedder = load_embedder(row["path"], execution.device, precision(view, execution), instruction)
     check_imported(view, embedder, row)
     return embedder
 
@@ -74,7 +96,7 @@ def asked_with(config: Configuration) -> tuple[str, ...]:
 def policy_of(view: View, execution: Execution, asset: str, row_id: str) -> PolicyModel:
     """The policy whose folder the row of `asset` names, for inference. A published base model gets new soft query
     modules. `execution.text_writer` decodes its text. LookupError: the row is not built."""
-    policy = _opened_policy(view, execution, asset, row_id, precision(execution))
+    policy = _opened_policy(view, execution, asset, row_id, precision(view, execution))
     return with_writer(view, policy, asset, row_id, execution.text_writer)
 
 
@@ -93,16 +115,19 @@ def with_writer(
 
 
 def learning_policy_of(
-    view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False
+    view: View, execution: Execution, asset: str, row_id: str, train_vision: bool = False, lora_rank: int = 0
 ) -> PolicyModel:
     """The same policy, to be trained. Weights that learn are fp32, because bf16 rounds steps of stage 2's learning rate
-    away. A vision tower that does not learn keeps the precision of inference, so all stages share its features.
+    away. A vision tower that does not learn keeps the precision of inference, so all stages share its features; so does
+    a text model that only learns through adapters (`lora_rank` above 0).
     """
     import torch
 
-    policy = _opened_policy(view, execution, asset, row_id, torch.float32)
-    if not train_vision:
-        policy.vision_tower.to(precision(execution))
+    kept = precision(view, execution)
+    policy = _opened_policy(view, execution, asset, row_id, kept if lora_rank else torch.float32)
+    for parameter in policy.model.refine_parameters:
+        parameter.data = parameter.data.float()
+    policy.vision_tower.to(torch.float32 if train_vision else kept)
     return policy
 
 
@@ -124,13 +149,19 @@ def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_lear
 
     columns = ["video_id", "path", "height", "width", "timestamps_s", "content"]
     rows = {r["video_id"]: r for r in view.rows("frame_tensors", columns).to_dicts()}
-    load = lambda video_id: encoder.prepare(frames_of(rows[video_id]))  # noqa: E731
     disk = None if is_learning else _cache(view, "vision_features", execution)
-    if disk is None:
-        return FeatureStore(encoder, load, batch_size=execution.batch_size, is_learning=is_learning)
-    weights = encoder.digest()
+    weights = encoder.digest() if disk is not None else ""
     key_of = lambda video_id: feature_key(weights, video_id, rows[video_id]["content"])  # noqa: E731
-    return FeatureStore(encoder, load, batch_size=execution.batch_size, disk=disk, key_of=key_of)
+    return FeatureStore(
+        encoder,
+        load=lambda video_id: encoder.prepare(frames_of(rows[video_id])),
+        batch_size=execution.batch_size,
+        budget=budget_of(execution),
+        layout_of=lambda video_id: _layout_of(encoder, rows[video_id]),
+        disk=disk,
+        key_of=None if disk is None else key_of,
+        is_learning=is_learning,
+    )
 
 
 def query_vectors(view: View, embedder: Embedder, execution: Execution) -> QueryVectors:
@@ -139,9 +170,10 @@ def query_vectors(view: View, embedder: Embedder, execution: Execution) -> Query
 
     disk = _cache(view, "query_vectors", execution)
     if disk is None:
-        return QueryVectors(embedder)
+        return QueryVectors(embedder, budget=budget_of(execution))
     digest = one_row(view, "base_models", "embedder")["digest"]
-    return QueryVectors(embedder, disk=disk, weights=f"{digest}-{embedder.model.dtype}")
+    weights = f"{digest}-{embedder.model.dtype}"
+    return QueryVectors(embedder, disk=disk, weights=weights, budget=budget_of(execution))
 
 
 def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
@@ -152,8 +184,6 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
 
 def frames_of(row: dict[str, Any]) -> VideoFrames:
     """The frames of a `frame_tensors` row, resized to its height and width: imported arrays may have another size."""
-    from pathlib import Path
-
     from vsr1_core.media.frame_store import read_frames, resized
     from vsr1_core.models.protocols import VideoFrames
 
@@ -163,9 +193,12 @@ def frames_of(row: dict[str, Any]) -> VideoFrames:
 def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> list[Any]:
     """The encoder's layout of each video, which prompts are built from, in the order of `video_ids`. Reads no frame."""
     columns = ["video_id", "height", "width", "timestamps_s"]
-    rows = view.rows("frame_tensors", columns).iter_rows()
-    layouts = {v: encoder.layout(height, width, times) for v, height, width, times in rows}
+    layouts = {row["video_id"]: _layout_of(encoder, row) for row in view.rows("frame_tensors", columns).to_dicts()}
     return [layouts[video_id] for video_id in video_ids]
+
+
+def _layout_of(encoder: VideoEncoder, row: dict[str, Any]) -> Any:
+    return encoder.layout(row["height"], row["width"], row["timestamps_s"])
 
 
 def durations_of(view: View) -> dict[str, float]:

@@ -147,7 +147,8 @@ class TrainedStage(ModelStage):
 
         asset, row_id = self.trained.parent
         recipe = self.recipe(view.config)
-        policy = learning_policy_of(view, run, asset, row_id, getattr(recipe, "train_vision", False))
+        trains_vision, lora_rank = getattr(recipe, "train_vision", False), getattr(recipe, "lora_rank", 0)
+        policy = learning_policy_of(view, run, asset, row_id, trains_vision, lora_rank)
         soft_query = policy.model.config.soft_query
         soft_query["system_prompt"] = soft_query["system_prompt"] or self.trained.prompt
         result = self.train(view, policy, run)

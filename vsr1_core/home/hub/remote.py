@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsr1_core.models.published import hub_name
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -95,7 +97,8 @@ def query_embedder_checksums(hub_id: str, api: HfApi | None = None) -> set[str]:
 
         api = Api()
     try:
-        listed = api.model_info(hub_id, files_metadata=True).siblings or []
+        name, revision = hub_name(hub_id)
+        listed = api.model_info(name, revision=revision, files_metadata=True).siblings or []
     except Exception as error:  # errors of the hub client, of httpx and of the OS have one meaning here
         raise OSError(f"the files of {hub_id} could not be listed ({type(error).__name__})") from error
     weights = [f for f in listed if f.rfilename.startswith(f"{QUERY_EMBEDDER}/") and f.rfilename.endswith(_WEIGHTS)]
@@ -110,8 +113,10 @@ def fetch_query_embedder(hub_id: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    name, revision = hub_name(hub_id)
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[f"{QUERY_EMBEDDER}/*"])) / QUERY_EMBEDDER
+        found = snapshot_download(name, revision=revision, allow_patterns=[f"{QUERY_EMBEDDER}/*"])
+        return Path(found) / QUERY_EMBEDDER
     except Exception as error:  # errors of the hub client, of httpx and of the OS have one meaning here
         raise OSError(f"the query_embedder/ of {hub_id} could not be downloaded ({type(error).__name__})") from error
 

@@ -113,7 +113,8 @@ def _compare_vectors(prepared: Prepared, view: View, execution: Execution) -> It
     split = next(iter(prepared.splits.values()))
     lines = range(0, len(split.queries), max(1, len(split.queries) // NUM_COMPARED))[:NUM_COMPARED]
     queries = [split.annotated[split.queries[n].row_id].query for n in lines]
-    embedder = load_embedder(row["path"], execution.device, precision(execution))
+    precise, instruction = precision(view, execution), view.config.models.query_instruction
+    embedder = load_embedder(row["path"], execution.device, precise, instruction)
     vectors, command = of_length_1(split.query_vectors[list(lines)]), f"import-prepared {prepared.root}"
     compare(embedder, row, queries, vectors, prepared.embedder, command, view.entry.name)
     yield f"the vectors of {len(queries)} queries are those of the embedder {row['source'] or row['digest']}"

@@ -23,7 +23,9 @@ from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padde
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import policy_from_body
+from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
+from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.soft_query import SoftQueryConfig
 from vsr1_core.models.text_tokens import MARK, TEXT_RULE, Rendered, render, template_ids
 
@@ -94,6 +96,18 @@ class Qwen3VLEmbedder:
     @property
     def word_embeddings(self) -> nn.Parameter:
         return self.model.language_model.embed_tokens.weight
+
+    @functools.cached_property
+    def size(self) -> ModelSize:
+        return size_of(self.model.config, self.model)
+
+    def query_tokens(self, queries: Sequence[str]) -> list[int]:
+        return [len(part.before) + len(part.after) for part in self._split(queries)]
+
+    def video_size(self, frames: VideoFrames) -> tuple[int, int]:
+        _, height, width, _ = frames.pixels.shape
+        layout = self.encoder.layout(height, width, frames.timestamps_s)
+        return self.encoder.num_patches(layout), len(self.video_prompt(layout).token_ids)
 
     def with_head(self, head: nn.Module | None) -> Qwen3VLEmbedder:
         """The same search engine, with queries going through `head` (None: without a head)."""
@@ -181,7 +195,7 @@ class Qwen3VLEmbedder:
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, E] of stored frames; all videos go through one pass of the tower.
+        """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower.
 
         Raises ValueError if the sides of a frame are not multiples of patch size times merge size.
         """

@@ -20,7 +20,7 @@ from vsr1_core.models.qwen3_vl.released_form import write_released_form
 from vsr1_core.models.qwen3_vl.sizes import published_config, size_of
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
-from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.qwen3_vl.vision import fast_vision
 from vsr1_core.models.qwen3_vl.vllm_writer import open_writer
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.soft_query import SoftQueryConfig
@@ -81,7 +81,7 @@ class Qwen3VL:
 
     def new_tiny(self, recipe: TinyRecipe, texts: Sequence[str], instruction: str) -> Qwen3VLEmbedder:
         tokenizer = train_tokenizer(texts, recipe.vocab_size)
-        model = batch_vision_attention(Qwen3VLModel(tiny_config(recipe, tokenizer)))
+        model = fast_vision(Qwen3VLModel(tiny_config(recipe, tokenizer)))
         return Qwen3VLEmbedder(model, tokenizer, EmbedderForm("template", instruction))
 
 

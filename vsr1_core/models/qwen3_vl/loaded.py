@@ -16,8 +16,10 @@ from vsr1_core.models.protocols import TextWriter
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
 from vsr1_core.models.qwen3_vl.reading import PromptReading, read_prompts, teacher_forced, teacher_forced_answers
+from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
+from vsr1_core.models.sizes import ModelSize
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class LoadedPolicy:
     @property
     def vision_tower(self) -> nn.Module:
         return self.model.model.visual
+
+    @property
+    def size(self) -> ModelSize:
+        return size_of(self.model.config, self.model)
 
     @property
     def text_model(self) -> nn.Module:

@@ -14,7 +14,7 @@ from vsr1_core.input_form import QUERY_INSTRUCTION, EmbedderForm
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
-from vsr1_core.models.qwen3_vl.vision import batch_vision_attention
+from vsr1_core.models.qwen3_vl.vision import fast_vision
 from vsr1_core.models.soft_query import SoftQueryConfig, is_soft_query, soft_query_modules
 from vsr1_core.models.weights import check_loaded, load_quietly
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
@@ -37,7 +37,7 @@ def load_configured(
     check_loaded(str(folder), info, allowed_missing=_tied(config))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_tokenizer(str(folder), tokenizer, model)
-    batch_vision_attention(model.model)
+    fast_vision(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer)
 
 
@@ -66,7 +66,7 @@ def load_base_policy(
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
     _check_tokenizer(model_id, tokenizer, model)
-    batch_vision_attention(model.model)
+    fast_vision(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer)
 
 
@@ -101,9 +101,7 @@ def load_body(
     check_loaded(str(folder), info)
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    embedder = Qwen3VLEmbedder(
-        batch_vision_attention(model).to(device).eval(), tokenizer, _form_of(folder, instruction)
-    )
+    embedder = Qwen3VLEmbedder(fast_vision(model).to(device).eval(), tokenizer, _form_of(folder, instruction))
     if not (Path(folder) / RECORD).is_file():
         _name_missing_end_token(str(folder), embedder)
     return embedder

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vsr1_core.models.sizes import ModelSize
@@ -20,11 +21,14 @@ _SHAPES: Mapping[str, tuple[int, int, int, int, bool, Mapping[str, Any]]] = {
 """Hidden size, layers, heads, intermediate size, tied embeddings, vision, from the published config.json files."""
 
 
-def size_of(config: Qwen3VLConfig) -> ModelSize:
-    """The size of the model that `config` describes. The model is built on the meta device, so it takes no memory."""
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    text, vision = config.text_config, sum(p.numel() for p in model.model.visual.parameters())
+def size_of(config: Qwen3VLConfig, model: nn.Module | None = None) -> ModelSize:
+    """The size of the model that `config` describes. Parameters are counted in `model`, which has a vision tower
+    `visual`; without it, the model is built on the meta device, where it takes no memory."""
+    if model is None:
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration(config)
+    text, tower = config.text_config, config.vision_config
+    vision = sum(p.numel() for name, p in model.named_parameters() if "visual." in name)
     return ModelSize(
         text=sum(p.numel() for p in model.parameters()) - vision,
         vision=vision,
@@ -32,8 +36,13 @@ def size_of(config: Qwen3VLConfig) -> ModelSize:
         num_layers=text.num_hidden_layers,
         intermediate_size=text.intermediate_size,
         cache_size=2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
+        attention_size=text.num_attention_heads * text.head_dim,
         vocab_size=text.vocab_size,
-        num_levels=1 + len(config.vision_config.deepstack_visual_indexes),
+        num_levels=1 + len(tower.deepstack_visual_indexes),
+        vision_hidden_size=tower.hidden_size,
+        vision_intermediate_size=tower.intermediate_size,
+        patch_values=tower.in_channels * tower.temporal_patch_size * tower.patch_size**2,
+        patches_per_token=tower.spatial_merge_size**2,
     )
 
 
@@ -51,6 +60,13 @@ def published_config(name: str) -> Qwen3VLConfig | None:
         "head_dim": 128,
         "intermediate_size": intermediate,
         "vocab_size": 151_936,
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000.0,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
         "tie_word_embeddings": tied,
     }
     vision = {**vision, "out_hidden_size": hidden, "num_position_embeddings": 2304}

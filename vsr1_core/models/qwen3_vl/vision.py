@@ -4,6 +4,7 @@ batches."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,15 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLModel,
     Qwen3VLVisionAttention,
+    Qwen3VLVisionPatchEmbed,
     apply_rotary_pos_emb_vision,
 )
 
 from vsr1_core.input_form import OURS, InputForm
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, video_layout, video_patches
+from vsr1_core.models.qwen3_vl.sizes import size_of
+from vsr1_core.models.sizes import ModelSize
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,16 @@ class VisionTower:
     def layout(self, height: int, width: int, timestamps_s: Sequence[float]) -> VideoLayout:
         return video_layout(height, width, timestamps_s, self.model.config, self.form)
 
-    def num_patches(self, video: VideoPatches) -> int:
-        return len(video.patches)
+    @property
+    def size(self) -> ModelSize:
+        return size_of(self.model.config, self.model)
+
+    @property
+    def number_bytes(self) -> int:
+        return self.model.visual.patch_embed.proj.weight.element_size()
+
+    def num_patches(self, layout: VideoLayout | VideoPatches) -> int:
+        return math.prod(layout.grid)
 
     def encode(self, videos: Sequence[VideoPatches]) -> list[VideoFeatures]:
         return encode_videos(self.model, videos)
@@ -136,8 +148,36 @@ class BatchedVisionAttention(Qwen3VLVisionAttention):
         return self.proj(mixed.transpose(1, 2).reshape(frames * size, -1))
 
 
-def batch_vision_attention(model: Qwen3VLModel) -> Qwen3VLModel:
-    """Let every vision block of `model` compute attention in batches; weights and names stay. Returns `model`."""
+class PatchProduct(Qwen3VLVisionPatchEmbed):
+    """The patch embedding as one matrix product: its convolution does not overlap, so it is one.
+
+    The convolution takes 7 (fp32) and 40 (bf16) times as long on a CPU, and is slow on several versions of cuDNN. The
+    weight keeps its name and shape; results differ by rounding.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = self.proj.weight
+        return F.linear(hidden_states.reshape(-1, weight[0].numel()).to(weight), weight.flatten(1), self.proj.bias)
+
+
+PRODUCT_FROM_WIDTH = 512
+"""Towers of this width or more embed patches by a product. The tiny ones keep the convolution, because their results
+were measured with it and training enlarges a difference in rounding."""
+
+
+def fast_vision(model: Qwen3VLModel) -> Qwen3VLModel:
+    """Let the vision tower of `model` compute attention in batches, and embed patches by a product where it is wide.
+    Weights and names stay. Returns `model`."""
     for block in model.visual.blocks:
         block.attn.__class__ = BatchedVisionAttention
+    if model.config.vision_config.hidden_size >= PRODUCT_FROM_WIDTH:
+        use_patch_product(model)
     return model
+
+
+def use_patch_product(model: Qwen3VLModel) -> None:
+    """Embed patches by `PatchProduct`. Raises ValueError if the windows of the convolution overlap or leave gaps."""
+    proj = model.visual.patch_embed.proj
+    if proj.kernel_size != proj.stride or any(proj.padding):
+        raise ValueError(f"patches of {proj.kernel_size} every {proj.stride} are no matrix product")
+    model.visual.patch_embed.__class__ = PatchProduct

@@ -20,8 +20,30 @@ from transformers import PreTrainedTokenizerBase, XCLIPModel
 from transformers.masking_utils import create_causal_mask
 
 from vsr1_core.models.protocols import VideoFrames
+from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.text_tokens import TEXT_RULE, closed_ids
 from vsr1_core.models.xclip.pixels import Normalisation, pixel_values
+
+
+def size_of(model: XCLIPModel) -> ModelSize:
+    """The size of `model`. A video becomes one vector, which no text model reads."""
+    text, vision = model.config.text_config, model.config.vision_config
+    num_text = sum(p.numel() for p in (*model.text_model.parameters(), *model.text_projection.parameters()))
+    return ModelSize(
+        text=num_text,
+        vision=sum(p.numel() for p in model.parameters()) - num_text,
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        intermediate_size=text.intermediate_size,
+        cache_size=0,
+        attention_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        num_levels=1,
+        vision_hidden_size=vision.hidden_size,
+        vision_intermediate_size=vision.intermediate_size,
+        patch_values=vision.num_channels * vision.patch_size**2,
+        patches_per_token=vision.num_frames * (vision.image_size // vision.patch_size) ** 2,
+    )
 
 
 class XCLIPEmbedder:
@@ -50,6 +72,17 @@ class XCLIPEmbedder:
     @property
     def device(self) -> torch.device:
         return self.model.text_projection.weight.device
+
+    @functools.cached_property
+    def size(self) -> ModelSize:
+        return size_of(self.model)
+
+    def query_tokens(self, queries: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._token_ids(queries)]
+
+    def video_size(self, frames: VideoFrames) -> tuple[int, int]:
+        vision = self.model.config.vision_config
+        return vision.num_frames * (vision.image_size // vision.patch_size) ** 2, 1
 
     @functools.cached_property
     def text_digest(self) -> str:

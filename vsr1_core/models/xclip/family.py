@@ -11,7 +11,7 @@ from vsr1_core.models.insertion import InsertionPlace
 from vsr1_core.models.protocols import EmbedderFamily
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.weights import LOADING, check_loaded
-from vsr1_core.models.xclip.embedder import XCLIPEmbedder
+from vsr1_core.models.xclip.embedder import XCLIPEmbedder, size_of
 from vsr1_core.models.xclip.pixels import normalisation
 
 
@@ -41,18 +41,7 @@ class XCLIP:
         config = XCLIPConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = XCLIPModel(config)
-        text = config.text_config
-        num_text = sum(p.numel() for p in (*model.text_model.parameters(), *model.text_projection.parameters()))
-        return ModelSize(
-            text=num_text,
-            vision=sum(p.numel() for p in model.parameters()) - num_text,
-            hidden_size=text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            intermediate_size=text.intermediate_size,
-            cache_size=0,
-            vocab_size=text.vocab_size,
-            num_levels=1,
-        )
+        return size_of(model)
 
     def published_size(self, model_id: str) -> ModelSize | None:
         """None, because no published sizes are recorded here; `model_size` works for a model on this machine."""

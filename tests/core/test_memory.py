@@ -1,0 +1,69 @@
+"""What passes take in memory: the formulas against measured peaks at reduced depth, and how they move."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from vsr1_core.models.memory import Learning, Passes
+from vsr1_core.models.registry import model_size
+from vsr1_core.models.sizes import ModelSize
+
+SIZE = model_size("Qwen/Qwen3-VL-2B-Instruct")
+LOWEST, HIGHEST = 0.6, 1.8
+"""What a forecast may be of a measured peak. Kernels and allocators differ between processors."""
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[str, tuple[float, float]]:
+    environ = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "tests.core.pass_peaks"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environ})
+    found: dict[str, tuple[float, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize("name", ["vision", "text", "all weights", "adapters"])
+def test_a_forecast_peak_is_near_the_measured_one(peaks: dict[str, tuple[float, float]], name: str) -> None:
+    measured, forecast = peaks[name]
+    assert LOWEST < forecast / measured < HIGHEST, f"{measured / 2**20:.0f} MiB, forecast {forecast / 2**20:.0f} MiB"
+
+
+def size() -> ModelSize:
+    assert SIZE is not None
+    return SIZE
+
+
+def test_a_padded_batch_costs_its_longest_row() -> None:
+    passes = Passes(size())
+    assert passes.text([100, 1000]) == 2 * passes.text([1000])
+    assert passes.cache([10]) == 10 * 2 * 28 * 2 * 8 * 128
+    assert passes.decoding([1000], 256) > passes.text([1000]) + passes.cache([1256])
+
+
+def test_adapters_need_a_fraction_of_what_all_weights_need() -> None:
+    whole, adapters = Learning(size()), Learning(size(), lora_rank=32)
+    assert whole.held == 12 * whole.num_learning
+    assert adapters.num_adapters == 32 * 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
+    assert adapters.peak([3000], 150) < whole.peak([3000], 150) / 3
+
+
+def test_every_term_moves_the_peak() -> None:
+    base = Learning(size())
+    peak = base.peak([3000], 150)
+    assert base.peak([6000], 150) > peak, "longer prompts"
+    assert base.peak([3000], 1500) > peak + 3 * 4 * 1350 * 151_936, "logits at the token limit"
+    long = base.peak([30_000], 150)
+    assert base.peak([30_000], 150, 1 << 30) == long + (1 << 30), "what else is held, where activations decide"
+    assert replace(base, is_checkpointed=False).peak([3000], 150) > peak
+    assert base.autocast_copies == 2 * base.num_learning
+    assert base.optimiser_temporaries == 4 * base.num_learning
+    assert replace(base, on_cpu=True).optimiser_temporaries == 4 * 151_936 * 2048
+    assert base.peak([1], 1) == base.held + 4 * base.num_learning + base.optimiser_temporaries
