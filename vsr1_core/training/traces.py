@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vsr1_core.search.episodes import turn_row
+from vsr1_core.search.turn_rows import turn_row
 from vsr1_core.training.rewards import RewardBreakdown
 from vsr1_core.training.rollout import Rollout
 
@@ -30,7 +30,7 @@ class EpisodeTrace:
     reward: RewardBreakdown
     advantage: float
     turns: tuple[Mapping[str, Any], ...]
-    """One row of `search.episodes.turn_row` per turn."""
+    """One row of `search.turn_rows.turn_row` per turn."""
 
 
 def trace_of(step: int, sample: int, rollout: Rollout) -> EpisodeTrace:
