@@ -21,6 +21,7 @@ from pipelines import (
     hub_commands,
     prepared_commands,
     search_command,
+    serve_command,
     show,
 )
 from pipelines.commands import (
@@ -55,6 +56,8 @@ EXAMPLES = """
   vsr1 build --dataset mine               decode, embed and index them
 
   vsr1 search "a dog jumps" -d mine       search them
+
+  vsr1 serve                              search in the browser, with the models kept loaded
 
   vsr1 sql "select * from failures"       query the tables
 
@@ -286,6 +289,7 @@ def ui(
 
 prepared_commands.register(app)
 search_command.register(app)
+serve_command.register(app)
 
 
 if __name__ == "__main__":
