@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -27,12 +28,16 @@ NUM_OPEN_DATASETS = 2
 """How many datasets keep their models open at once."""
 
 
-def create_app(state: ServerState, access: Access) -> ASGIApp:
-    """The ASGI app of a server, with its guards. The engine ends with it."""
+def create_app(
+    state: ServerState, access: Access, during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+) -> ASGIApp:
+    """The ASGI app of a server, with its guards. The engine ends with it. during: entered while the app runs; uvicorn
+    raises the signal that stopped it again once the app has ended, so nothing after it would run."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        with during():
+            yield
         state.engine.close()
 
     # FastAPI's own pages for docs load scripts from a CDN.
@@ -81,7 +86,7 @@ def serve(home: Path, state: ServerState, access: Access, host: str, port: int, 
 
     warehouse.refresh(home)  # views from before an update lack columns
     config = uvicorn.Config(
-        create_app(state, access),
+        create_app(state, access, lambda: announced(home, RunningServer(url, access.token, state.instance))),
         host=host,
         port=port,
         log_level="warning",
@@ -90,5 +95,5 @@ def serve(home: Path, state: ServerState, access: Access, host: str, port: int, 
         timeout_graceful_shutdown=3,
         limit_concurrency=200,
     )
-    with announced(home, RunningServer(url, access.token, state.instance)):
+    with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()

@@ -5,7 +5,7 @@ import { h, options, put, seconds } from "/page/dom.js";
 import { moves, outcome, spanOf, turnCard } from "/page/parts.js";
 import { Player } from "/page/player.js";
 
-const PAGE_ROWS = 50;
+const PAGE_ROWS = 50, ALL = "*";
 
 export function queriesView(place, asked, { datasets, outcomes, go, link }) {
   const evaluated = datasets.filter((one) => one.evaluated.length);
@@ -15,7 +15,7 @@ export function queriesView(place, asked, { datasets, outcomes, go, link }) {
     return {};
   }
   const chosen = evaluated.find((one) => one.name === asked.get("d")) || evaluated[0];
-  const now = { d: chosen.name, m: asked.get("m") ?? chosen.evaluated.at(-1).name, s: asked.get("s") || "", o: asked.get("o") || "", q: asked.get("q") || "" };
+  const now = { d: chosen.name, m: asked.get("m") || chosen.evaluated.at(-1).name, s: asked.get("s") || "", o: asked.get("o") || "", q: asked.get("q") || "" };
   const offset = Number(asked.get("at")) || 0;
   const change = (values) => go("queries", { ...now, ...values });
   const pick = (name, label, values, value) => {
@@ -30,7 +30,7 @@ export function queriesView(place, asked, { datasets, outcomes, go, link }) {
     h("form", { class: "card stack", onsubmit: (event) => { event.preventDefault(); change({ q: text.value }); } },
       h("div", { class: "row end" },
         pick("d", "Dataset", evaluated.map((one) => [one.name, one.name]), now.d),
-        pick("m", "Method", chosen.evaluated.map((one) => [one.name, one.label]), now.m),
+        pick("m", "Method", [...chosen.evaluated.map((one) => [one.name, one.label]), [ALL, "all methods"]], now.m),
         pick("s", "Split", [["", "all"], ...Object.keys(chosen.splits).map((name) => [name, name])], now.s),
         h("label", { class: "grow" }, "Query", text), h("button", { type: "submit" }, "Filter")),
       chips),
@@ -39,13 +39,14 @@ export function queriesView(place, asked, { datasets, outcomes, go, link }) {
         h("th", { scope: "col", class: "num" }, "Rank"), h("th", { scope: "col", class: "num wide" }, "IoU"), h("th", { scope: "col", class: "num wide" }, "Turns"))),
       rows)), pages));
 
-  const filter = { method: now.m, split: now.s, outcome: now.o, text: now.q, offset, limit: PAGE_ROWS };
+  const filter = { method: now.m === ALL ? "" : now.m, split: now.s, outcome: now.o, text: now.q, offset, limit: PAGE_ROWS };
   get(of(now.d, "predictions"), filter).then((found) => {
     const all = Object.values(found.counts).reduce((sum, number) => sum + number, 0);
     const chip = (name, label, number) => h("button", { type: "button", "aria-pressed": String(now.o === name), onclick: () => change({ o: name }) }, `${label} ${number}`);
     put(chips, chip("", "all", all), Object.entries(outcomes).filter(([name]) => found.counts[name]).map(([name, label]) => chip(name, label, found.counts[name])));
     put(rows, found.queries.map((row) => h("tr", { class: "pick" },
-      h("td", { class: "break" }, h("a", { class: "item", href: link("query", { d: now.d, id: row.query_id, a: row.method }) }, row.query || row.query_id)),
+      h("td", { class: "break" }, h("a", { class: "item", href: link("query", { d: now.d, id: row.query_id, a: row.method }) }, row.query || row.query_id),
+        now.m === ALL && h("div", { class: "soft small" }, row.method)),
       h("td", {}, outcome(row.outcome, outcomes)),
       h("td", { class: "num" }, `${row.first_rank ?? "–"} → ${row.rank ?? "–"}`),
       h("td", { class: "num wide" }, row.iou === null ? "–" : row.iou.toFixed(2)), h("td", { class: "num wide" }, row.num_turns ?? "–"))));
@@ -85,7 +86,7 @@ export function queryView(place, asked, { outcomes, health, go, link }) {
           `▶ right video ${moment.video_id}, ${seconds(truth[0])} to ${seconds(truth[1])}`),
         h("a", { href: link("search", { d: dataset, q: moment.query, s: moment.split }) }, "search for this text"),
         health.ui_url && h("a", { href: `${health.ui_url}/assets`, rel: "noreferrer" }, "assets in Dagster")),
-      h("div", { class: "row end" }, select("a", first?.method), select("b", second?.method || "", true)),
+      h("div", { class: "row end" }, select("a", first?.method, false), select("b", second?.method || "", true)),
       player.element,
       h("div", { class: second ? "columns" : "stack" },
         [[first, "first"], [second, "second"]].filter(([answer]) => answer).map(([answer, kind]) => answerCard(dataset, moment, answer, kind, outcomes, show))));
