@@ -109,6 +109,8 @@ def test_a_card_opens_its_video_and_a_turn_outside_the_cards_does_too(page: Any)
     until(page, f"document.querySelector('section[aria-label=Player] h2').textContent === '{VIDEOS[0]}'")
     until(page, "document.querySelector('video').readyState > 0")
     page.wait_for_selector(".notice", state="hidden")
+    wait_for_time(page, 5.0)  # the browser shows the file's own clock; in our tables the first frame is at 0
+    assert page.evaluate("document.querySelector('.head').style.left") == "0%"
     page.click(".turn.matched button")
     wait_for_time(page, 2.0)
 

@@ -66,14 +66,15 @@ def prediction(method: str) -> dict[str, Any]:
 
 
 def write_home(home: Path) -> Path:
-    """Three videos, one of them in a codec that browsers do not play, and one query that two methods answered."""
+    """Three videos, the first with a clock that begins at 5 s, the second in a codec that browsers do not play; and one
+    query that two methods answered."""
     save_entry(home, DatasetEntry(DATASET, "folder", str(home / "videos"), config="nano"))
     stages, videos, frames = all_stages(), [], []
     for number, video_id in enumerate(VIDEOS):
         suffix, codec = (".mkv", "mpeg4") if video_id == "pool" else (".mp4", "libx264")
         path = home / f"videos/{number}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, [float(second) for second in range(6)], codec=codec)
+        write_video(path, [second + (0.0 if number else 5.0) for second in range(6)], codec=codec)
         facts, stored = probe(path), home / f"frames/{number}.npy"
         times = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
         write_frames(stored, np.full((6, 36, 64, 3), 40 * number + 20, np.uint8))

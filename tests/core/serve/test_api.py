@@ -124,7 +124,8 @@ def test_the_player_gets_length_and_clock_from_the_tables(client: TestClient) ->
     assert (facts["has_file"], facts["plays"], facts["codec"]) == (True, False, "mpeg4")
     assert facts["frames_s"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert facts["duration_s"] == pytest.approx(5.0, abs=1.1)
-    assert client.get(f"{OF}/video", params={"id": VIDEOS[0]}).json()["plays"] is True
+    own_clock = client.get(f"{OF}/video", params={"id": VIDEOS[0]}).json()
+    assert (own_clock["plays"], own_clock["start_s"]) == (True, 5.0)
     assert "path" not in facts
 
 

@@ -8,7 +8,7 @@ const COLOURS = ["#0b6bcb", "#c2600a", "#17764a", "#a3261f", "#7a4cc2", "#0e7c86
 
 // Evenly spread stored frames of a video; those inside the span are marked.
 export function strip(dataset, video, span) {
-  const place = h("div", { class: "strip", "aria-hidden": "true" });
+  const place = h("span", { class: "strip", "aria-hidden": "true" });
   facts(dataset, video).then(({ frames_s: times }) => {
     const number = Math.min(NUM_THUMBNAILS, times.length);
     const frames = Array.from({ length: number }, (_, at) => Math.floor(((at + 0.5) * times.length) / number));
@@ -65,10 +65,11 @@ export function moves(rankings, marked) {
   const columns = rankings.filter((ranking) => ranking.videos.length);
   if (!columns.length) return null;
   if (columns.length > 1 && isSame(columns.at(-1).videos, columns.at(-2).videos)) columns.pop();
+  if (columns.length === 1) return h("p", { class: "soft small" }, "There is one ranking: that of the query's own words.");
   const rows = Math.min(8, ...columns.map((column) => column.videos.length));
   const names = [...new Set(columns.flatMap((column) => column.videos.slice(0, rows)))];
   const left = 150, right = 150, width = Math.max(520, left + right + (columns.length - 1) * 120), step = 24, top = 30;
-  const x = (at) => (columns.length === 1 ? left : left + (at * (width - left - right)) / (columns.length - 1));
+  const x = (at) => left + (at * (width - left - right)) / (columns.length - 1);
   const y = (place) => top + place * step + step / 2;
   const height = top + (rows + 1) * step;
   const placeOf = (column, name) => { const at = column.videos.indexOf(name); return at >= 0 && at < rows ? at : rows; };
@@ -87,7 +88,7 @@ export function moves(rankings, marked) {
     places.forEach((place, at) => { if (place < rows) drawn.append(svg("circle", { cx: x(at), cy: y(place), r: thick + 2, fill: colour })); });
     const first = places[0], last = places.at(-1), bold = name === marked ? "700" : null;
     if (first < rows) drawn.append(svg("text", { x: x(0) - 12, y: y(first) + 4, "text-anchor": "end", "font-weight": bold }, short(name)));
-    if (last < rows && columns.length > 1)
+    if (last < rows)
       drawn.append(svg("text", { x: x(columns.length - 1) + 12, y: y(last) + 4, "font-weight": bold }, short(name)));
   });
   return h("div", { class: "scroll" }, drawn);

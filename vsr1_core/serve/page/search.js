@@ -82,8 +82,14 @@ export function searchView(place, asked, { datasets, go }) {
   function showTurn(turn, seen) {
     results.hidden = false;
     put(verdict, `Turn ${turn.turn}: ${turn.decision === "matched" ? "matched" : "not matched, searching on"}`);
-    trace.append(turnCard(dataset.value, turn, show));
+    trace.append(turnCard(dataset.value, turn, pickOne));
     put(moved, moves(seen.map((one) => ({ label: `turn ${one.turn}`, videos: one.ranking.map((at) => at.video) })), turn.video));
+  }
+
+  // A card or a turn that a person picked: the player may be out of sight, above all on a phone.
+  function pickOne(said) {
+    show(said);
+    player.element.scrollIntoView({ block: "nearest" });
   }
 
   function show(said) {
@@ -96,7 +102,7 @@ export function searchView(place, asked, { datasets, go }) {
     results.hidden = false;
     verdict.className = `verdict ${found.matched_turn ? "yes" : "no"}`;
     put(verdict, found.verdict[0].toUpperCase() + found.verdict.slice(1));
-    put(trace, found.turns.map((turn) => turnCard(found.dataset, turn, show)));
+    put(trace, found.turns.map((turn) => turnCard(found.dataset, turn, pickOne)));
     if (!found.turns.length) put(trace, h("li", { class: "soft" }, "Nothing was shown to a policy: videos are ranked by similarity alone."));
     put(hits, found.hits.map((hit) => h("li", {}, card(found.dataset, hit))));
     const rankings = found.turns.map((turn) => ({ label: `turn ${turn.turn}`, videos: turn.ranking.map((at) => at.video) }));
@@ -111,7 +117,7 @@ export function searchView(place, asked, { datasets, go }) {
   function card(name, hit) {
     const span = spanOf(hit), up = hit.first_rank - hit.rank;
     const moved = up > 0 ? `▲ from ${hit.first_rank}` : up < 0 ? `▼ from ${hit.first_rank}` : "as at first";
-    return h("button", { type: "button", class: "hit", "data-video": hit.video, onclick: () => show(hit) },
+    return h("button", { type: "button", class: "hit", "data-video": hit.video, onclick: () => pickOne(hit) },
       h("span", { class: "row" }, h("span", { class: "rank" }, hit.rank), h("span", { class: "grow break" }, hit.video),
         hit.decision && decision(hit.decision)),
       strip(name, hit.video, span),
