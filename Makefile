@@ -33,12 +33,12 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-system:  # ffmpeg is optional: only tests that compare with ffprobe use it
-	@command -v ffprobe >/dev/null || { \
+system:  # both are optional: tests that compare with ffprobe use the one, tests of the page the other
+	@command -v ffprobe >/dev/null && command -v chromium >/dev/null || { \
 	  if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	    (apt-get update -qq && apt-get install -y -qq --no-install-recommends ffmpeg) >/dev/null 2>&1 \
-	      || echo "ffmpeg could not be installed; tests that need ffprobe are skipped"; \
-	  else echo "no ffprobe here: tests that need it are skipped (install ffmpeg to run them)"; fi; }
+	    (apt-get update -qq && apt-get install -y -qq --no-install-recommends ffmpeg chromium) >/dev/null 2>&1 \
+	      || echo "ffmpeg or chromium could not be installed; tests that need them are skipped"; \
+	  else echo "no ffprobe or no chromium here: tests that need them are skipped (install them to run these)"; fi; }
 
 demo: setup  ## Build the toy dataset, raw videos to report, and print the metrics
 	$(BIN)/vsr1 build --dataset toy

@@ -20,6 +20,8 @@ from pipelines import (
     experiment_commands,
     hub_commands,
     prepared_commands,
+    search_command,
+    serve_command,
     show,
 )
 from pipelines.commands import (
@@ -33,7 +35,7 @@ from pipelines.commands import (
     known_configuration,
     require_dagster,
 )
-from pipelines.settings import execution_of, prepare_process, read_settings
+from pipelines.settings import prepare_process, read_settings
 from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
@@ -54,6 +56,8 @@ EXAMPLES = """
   vsr1 build --dataset mine               decode, embed and index them
 
   vsr1 search "a dog jumps" -d mine       search them
+
+  vsr1 serve                              search in the browser, with the models kept loaded
 
   vsr1 sql "select * from failures"       query the tables
 
@@ -271,24 +275,6 @@ def report(dataset: DatasetOption = "toy") -> None:
         typer.echo(f"Report: {path}")
 
 
-@app.command(epilog='Example: [bold]vsr1 search "a red circle moves left" --dataset toy[/bold]')
-@command
-def search(
-    text: Annotated[str, typer.Argument(help="What the moment shows, in words.")],
-    dataset: DatasetOption = "toy",
-    split: Annotated[str, typer.Option(help="The split whose videos are searched.")] = "test",
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many videos are listed.")] = 5,
-) -> None:
-    """Find the videos that a text describes, and the moment in the best one."""
-    from vsr1_core.home.search import best_method, search_once
-    from vsr1_core.stages.opened import OpenedModels
-
-    settings = read_settings()
-    opened = OpenedModels(open_view(settings.home, dataset), execution_of(settings, lambda _line: None))
-    found = search_once(opened, best_method(opened.view), text, split, top_k)
-    show.console().print(show.hits_table(f"{dataset}, {split}: {text}", found))
-
-
 @app.command()
 @command
 def ui(
@@ -308,6 +294,8 @@ def ui(
 
 
 prepared_commands.register(app)
+search_command.register(app)
+serve_command.register(app)
 
 
 if __name__ == "__main__":

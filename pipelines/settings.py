@@ -1,7 +1,7 @@
 """Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _MODEL_WORKERS, _CACHE_GB,
-_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS and VSR1_TEACHER_*, and
-whether VSR1_POSTGRES_URL is set.
-Dagster is not imported here, because most commands do not need it."""
+_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS, _SERVE_TOKEN and
+VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is not imported here, because most commands do not need
+it."""
 
 from __future__ import annotations
 
@@ -141,6 +141,15 @@ def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings |
         _number(environ, "VSR1_TEACHER_TIMEOUT_S", default.timeout_s),
         int(_number(environ, "VSR1_TEACHER_MAX_REQUESTS", default.max_requests)),
     )
+
+
+def read_token(environ: Mapping[str, str] = os.environ) -> str:
+    """The token that `vsr1 serve` asks for, from VSR1_SERVE_TOKEN; empty where it is not set. ValueError: it is too
+    short to be secret."""
+    token = environ.get("VSR1_SERVE_TOKEN", "").strip()
+    if token and (len(token) < 16 or not token.isascii() or not token.isprintable()):
+        raise ValueError("VSR1_SERVE_TOKEN must have at least 16 ASCII characters")
+    return token
 
 
 def uses_postgres(environ: Mapping[str, str] = os.environ) -> bool:

@@ -15,7 +15,6 @@ from rich.table import Table
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.home.capacity import ASSUMED, GIB, Estimate
 from vsr1_core.home.metrics_grid import metrics_grid
-from vsr1_core.home.search import Hit
 from vsr1_core.home.status import causes, status_frame
 from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.rows.increments import STATES
@@ -144,13 +143,6 @@ def status_table(view: View) -> Table:
         for name, num_rows, num_failed, version, changed_at in status_frame(view).iter_rows()
     ]
     return table(f"Status of {view.entry.name}", ["asset", "rows", "failed", "data version", "last change"], rows)
-
-
-def hits_table(title: str, hits: Iterable[Hit]) -> Table:
-    """What a search found, one line per video."""
-    header = ["rank", "video_id", "score", "turn", "decision", "start_s", "end_s", "reasoning", "path"]
-    names = ["video" if name == "video_id" else name for name in header]
-    return table(title, header, [[getattr(hit, name) for name in names] for hit in hits])
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:

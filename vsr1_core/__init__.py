@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from vsr1_core.home.face import sql as sql
     from vsr1_core.home.folder_index import Index as Index
     from vsr1_core.home.home import Home as Home
-    from vsr1_core.home.search import Hit as Hit
+    from vsr1_core.home.search_result import Found as Found
+    from vsr1_core.home.search_result import Hit as Hit
     from vsr1_core.models.checkpoints import load_policy as load_policy
 
 _WHERE = {
-    "Hit": "vsr1_core.home.search",
+    "Found": "vsr1_core.home.search_result",
+    "Hit": "vsr1_core.home.search_result",
     "Home": "vsr1_core.home.home",
     "Index": "vsr1_core.home.folder_index",
     "load_policy": "vsr1_core.models.checkpoints",
     "sql": "vsr1_core.home.face",
 }
-__all__ = ["Hit", "Home", "Index", "__version__", "load_policy", "search", "sql"]
+__all__ = ["Found", "Hit", "Home", "Index", "__version__", "load_policy", "search", "sql"]
 
 
 class _CallablePackage(ModuleType):

@@ -31,7 +31,7 @@ from vsr1_core.search.episodes import (
     verify,
 )
 from vsr1_core.search.index import build_index
-from vsr1_core.search.turn_rows import turn_row
+from vsr1_core.search.turn_rows import ranked_turn_row, turn_row
 
 IDS = [f"v{i}" for i in range(6)]
 YES, NO = answer_text("a ring.", True, 0.0, 1.0), answer_text("no ring.", False)
@@ -133,6 +133,25 @@ def test_a_turn_shows_the_first_video_of_its_own_ranking(script: Any) -> None:
             assert turn.video_id == IDS[int(np.argmax(scores))]
             assert turn.score == pytest.approx(float(scores.max()), abs=1e-5)
         assert episode.final_rank == episode.turns[-1].rank
+
+
+@torch.no_grad()
+def test_each_turn_keeps_the_first_videos_of_its_ranking_and_is_told_when_it_ends(script: Any) -> None:
+    script([NO, YES])
+    told = list[tuple[str, int]]()
+    search = searcher(num_turns=3, num_kept=4)
+    for episode in search.run(QUERIES, told=lambda e: told.append((e.query.query_id, len(e.turns)))):
+        for turn, used in zip(episode.turns, range(3), strict=False):
+            so_far = Episode(episode.query, latents=episode.latents[:used])
+            scores = search.index.vectors @ search.embed([so_far])[0].numpy()
+            row = ranked_turn_row(used + 1, turn)
+            assert row["top_video_ids"] == [IDS[i] for i in np.argsort(-scores)[:4]]
+            assert row["top_scores"] == pytest.approx(np.sort(scores)[::-1][:4].tolist(), abs=1e-5)
+            assert row["top_video_ids"][0] == turn.video_id
+        assert episode.ranked == episode.turns[-1].ranked
+        first = search.index.vectors @ episode.first_vector.numpy()
+        assert episode.turns[0].video_id == IDS[int(np.argmax(first))]
+    assert told == [(query.query_id, turn) for turn in (1, 2) for query in QUERIES]
 
 
 def test_an_unknown_answer_refines_like_a_rejection(script: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 import vsr1_core as vsr1
 from vsr1_core.home import building
 from vsr1_core.home.home import Home
+from vsr1_core.home.search import SearchRequest, search_once, search_together
 from vsr1_core.stages import loading
 from vsr1_core.stages.base import Check
 
@@ -84,6 +85,33 @@ def test_searching_again_loads_nothing_until_a_row_moves(home: Home, loads: Coun
     touch_version(home, "embedder", before)
 
 
+def test_a_result_says_every_turn_and_both_rankings(home: Home) -> None:
+    found = home.search(TEXT, "nano", top_k=2, method="sqr_sft", turns=2)
+    assert (found.method, found.dataset, found.split) == ("sqr_sft", "nano", "test")
+    assert 1 <= len(found.turns) <= 2
+    everything = home.search(TEXT, "nano", top_k=8, method="sqr_sft", turns=2)
+    order = [hit.video for hit in everything]
+    assert [turn.last_rank for turn in found.turns] == [order.index(turn.video) + 1 for turn in found.turns]
+    assert [turn.ranking[0].video for turn in found.turns] == [turn.video for turn in found.turns]
+    plain = home.search(TEXT, "nano", top_k=8, verify=False)
+    assert (plain.method, plain.turns) == (None, ())
+    assert [hit.video for hit in plain] == [place.video for place in everything.first]
+    assert {hit.video: hit.first_rank for hit in everything} == {hit.video: hit.rank for hit in plain}
+    assert type(found).from_dict(found.to_dict()) == found
+
+
+def test_requests_in_one_batch_get_what_each_gets_alone(home: Home) -> None:
+    opened = home.opened("nano")
+    requests = [SearchRequest(text, top_k=3) for text in (TEXT, "a blue square moves right", "a bar")]
+    told = Counter[int]()
+    together = search_together(opened, requests, told=lambda number, turn: told.update([number]))
+    assert dict(told) == {number: len(found.turns) for number, found in enumerate(together)}
+    for request, found in zip(requests, together, strict=True):
+        alone = search_once(opened, request)
+        assert [hit.video for hit in found] == [hit.video for hit in alone]
+        assert [(turn.video, turn.decision) for turn in found.turns] == [(t.video, t.decision) for t in alone.turns]
+
+
 def test_the_function_keeps_its_home_open(home: Home, loads: Counter[str]) -> None:
     first, again = (vsr1.search(TEXT, "nano", home=home.path, top_k=1) for _ in range(2))
     assert first == again == home.search(TEXT, "nano", top_k=1)
@@ -133,6 +161,12 @@ def test_what_is_wrong_is_said(home: Home, tmp_path: Path) -> None:
         home.search(" ", "nano")
     with pytest.raises(ValueError, match="at least 1, not 0"):
         home.search(TEXT, "nano", top_k=0)
+    with pytest.raises(LookupError, match="no method 'sqr'; did you mean 'sqr_sft'"):
+        home.search(TEXT, "nano", method="sqr")
+    with pytest.raises(LookupError, match="grpo_checkpoint has no row 'grpo_checkpoint'; run: vsr1 build"):
+        home.search(TEXT, "nano", method="videosearch_r1")
+    with pytest.raises(LookupError, match="no videos in the split 'dev'; its splits: test, train, val"):
+        home.search(TEXT, "nano", split="dev")
     with pytest.raises(ValueError, match=r"no asset or group 'frames'; there are: .*frame_tensors"):
         home.build("nano", ["frames"])
     with pytest.raises(LookupError, match="no configuration 'huge'; there are: tiny"):

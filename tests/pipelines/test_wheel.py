@@ -64,6 +64,7 @@ def test_a_wheel_adds_one_package_with_all_files(wheel: Path) -> None:
     for part in ("assets", "pipelines"):
         expected |= {f"vsr1_core/_app/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / part).rglob("*.py")}
     data = {"vsr1_core/py.typed", "vsr1_core/_app/pipelines/dagster.yaml"}
+    data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "vsr1_core/serve/page").iterdir()}
     assert {name for name in names if ".dist-info" not in name} >= expected | data
 
 

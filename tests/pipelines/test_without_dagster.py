@@ -78,4 +78,4 @@ def test_every_name_of_the_face_is_there_without_dagster(tmp_path: Path) -> None
         "except AttributeError as error: print(error)"
     )
     done = vsr1(tmp_path, "-c", code)
-    assert "no attribute 'serach'; it has Hit, Home, Index" in done.stdout, done.stderr
+    assert "no attribute 'serach'; it has Found, Hit, Home, Index" in done.stdout, done.stderr

@@ -52,6 +52,13 @@ class TurnRow(TypedDict):
     text: str
 
 
+class RankedTurnRow(TurnRow):
+    """A turn of a prediction, with the first videos of its ranking."""
+
+    top_video_ids: list[str]
+    top_scores: list[float]
+
+
 class PredictionRow(TypedDict):
     """What a method answered to one query: a row of `predictions.<method>`."""
 
@@ -81,7 +88,9 @@ class PredictionRow(TypedDict):
     best_iou: float
     num_best_tokens: int
     prefix_ranks: list[int] | None
-    turns: list[TurnRow]
+    top_video_ids: list[str]
+    top_scores: list[float]
+    turns: list[RankedTurnRow]
 
 
 class AskedRow(TypedDict):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsr1_core.home.home import Home
-from vsr1_core.home.search import Hit
+from vsr1_core.home.search_result import Found
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,8 +20,16 @@ def _kept_home(path: Path) -> Home:
 
 
 def search(
-    text: str, dataset: str = "toy", *, home: str | Path = "vsr1_home", split: str = "test", top_k: int = 5
-) -> list[Hit]:
+    text: str,
+    dataset: str = "toy",
+    *,
+    home: str | Path = "vsr1_home",
+    split: str = "test",
+    top_k: int = 5,
+    method: str | None = None,
+    verify: bool = True,
+    turns: int | None = None,
+) -> Found:
     """Find videos of a built dataset for a text, and the moment in each video that the policy was shown.
 
     The models stay open for the next search of the same home.
@@ -32,20 +40,26 @@ def search(
         home: The home folder.
         split: Which videos to search.
         top_k: How many videos to return.
+        method: Name of the method that searches; by default the last one of the report whose checkpoint is built.
+        verify: Whether a policy is shown the videos; False ranks them by the embedder alone.
+        turns: Most videos that the policy is shown; by default what the dataset's configuration says.
 
     Returns:
-        At most `top_k` hits, best first.
+        The result: a sequence of at most `top_k` hits, best first, with the verdict and every turn.
 
     Raises:
-        ValueError: The text is blank, or `top_k` is less than 1.
-        LookupError: There is no such dataset, or it is not built; the message has the command that builds it.
+        ValueError: The text is blank, or a number is out of its range.
+        LookupError: There is no such dataset, split or method, or it is not built; the message has the command that
+            builds it.
 
     Example:
         >>> import vsr1_core as vsr1
         >>> vsr1.search("a red circle moves left", "toy", top_k=1)[0].video   # doctest: +SKIP
         'toy_test_00042'
     """
-    return _kept_home(Path(home).expanduser().absolute()).search(text, dataset, split, top_k)
+    return _kept_home(Path(home).expanduser().absolute()).search(
+        text, dataset, split, top_k, method=method, verify=verify, turns=turns
+    )
 
 
 def sql(query: str, *, home: str | Path = "vsr1_home") -> pl.DataFrame:

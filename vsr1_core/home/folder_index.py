@@ -13,7 +13,8 @@ from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.home.adding import require_videos
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import ModelSource, model_source
-from vsr1_core.home.search import Hit, search_once
+from vsr1_core.home.search import SearchRequest, search_once
+from vsr1_core.home.search_result import Found
 from vsr1_core.rows.versions import fingerprint
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Index:
         if self._source.stands_for:
             self._adopt_policy(self._source)
 
-    def search(self, text: str, top_k: int = 5) -> list[Hit]:
+    def search(self, text: str, top_k: int = 5) -> Found:
         """Find videos for a text, and the moment in each video that the policy was shown.
 
         The first search loads the models; later ones use them again.
@@ -153,7 +154,7 @@ class Index:
             top_k: How many videos to return.
 
         Returns:
-            At most `top_k` hits, best first.
+            The result: a sequence of at most `top_k` hits, best first, with the verdict and every turn.
 
         Raises:
             ValueError: The text is blank, or `top_k` is less than 1.
@@ -162,7 +163,9 @@ class Index:
             >>> index.search("a dog jumps over a fence", top_k=1)[0].video   # doctest: +SKIP
             'garden/monday'
         """
-        return search_once(self.home.opened(self.dataset), self._source.method, text, SPLIT, top_k)
+        method = self._source.method
+        request = SearchRequest(text, SPLIT, top_k, method.name if method else None, verify=method is not None)
+        return search_once(self.home.opened(self.dataset), request)
 
     def _refuse_unreadable(self, failures: Mapping[str, str], error: ValueError | None = None) -> None:
         """Raise ValueError that names the videos where none can be read; it may be the cause of `error` in a build."""

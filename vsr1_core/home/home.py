@@ -12,17 +12,19 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, save_entry
 from vsr1_core.home import adding, building
 from vsr1_core.home.execution import choose_device, choose_processes
-from vsr1_core.home.search import Hit, best_method, search_once
+from vsr1_core.home.opened_datasets import OpenedDatasets
+from vsr1_core.home.search import SearchRequest, search_once
+from vsr1_core.home.search_result import Found
 from vsr1_core.home.status import plan_frame, status_frame
 from vsr1_core.stages.base import Execution, View
 from vsr1_core.stages.graph import open_view, plan_graph
-from vsr1_core.stages.opened import OpenedModels
 
 if TYPE_CHECKING:
     import polars as pl
 
     from vsr1_core.home.building import BuiltAsset
     from vsr1_core.home.explain import ExplainedRow
+    from vsr1_core.stages.opened import OpenedModels
 
 
 class Home:
@@ -59,7 +61,7 @@ class Home:
         self.workers = workers
         self.processes = processes
         self.log = log or (lambda line: None)
-        self._opened: dict[str, OpenedModels] = {}
+        self._opened = OpenedDatasets(self.path, self.execution)
 
     def __repr__(self) -> str:
         return f"Home({str(self.path)!r})"
@@ -178,7 +180,17 @@ class Home:
         """
         return status_frame(self.view(dataset))
 
-    def search(self, text: str, dataset: str = "toy", split: str = "test", top_k: int = 5) -> list[Hit]:
+    def search(
+        self,
+        text: str,
+        dataset: str = "toy",
+        split: str = "test",
+        top_k: int = 5,
+        *,
+        method: str | None = None,
+        verify: bool = True,
+        turns: int | None = None,
+    ) -> Found:
         """Find videos for a text, and the moment in each video that the policy was shown.
 
         The first search loads the models; later ones use them as long as their rows do not change.
@@ -188,20 +200,24 @@ class Home:
             dataset: A name in `datasets()`; it has to be built.
             split: Which videos to search. Videos of a plain folder are in `test`.
             top_k: How many videos to return.
+            method: Name of the method that searches; by default the last one of the report whose checkpoint is built.
+            verify: Whether a policy is shown the videos; False ranks them by the embedder alone.
+            turns: Most videos that the policy is shown; by default what the dataset's configuration says.
 
         Returns:
-            At most `top_k` hits, best first.
+            The result: a sequence of at most `top_k` hits, best first, with the verdict and every turn.
 
         Raises:
-            ValueError: The text is blank.
-            LookupError: There is no such dataset, or it is not built; the message has the command that builds it.
+            ValueError: The text is blank, or a number is out of its range.
+            LookupError: There is no such dataset, split or method, or it is not built; the message has the command that
+                builds it.
 
         Example:
             >>> for hit in vsr1.Home("vsr1_home").search("a red circle moves left"):   # doctest: +SKIP
             ...     print(hit.video, hit.start_s, hit.end_s)
         """
-        opened = self.opened(dataset)
-        return search_once(opened, best_method(opened.view), text, split, top_k)
+        request = SearchRequest(text, split, top_k, method, verify, turns)
+        return search_once(self.opened(dataset), request)
 
     def sql(self, query: str) -> pl.DataFrame:
         """The result of one SQL statement (DuckDB) on the views of this home.
@@ -271,10 +287,7 @@ class Home:
 
     def opened(self, dataset: str) -> OpenedModels:
         """The opened models of one dataset, kept between calls as long as its entry and configuration stay the same."""
-        view, kept = self.view(dataset), self._opened.get(dataset)
-        if kept is None or (kept.view.entry, kept.view.config) != (view.entry, view.config):
-            self._opened[dataset] = OpenedModels(view, self.execution())
-        return self._opened[dataset]
+        return self._opened.get(dataset)
 
     def execution(self, retry_failed: bool = False) -> Execution:
         """How the work of this home runs."""

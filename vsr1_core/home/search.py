@@ -1,53 +1,75 @@
-"""One search of a dataset by words: the ranking, and what the policy said about each video that it was shown."""
+"""Searches of a dataset by words: what may be asked, and how searches run. `search_result` has what they return.
+
+A request is checked before torch is imported or a model is opened.
+"""
 
 from __future__ import annotations
 
+import difflib
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
+from vsr1_core.stages import loading
 from vsr1_core.stages.base import View
-from vsr1_core.stages.methods import BASIC, Method
+from vsr1_core.stages.methods import ALL, BASIC, Method
 
 if TYPE_CHECKING:
-    from vsr1_core.search.episodes import Episode
+    from vsr1_core.search.episodes import Episode, Ranked, Turn
+    from vsr1_core.search.index import Vectors, VideoIndex
     from vsr1_core.stages.opened import OpenedModels
+
+MAX_TEXT = 2000
+"""Most characters of a query. The longest published one has 430."""
+MAX_TOP_K = 1000
+MAX_TURNS = 10
+Told = Callable[[int, ShownTurn], None]
+"""Called with the number of a request and its turn, when the turn has ended."""
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One video that a search found.
-
-    Only videos that the policy was shown have a turn, a decision, a reasoning and possibly a span. Where an embedder
-    searches without a policy, no video has these.
+class SearchRequest:
+    """What a search asks for.
 
     Attributes:
-        rank: Place in the last ranking, from 1.
-        video: The video's id: its path below the folder, without the suffix.
-        score: Cosine of the last version of the query and the video, in [-1, 1], rounded to 4 digits.
-        path: The video's file; None where only its frames were imported.
-        turn: The last turn, counted from 1, in which the policy was shown this video.
-        decision: What the policy decided: `matched`, `not_matched`, or `unknown` where its answer cannot be read.
-        start_s: Where the moment begins, in seconds from the video's start; None unless it matched with a span.
-        end_s: Where the moment ends, in seconds from the video's start; None unless it matched with a span.
-        reasoning: What the policy wrote before it decided.
+        text: What the moment shows, in words: at most 2,000 characters.
+        split: The split whose videos are searched.
+        top_k: How many videos to return: 1 to 1,000.
+        method: Name of the method that searches; None is the last one of the report whose checkpoint is built.
+        verify: Whether a policy is shown the videos; False ranks them by the embedder alone.
+        turns: Most videos that the policy is shown, 1 to 10; None is what the dataset's configuration says.
 
-    Example:
-        >>> hit = Hit(rank=1, video="kitchen/morning", score=0.71, decision="matched", start_s=3.0, end_s=7.5)
-        >>> f"{hit.video}: {hit.start_s} to {hit.end_s} s"
-        'kitchen/morning: 3.0 to 7.5 s'
+    Raises:
+        ValueError: A value is out of its range, or two of them contradict each other.
     """
 
-    rank: int
-    video: str
-    score: float
-    path: str | None = None
-    turn: int | None = None
-    decision: str | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    reasoning: str | None = None
+    text: str
+    split: str = "test"
+    top_k: int = 5
+    method: str | None = None
+    verify: bool = True
+    turns: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError("the search text is blank; say what the moment shows")
+        if len(self.text) > MAX_TEXT:
+            raise ValueError(f"the search text has {len(self.text):,} characters; {MAX_TEXT:,} are the most")
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k is the number of videos to return: at least 1, not {self.top_k}; at most 1,000")
+        if self.turns is not None and not 1 <= self.turns <= MAX_TURNS:
+            raise ValueError(f"the number of turns is at least 1 and at most {MAX_TURNS}, not {self.turns}")
+        if not self.verify and (self.method is not None or self.turns is not None):
+            raise ValueError("a search without verification has no method and no turns; leave them out, or verify")
+
+    @property
+    def together(self) -> tuple[object, ...]:
+        """Requests with the same value can be searched for in one batch."""
+        return (self.split, self.method, self.verify, self.turns)
 
 
 def best_method(view: View) -> Method | None:
@@ -66,41 +88,169 @@ def best_method(view: View) -> Method | None:
     )
 
 
-def search_once(opened: OpenedModels, method: Method | None, text: str, split: str, top_k: int) -> list[Hit]:
-    """The `top_k` videos of the last ranking, best first, after the policy's own refinements of the query.
-
-    Where `method` is None, the embedder alone ranks the videos by the text as it is.
+def method_of(view: View, request: SearchRequest) -> Method | None:
+    """The method that answers the request; None where the embedder alone does. Opens no model.
 
     Raises:
-        ValueError: The text is blank, or `top_k` is less than 1.
-        LookupError: A model or the index of `split` is not built; the message has the command that builds it.
+        LookupError: There is no such method or split, or it is not built; the message says what there is, or the
+            command that builds it.
     """
+    best = best_method(view)
+    splits = view.versions("video_index")
+    if splits and request.split not in splits:
+        raise LookupError(
+            f"dataset {view.entry.name!r} has no videos in the split {request.split!r}; its splits: {', '.join(splits)}"
+        )
+    if not request.verify or (best is None and request.method is None):
+        return None
+    if request.method is None:
+        return best
+    if request.method not in ALL:
+        raise LookupError(f"no method {request.method!r}; {_instead(view, request.method)}")
+    method = ALL[request.method]
+    loading.one_row(view, method.model, method.row_id)
+    return method
+
+
+def built_methods(view: View) -> list[Method]:
+    """The methods that the dataset can be searched by, in the order of the report."""
+    return [method for method in ALL.values() if method.row_id in view.versions(method.model)]
+
+
+def _instead(view: View, name: str) -> str:
+    built = [method.name for method in built_methods(view)]
+    near = difflib.get_close_matches(name, ALL, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"Those that are built: {', '.join(built) or 'none'}"
+
+
+def search_once(opened: OpenedModels, request: SearchRequest) -> Found:
+    """`search_together` for one request."""
+    return search_together(opened, [request])[0]
+
+
+def search_together(
+    opened: OpenedModels, requests: Sequence[SearchRequest], told: Told = lambda number, turn: None
+) -> list[Found]:
+    """Search for all requests in the same batches of the decoding loop. Returns one result per request, in order.
+
+    The requests have the same `together`. A result is the same as alone, but for rounding.
+
+    Raises:
+        LookupError: A model or the index of the split is not built; the message has the command that builds it.
+    """
+    method = method_of(opened.view, requests[0])
+    begun = time.perf_counter()
+    if method is None:
+        return _by_similarity(opened, requests, begun)
     from vsr1_core.search.episodes import EpisodeQuery
 
-    if not text.strip():
-        raise ValueError("the search text is blank; say what the moment shows")
-    if top_k < 1:
-        raise ValueError(f"top_k is the number of videos to return: at least 1, not {top_k}")
-    index = opened.index(split)
-    if method is None:
-        episode, vector = None, opened.plain.get([text.strip()])[0]
-    else:
-        episode = opened.searcher(split, method).run([EpisodeQuery("search", text.strip())])[0]
-        assert episode.final_vector is not None
-        vector = episode.final_vector
-    ids, scores = index.search(vector[None].float().cpu().numpy(), top_k)
-    return _hits(opened.view, ids[0], scores[0], episode)
+    searcher = opened.searcher(requests[0].split, method)
+    turns = requests[0].turns or searcher.settings.num_turns
+    searcher.settings = replace(searcher.settings, num_turns=turns)
+    loaded = time.perf_counter()
+    queries = [EpisodeQuery(str(number), request.text.strip()) for number, request in enumerate(requests)]
+    episodes = searcher.run(queries, told=lambda e: told(int(e.query.query_id), _shown(len(e.turns), e.turns[-1])))
+    found = []
+    for request, episode in zip(requests, episodes, strict=True):
+        exclude = episode.rejected if method.exclude_rejected else frozenset[str]()
+        ranked = _Rankings(searcher.index, *_vectors(episode), exclude)
+        result = _found(opened, request, ranked, episode)
+        found.append(replace(result, method=method.name, checkpoint=opened.checkpoint(method)))
+    return _timed(found, begun, loaded)
 
 
-def _hits(view: View, ids: list[str], scores: list[float], episode: Episode | None) -> list[Hit]:
-    paths = dict(view.rows("videos", ["video_id", "path"]).filter(pl.col("video_id").is_in(ids)).iter_rows())
-    said = {turn.video_id: (number, turn) for number, turn in enumerate(episode.turns if episode else (), 1)}
+def _by_similarity(opened: OpenedModels, requests: Sequence[SearchRequest], begun: float) -> list[Found]:
+    index, plain = opened.index(requests[0].split), opened.plain
+    checkpoint = str(loading.one_row(opened.view, "base_models", "embedder")["digest"])
+    loaded = time.perf_counter()
+    vectors = plain.get([request.text.strip() for request in requests]).float().cpu().numpy()
+    found = []
+    for request, vector in zip(requests, vectors, strict=True):
+        result = _found(opened, request, _Rankings(index, vector[None], vector[None]), None)
+        found.append(replace(result, checkpoint=checkpoint))
+    return _timed(found, begun, loaded)
+
+
+def _timed(found: Iterable[Found], begun: float, loaded: float) -> list[Found]:
+    seconds, loading_s = round(time.perf_counter() - loaded, 3), round(loaded - begun, 3)
+    return [replace(result, seconds=seconds, loading_s=loading_s) for result in found]
+
+
+@dataclass(frozen=True)
+class _Rankings:
+    """The first and the last ranking, by their query vectors [1, D]; the last one leaves out the videos `exclude`."""
+
+    index: VideoIndex
+    first: Vectors
+    last: Vectors
+    exclude: frozenset[str] | set[str] = frozenset()
+
+    def places(self, vector: Vectors, top_k: int) -> tuple[RankedVideo, ...]:
+        exclude = [self.exclude] if vector is self.last else None
+        ids, scores = self.index.search(vector, top_k, exclude=exclude)
+        return _places(tuple(zip(ids[0], scores[0], strict=True)))
+
+    def ranks(self, vector: Vectors, videos: Sequence[str]) -> dict[str, int | None]:
+        exclude = [self.exclude] * len(videos) if vector is self.last else None
+        return dict(zip(videos, self.index.ranks(vector.repeat(len(videos), 0), videos, exclude), strict=True))
+
+
+def _vectors(episode: Episode) -> tuple[Vectors, Vectors]:
+    assert episode.first_vector is not None
+    assert episode.final_vector is not None
+    first, last = (vector[None].float().cpu().numpy() for vector in (episode.first_vector, episode.final_vector))
+    return first, last
+
+
+def _places(ranked: Ranked) -> tuple[RankedVideo, ...]:
+    return tuple(RankedVideo(video_id, round(score, 4)) for video_id, score in ranked)
+
+
+def _shown(number: int, turn: Turn) -> ShownTurn:
+    return ShownTurn(
+        turn=number,
+        video=turn.video_id,
+        score=round(turn.score, 4),
+        decision=turn.answer.decision,
+        matched_probability=turn.decoded.matched_probability,
+        start_s=turn.answer.start_s,
+        end_s=turn.answer.end_s,
+        reasoning=turn.answer.reasoning,
+        new_query=turn.answer.new_query,
+        num_latent_tokens=turn.decoded.num_latent_tokens,
+        ranking=_places(turn.ranked),
+    )
+
+
+def _found(opened: OpenedModels, request: SearchRequest, ranked: _Rankings, episode: Episode | None) -> Found:
+    turns = [_shown(number, turn) for number, turn in enumerate(episode.turns if episode else (), 1)]
+    last_ranks = ranked.ranks(ranked.last, [turn.video for turn in turns]) if turns else {}
+    places = ranked.places(ranked.last, request.top_k)
+    found = Found(
+        text=request.text.strip(),
+        dataset=opened.view.entry.name,
+        split=request.split,
+        hits=_hits(places, ranked.ranks(ranked.first, [place.video for place in places]), turns),
+        first=ranked.places(ranked.first, request.top_k),
+        turns=tuple(replace(turn, last_rank=last_ranks[turn.video]) for turn in turns),
+    )
+    return found.with_paths(paths_of(opened.view, [place.video for place in places]))
+
+
+def _hits(
+    places: Sequence[RankedVideo], first_ranks: dict[str, int | None], turns: Iterable[ShownTurn]
+) -> tuple[Hit, ...]:
+    said = {turn.video: turn for turn in turns}
+    names = ("turn", "decision", "matched_probability", "start_s", "end_s", "reasoning")
     hits = []
-    for rank, (video_id, score) in enumerate(zip(ids, scores, strict=True), 1):
-        hit = Hit(rank, video_id, round(score, 4), paths.get(video_id))
-        if video_id in said:
-            number, turn = said[video_id]
-            said_of = {name: getattr(turn.answer, name) for name in ("decision", "start_s", "end_s", "reasoning")}
-            hit = replace(hit, turn=number, **said_of)
+    for rank, place in enumerate(places, 1):
+        hit = Hit(rank, place.video, place.score, first_rank=first_ranks[place.video])
+        if turn := said.get(place.video):
+            hit = replace(hit, **{name: getattr(turn, name) for name in names})
         hits.append(hit)
-    return hits
+    return tuple(hits)
+
+
+def paths_of(view: View, video_ids: Sequence[str]) -> dict[str, str | None]:
+    """Video id -> the video's file, of the videos among these that have one."""
+    return dict(view.rows("videos", ["video_id", "path"]).filter(pl.col("video_id").is_in(video_ids)).iter_rows())

@@ -18,7 +18,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
 from vsr1_core.stages.trained import EPISODE_COLUMNS
-from vsr1_core.stages.turns import TURN_COLUMNS
+from vsr1_core.stages.turns import RANKED_TURN_COLUMNS, TURN_COLUMNS
 
 PREDICTIONS = "predictions."
 PROBES = "verification_probe."
@@ -131,7 +131,7 @@ def predictions(tables: Tables) -> str | None:
     return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(tables.root, PREDICTIONS)}"
 
 
-_OF_TURNS = meanings(TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
+_OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
 
 
 @sql_view(
@@ -144,7 +144,7 @@ def turns(tables: Tables) -> str | None:
     states of it while a run writes."""
     if tables.first(PREDICTIONS) is None:
         return None
-    ordered = [*TURN_ORDER, *(name for name in TURN_COLUMNS if name not in TURN_ORDER)]
+    ordered = [*TURN_ORDER, *(name for name in RANKED_TURN_COLUMNS if name not in TURN_ORDER)]
     source = _with_method(tables.root, PREDICTIONS)
     unnested = f"SELECT dataset, method, query_id, gt_video_id, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
     right = "t.video_id IS NOT DISTINCT FROM gt_video_id AS is_right_video"

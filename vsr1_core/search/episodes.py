@@ -6,7 +6,7 @@ In every turn, all queries that are still open are one batch, sorted by prompt l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,9 @@ from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messag
 from vsr1_core.recipes import Refine
 from vsr1_core.search.decoding_batches import decode_in_batches
 from vsr1_core.search.index import VideoIndex
+
+Ranked = tuple[tuple[str, float], ...]
+"""The first videos of a ranking, best first: (video id, cosine)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class EpisodeSettings:
     batch_size: int = 64
     """How many queries are decoded in one pass at most; long prompts leave room for fewer. It changes results only by
     rounding."""
+    num_kept: int = 10
+    """How many videos of each ranking are kept. It changes no result."""
 
 
 @dataclass
@@ -65,6 +70,8 @@ class Turn:
     answer: Answer
     num_query_tokens: int = 0
     """How many of the decoded tokens are a new query."""
+    ranked: Ranked = ()
+    """The first videos of the ranking in which the shown video is the first."""
 
 
 @dataclass
@@ -72,9 +79,10 @@ class Episode:
     """All turns of one query.
 
     The last ranking is that of the matched turn, or the one after the last refinement: `final_rank` is the rank of the
-    right video in it, `final_video_id` and `final_score` are its first video, and `final_vector` [D] is the query
-    vector that made it. `search_text` is the text that is embedded: the query, until the policy writes a new one. The
-    policy is always asked about the query itself. `plain_vector` [D] is the known vector of the query's own text."""
+    right video in it, `final_video_id` and `final_score` are its first video, `ranked` its first videos, and
+    `final_vector` [D] is the query vector that made it, as `first_vector` made the first ranking. `search_text` is the
+    text that is embedded: the query, until the policy writes a new one. The policy is always asked about the query
+    itself. `plain_vector` [D] is the known vector of the query's own text."""
 
     query: EpisodeQuery
     turns: list[Turn] = field(default_factory=list)
@@ -85,6 +93,8 @@ class Episode:
     final_video_id: str = ""
     final_score: float = 0.0
     final_vector: Tensor | None = None
+    first_vector: Tensor | None = None
+    ranked: Ranked = ()
     search_text: str = ""
     plain_vector: Tensor | None = None
 
@@ -205,11 +215,12 @@ class Searcher:
         queries: Sequence[EpisodeQuery],
         first_vectors: Tensor | None = None,
         generator: torch.Generator | None = None,
+        told: Callable[[Episode], Any] = lambda episode: None,
     ) -> list[Episode]:
         """Search for all queries. Returns one episode per query, in order.
 
-        `first_vectors` [Q, D]: the vectors of the plain queries, if they are known. An episode that has rejected the
-        whole corpus (`exclude_rejected`) ends with its last ranking.
+        `first_vectors` [Q, D]: the vectors of the plain queries, if they are known. `told` is called with each episode
+        after each turn. An episode that has rejected the whole corpus (`exclude_rejected`) ends with its last ranking.
         """
         known = [None] * len(queries) if first_vectors is None else list(first_vectors)
         episodes = [Episode(query, plain_vector=vector) for query, vector in zip(queries, known, strict=True)]
@@ -222,6 +233,8 @@ class Searcher:
             if not open_ones:
                 break
             self._verify(open_ones, generator)
+            for episode in open_ones:
+                told(episode)
             open_ones = [e for e in open_ones if not e.is_matched and not self._ends_unrefined(e)]
             refines = self.settings.refine != "none"
             if not open_ones or not (refines or self.settings.exclude_rejected):
@@ -350,15 +363,16 @@ class Searcher:
             return []
         queries = torch.stack([e.final_vector for e in episodes if e.final_vector is not None]).float().cpu().numpy()
         exclude = [e.rejected for e in episodes] if self.settings.exclude_rejected else None
-        ids, scores = self.index.search(queries, 1, exclude=exclude)
+        ids, scores = self.index.search(queries, self.settings.num_kept, exclude=exclude)
         ranks = self.index.ranks(queries, [e.query.gt_video_id for e in episodes], exclude=exclude)
         showing = []
         for episode, found, score, rank in zip(episodes, ids, scores, ranks, strict=True):
             if not found:
                 continue
-            episode.final_video_id, episode.final_score, episode.final_rank = found[0], float(score[0]), rank
+            episode.ranked = tuple(zip(found, score, strict=True))
+            (episode.final_video_id, episode.final_score), episode.final_rank = episode.ranked[0], rank
             if not episode.turns:
-                episode.first_rank = rank
+                episode.first_rank, episode.first_vector = rank, episode.final_vector
             showing.append(episode)
         return showing
 
@@ -380,7 +394,8 @@ class Searcher:
 
     def _note(self, episode: Episode, asked: Verification) -> None:
         video_id, answer, decoded = episode.final_video_id, asked.answer, asked.decoded
-        turn = Turn(video_id, episode.final_score, episode.final_rank, asked.prompt, decoded, answer)
+        score, rank = episode.final_score, episode.final_rank
+        turn = Turn(video_id, score, rank, asked.prompt, decoded, answer, ranked=episode.ranked)
         episode.turns.append(turn)
         if answer.decision == "matched":
             return

@@ -1,10 +1,11 @@
-"""A turn of an episode as plain values, for tables and for people. `search.episodes` makes the turns."""
+"""Turns of an episode as plain values, for tables: `stages.turns` names the columns and says what they mean."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vsr1_core.search.episodes import Turn
+if TYPE_CHECKING:
+    from vsr1_core.search.episodes import Turn
 
 
 def turn_row(number: int, turn: Turn) -> dict[str, Any]:
@@ -24,4 +25,13 @@ def turn_row(number: int, turn: Turn) -> dict[str, Any]:
         "num_query_tokens": turn.num_query_tokens,
         "new_query": turn.answer.new_query,
         "text": turn.decoded.text,
+    }
+
+
+def ranked_turn_row(number: int, turn: Turn) -> dict[str, Any]:
+    """`turn_row` with the first videos of the ranking that the turn's video came from."""
+    return {
+        **turn_row(number, turn),
+        "top_video_ids": [video_id for video_id, _ in turn.ranked],
+        "top_scores": [score for _, score in turn.ranked],
     }

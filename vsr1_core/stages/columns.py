@@ -92,6 +92,10 @@ FIRST_RANK = integer("Rank of the right video by the query's own text, before an
 DECISION = text(
     "What the policy decided about the shown video: `matched`, `not_matched`, or `unknown` where it cannot be read."
 )
+TOP: Mapping[str, Column] = {
+    "top_video_ids": texts("Ids of the first videos of the ranking, best first: at most 10."),
+    "top_scores": scores("Cosine of the query, as it stood then, and each video of `top_video_ids`."),
+}
 MATCHED_PROBABILITY = number("Probability that the policy gave to `matched` against `not_matched` where it decided.")
 IOU = number("Temporal IoU of the answered span and the right span; 0 unless the right video was matched.")
 NUM_TEXT_TOKENS = integer("Number of text tokens that the policy wrote.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, TurnRow, typed_rows
+from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, RankedTurnRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
@@ -20,7 +20,7 @@ from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
-from vsr1_core.stages.turns import TURN
+from vsr1_core.stages.turns import RANKED_TURN
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class Predictions(ModelRows):
 
     key = "query_id"
     group = "evaluation"
-    version = 7
+    version = 8
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,
@@ -72,7 +72,10 @@ class Predictions(ModelRows):
             pl.List(pl.Int64),
             "Last rank of the right video if each turn had added only its first 0, 1, 2, ... soft tokens to the query.",
         ),
-        "turns": Column(pl.List(TURN), "Turns of the episode, one struct per turn; the view `turns` has them as rows."),
+        **c.TOP,
+        "turns": Column(
+            pl.List(RANKED_TURN), "Turns of the episode, one struct per turn; the view `turns` has them as rows."
+        ),
     }
 
     def __init__(self, method: Method) -> None:
@@ -167,10 +170,10 @@ def prediction_row(
     The row has the strict answer, which is a miss where nothing was matched, and the answer `best` in columns of its
     own.
     """
-    from vsr1_core.search.turn_rows import turn_row
+    from vsr1_core.search.turn_rows import ranked_turn_row
 
     last = episode.turns[-1]
-    turns = [turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)]
+    turns = [ranked_turn_row(number, turn) for number, turn in enumerate(episode.turns, 1)]
     matched = episode.is_matched
     start_s, end_s = (last.answer.start_s, last.answer.end_s) if matched else (None, None)
     return {
@@ -200,7 +203,9 @@ def prediction_row(
         "matched_probability": last.decoded.matched_probability,
         "checkpoint": digest,
         "prefix_ranks": prefix_ranks,
-        "turns": cast("list[TurnRow]", turns),
+        "top_video_ids": [video_id for video_id, _ in episode.ranked],
+        "top_scores": [score for _, score in episode.ranked],
+        "turns": cast("list[RankedTurnRow]", turns),
     }
 
 

@@ -27,3 +27,8 @@ TURN_COLUMNS: Mapping[str, Column] = {
 }
 TURN = pl.Struct(dtypes(TURN_COLUMNS))
 """Polars type of one turn, which `search.turn_rows.turn_row` returns as a dict."""
+
+RANKED_TURN_COLUMNS: Mapping[str, Column] = {**TURN_COLUMNS, **c.TOP}
+"""Columns of one turn of a prediction. Sampled episodes, of which there are many more, keep no rankings."""
+RANKED_TURN = pl.Struct(dtypes(RANKED_TURN_COLUMNS))
+"""Polars type of one turn of a prediction, which `search.turn_rows.ranked_turn_row` returns as a dict."""

@@ -1,0 +1,74 @@
+"""`vsr1 search`: through the running server of the same home, or else with models that it loads itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines import show_search
+from pipelines.commands import DatasetOption, check_choice, command
+from pipelines.settings import Settings, execution_of, read_settings
+from vsr1_core.home.search import SearchRequest, method_of
+from vsr1_core.home.search_result import Found
+from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import open_view
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog='Example: [bold]vsr1 search "a red circle moves left" --dataset toy[/bold]')(search)
+
+
+@command
+def search(
+    text: Annotated[str, typer.Argument(help="What the moment shows, in words.")],
+    dataset: DatasetOption = "toy",
+    split: Annotated[str, typer.Option(help="The split whose videos are searched.")] = "test",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many videos are listed.")] = 5,
+    method: Annotated[
+        str, typer.Option(help="The method that searches (default: the last one of the report that is built).")
+    ] = "",
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Show videos to the policy, or only rank them by similarity.")
+    ] = True,
+    turns: Annotated[int | None, typer.Option(help="Most videos that the policy is shown.")] = None,
+    output: Annotated[str, typer.Option("--format", "-f", help="table, record or json.")] = "table",
+    local: Annotated[
+        bool, typer.Option("--local", help="Load the models here, even where `vsr1 serve` has them loaded.")
+    ] = False,
+) -> None:
+    """Find the videos that a text describes, and the moment in the best one."""
+    check_choice("format", output, "table", "record", "json")
+    request = SearchRequest(text, split, top_k, method or None, verify, turns)
+    settings = read_settings()
+    view = open_view(settings.home, dataset)
+    method_of(view, request)  # what is not there is said before torch is imported
+    found = (None if local else _by_server(settings, view, request)) or _here(settings, view, request)
+    show_search.print_found(found, output)
+
+
+def _by_server(settings: Settings, view: View, request: SearchRequest) -> Found | None:
+    """The answer of the running server of this home; None where none runs."""
+    from vsr1_core.home.running import running_server, search_through
+    from vsr1_core.home.search import paths_of
+
+    server = running_server(settings.home)
+    if server is None:
+        return None
+    found = search_through(server, view.entry.name, request)
+    typer.echo(f"Searched by the server at {server.url} in {found.seconds:.1f} s.", err=True)
+    return found.with_paths(paths_of(view, [hit.video for hit in found]))
+
+
+def _here(settings: Settings, view: View, request: SearchRequest) -> Found:
+    from vsr1_core.home.search import search_once
+    from vsr1_core.stages.opened import OpenedModels
+
+    found = search_once(OpenedModels(view, execution_of(settings, lambda _line: None)), request)
+    typer.echo(
+        f"Loading the models took {found.loading_s:.1f} s, and the search {found.seconds:.1f} s; "
+        "`vsr1 serve` keeps them loaded for the next search.",
+        err=True,
+    )
+    return found

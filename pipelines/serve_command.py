@@ -1,0 +1,78 @@
+"""`vsr1 serve`: the page and the API over a home. The address and the token are decided here."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from typing import Annotated
+
+import typer
+
+from pipelines.commands import UserError, command
+from pipelines.settings import execution_of, read_settings, read_token
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NOT_INSTALLED = (
+    "`vsr1 serve` needs FastAPI and uvicorn, which are not installed; run: pip install 'videosearch-r1[serve]' "
+    "(from a checkout: pip install -c constraints.txt -e '.[serve]')"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: [bold]vsr1 serve[/bold], then open the address that it prints")(serve)
+
+
+@command
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8321,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any other than this machine's own asks visitors for a token.")
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name by which visitors address the server; may be repeated.")
+    ] = None,
+    ui: Annotated[str, typer.Option(help="Address of Dagster's UI, for links to its assets.")] = "",
+) -> None:
+    """Search in the browser, with the models kept loaded: a page and a JSON API. Ctrl-C stops it.
+
+    VSR1_SERVE_TOKEN is the token that is asked for; without it, one is made up where visitors of other machines can
+    come.
+    """
+    try:
+        from vsr1_core.serve.app import serve as run
+        from vsr1_core.serve.app import state_of_home
+        from vsr1_core.serve.guards import Access
+    except ImportError as error:
+        raise UserError(NOT_INSTALLED) from error
+    settings = read_settings()
+    port = _free_port(host, port)
+    token = read_token() or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
+    access = Access(token, frozenset([*(name or []), *_own_names(host)]), any_address=host not in LOOPBACK)
+    state = state_of_home(settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui)
+    url = f"http://{_local_name(host)}:{port}"
+    typer.echo(f"Serving {settings.home} on {url}{f'/?token={token}' if token else ''}  (Ctrl-C stops it)")
+    run(settings.home, state, access, host, port, url)
+
+
+def _own_names(host: str) -> list[str]:
+    return [] if host in LOOPBACK else [socket.gethostname().lower(), socket.getfqdn().lower()]
+
+
+def _local_name(host: str) -> str:
+    """How this machine itself reaches the server."""
+    if host in ("0.0.0.0", "::", ""):  # compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. UserError: it is taken, which is said before anything starts."""
+    try:
+        kind = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(kind[4])
+            return int(trial.getsockname()[1])
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another: --port 0") from error

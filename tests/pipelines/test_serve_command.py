@@ -1,0 +1,81 @@
+"""`vsr1 serve` as a process, and `vsr1 search` through a server that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.settings import read_token
+from tests.core.serve.served import DATASET, FakeModels, running, state_of, write_home
+from vsr1_core.home.running import RunningServer, address_path, announced, running_server
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "0123456789abcdef0123"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_home(tmp_path_factory.mktemp("served"))
+
+
+def test_a_search_uses_the_running_server_of_its_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSR1_HOME", str(home))
+    state = state_of(home, FakeModels())
+    with running(state) as address, announced(home, RunningServer(address, TOKEN, state.instance)):
+        arguments = ["search", "a dog", "-d", DATASET, "-k", "2", "--format", "json"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert f"Searched by the server at {address} in 0.1 s." in result.stderr
+        found = json.loads(result.stdout)
+        assert (found["verdict"], found["hits"][0]["video"]) == ("matched in turn 2", "pool")
+        assert found["hits"][0]["path"] == str(home / "videos/1.mkv"), "paths come from the tables of the home"
+        refused = CliRunner().invoke(app, [*arguments[:1], "poison", *arguments[2:]])
+        assert refused.exit_code == 1
+        assert "refused the search: the server made a mistake" in refused.stderr
+        with announced(home, RunningServer(address, TOKEN, "another")):
+            assert running_server(home) is None, "another start has that address by now"
+    assert not address_path(home).exists()
+
+
+@pytest.mark.slow
+def test_a_server_says_where_it_is_while_it_runs(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "VSR1_HOME": str(tmp_path), "VSR1_SERVE_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "vsr1_core", "serve", "--port", "0"]
+    server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while (found := running_server(tmp_path)) is None:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.stdout is not None
+        assert f"{found.url}/?token={TOKEN}" in server.stdout.readline()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=30)
+    assert not address_path(tmp_path).exists(), "a stopped server leaves no address behind"
+
+
+def test_a_taken_port_and_a_short_token_are_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSR1_HOME", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = CliRunner().invoke(app, ["serve", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "choose another: --port 0" in result.stderr
+    with pytest.raises(ValueError, match="at least 16"):
+        read_token({"VSR1_SERVE_TOKEN": "short"})
+    assert read_token({}) == ""

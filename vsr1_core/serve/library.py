@@ -1,0 +1,115 @@
+"""What the tables of a home say, for the page: datasets, videos, and evaluated queries. Nothing is searched here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vsr1_core.datasets.registry import load_entries
+from vsr1_core.home import warehouse
+from vsr1_core.home.search import built_methods
+from vsr1_core.home.warehouse_views import quoted_text
+from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.methods import ALL
+
+OUTCOMES = {
+    "found": "found",
+    "wrong_span": "span off",
+    "wrong_video_accepted": "wrongly accepted",
+    "right_video_rejected": "wrongly rejected",
+    "never_shown": "never shown",
+    "no_prediction": "failed",
+}
+"""Outcomes of the view `outcomes` -> how the page calls them."""
+
+
+@dataclass(frozen=True)
+class QueryFilter:
+    """Which evaluated queries are listed. Empty values filter nothing. text: what the query contains."""
+
+    method: str = ""
+    split: str = ""
+    outcome: str = ""
+    text: str = ""
+    offset: int = 0
+    limit: int = 50
+
+    def where(self, dataset: str) -> str:
+        """The condition in SQL; every value is quoted."""
+        asked = {"method": self.method, "split": self.split, "outcome": self.outcome}
+        same = [f"{name} = {quoted_text(value)}" for name, value in asked.items() if value]
+        has = [f"contains(lower(query), {quoted_text(self.text.lower())})"] if self.text else []
+        return " AND ".join([f"dataset = {quoted_text(dataset)}", *same, *has])
+
+
+@dataclass(frozen=True)
+class Library:
+    """The tables of the home at `home`."""
+
+    home: Path
+
+    def view(self, dataset: str) -> View:
+        """LookupError: there is no such dataset."""
+        return open_view(self.home, dataset)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """What is built of each dataset; one that is not built at all is left out."""
+        found = (self._dataset(name) for name in load_entries(self.home))
+        return [dataset for dataset in found if dataset["num_videos"]]
+
+    def _dataset(self, name: str) -> dict[str, Any]:
+        view = self.view(name)
+        methods = built_methods(view)
+        indexes = view.rows("video_index", ["split", "num_videos"])
+        return {
+            "name": name,
+            "num_videos": view.rows("video_embeddings", ["video_id"]).height,
+            "splits": dict(indexes.iter_rows()),
+            "methods": [{"name": m.name, "label": m.label, "says": m.says} for m in methods],
+            "evaluated": [
+                {"name": m.name, "label": m.label} for m in ALL.values() if view.versions(f"predictions.{m.name}")
+            ],
+        }
+
+    def videos(self, dataset: str, text: str, offset: int, limit: int) -> dict[str, Any]:
+        """Ids and lengths of the videos whose id contains `text`, sorted by id."""
+        rows = self.view(dataset).rows("videos", ["video_id", "duration_s", "splits"]).sort("video_id")
+        rows = rows.filter(pl.col("video_id").str.contains(text, literal=True)) if text else rows
+        return {"total": rows.height, "videos": rows.slice(offset, limit).to_dicts()}
+
+    def queries(self, dataset: str, wanted: QueryFilter) -> dict[str, Any]:
+        """Evaluated queries with their outcomes, and how many there are of each outcome under the other filters."""
+        self.view(dataset)
+        columns = "method, query_id, split, query, outcome, gt_video_id, video_id, iou, first_rank, rank, num_turns"
+        rows = self._sql(
+            f"SELECT {columns} FROM outcomes WHERE {wanted.where(dataset)} ORDER BY query_id, method "
+            f"LIMIT {int(wanted.limit)} OFFSET {int(wanted.offset)}"
+        )
+        without = QueryFilter(wanted.method, wanted.split, "", wanted.text).where(dataset)
+        counted = self._sql(f"SELECT outcome, count(*) AS n FROM outcomes WHERE {without} GROUP BY outcome")
+        counts = {row["outcome"]: row["n"] for row in counted}
+        total = counts.get(wanted.outcome, 0) if wanted.outcome else sum(counts.values())
+        return {"total": total, "counts": counts, "queries": rows}
+
+    def query(self, dataset: str, query_id: str) -> dict[str, Any]:
+        """One query: what is annotated, and what each method answered, turn by turn. LookupError: there is none."""
+        moments = self.view(dataset).rows("moments").filter(pl.col("query_id") == query_id)
+        if moments.is_empty():
+            raise LookupError(f"dataset {dataset!r} has no query {query_id!r}")
+        where = f"WHERE dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)}"
+        outcomes = {row["method"]: row["outcome"] for row in self._sql(f"SELECT method, outcome FROM outcomes {where}")}
+        turns = self._sql(f"SELECT * FROM turns {where} ORDER BY turn")
+        answers = []
+        for row in self._sql(f"SELECT * FROM predictions {where}"):
+            of_method = [turn for turn in turns if turn["method"] == row["method"]]
+            answers.append({**row, "outcome": outcomes.get(row["method"]), "turns": of_method})
+        names = list(ALL)
+        answers.sort(key=lambda row: names.index(row["method"]) if row["method"] in ALL else len(names))
+        return {"moment": moments.row(0, named=True), "answers": answers}
+
+    def _sql(self, sql: str) -> list[dict[str, Any]]:
+        return warehouse.query(self.home, sql).to_dicts()
