@@ -16,7 +16,8 @@ from assets._metadata import column_schema, failure_table, folder_bytes, reason_
 from assets.handle import Handle
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution
 
 Extras = Callable[[View, str], Mapping[str, Any]]
 """(the dataset's tables, asset name) -> metadata that only one kind of asset has. The function imports the drawing

@@ -114,7 +114,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this machine (versions, disk, threads), say what to do if something is missing, and forecast a build."""
-    from pipelines import doctor as checks
+    from pipelines import doctor
+    from pipelines import doctor_build as checks
 
     settings = read_settings()
     entry = get_entry(settings.home, dataset) if dataset else None
@@ -123,7 +124,7 @@ def doctor(
         configuration = configuration_of(settings.home, entry)
     else:
         configuration = known_configuration(settings, name)
-    findings = list(checks.examine(settings))
+    findings = list(doctor.examine(settings))
     findings += checks.examine_build(settings, configuration, entry)
     estimates = checks.forecast(settings, configuration, entry) if entry else []
     findings += checks.room(settings, estimates) if estimates else []

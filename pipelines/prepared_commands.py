@@ -15,7 +15,8 @@ from vsr1_core.home.adding import imported_entry
 from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.rows.imported import forget_import
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view
 
 CopyOption = Annotated[

@@ -11,7 +11,8 @@ import dagster as dg
 
 from pipelines.settings import Settings, execution_of
 from vsr1_core.datasets.registry import get_entry
-from vsr1_core.stages.base import Execution, Precision, Stage, TextWriterName, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution, Precision, TextWriterName
 from vsr1_core.stages.graph import all_stages, open_view
 
 

@@ -16,7 +16,7 @@ from pipelines.bars import show_step
 from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.progress import Log
-from vsr1_core.stages.base import Execution, Precision, TextWriterName
+from vsr1_core.stages.execution import Execution, Precision, TextWriterName
 
 _PROCESS_DEFAULTS = {
     # Unless this is set before torch is imported, threads of libgomp spin at barriers: one training step took

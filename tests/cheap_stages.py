@@ -21,9 +21,10 @@ import polars as pl
 
 from vsr1_core.rows.files import digest_file, write_json
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.base_models import BaseModels
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, in_order
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import integer
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import every, same
 
 

@@ -22,7 +22,8 @@ from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.increments import Outcome, Plan
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
 
 DURATION_S = 6.0

@@ -1,7 +1,7 @@
 """Recipes: the values that decide the results, as one frozen dataclass per stage.
 
 A value belongs here if changing it changes rows. Batch sizes of inference, devices and worker counts do not; they are
-in `vsr1_core.stages.base.Execution`. This module does not import torch, because plans are made without it.
+in `vsr1_core.stages.execution.Execution`. This module does not import torch, because plans are made without it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from assets._metadata import (
 from assets.evaluation import metrics_table
 from tests.fakes import Numbers, fake_stages, write_numbers
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 
 

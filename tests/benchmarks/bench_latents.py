@@ -53,8 +53,9 @@ from vsr1_core.models.qwen3_vl.vision import (
 )
 from vsr1_core.models.tensor_folder import TensorFolder
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages, parse_answer
-from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index
+from vsr1_core.search.turns import EpisodeQuery
 
 NUM_SOFT_TOKENS = 8
 PARTS = ("latents", "refinement", "features", "evaluation")

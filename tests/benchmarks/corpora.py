@@ -9,7 +9,7 @@ from transformers import Qwen3VLConfig
 
 from tests.core.tiny_models import query_text
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches, video_patches
-from vsr1_core.search.episodes import EpisodeQuery
+from vsr1_core.search.turns import EpisodeQuery
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from tests.benchmarks.stand_in_clips import CHARADES, change_annotations, clips,
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.rows.files import read_json, write_json
 from vsr1_core.rows.workers import map_rows
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 
 RECORD = "stand_in.json"

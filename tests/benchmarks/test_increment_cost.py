@@ -23,7 +23,8 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import write_jsonl
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 
 CORPUS = TINY.toy

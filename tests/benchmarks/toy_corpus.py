@@ -15,7 +15,7 @@ from vsr1_core.datasets import toy
 from vsr1_core.media.sampling import num_frames, sample_times
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches, video_patches
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
-from vsr1_core.search.episodes import EpisodeQuery
+from vsr1_core.search.turns import EpisodeQuery
 from vsr1_core.stages.base_models import _vocabulary
 
 

@@ -17,7 +17,8 @@ from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import base_models, corpus, embeddings, examples, frames, pool, retrieval, traces
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order, plan_graph
 
 STAGES = (*retrieval.STAGES, *pool.STAGES, *traces.STAGES, *examples.STAGES)

@@ -10,7 +10,7 @@ from pipelines.settings import read_endpoint
 from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.recipes import Configuration, EndpointRecipe, PoolRecipe
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 CONFIG: Configuration = dataclasses.replace(
     NANO,

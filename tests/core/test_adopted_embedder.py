@@ -25,7 +25,8 @@ from vsr1_core.home.hub.embedder_check import found_in, insertion_sentence
 from vsr1_core.models.checkpoints import fetch_model, save_embedder, save_policy
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.stages import base_models
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
 from vsr1_core.stages.methods import TRAINED
 from vsr1_core.stages.trained import trained_stage

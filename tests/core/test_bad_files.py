@@ -20,8 +20,9 @@ from vsr1_core.media.decode import sample_frames
 from vsr1_core.media.probe import probe
 from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.corpus import AnnotationFiles, RawVideos, Videos
+from vsr1_core.stages.execution import Execution
 
 NANO = CONFIGURATIONS["nano"]
 

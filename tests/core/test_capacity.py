@@ -13,7 +13,7 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import capacity
 from vsr1_core.home.capacity import GIB, Corpus, Device, Estimate, Forecast
 from vsr1_core.models.registry import model_size
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 CONFIG = CONFIGURATIONS["qwen3-vl-2b"]
 ONE_VIDEO = Corpus({"train": [30.0], "test": [30.0]}, {"train": [30], "test": [30]}, {"train": 100, "test": 10})

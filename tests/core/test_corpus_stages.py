@@ -19,7 +19,8 @@ from vsr1_core.media.frame_store import read_frames
 from vsr1_core.recipes import Configuration, FrameRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order, plan_graph
 
 NANO = CONFIGURATIONS["nano"]

@@ -28,7 +28,7 @@ from vsr1_core.reasoning.evidence import build_messages, read_reply
 from vsr1_core.reasoning.tasks import ConfigurationError, EndpointSettings, EventNote, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import refusal
 from vsr1_core.recipes import EndpointRecipe, TeacherRecipe
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-very-secret"

@@ -13,7 +13,7 @@ from tests.core.test_episodes import NO, QUERIES, YES, script, searcher, vector_
 from tests.core.tiny_models import tiny_policy
 from vsr1_core.input_form import InputForm
 from vsr1_core.reasoning.conversation import asks_to_refine
-from vsr1_core.search.episodes import Episode
+from vsr1_core.search.turns import Episode
 from vsr1_core.stages.predictions import _search
 
 __all__ = ["script"]

@@ -20,18 +20,10 @@ from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.recipes import Refine
 from vsr1_core.search import decoding_batches, episodes
-from vsr1_core.search.episodes import (
-    BestAnswer,
-    Episode,
-    EpisodeQuery,
-    EpisodeSettings,
-    Searcher,
-    Turn,
-    prompts_of,
-    verify,
-)
+from vsr1_core.search.episodes import EpisodeSettings, Searcher, prompts_of, verify
 from vsr1_core.search.index import build_index
 from vsr1_core.search.turn_rows import ranked_turn_row, turn_row
+from vsr1_core.search.turns import BestAnswer, Episode, EpisodeQuery, Turn
 
 IDS = [f"v{i}" for i in range(6)]
 YES, NO = answer_text("a ring.", True, 0.0, 1.0), answer_text("no ring.", False)

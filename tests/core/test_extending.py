@@ -27,8 +27,9 @@ from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import graph, methods, predictions
 from vsr1_core.stages import trained as trained_stages
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import integer
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import same
 
 

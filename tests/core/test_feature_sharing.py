@@ -19,7 +19,8 @@ from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.qwen3_vl import vision
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.recipes import SFTRecipe
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.loading import embedder_of, frame_store, layouts_of, policy_of, query_vectors
 from vsr1_core.stages.methods import TRAINED

@@ -14,7 +14,8 @@ from vsr1_core.media import decode, probe
 from vsr1_core.rows import files
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_stable_file, read_stamp
 from vsr1_core.stages import corpus
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 
 GROUPS = ("sources", "corpus", "media")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import Numbers, Squares, Total, fake_stages, write_numbers
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import StagePlan, in_order, open_view, plan_graph
 
 

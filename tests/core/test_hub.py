@@ -23,7 +23,8 @@ from vsr1_core.input_form import AUTHORS
 from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import base_models, corpus, methods, predictions, reporting, trained
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
 
 EMBEDDER = "Qwen/Qwen3-VL-Embedding-2B"

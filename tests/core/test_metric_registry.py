@@ -21,8 +21,9 @@ from vsr1_core.evaluation.metric_registry import REGISTERED, Place, Section, epi
 from vsr1_core.evaluation.metrics import all_metrics, metrics_in, metrics_shown, over_all
 from vsr1_core.evaluation.scores import Parts, Scores
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.checks import dropped
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.method_styles import STYLES
 from vsr1_core.stages.reporting import scores_of
 

@@ -19,8 +19,9 @@ from vsr1_core.home.model_source import model_source
 from vsr1_core.models import checkpoints
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.base_models import BaseModels
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 
 

@@ -24,9 +24,11 @@ from vsr1_core.models.checkpoints import load_embedder, load_policy
 from vsr1_core.models.protocols import DecodeSettings
 from vsr1_core.models.registry import families, family_of, model_size, policy_family_of, tiny_family
 from vsr1_core.rows.files import write_json
-from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import read_index
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.search.turns import EpisodeQuery
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.loading import durations_of, embedder_of, frame_store, one_row, policy_of, query_vectors
 

@@ -12,7 +12,7 @@ from pipelines.settings import read_settings
 from vsr1_core.models import weights
 from vsr1_core.rows.files import write_json
 from vsr1_core.stages import loading
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 
 @pytest.mark.parametrize(

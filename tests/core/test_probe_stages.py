@@ -16,7 +16,8 @@ from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import Verification
 from vsr1_core.stages import loading
-from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
+from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, in_order, plan_graph
 
 ASSET = "verification_probe.sqr_sft"

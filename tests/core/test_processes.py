@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.core import test_sft, train_run
 from vsr1_core.stages import launch
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 from vsr1_core.training.processes import share_of
 
 ROOT = Path(__file__).resolve().parents[2]

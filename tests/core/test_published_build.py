@@ -32,8 +32,9 @@ from vsr1_core.models.soft_query import soft_query_of
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
 from vsr1_core.rows.files import read_json
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.examples import SFT_FILE
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 from vsr1_core.stages.loading import policy_of
 from vsr1_core.stages.methods import ALL

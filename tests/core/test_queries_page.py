@@ -13,7 +13,8 @@ from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"

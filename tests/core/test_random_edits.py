@@ -26,7 +26,8 @@ from vsr1_core.configurations import NANO
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.increments import Plan
-from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
+from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
 
 NUM_SCRIPTS, NUM_PARTS = 200, 10

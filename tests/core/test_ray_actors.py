@@ -26,7 +26,8 @@ from vsr1_core.rows import ray_cluster, ray_shares
 from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.ray_actors import ModelWorkers, map_shards_on_ray
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, in_order
 from vsr1_core.stages.model_rows import ModelRows
 

@@ -30,7 +30,8 @@ from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.ray_workers import map_rows_on_ray
 from vsr1_core.stages import corpus, frames
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
 
 pytestmark = pytest.mark.slow

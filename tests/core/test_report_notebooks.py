@@ -15,7 +15,8 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames, predictions, probes, reporting
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.execution import Execution
 
 ALL = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 OF_THE_FACE = ("search_my_folder", "train_on_my_annotations")

@@ -13,7 +13,8 @@ from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.recipes import RetrievalRecipe
 from vsr1_core.search.index import read_index
-from vsr1_core.stages.base import Execution, NotYetKnown, Stage, View
+from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.retrieval import VideoIndexes, as_matrix
 
 STAGES = ("video_index", "first_ranking", "hard_negatives")

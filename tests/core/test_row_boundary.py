@@ -12,7 +12,8 @@ import pytest
 from tests.fakes import fake_stages, write_numbers
 from vsr1_core.reasoning.tasks import ConfigurationError
 from vsr1_core.rows.boundary import bounded
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view
 from vsr1_core.stages.model_rows import ModelRows
 

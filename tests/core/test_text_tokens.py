@@ -21,8 +21,9 @@ from vsr1_core.models.text_tokens import answer_ids, closed_ids, plain_ids, rend
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT, answer_text, build_messages, user_text
 from vsr1_core.reasoning.evidence import as_words
 from vsr1_core.rows.texts import check_text
-from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import build_index
+from vsr1_core.search.turns import EpisodeQuery
 from vsr1_core.training.examples import build_examples
 
 HOSTILE = hostile_texts()

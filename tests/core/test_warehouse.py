@@ -27,7 +27,8 @@ from vsr1_core.evaluation.metrics import score
 from vsr1_core.evaluation.scores import values
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import TRAINED
 from vsr1_core.stages.trained import GRPOCheckpoint
 

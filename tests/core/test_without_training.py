@@ -17,8 +17,9 @@ from vsr1_core.models.weights import digest_weights
 from vsr1_core.recipes import Configuration, ModelRecipe
 from vsr1_core.rows.files import write_json
 from vsr1_core.stages.adopted import Adopted, write_adopted
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.base_models import BaseModels
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import TRAINED
 
 METHODS = ("zero_shot", "sqr_sft", "videosearch_r1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import doctor
+from pipelines import doctor, doctor_build
 from pipelines.cli import app
 from pipelines.settings import Settings
 from tests.chat_server import ChatServer, running
@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def findings(home: Path, entry: DatasetEntry | None) -> dict[str, doctor.Finding]:
-    return {f.name: f for f in doctor.examine_build(Settings(home, "cpu"), CONFIG, entry)}
+    return {f.name: f for f in doctor_build.examine_build(Settings(home, "cpu"), CONFIG, entry)}
 
 
 def test_what_a_real_dataset_lacks_is_named(home: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_a_local_model_folder_holds_is_said(home: Path, tmp_path: Path) -> 
     def of(policy: str, embedder: str) -> dict[str, doctor.Finding]:
         models = ModelRecipe(str(tmp_path / policy) if policy else "", str(tmp_path / embedder))
         config = dataclasses.replace(CONFIG, models=models)
-        return {f.name: f for f in doctor.examine_build(Settings(home, "cpu"), config, None)}
+        return {f.name: f for f in doctor_build.examine_build(Settings(home, "cpu"), config, None)}
 
     found = of("policy", "embedder")
     assert "qwen3_vl, a policy with 8 soft tokens" in found["policy"].found
@@ -89,13 +89,13 @@ def test_what_a_local_model_folder_holds_is_said(home: Path, tmp_path: Path) -> 
 
 def test_models_that_are_not_here_are_not_tried(home: Path) -> None:
     with pytest.raises(ValueError, match="random_folder"):
-        next(doctor.examine_trial(Settings(home, "cpu"), CONFIG))
+        next(doctor_build.examine_trial(Settings(home, "cpu"), CONFIG))
     with pytest.raises(ValueError, match="published"):
-        next(doctor.examine_trial(Settings(home, "cpu"), CONFIGURATIONS["tiny"]))
+        next(doctor_build.examine_trial(Settings(home, "cpu"), CONFIGURATIONS["tiny"]))
 
 
 def test_more_than_the_disk_holds_is_a_problem(home: Path) -> None:
-    small, large = (next(doctor.room(Settings(home), [Estimate("x", disk)])) for disk in (1.0, 1e18))
+    small, large = (next(doctor_build.room(Settings(home), [Estimate("x", disk)])) for disk in (1.0, 1e18))
     assert small.level == "ok"
     assert "VSR1_HOME" in large.advice
 

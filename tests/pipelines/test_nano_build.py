@@ -18,7 +18,7 @@ from pipelines.cli import app
 from vsr1_core.models.checkpoints import load_policy
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import launch as launching
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view
 from vsr1_core.stages.trained import TrainedStage
 from vsr1_core.training import sft

@@ -18,7 +18,8 @@ from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill, plans
 from vsr1_core.configurations import NANO
 from vsr1_core.evaluation.metrics import metrics_of
 from vsr1_core.recipes import ModelRecipe
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 
 pytestmark = pytest.mark.slow

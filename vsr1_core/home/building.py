@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vsr1_core.stages.adopted import adopted
-from vsr1_core.stages.base import Execution, Stage, View
+from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import EVERY
+from vsr1_core.stages.execution import Execution
 
 if TYPE_CHECKING:
     from vsr1_core.rows.increments import Outcome

@@ -18,7 +18,7 @@ from vsr1_core.models.memory import BF16, FP32, Factor, Learning, Passes
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.stages import methods
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 GIB = 2**30
 

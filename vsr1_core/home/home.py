@@ -16,7 +16,8 @@ from vsr1_core.home.opened_datasets import OpenedDatasets
 from vsr1_core.home.search import SearchRequest, search_once
 from vsr1_core.home.search_result import Found
 from vsr1_core.home.status import plan_frame, status_frame
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view, plan_graph
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.opened import OpenedModels
 

@@ -19,8 +19,8 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.methods import ALL, BASIC, Method
 
 if TYPE_CHECKING:
-    from vsr1_core.search.episodes import Episode, Ranked, Turn
     from vsr1_core.search.index import Vectors, VideoIndex
+    from vsr1_core.search.turns import Episode, Ranked, Turn
     from vsr1_core.stages.opened import OpenedModels
 
 MAX_TEXT = 2000
@@ -142,7 +142,7 @@ def search_together(
     begun = time.perf_counter()
     if method is None:
         return _by_similarity(opened, requests, begun)
-    from vsr1_core.search.episodes import EpisodeQuery
+    from vsr1_core.search.turns import EpisodeQuery
 
     searcher = opened.searcher(requests[0].split, method)
     turns = requests[0].turns or searcher.settings.num_turns

@@ -27,8 +27,9 @@ from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.video_vectors import embedded_videos
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import Configuration, FrameRecipe, SFTRecipe
-from vsr1_core.search.episodes import EpisodeQuery, EpisodeSettings, Searcher
+from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import build_index
+from vsr1_core.search.turns import EpisodeQuery
 
 QUERY = "a person opens a fridge"
 NUM_TURNS, NUM_TOKENS = 2, 16

@@ -2,8 +2,8 @@
 module.
 
 A family's package defines MODEL_TYPES in its `__init__` (the `model_type` values of config.json that it opens), and has
-a module `family` whose FAMILY implements `protocols.EmbedderFamily`, `PolicyFamily` or `TinyFamily`. So a new family is
-a new folder, and nothing else changes.
+a module `family` whose FAMILY implements a protocol of `family_protocols`. So a new family is a new folder, and nothing
+else changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import vsr1_core.models
-from vsr1_core.models.protocols import EmbedderFamily, PolicyFamily, TinyFamily
+from vsr1_core.models.family_protocols import EmbedderFamily, PolicyFamily, TinyFamily
 from vsr1_core.models.published import hub_name
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.rows.files import read_json

@@ -24,18 +24,7 @@ from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messag
 from vsr1_core.recipes import Refine
 from vsr1_core.search.decoding_batches import decode_in_batches
 from vsr1_core.search.index import VideoIndex
-
-Ranked = tuple[tuple[str, float], ...]
-"""The first videos of a ranking, best first: (video id, cosine)."""
-
-
-@dataclass(frozen=True)
-class EpisodeQuery:
-    """A query to search for. `gt_video_id` is None if the right video is not known; all ranks are None then."""
-
-    query_id: str
-    text: str
-    gt_video_id: str | None = None
+from vsr1_core.search.turns import BestAnswer, Episode, EpisodeQuery, Turn, best_turn
 
 
 @dataclass(frozen=True)
@@ -58,72 +47,6 @@ class EpisodeSettings:
     """How many videos of each ranking are kept. It changes no result."""
 
 
-@dataclass
-class Turn:
-    """One verification: the shown video (first in the ranking), its score, the rank of the right video, the answer."""
-
-    video_id: str
-    score: float
-    rank: int | None
-    prompt: Prompt
-    decoded: Decoded
-    answer: Answer
-    num_query_tokens: int = 0
-    """How many of the decoded tokens are a new query."""
-    ranked: Ranked = ()
-    """The first videos of the ranking in which the shown video is the first."""
-
-
-@dataclass
-class Episode:
-    """All turns of one query.
-
-    The last ranking is that of the matched turn, or the one after the last refinement: `final_rank` is the rank of the
-    right video in it, `final_video_id` and `final_score` are its first video, `ranked` its first videos, and
-    `final_vector` [D] is the query vector that made it, as `first_vector` made the first ranking. `search_text` is the
-    text that is embedded: the query, until the policy writes a new one. The policy is always asked about the query
-    itself. `plain_vector` [D] is the known vector of the query's own text."""
-
-    query: EpisodeQuery
-    turns: list[Turn] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
-    rejected: set[str] = field(default_factory=set)
-    first_rank: int | None = None
-    final_rank: int | None = None
-    final_video_id: str = ""
-    final_score: float = 0.0
-    final_vector: Tensor | None = None
-    first_vector: Tensor | None = None
-    ranked: Ranked = ()
-    search_text: str = ""
-    plain_vector: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.search_text = self.search_text or self.query.text
-
-    @property
-    def is_matched(self) -> bool:
-        """Whether the policy matched the video of the last turn."""
-        return bool(self.turns) and self.turns[-1].answer.decision == "matched"
-
-
-MAX_SPAN_TOKENS = 32
-"""Enough for two numbers and their tags, even if a tag is several tokens."""
-
-
-def best_turn(episode: Episode) -> Turn | None:
-    """The turn of the best answer: the match, or else the turn of the highest match probability (the earlier one on a
-    tie). None if no turn has a decision."""
-    if episode.is_matched:
-        return episode.turns[-1]
-    decided = [turn for turn in episode.turns if turn.decoded.matched_probability is not None]
-    return max(decided, key=lambda turn: turn.decoded.matched_probability or 0.0, default=None)
-
-
-def _has_span(turn: Turn) -> bool:
-    return turn.answer.decision == "matched" and turn.answer.start_s is not None
-
-
 @dataclass(frozen=True)
 class Verification:
     """What the policy was asked about one video, and what it answered."""
@@ -133,16 +56,8 @@ class Verification:
     answer: Answer
 
 
-@dataclass(frozen=True)
-class BestAnswer:
-    """The best answer: the turn and its video, the span in seconds (None if none can be read), and how many tokens were
-    decoded for the span in addition to those of the episode."""
-
-    turn: int
-    video_id: str
-    start_s: float | None
-    end_s: float | None
-    num_text_tokens: int = 0
+MAX_SPAN_TOKENS = 32
+"""Enough for two numbers and their tags, even if a tag is several tokens."""
 
 
 @torch.no_grad()
@@ -405,3 +320,7 @@ class Searcher:
         if self.settings.refine == "text" and answer.new_query is not None:
             episode.search_text = answer.new_query
             turn.num_query_tokens = len(plain_ids(self.policy.tokenizer, [answer.new_query])[0])
+
+
+def _has_span(turn: Turn) -> bool:
+    return turn.answer.decision == "matched" and turn.answer.start_s is not None

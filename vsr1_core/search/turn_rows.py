@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vsr1_core.search.episodes import Turn
+    from vsr1_core.search.turns import Turn
 
 
 def turn_row(number: int, turn: Turn) -> dict[str, Any]:

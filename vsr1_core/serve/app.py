@@ -21,7 +21,7 @@ from vsr1_core.serve.guards import Access, Guards
 from vsr1_core.serve.library import Library
 from vsr1_core.serve.media import Conversions
 from vsr1_core.serve.state import ServerState
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 ROUTERS = (search_routes.router, data_routes.router, media_routes.router, page_routes.router)
 NUM_OPEN_DATASETS = 2

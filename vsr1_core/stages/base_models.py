@@ -15,7 +15,8 @@ from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages.adopted import needs_base_policy
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.loading import asked_with, frames_of, one_row
 from vsr1_core.stages.model_content import fetched_name, model_identity
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
@@ -23,7 +24,7 @@ from vsr1_core.stages.moments import IS_TRAIN
 from vsr1_core.stages.reads import every
 
 if TYPE_CHECKING:
-    from vsr1_core.models.protocols import TinyModel
+    from vsr1_core.models.family_protocols import TinyModel
     from vsr1_core.reasoning.tasks import EventNote
 
 

@@ -18,8 +18,9 @@ from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.known_digests import KnownDigests
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, RowIds, Stage, View
+from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import every, found_by, known, same
 
 
@@ -137,7 +138,7 @@ class RawVideos(Stage):
     @staticmethod
     def _rendered(view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         tasks = [(view.entry.kind, video_id, row.facts) for video_id, row in rows.items()]
-        for result in run.map_rows(_render_video, tasks, view):
+        for result in run.map_rows(_render_video, tasks, view.folders):
             yield {"video_id": result.item[1], **(result.value or {"error": result.error})}
 
 
@@ -232,7 +233,7 @@ class Videos(Stage):
                 reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
                 yield {"video_id": video_id, "splits": row.known["splits"], "error": reason}
         tasks = [(video_id, dict(row.known)) for video_id, row in rows.items() if row.known.get("path")]
-        for result in run.map_rows(_probe_video, tasks, view, deadline_s=300):
+        for result in run.map_rows(_probe_video, tasks, view.folders, deadline_s=300):
             video_id, known = result.item
             yield {"video_id": video_id, **known, **(result.value or {"error": _readable(result.error, known["path"])})}
 

@@ -18,8 +18,9 @@ from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Imports, Row, Stage, View
+from vsr1_core.stages.base import Imports, Row, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments

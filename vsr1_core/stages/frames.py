@@ -13,8 +13,9 @@ from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import same
 
 
@@ -71,7 +72,7 @@ class FrameTensors(Stage):
                 yield {**old, **known}  # only the splits changed
             else:
                 tasks.append((video_id, row.facts, known["path"], view.config.frames))
-        for result in run.map_rows(_sample_video, tasks, view):
+        for result in run.map_rows(_sample_video, tasks, view.folders):
             video_id = result.item[0]
             yield {"video_id": video_id, **rows[video_id].known, **(result.value or {"error": result.error})}
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vsr1_core.rows.files import read_json, write_json
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 
 PASSED_ON = (
     *("device", "workers", "batch_size", "precision", "cache_bytes", "micro_batch_size", "save_steps", "trackers"),

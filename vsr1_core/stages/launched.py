@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from vsr1_core.rows.files import read_json, write_json
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.launch import LOGGED
 from vsr1_core.stages.model_folders import ModelStage

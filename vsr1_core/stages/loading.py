@@ -10,7 +10,8 @@ import polars as pl
 
 from vsr1_core.input_form import QUERY_INSTRUCTION
 from vsr1_core.recipes import Configuration, MethodOptions
-from vsr1_core.stages.base import Execution, TextWriterName, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution, TextWriterName
 from vsr1_core.stages.imported_vectors import check_imported
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ import polars as pl
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.execution import Execution
 
 if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint

@@ -20,7 +20,8 @@ from vsr1_core.rows.progress import Log
 from vsr1_core.rows.ray_actors import MakeShard, ModelWorkers, map_shards_on_ray
 from vsr1_core.rows.ray_cluster import THIS_MACHINE
 from vsr1_core.rows.ray_shares import READY
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 from vsr1_core.stages.opened import OpenedModels
 

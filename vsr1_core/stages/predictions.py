@@ -25,7 +25,8 @@ from vsr1_core.stages.turns import RANKED_TURN
 if TYPE_CHECKING:
     import torch
 
-    from vsr1_core.search.episodes import BestAnswer, Episode, Searcher
+    from vsr1_core.search.episodes import Searcher
+    from vsr1_core.search.turns import BestAnswer, Episode
 
 
 class Predictions(ModelRows):
@@ -152,7 +153,7 @@ def _search(
 ) -> Iterator[dict[str, Any]]:
     """vectors: the stored vectors [Q, D] of the plain queries, by which `first_ranking` ranks, so that the first turn
     has the same ranking. A query head would have to be applied to them, so a policy that has one embeds them anew."""
-    from vsr1_core.search.episodes import EpisodeQuery
+    from vsr1_core.search.turns import EpisodeQuery
 
     queries = [EpisodeQuery(m["query_id"], m["query"], m["video_id"]) for m in moments]
     device = searcher.embedder.device

@@ -22,7 +22,8 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks, methods
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.base import NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.method_styles import STYLES
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import IS_TRAIN

@@ -16,9 +16,10 @@ from vsr1_core.rows.files import check_name
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.base import NotYetKnown, Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corpus import failed
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, asked_versions, same_text_videos
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 

@@ -14,7 +14,8 @@ from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import Execution, Row, RowIds, View
+from vsr1_core.stages.base import Row, RowIds, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
 from vsr1_core.stages.opened import OpenedModels

@@ -16,8 +16,9 @@ from vsr1_core.recipes import Configuration, effective
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.adopted import adopted, adopted_path, is_trained_here
-from vsr1_core.stages.base import Execution, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column, dtypes
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.methods import TRAINED, Trained, is_made
 from vsr1_core.stages.model_folders import (

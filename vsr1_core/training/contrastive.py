@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vsr1_core.input_form import QUERY_INSTRUCTION
-from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
+from vsr1_core.models.family_protocols import TinyModel
+from vsr1_core.models.protocols import VideoFeatures, VideoFrames
 from vsr1_core.models.registry import tiny_family
 from vsr1_core.models.text_tokens import answer_ids
 from vsr1_core.reasoning.conversation import build_messages

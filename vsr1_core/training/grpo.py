@@ -30,8 +30,9 @@ from trl import GRPOConfig, GRPOTrainer
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel
 from vsr1_core.recipes import GRPORecipe
-from vsr1_core.search.episodes import EpisodeSettings, Searcher, Turn
+from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex
+from vsr1_core.search.turns import Turn
 from vsr1_core.training import lora
 from vsr1_core.training.losses import PolicyLoss, policy_loss
 from vsr1_core.training.policy_trainer import PolicyTrainer

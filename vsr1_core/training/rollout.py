@@ -22,7 +22,8 @@ from vsr1_core.models.answer_tokens import before_latents
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.recipes import GRPORecipe
-from vsr1_core.search.episodes import Episode, EpisodeQuery, Searcher, Turn
+from vsr1_core.search.episodes import Searcher
+from vsr1_core.search.turns import Episode, EpisodeQuery, Turn
 from vsr1_core.training.examples import choose_negatives
 from vsr1_core.training.losses import group_advantages, retrieval_losses
 from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecord, check_weights, score_episode

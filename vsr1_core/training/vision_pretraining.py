@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from vsr1_core.models.protocols import TinyModel, VideoFeatures, VideoFrames
+from vsr1_core.models.family_protocols import TinyModel
+from vsr1_core.models.protocols import VideoFeatures, VideoFrames
 from vsr1_core.models.text_tokens import plain_ids
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.reasoning.teacher import own_captions

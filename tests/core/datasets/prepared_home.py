@@ -11,7 +11,8 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import builtin_entries
 from vsr1_core.home.prepared.importing import Summary, import_prepared
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, plan_graph
 
 GROUPS = ("sources", "corpus", "media", "embeddings", "retrieval", "sft", "grpo")

@@ -22,7 +22,8 @@ from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
 from vsr1_core.stages.loading import frames_of, layouts_of
 

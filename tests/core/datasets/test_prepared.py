@@ -24,7 +24,8 @@ from vsr1_core.rows import imported
 from vsr1_core.rows.imported import current_import, forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import embeddings
-from vsr1_core.stages.base import Execution, Row, View
+from vsr1_core.stages.base import Row, View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, plan_graph
 from vsr1_core.stages.loading import frames_of
 

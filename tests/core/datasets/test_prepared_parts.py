@@ -27,8 +27,9 @@ from vsr1_core.home.prepared.training_files import TrainingPlaces
 from vsr1_core.home.prepared.writing import export_prepared
 from vsr1_core.models import checkpoints
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.base_models import BaseModels
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
 from vsr1_core.stages.loading import embedder_of
 

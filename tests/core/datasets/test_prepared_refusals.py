@@ -16,7 +16,7 @@ from tests.core.datasets.prepared_folder import read_lines, write_json, write_li
 from tests.core.datasets.prepared_home import Home
 from vsr1_core.home.prepared.importing import import_prepared
 from vsr1_core.home.prepared.layout import PreparedError
-from vsr1_core.stages.base import Execution
+from vsr1_core.stages.execution import Execution
 
 Break = Callable[[Path], Any]
 

@@ -27,7 +27,8 @@ from vsr1_core.serve.guards import Access
 from vsr1_core.serve.library import Library
 from vsr1_core.serve.media import Conversions
 from vsr1_core.serve.state import ServerState
-from vsr1_core.stages.base import Execution, Stage
+from vsr1_core.stages.base import Stage
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view
 
 DATASET = "small"

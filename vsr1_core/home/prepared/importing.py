@@ -37,7 +37,8 @@ from vsr1_core.rows.imported import (
     write_rows,
 )
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.base import Execution, View
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.imported_vectors import NUM_COMPARED, compare
 from vsr1_core.stages.loading import one_row, precision
 

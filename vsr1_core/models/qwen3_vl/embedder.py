@@ -51,8 +51,8 @@ def _conversation(content: list[dict[str, Any]], instruction: str = QUERY_INSTRU
 
 
 class Qwen3VLEmbedder:
-    """A frozen or trainable Qwen3-VL body with its tokenizer; implements `protocols.TinyModel`. E is its hidden size,
-    and the size of its vectors.
+    """A frozen or trainable Qwen3-VL body with its tokenizer; implements `family_protocols.TinyModel`.
+    E is its hidden size, and the size of its vectors.
 
     head: the `query_embedder_head` of a policy, Linear(E, D), if the corpus vectors have another size than E. It maps
     every query, also a plain one, into the space of the corpus; videos are embedded without it.
@@ -224,7 +224,7 @@ class Qwen3VLEmbedder:
         features: Sequence[VideoFeatures],
         answers: Sequence[list[int]],
     ) -> Tensor:
-        """See `protocols.TinyModel`. The output layer is tied to the word embeddings."""
+        """See `family_protocols.TinyModel`. The output layer is tied to the word embeddings."""
         layouts = [f.layout for f in features]
         prompts = build_prompts(
             self.tokenizer, self.model, conversations, layouts, video_wrapper=self.form.video_wrapper

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.input_form import EmbedderForm
+from vsr1_core.models.family_protocols import TinyFamily
 from vsr1_core.models.insertion import InsertionPlace
-from vsr1_core.models.protocols import TinyFamily
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured
@@ -31,7 +31,7 @@ MEMORY_BESIDE_SEARCH, MEMORY_BESIDE_TRAINING = 0.5, 0.25
 
 
 class Qwen3VL:
-    """See `protocols.TinyFamily`."""
+    """See `family_protocols.TinyFamily`."""
 
     name = "qwen3_vl"
 
@@ -72,8 +72,8 @@ class Qwen3VL:
         return write_released_form(folder, target, base)
 
     def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path, learns: bool = False) -> LoadedPolicy:
-        """See `protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and ModuleNotFoundError, which
-        says how to install vLLM, if it is missing."""
+        """See `family_protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and
+        ModuleNotFoundError, which says how to install vLLM, if it is missing."""
         if name != "vllm":
             raise ValueError(f"there is no text writer {name!r}; use in-process or vllm")
         memory = MEMORY_BESIDE_TRAINING if learns else MEMORY_BESIDE_SEARCH

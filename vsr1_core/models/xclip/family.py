@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, XCLIPConfig, XCLIPModel
 
+from vsr1_core.models.family_protocols import EmbedderFamily
 from vsr1_core.models.insertion import InsertionPlace
-from vsr1_core.models.protocols import EmbedderFamily
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.weights import LOADING, check_loaded
 from vsr1_core.models.xclip.embedder import XCLIPEmbedder, size_of
@@ -16,12 +16,12 @@ from vsr1_core.models.xclip.pixels import normalisation
 
 
 class XCLIP:
-    """See `protocols.EmbedderFamily`."""
+    """See `family_protocols.EmbedderFamily`."""
 
     name = "xclip"
 
     def load_embedder(self, folder: Path, device: str, dtype: torch.dtype, instruction: str) -> XCLIPEmbedder:
-        """See `protocols.EmbedderFamily`. X-CLIP reads no instruction."""
+        """See `family_protocols.EmbedderFamily`. X-CLIP reads no instruction."""
         model, info = XCLIPModel.from_pretrained(folder, dtype=dtype, **LOADING)
         # Checkpoints that older versions wrote also contain the numbers 0..L-1.
         info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.endswith("embeddings.position_ids")}

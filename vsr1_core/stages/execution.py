@@ -1,0 +1,68 @@
+"""How the work of stages runs: devices, processes, batches, and what it logs. Nothing here changes a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vsr1_core.reasoning.tasks import EndpointSettings
+from vsr1_core.rows.boundary import Item, Result, Value
+from vsr1_core.rows.workers import map_rows
+
+TextWriterName = Literal["in-process", "vllm"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work runs. No setting here changes a result, so none is part of a version."""
+
+    device: str = "cpu"
+    workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    ray: str = ""
+    """Address of a Ray cluster whose processes make rows instead of local `workers`; empty for no cluster."""
+    model_workers: int = 0
+    """Number of Ray actors, one per GPU, that make the rows of `ModelRows`; 0 makes them in this process."""
+    batch_size: int = 32
+    shard_rows: int = 256
+    retry_failed: bool = False
+    endpoint: EndpointSettings | None = None
+    """The endpoint that serves the teacher's model; None where none is set up."""
+    processes: int = 1
+    """Number of processes that train one model together, each on its own GPU."""
+    micro_batch_size: int = 0
+    """Number of episodes per backward pass of stage 2; fewer episodes need less memory. 0: a few groups, and half as
+    many whenever the GPU's memory does not suffice."""
+    precision: Precision = "auto"
+    """Precision of inference; `auto`: see `loading.precision`."""
+    text_writer: TextWriterName = "in-process"
+    """What decodes text in a search: the decoding loop of this project, or vLLM on a GPU (the extra `vllm`)."""
+    rollout_writer: TextWriterName = "in-process"
+    """What decodes the text of the episodes that stage 2 samples. vLLM draws other samples than the loop, as another
+    machine would. Trainings in several processes use the loop."""
+    cache_bytes: int = 20 << 30
+    """Bytes on disk that the cached vision features may take, and as many for query vectors; 0 caches nothing."""
+    save_steps: int = 50
+    """A training saves its state every so many steps and resumes from it after it was killed; 0 saves none."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that trainings also report to, by TRL's names: trackio, tensorboard, wandb."""
+    log: Callable[[str], None] = lambda line: None
+    """Called with each line about the progress; a `Log` also shows steps."""
+
+    def map_rows(
+        self,
+        function: Callable[[Item], Value],
+        items: Iterable[Item],
+        folders: Sequence[Path],
+        deadline_s: float = 900.0,
+    ) -> Iterator[Result[Item, Value]]:
+        """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes see `folders`.
+        deadline_s: seconds that one item may take."""
+        if not self.ray:
+            return map_rows(function, items, self.workers, deadline_s)
+        from vsr1_core.rows.ray_workers import map_rows_on_ray
+
+        return map_rows_on_ray(function, items, self.ray, folders, deadline_s, self.log)
