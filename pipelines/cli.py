@@ -37,6 +37,8 @@ from pipelines.commands import (
 )
 from pipelines.settings import prepare_process, read_settings
 from vsr1_core.datasets.registry import configuration_of, get_entry
+from vsr1_core.evaluation.expected import expected_ranges
+from vsr1_core.evaluation.refinement import warnings_by_split
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 
@@ -272,6 +274,13 @@ def report(dataset: DatasetOption = "toy") -> None:
             f"{dataset} has no metrics, because none of its queries was evaluated; see: vsr1 status --dataset {dataset}"
         )
     show.console().print(show.metrics_table(dataset, metrics))
+    expected = expected_ranges(view.config) if view.entry.kind == "toy" else None
+    if expected:
+        beside, verdict = show.expected_lines(metrics, expected)
+        show.console().print(beside)
+        typer.echo(verdict)
+    for warning in warnings_by_split(metrics):
+        typer.echo(f"Warning: {warning}")
     for path in view.rows("report")["path"].to_list():
         typer.echo(f"Report: {path}")
 

@@ -167,12 +167,18 @@ _ALL = (TINY, EXPERIMENT, NANO, LAPTOP, QWEN3_VL_2B, QWEN3_VL_2B_24GB, QWEN3_VL_
 CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _ALL}
 
 
-def with_seed(config: Configuration, seed: int) -> Configuration:
+def with_seed(config: Configuration, seed: int, noise: int = 0) -> Configuration:
     """Return `config` with `seed` for everything random in training: initial weights, the order of rows, negatives and
-    sampled episodes. The seeds of the corpus, the pool and the bootstrap stay the same."""
+    sampled episodes. The seeds of the corpus, the pool and the bootstrap stay the same.
+
+    `noise` draws the relative noise on the first weights of the base model and of stage 1 (`recipes.TinyRecipe.noise`);
+    stage 2 gets none of its own, because it starts from the weights of stage 1."""
     replace, models = dataclasses.replace, config.models
+    noises = {name: {"noise": noise} for name in TRAININGS if hasattr(getattr(config, name), "noise")}
     return replace(
         config,
-        models=replace(models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed)),
-        **{name: replace(getattr(config, name), seed=seed) for name in TRAININGS},
+        models=replace(
+            models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed, noise=noise)
+        ),
+        **{name: replace(getattr(config, name), seed=seed, **noises.get(name, {})) for name in TRAININGS},
     )

@@ -111,6 +111,9 @@ class TinyRecipe:
     """Weight of the captioning loss (captions written from the video, and again from the text) relative to the
     contrastive loss."""
     seed: Whole = 42
+    noise: Whole = 0
+    """Draws a relative noise of 1e-6 on the first weights, which stands for the rounding of another processor: a result
+    that depends on it does not hold. 0 adds none."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, requirement) for each value that does not fit the other values."""
@@ -233,6 +236,10 @@ class SFTRecipe:
     temperature: Positive = 0.1
     num_negatives: Whole = 24
     in_batch_positives: bool = False
+    all_negatives: bool = False
+    """Whether every other video of the train split is a negative of L_ret, in place of `num_negatives` chosen ones. A
+    loss over few negatives can be lowered by a query that says nothing; one over all videos cannot. The paper does not
+    do this."""
     drop_above_positive: bool = False
     """Drop the negatives that are as near to the original query as the right video, less 0.0005, as the authors do."""
     drop_above_positive_when_refined: bool = False
@@ -250,6 +257,8 @@ class SFTRecipe:
     validation_share: Share = 0.1
     """Share of the train videos whose rows are used for validation and not for training; only with early stopping."""
     seed: Whole = 42
+    noise: Whole = 0
+    """As `TinyRecipe.noise`, on the first weights of what this training changes."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, requirement) for each value that does not fit the other values."""
@@ -265,7 +274,7 @@ class SFTRecipe:
 
 OF_SOFT_REFINEMENT = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
-    *("in_batch_positives", "drop_above_positive", "drop_above_positive_when_refined"),
+    *("in_batch_positives", "all_negatives", "drop_above_positive", "drop_above_positive_when_refined"),
 )
 """Fields of SFTRecipe that are read only when training with soft tokens and their retrieval loss."""
 

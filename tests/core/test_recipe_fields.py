@@ -95,7 +95,7 @@ def another(config: Configuration, path: str) -> Any:
 
 SEARCHES = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
-    *("in_batch_positives", "drop_above_positive", "drop_above_positive_when_refined"),
+    *("in_batch_positives", "all_negatives", "drop_above_positive", "drop_above_positive_when_refined"),
 )
 
 

@@ -49,6 +49,15 @@ def test_a_seed_is_a_dataset_of_its_own_on_the_corpus_of_all(tmp_path: Path) -> 
         register(settings, second)
 
 
+def test_a_draw_of_noise_is_a_run_of_its_own_with_the_same_seed_and_corpus(tmp_path: Path) -> None:
+    settings, toy = Settings(tmp_path), get_entry(tmp_path, "toy")
+    plain, noisy = (seed_entry(settings, toy, "nano", 1, noise) for noise in (0, 2))
+    assert (noisy.name, noisy.videos) == ("nano-seed-1-noise-2", plain.videos)
+    configs = [own_configuration(tmp_path, entry) for entry in (plain, noisy)]
+    assert [(c.sft.seed, c.sft.noise, c.models.tiny.noise) for c in configs] == [(1, 0, 0), (1, 2, 2)]
+    assert dataclasses.replace(configs[1].sft, noise=0) == configs[0].sft
+
+
 def test_a_seed_of_another_dataset_reads_that_ones_files_under_its_name(tmp_path: Path) -> None:
     world = fill(SmallWorld(tmp_path), num_train=2, num_test=1).register()
     source = get_entry(tmp_path, "small")
@@ -87,9 +96,16 @@ def test_an_experiment_on_ones_own_dataset_and_configuration(tmp_path: Path, mon
     for module in (experiment_commands, compare):
         monkeypatch.setattr(module, "open_view", lambda home, name: open_view(home, name, cheap_main_stages()))
     monkeypatch.setattr(builds, "run_build", build_cheaply)
-    result = CliRunner().invoke(app, ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"])
+    asked = ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"]
+    result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "experiments/small-mine/results.json").read_text())
+    ranges = json.loads((tmp_path / "experiments/small-mine/ranges.json").read_text())
+    assert (ranges["command"], ranges["num_runs"], set(ranges["ranges"])) == (
+        f"vsr1 {' '.join(asked)}",
+        2,
+        set(methods),
+    )
     assert record["datasets"] == ["small-mine-seed-1", "small-mine-seed-2"]
     assert {row["method"] for row in record["results"]} == set(methods)
     assert not any("stage 2" in claim["text"] or "fine-tuned" in claim["text"] for claim in record["claims"])
