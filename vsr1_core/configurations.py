@@ -29,9 +29,11 @@ TINY_SFT = SFTRecipe(
     refine_lr=1e-3,
     schedule="cosine",
     warmup_ratio=0.25,
+    optimizer="muon",
     retrieval_weight=1.0,
-    retrieval_warmup_ratio=0.7,
-    in_batch_positives=True,
+    retrieval_warmup_ratio=0.5,
+    all_negatives=True,
+    first_latents="words",
     bf16=False,
 )
 
@@ -44,7 +46,7 @@ TINY = Configuration(
         options=MethodOptions(system_prompt="Does the video show what the query describes?"),
         tiny=TinyRecipe(vision_pretraining_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
     ),
-    # The other negatives are random: with hard ones only, the soft tokens erase the query.
+    # Stage 2 adds random negatives: with hard ones only, the soft tokens erase the query.
     retrieval=RetrievalRecipe(num_hard_negatives=6),
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
     sft=TINY_SFT,

@@ -55,6 +55,12 @@ CASES: dict[str, tuple[Callable[[], Any], type, Train, Any]] = {
         replace(SFT, bf16=True, batch_size=2, gradient_accumulation=2),
     ),
     "stage 1 with adapters": (test_sft.make_world, RefineSFTTrainer, run_sft, replace(SFT, lora_rank=2)),
+    "stage 1 with Muon": (
+        test_sft.make_world,
+        RefineSFTTrainer,
+        run_sft,
+        replace(SFT, optimizer="muon", all_negatives=True, first_latents="words"),
+    ),
     "stage 1 with early stopping": (
         test_sft.make_world,
         RefineSFTTrainer,

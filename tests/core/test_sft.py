@@ -17,6 +17,7 @@ from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.soft_query import soft_query_modules, start_among_words
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import search_loss, sft
@@ -282,6 +283,34 @@ def test_logs_say_how_near_refined_queries_are_and_how_many_rose(world: World, t
     exact = search(rows, torch.zeros(len(rows), 0, world.embedder.hidden_size), "0", []).facts
     assert (float(exact["risen_share"]), float(exact["fallen_share"])) == (0.0, 0.0)
     assert set(facts) <= names(world.train(RECIPE, tmp_path))
+
+
+def test_latents_that_start_among_words_have_their_scale_and_a_gradient_of_their_size(world: World) -> None:
+    def first_gradient() -> tuple[Tensor, float]:
+        rows = [e for e in world.data.examples if e.refines]
+        videos = world.data.features.get([e.shown_video_id for e in rows])
+        at = list(range(len(rows)))
+        _, latents = world.policy.teacher_forced([e.prompt for e in rows], videos, refining=at, num_soft_tokens=3)
+        soft = world.policy.model.append_input(latents)
+        search = SearchLoss(world.embedder, world.data.vectors, {}, RECIPE)
+        world.policy.model.zero_grad()
+        search(rows, soft, "0", []).losses.mean().backward()
+        weight = world.policy.model.refine_projector[3].weight
+        assert weight.grad is not None
+        return soft.detach(), float(weight.grad.norm())
+
+    model, words = world.policy.model, world.embedder.word_embeddings
+    for name, module in soft_query_modules(model.config.text_config.hidden_size, model.soft_query).items():
+        model.get_submodule(name).load_state_dict(module.state_dict())
+    soft, at_zero = first_gradient()
+    assert float(soft.abs().max()) == 0
+    assert start_among_words(model, model.get_input_embeddings().weight, words, seed=1)
+    soft, among_words = first_gradient()
+    assert 0.5 < float(soft.std() / words.std()) < 2
+    assert at_zero > 1000 * among_words
+    before = weights_of(model)
+    assert not start_among_words(model, model.get_input_embeddings().weight, words, seed=2)
+    assert changed(model, before) == set()
 
 
 def test_noise_moves_what_learns_by_rounding_and_leaves_the_tower(tmp_path: Path) -> None:

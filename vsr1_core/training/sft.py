@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Embedder, PolicyModel
+from vsr1_core.models.soft_query import start_among_words
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
 from vsr1_core.training.examples import PART_NAMES, SFTExample
@@ -63,6 +64,9 @@ def train_sft(
     held_out = _held_out(data.examples, recipe) if recipe.early_stop_patience else []
     kept = {e.query_id for e in held_out}
     adapters = _choose_what_learns(policy, recipe)
+    if recipe.refine == "soft" and recipe.first_latents == "words":
+        words = policy.model.get_input_embeddings().weight
+        start_among_words(policy.model, words, embedder.word_embeddings, recipe.seed)
     add_noise((p for p in policy.model.parameters() if p.requires_grad), recipe.noise)
     trainer = RefineSFTTrainer(
         policy=policy,
