@@ -156,7 +156,7 @@ def expected_lines(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[Table
     header, rows = expected_grid(frame, expected)
     cells = [cell for row in rows for cell in row[1:] if cell]
     num_outside = sum(cell.endswith(OUTSIDE) for cell in cells)
-    title = f"Here, and from the lowest to the highest of {expected.num_runs} runs, in %"
+    title = f"Here, in %, and the range in which 95 % of the runs are to be expected, from {expected.num_runs} runs"
     measured = f"The ranges were measured with: {expected.command}"
     if num_outside:
         verdict = f"{num_outside} of {len(cells)} values are OUTSIDE the range that is to be expected. {measured}"

@@ -90,18 +90,22 @@ def test_the_ranges_of_an_experiment_are_what_its_configuration_is_expected_to_g
     assert expected is not None
     recall = expected.ranges["sqr_sft"]["recall_at_1"]
     values = found.values("sqr_sft", "recall_at_1")
-    assert (recall.lowest, recall.highest) == (values.min(), values.max())
+    assert recall.values == tuple(values)
     assert expected.num_runs == 6
     other = replace(TINY, sft=replace(TINY.sft, steps=TINY.sft.steps + 1))
     assert expected_ranges(other, tmp_path / "ranges.json") is None
 
 
 def test_a_value_outside_its_expected_range_is_marked() -> None:
-    expected = ExpectedRanges("", "", "test", 2, {"sqr_sft": {"recall_at_1": Range(0.2, 0.25, 0.3)}})
+    expected = ExpectedRanges("", "", "test", 3, {"sqr_sft": {"recall_at_1": Range((0.24, 0.25, 0.26))}})
+    half = 4.303 * 0.01 * math.sqrt(4 / 3)
+    assert expected.ranges["sqr_sft"]["recall_at_1"].expected == pytest.approx((0.25 - half, 0.25 + half))
     frame = pl.DataFrame({"method": "sqr_sft", "metric": "recall_at_1", "split": ["test", "val"], "value": [0.35, 0.1]})
     assert expected_grid(frame, expected)[1] == [["recall_at_1", "35.0 (20.0 to 30.0) outside"]]
-    inside = frame.with_columns(value=pl.lit(0.3))
-    assert expected_grid(inside, expected)[1] == [["recall_at_1", "30.0 (20.0 to 30.0)"]]
+    inside = frame.with_columns(value=pl.lit(0.29))
+    assert expected_grid(inside, expected)[1] == [["recall_at_1", "29.0 (20.0 to 30.0)"]]
+    assert 0.1 in Range((0.1, 0.1, 0.1))
+    assert 0.9 in Range((0.1,))
 
 
 def test_differences_of_one_seed_are_the_paired_ones_of_its_report() -> None:

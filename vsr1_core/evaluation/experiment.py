@@ -128,6 +128,12 @@ class Experiment:
         return self._bootstrap[run, method]
 
 
+def t_point(count: int) -> float:
+    """The two-sided 95 % point of Student's t for the mean of `count` numbers, at least 2."""
+    points = (*T_POINTS, 1.960)
+    return points[min(count - 2, len(points) - 1)]
+
+
 def mean_interval(numbers: Sequence[float] | FloatArray) -> tuple[float, float, float]:
     """Mean of one number per seed and its 95 % interval by Student's t, as (mean, low, high).
 
@@ -136,8 +142,7 @@ def mean_interval(numbers: Sequence[float] | FloatArray) -> tuple[float, float, 
     array = np.asarray(numbers, dtype=np.float64)
     if array.size < 2:
         return float(array.mean()), float("nan"), float("nan")
-    points = (*T_POINTS, 1.960)
-    half = points[min(array.size - 2, len(points) - 1)] * array.std(ddof=1) / np.sqrt(array.size)
+    half = t_point(array.size) * array.std(ddof=1) / np.sqrt(array.size)
     return float(array.mean()), float(array.mean() - half), float(array.mean() + half)
 
 

@@ -44,8 +44,8 @@ def expected_grid(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[list[s
 def _beside_range(value: float | None, metric: str, expected: Range | None) -> str:
     if value is None or expected is None:
         return ""
-    here, lowest, highest = (all_metrics()[metric].scale * x for x in (value, expected.lowest, expected.highest))
-    return f"{here:.1f} ({lowest:.1f} to {highest:.1f})" + ("" if value in expected else f" {OUTSIDE}")
+    here, low, high = (all_metrics()[metric].scale * x for x in (value, *expected.expected))
+    return f"{here:.1f} ({low:.1f} to {high:.1f})" + ("" if value in expected else f" {OUTSIDE}")
 
 
 def _with_interval(row: dict[str, Any]) -> str:
