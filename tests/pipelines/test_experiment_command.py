@@ -15,6 +15,7 @@ from pipelines.cli import app
 from pipelines.commands import UserError
 from pipelines.experiment_commands import check_can_train, parse_seeds, register, seed_entry
 from pipelines.settings import Settings
+from pipelines.show import expected_lines
 from tests.cheap_stages import cheap_main_stages
 from tests.small_world import SmallWorld, build, fill
 from vsr1_core.configuration_files import write_configuration
@@ -22,6 +23,7 @@ from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, own_configuration, save_entry
 from vsr1_core.evaluation import report
+from vsr1_core.evaluation.expected import ExpectedRanges, Range
 from vsr1_core.home import compare
 from vsr1_core.stages.graph import open_view
 
@@ -163,3 +165,12 @@ def test_an_experiment_trains_each_seed_once_and_says_what_they_have_in_common(
     assert again.exit_code == 0, again.output
     assert [number > 0 for number in num_processed] == [True, True, False, False]
     assert json.loads((folder / "results.json").read_text())["results"] == record["results"]
+
+
+def test_a_report_says_whether_its_numbers_are_those_to_be_expected() -> None:
+    expected = ExpectedRanges("", "vsr1 experiment", "test", 3, {"sqr_sft": {"recall_at_1": Range((0.24, 0.25, 0.26))}})
+    frame = pl.DataFrame({"method": ["sqr_sft"], "metric": ["recall_at_1"], "split": ["test"], "value": [0.25]})
+    inside, outside = (expected_lines(frame.with_columns(value=pl.lit(value)), expected)[1] for value in (0.25, 0.4))
+    assert inside.startswith("All 1 values are in the range")
+    assert outside.startswith("1 of 1 values are OUTSIDE the range")
+    assert "vsr1 experiment" in outside
