@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import builds, experiment_commands
+from pipelines import builds, cli, experiment_commands
 from pipelines.cli import app
 from pipelines.commands import UserError
 from pipelines.experiment_commands import check_can_train, parse_seeds, register, seed_entry
@@ -174,3 +174,13 @@ def test_a_report_says_whether_its_numbers_are_those_to_be_expected() -> None:
     assert inside.startswith("All 1 values are in the range")
     assert outside.startswith("1 of 1 values are OUTSIDE the range")
     assert "vsr1 experiment" in outside
+
+
+def test_a_report_says_where_the_range_to_be_expected_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(SmallWorld(tmp_path), num_train=1).register()
+    view = open_view(tmp_path, "small")
+    view.config = dataclasses.replace(NANO, name="mine")
+    cli._say_what_is_expected(view, pl.DataFrame())
+    assert "vsr1 experiment --config mine --seeds 1,2,3,4,5 --perturb 2" in capsys.readouterr().out

@@ -44,7 +44,10 @@ def expected_grid(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[list[s
 def _beside_range(value: float | None, metric: str, expected: Range | None) -> str:
     if value is None or expected is None:
         return ""
-    here, low, high = (all_metrics()[metric].scale * x for x in (value, *expected.expected))
+    shown, (low, high) = all_metrics()[metric], expected.expected
+    if shown.unit == "share":
+        low, high = max(low, 0.0), min(high, 1.0)
+    here, low, high = (shown.scale * x for x in (value, low, high))
     return f"{here:.1f} ({low:.1f} to {high:.1f})" + ("" if value in expected else f" {OUTSIDE}")
 
 
