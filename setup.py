@@ -13,5 +13,9 @@ parts = find_packages(include=["assets", "assets.*", "pipelines", "pipelines.*"]
 setup(
     packages=[*core, *(f"{APP}.{name}" for name in parts)],
     package_dir={f"{APP}.{name}": name.replace(".", "/") for name in parts},
-    package_data={"vsr1_core": ["py.typed"], "vsr1_core.serve": ["page/*"], f"{APP}.pipelines": ["dagster.yaml"]},
+    package_data={
+        "vsr1_core": ["py.typed", "evaluation/expected_ranges.json"],
+        "vsr1_core.serve": ["page/*"],
+        f"{APP}.pipelines": ["dagster.yaml"],
+    },
 )

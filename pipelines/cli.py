@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,8 +37,15 @@ from pipelines.commands import (
 )
 from pipelines.settings import prepare_process, read_settings
 from vsr1_core.datasets.registry import configuration_of, get_entry
+from vsr1_core.evaluation.expected import expected_ranges
+from vsr1_core.evaluation.refinement import warnings_by_split
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.graph import all_stages, open_view, plan_graph
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from vsr1_core.stages.base import View
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -272,8 +279,24 @@ def report(dataset: DatasetOption = "toy") -> None:
             f"{dataset} has no metrics, because none of its queries was evaluated; see: vsr1 status --dataset {dataset}"
         )
     show.console().print(show.metrics_table(dataset, metrics))
+    if view.entry.kind == "toy":
+        _say_what_is_expected(view, metrics)
+    for warning in warnings_by_split(metrics):
+        typer.echo(f"Warning: {warning}")
     for path in view.rows("report")["path"].to_list():
         typer.echo(f"Report: {path}")
+
+
+def _say_what_is_expected(view: View, metrics: pl.DataFrame) -> None:
+    """Print the metrics beside the range of several runs of the same configuration, or that there is none."""
+    expected = expected_ranges(view.config)
+    if expected is None:
+        command = f"vsr1 experiment --config {view.config.name} --seeds 1,2,3,4,5 --perturb 2"
+        typer.echo(f"How far runs of this configuration differ has not been measured. To measure it: {command}")
+        return
+    beside, verdict = show.expected_lines(metrics, expected)
+    show.console().print(beside)
+    typer.echo(verdict)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """`vsr1 experiment`: trains and evaluates one configuration with several seeds, and summarises all of them.
 
-Each seed is registered as a dataset over the files of the dataset that was named. So a stopped experiment continues
-where it stopped, the UI shows its runs, and the tables hold its rows. The statistics are in `evaluation.experiment`.
+Each run (a seed, and a draw of noise) is registered as a dataset over the files of the dataset that was named. So a
+stopped experiment continues where it stopped, the UI shows its runs, and the tables hold its rows. The statistics are
+in `evaluation.experiment`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,15 +58,24 @@ def experiment(
     seeds: Annotated[
         str, typer.Option(help="Numbers, separated by commas. All models are trained once per seed.")
     ] = "1,2,3",
+    perturb: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train each seed so many times, each time with another noise of 1e-6 on the first weights, which "
+            "stands for another processor (0: once, without noise).",
+        ),
+    ] = 0,
 ) -> None:
-    """Train and evaluate a configuration with several seeds; print means, intervals, and which claims hold."""
+    """Train and evaluate a configuration with several seeds; print means, intervals, ranges, and which claims hold."""
     require_dagster("vsr1 experiment")
     from pipelines.builds import run_build
 
     settings = read_settings()
     source = get_entry(settings.home, dataset)
     name = config or ("experiment" if dataset == "toy" else source.config)
-    entries = [seed_entry(settings, source, name, seed) for seed in parse_seeds(seeds)]
+    numbers, noises = parse_seeds(seeds), range(1, perturb + 1) if perturb else (0,)
+    entries = [seed_entry(settings, source, name, seed, noise) for seed in numbers for noise in noises]
     check_can_train(source, known_configuration(settings, name))
     started = time.monotonic()
     for number, entry in enumerate(entries, 1):
@@ -75,11 +85,13 @@ def experiment(
         if not result.success:
             stopped = f"the build of {entry.name} stopped; the same command continues from there"
             fail("\n".join([stopped, *result.problems]))
-    path = summarise(settings, entries, time.monotonic() - started)
+    typed = f"vsr1 experiment --dataset {dataset} --config {name} --seeds {','.join(map(str, numbers))}"
+    typed += f" --perturb {perturb}" if perturb else ""
+    path = summarise(settings, entries, typed, time.monotonic() - started)
     show.console().print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     typer.echo(f"Wrote {path.parent}")
     if len(entries) > 1:
-        typer.echo(f"To compare two seeds: vsr1 compare {entries[0].name} {entries[1].name}")
+        typer.echo(f"To compare two runs: vsr1 compare {entries[0].name} {entries[1].name}")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -95,11 +107,19 @@ def experiment_name(source: DatasetEntry, config: str) -> str:
     return config if source.name == "toy" else f"{source.name}-{config}"
 
 
-def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int) -> DatasetEntry:
-    """The dataset of one seed, with models of its own. All seeds read the same corpus: that of `source`, or, for
-    rendered videos, one corpus per configuration, because the configuration says how videos are rendered."""
+def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int, noise: int = 0) -> DatasetEntry:
+    """The dataset of one run (a seed, and a draw of noise), with models of its own. All runs read the same corpus: that
+    of `source`, or, for rendered videos, one corpus per configuration, because the configuration says how videos are
+    rendered."""
     name = experiment_name(source, config)
-    entry = dataclasses.replace(source, name=seed_name(name, seed), config=config, models_from="", seed=seed)
+    own: dict[str, Any] = {
+        "name": seed_name(name, seed, noise),
+        "config": config,
+        "models_from": "",
+        "seed": seed,
+        "noise": noise,
+    }
+    entry = dataclasses.replace(source, **own)
     if source.kind != "toy":
         return dataclasses.replace(entry, same_corpus_as=source.corpus)
     data = settings.home / "data" / f"{name}-corpus"
@@ -131,24 +151,26 @@ def register(settings: Settings, entry: DatasetEntry) -> None:
         save_entry(settings.home, entry)
 
 
-def summarise(settings: Settings, entries: Sequence[DatasetEntry], seconds: float) -> Path:
-    """Score all seeds together, write the result, and return the path of its Markdown file. `seconds` is how long the
-    builds took this time."""
+def summarise(settings: Settings, entries: Sequence[DatasetEntry], typed: str, seconds: float) -> Path:
+    """Score all runs together, write the result, and return the path of its Markdown file. `typed` is the
+    command that does all this, and `seconds` is how long the builds took this time."""
     from vsr1_core.evaluation.claims import claims
-    from vsr1_core.evaluation.experiment import Experiment
+    from vsr1_core.evaluation.expected import configuration_key, measured_ranges
+    from vsr1_core.evaluation.experiment import Experiment, Run
     from vsr1_core.evaluation.experiment_text import write_experiment
     from vsr1_core.stages.method_styles import STYLES
     from vsr1_core.stages.reporting import num_soft_tokens_of, scores_of
 
     first = entries[0]
-    name = first.name.removesuffix(seed_name("", first.seed or 0))
+    name = first.name.removesuffix(seed_name("", first.seed or 0, first.noise))
     recipe = dataclasses.replace(known_configuration(settings, first.config), name=name)
     split = recipe.evaluation.splits[0]
-    views = {entry.seed or 0: open_view(settings.home, entry.name) for entry in entries}
-    runs = {seed: scores_of(view, split) for seed, view in views.items()}
+    views = {Run(entry.seed or 0, entry.noise): open_view(settings.home, entry.name) for entry in entries}
+    runs = {run: scores_of(view, split) for run, view in views.items()}
     found = Experiment(name, runs, STYLES, recipe.evaluation.num_resamples, recipe.evaluation.seed)
-    facts = {"split": split, "configuration": fingerprint(recipe), "seconds": round(seconds)}
+    ranges = measured_ranges(found, configuration_key(known_configuration(settings, first.config)), typed, split)
+    facts = {"split": split, "configuration": fingerprint(recipe), "command": typed, "seconds": round(seconds)}
     facts["datasets"] = [entry.name for entry in entries]
     soft = [method for method in recipe.evaluation.methods if ALL[method].refine == "soft"]
     num_tokens = num_soft_tokens_of(next(iter(views.values())), soft[0]) if soft else 0
-    return write_experiment(found, claims(found, num_tokens), settings.home / "experiments" / name, facts)
+    return write_experiment(found, claims(found, num_tokens), settings.home / "experiments" / name, facts, ranges)

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsr1_core.evaluation.expected import ExpectedRanges
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.home.capacity import ASSUMED, GIB, Estimate
-from vsr1_core.home.metrics_grid import metrics_grid
+from vsr1_core.home.metrics_grid import OUTSIDE, expected_grid, metrics_grid
 from vsr1_core.home.status import causes, status_frame
 from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.rows.increments import STATES
@@ -148,6 +149,20 @@ def status_table(view: View) -> Table:
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
     """One line per metric and one column per method; values with their intervals."""
     return table(f"Metrics of {dataset}, with 95 % intervals", *metrics_grid(frame))
+
+
+def expected_lines(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[Table, str]:
+    """The metrics beside their expected ranges, and one sentence that says whether they are in them."""
+    header, rows = expected_grid(frame, expected)
+    cells = [cell for row in rows for cell in row[1:] if cell]
+    num_outside = sum(cell.endswith(OUTSIDE) for cell in cells)
+    title = f"Here, in %, and the range in which 95 % of the runs are to be expected, from {expected.num_runs} runs"
+    measured = f"The ranges were measured with: {expected.command}"
+    if num_outside:
+        verdict = f"{num_outside} of {len(cells)} values are OUTSIDE the range that is to be expected. {measured}"
+    else:
+        verdict = f"All {len(cells)} values are in the range that is to be expected. {measured}"
+    return table(title, header, rows), verdict
 
 
 def frame_csv(frame: pl.DataFrame) -> str:

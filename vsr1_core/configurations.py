@@ -29,9 +29,11 @@ TINY_SFT = SFTRecipe(
     refine_lr=1e-3,
     schedule="cosine",
     warmup_ratio=0.25,
+    optimizer="muon",
     retrieval_weight=1.0,
-    retrieval_warmup_ratio=0.7,
-    in_batch_positives=True,
+    retrieval_warmup_ratio=0.5,
+    all_negatives=True,
+    first_latents="words",
     bf16=False,
 )
 
@@ -44,7 +46,7 @@ TINY = Configuration(
         options=MethodOptions(system_prompt="Does the video show what the query describes?"),
         tiny=TinyRecipe(vision_pretraining_steps=200, contrastive_steps=160, contrastive_lr=1.5e-3),
     ),
-    # The other negatives are random: with hard ones only, the soft tokens erase the query.
+    # Stage 2 adds random negatives: with hard ones only, the soft tokens erase the query.
     retrieval=RetrievalRecipe(num_hard_negatives=6),
     pool=PoolRecipe(num_not_matched=1600, fill_matched=True, random_share=0.5),
     sft=TINY_SFT,
@@ -167,12 +169,18 @@ _ALL = (TINY, EXPERIMENT, NANO, LAPTOP, QWEN3_VL_2B, QWEN3_VL_2B_24GB, QWEN3_VL_
 CONFIGURATIONS: dict[str, Configuration] = {config.name: config for config in _ALL}
 
 
-def with_seed(config: Configuration, seed: int) -> Configuration:
+def with_seed(config: Configuration, seed: int, noise: int = 0) -> Configuration:
     """Return `config` with `seed` for everything random in training: initial weights, the order of rows, negatives and
-    sampled episodes. The seeds of the corpus, the pool and the bootstrap stay the same."""
+    sampled episodes. The seeds of the corpus, the pool and the bootstrap stay the same.
+
+    `noise` draws the relative noise on the first weights of the base model and of stage 1 (`recipes.TinyRecipe.noise`);
+    stage 2 gets none of its own, because it starts from the weights of stage 1."""
     replace, models = dataclasses.replace, config.models
+    noises = {name: {"noise": noise} for name in TRAININGS if hasattr(getattr(config, name), "noise")}
     return replace(
         config,
-        models=replace(models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed)),
-        **{name: replace(getattr(config, name), seed=seed) for name in TRAININGS},
+        models=replace(
+            models, options=replace(models.options, seed=seed), tiny=replace(models.tiny, seed=seed, noise=noise)
+        ),
+        **{name: replace(getattr(config, name), seed=seed, **noises.get(name, {})) for name in TRAININGS},
     )

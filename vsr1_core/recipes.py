@@ -111,6 +111,9 @@ class TinyRecipe:
     """Weight of the captioning loss (captions written from the video, and again from the text) relative to the
     contrastive loss."""
     seed: Whole = 42
+    noise: Whole = 0
+    """Draws a relative noise of 1e-6 on the first weights, which stands for the rounding of another processor: a result
+    that depends on it does not hold. 0 adds none."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, requirement) for each value that does not fit the other values."""
@@ -222,6 +225,9 @@ class SFTRecipe:
     gradient_accumulation: Count = 1
     lr: Positive = 2e-5
     refine_lr: Weight = 5e-5
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw` steps everything; `muon` steps the matrices of layers with Muon at twice the learning rates, and the rest
+    with AdamW. The paper has AdamW; with Muon, tiny models learn to search in half of the steps."""
     schedule: Schedule = "linear"
     warmup_ratio: Share = 0.0
     weight_decay: Weight = 0.0
@@ -233,6 +239,14 @@ class SFTRecipe:
     temperature: Positive = 0.1
     num_negatives: Whole = 24
     in_batch_positives: bool = False
+    all_negatives: bool = False
+    """Whether every other video of the train split is a negative of L_ret, in place of `num_negatives` chosen ones. A
+    loss over few negatives can be lowered by a query that says nothing; one over all videos cannot. The paper does not
+    do this."""
+    first_latents: Literal["zero", "words"] = "zero"
+    """Where the soft tokens of an untrained policy start: at `zero`, as the authors have it, or with the mean and scale
+    of the `words` that policy and embedder read. At zero, each of the N layer normalisations multiplies the gradient by
+    316: it is 1e8 in the first step of the tiny models, and clipping leaves nothing of the text's in that step."""
     drop_above_positive: bool = False
     """Drop the negatives that are as near to the original query as the right video, less 0.0005, as the authors do."""
     drop_above_positive_when_refined: bool = False
@@ -250,6 +264,8 @@ class SFTRecipe:
     validation_share: Share = 0.1
     """Share of the train videos whose rows are used for validation and not for training; only with early stopping."""
     seed: Whole = 42
+    noise: Whole = 0
+    """As `TinyRecipe.noise`, on the first weights of what this training changes."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, requirement) for each value that does not fit the other values."""
@@ -260,12 +276,14 @@ class SFTRecipe:
     def unused(self) -> tuple[str, ...]:
         """Names of the fields that have no effect with the other values of this recipe; no version depends on them."""
         no_search = () if self.refine == "soft" else OF_SOFT_REFINEMENT
-        return (*no_search, *(() if self.early_stop_patience else ("validation_steps", "validation_share")))
+        chosen = ("num_negatives", "in_batch_positives") if self.all_negatives and not no_search else ()
+        return (*no_search, *chosen, *(() if self.early_stop_patience else ("validation_steps", "validation_share")))
 
 
 OF_SOFT_REFINEMENT = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
-    *("in_batch_positives", "drop_above_positive", "drop_above_positive_when_refined"),
+    *("in_batch_positives", "all_negatives", "first_latents"),
+    *("drop_above_positive", "drop_above_positive_when_refined"),
 )
 """Fields of SFTRecipe that are read only when training with soft tokens and their retrieval loss."""
 

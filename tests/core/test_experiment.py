@@ -19,10 +19,12 @@ from vsr1_core.evaluation.bootstrap import paired_differences
 from vsr1_core.evaluation.claims import claims
 from vsr1_core.evaluation.curves import score_soft_tokens, score_turns
 from vsr1_core.evaluation.episodes import load_episodes
-from vsr1_core.evaluation.experiment import Experiment, mean_interval
+from vsr1_core.evaluation.expected import ExpectedRanges, Range, configuration_key, expected_ranges, measured_ranges
+from vsr1_core.evaluation.experiment import Experiment, Run, mean_interval
 from vsr1_core.evaluation.experiment_text import write_experiment
 from vsr1_core.evaluation.metrics import metrics_shown, score
 from vsr1_core.evaluation.scores import Scores
+from vsr1_core.home.metrics_grid import expected_grid
 from vsr1_core.stages.method_styles import STYLES
 
 SEEDS = (1, 2, 3)
@@ -38,7 +40,7 @@ def scores_of(strength: Strength, seed: int, num_queries: int = 80) -> Scores:
 
 def experiment_of(strengths: dict[str, Strength], seeds: tuple[int, ...] = SEEDS) -> Experiment:
     numbered = list(enumerate(strengths.items()))
-    runs = {seed: {name: scores_of(strength, 10 * seed + i) for i, (name, strength) in numbered} for seed in seeds}
+    runs = {Run(seed): {name: scores_of(strength, 10 * seed + i) for i, (name, strength) in numbered} for seed in seeds}
     return Experiment("tiny", runs, STYLES, num_resamples=200)
 
 
@@ -66,14 +68,50 @@ def test_results_average_the_seeds(experiment: Experiment) -> None:
     each = [scores_of(STRENGTHS["sqr_sft"], 10 * seed + 2) for seed in SEEDS]
     assert row["values"] == pytest.approx([s.parts["recall_at_1"].numerators.mean() for s in each])
     assert (row["mean"], row["low"], row["high"]) == pytest.approx(mean_interval(row["values"]))
+    assert (row["lowest"], row["highest"]) == (min(row["values"]), max(row["values"]))
     points = set(ex.results(experiment)["metric"])
     assert {"turns/3/vcmr_0.5", "soft_tokens/0/recall_at_1", "median_rank"} <= points
+
+
+def test_runs_of_one_seed_are_averaged_before_the_interval_over_seeds() -> None:
+    runs = {Run(s, n): {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 10 * s + n)} for s in SEEDS for n in (1, 2)}
+    row = only(ex.results(Experiment("tiny", runs, STYLES, num_resamples=20)), method="sqr_sft", metric="recall_at_1")
+    pairs = np.reshape(row["values"], (3, 2))
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx(mean_interval(pairs.mean(axis=1)))
+    assert row["highest"] - row["lowest"] == pytest.approx(pairs.max() - pairs.min())
+
+
+def test_the_ranges_of_an_experiment_are_what_its_configuration_is_expected_to_give(tmp_path: Path) -> None:
+    runs = {Run(s, n): {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 10 * s + n)} for s in SEEDS for n in (1, 2)}
+    found = Experiment("tiny", runs, STYLES, num_resamples=20)
+    stored = measured_ranges(found, configuration_key(with_seed(TINY, 5, 1)), "vsr1 experiment", "test")
+    (tmp_path / "ranges.json").write_text(json.dumps(stored))
+    expected = expected_ranges(with_seed(TINY, 9), tmp_path / "ranges.json")
+    assert expected is not None
+    recall = expected.ranges["sqr_sft"]["recall_at_1"]
+    values = found.values("sqr_sft", "recall_at_1")
+    assert recall.values == tuple(values)
+    assert expected.num_runs == 6
+    other = replace(TINY, sft=replace(TINY.sft, steps=TINY.sft.steps + 1))
+    assert expected_ranges(other, tmp_path / "ranges.json") is None
+
+
+def test_a_value_outside_its_expected_range_is_marked() -> None:
+    expected = ExpectedRanges("", "", "test", 3, {"sqr_sft": {"recall_at_1": Range((0.24, 0.25, 0.26))}})
+    half = 4.303 * 0.01 * math.sqrt(4 / 3)
+    assert expected.ranges["sqr_sft"]["recall_at_1"].expected == pytest.approx((0.25 - half, 0.25 + half))
+    frame = pl.DataFrame({"method": "sqr_sft", "metric": "recall_at_1", "split": ["test", "val"], "value": [0.35, 0.1]})
+    assert expected_grid(frame, expected)[1] == [["recall_at_1", "35.0 (20.0 to 30.0) outside"]]
+    inside = frame.with_columns(value=pl.lit(0.29))
+    assert expected_grid(inside, expected)[1] == [["recall_at_1", "29.0 (20.0 to 30.0)"]]
+    assert 0.1 in Range((0.1, 0.1, 0.1))
+    assert 0.9 in Range((0.1,))
 
 
 def test_differences_of_one_seed_are_the_paired_ones_of_its_report() -> None:
     experiment = experiment_of(STRENGTHS, seeds=(4,))
     found = only(ex.differences(experiment), after="sqr_sft", metric="vcmr_0.5")
-    ours, theirs = experiment.runs[4]["sqr_sft"], experiment.runs[4]["fine_tuned"]
+    ours, theirs = experiment.runs[Run(4)]["sqr_sft"], experiment.runs[Run(4)]["fine_tuned"]
     row = only(paired_differences(ours, theirs, 200, 42), metric="vcmr_0.5")
     names = ("difference", "low", "high")
     assert [found[name] for name in names] == [row[name] for name in names]
@@ -85,7 +123,7 @@ def test_averaging_over_seeds_narrows_the_interval_over_queries(experiment: Expe
         low, high = (e.estimate("sqr_sft", "recall_at_1") - e.estimate("fine_tuned", "recall_at_1")).interval
         return high - low
 
-    assert width(experiment) < 0.8 * width(Experiment("tiny", {1: experiment.runs[1]}, STYLES, 200))
+    assert width(experiment) < 0.8 * width(Experiment("tiny", {Run(1): experiment.runs[Run(1)]}, STYLES, 200))
 
 
 def test_claims_hold_where_the_methods_are_as_the_paper_says_and_fail_where_they_are_not(
@@ -120,8 +158,8 @@ def test_a_relative_gain_on_nothing_is_not_known() -> None:
 
 def test_runs_over_other_queries_are_not_compared() -> None:
     runs = {
-        1: {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 20)},
-        2: {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 21)},
+        Run(1): {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 20)},
+        Run(2): {"sqr_sft": scores_of(STRENGTHS["sqr_sft"], 1, 21)},
     }
     with pytest.raises(ValueError, match="2 sets of queries"):
         Experiment("tiny", runs, STYLES)
@@ -132,6 +170,7 @@ def test_what_is_written_can_be_read_by_people_and_programs(experiment: Experime
     path = write_experiment(experiment, found, tmp_path / "tiny", {"seconds": 7})
     text = path.read_text()
     assert "seeds 1, 2, 3, 80 test queries" in text
+    assert "Lowest to highest of the 3 runs" in text
     assert "| metric | zero_shot | fine_tuned | hard_refine | sqr_sft | videosearch_r1 |" in text
     assert "| VCMR: stage 1 above fine-tuned |" in text
     record = json.loads((path.parent / "results.json").read_text())
@@ -140,12 +179,12 @@ def test_what_is_written_can_be_read_by_people_and_programs(experiment: Experime
 
 
 def test_a_seed_changes_all_that_trains_and_nothing_else() -> None:
-    other = with_seed(TINY, 7)
-    assert other.models == replace(
-        TINY.models, options=replace(TINY.models.options, seed=7), tiny=replace(TINY.models.tiny, seed=7)
-    )
-    for name in ("sft", "fine_tuned", "hard_refine", "grpo"):
-        assert getattr(other, name) == replace(getattr(TINY, name), seed=7)
+    other = with_seed(TINY, 7, noise=2)
+    tiny = replace(TINY.models.tiny, seed=7, noise=2)
+    assert other.models == replace(TINY.models, options=replace(TINY.models.options, seed=7), tiny=tiny)
+    for name in ("sft", "fine_tuned", "hard_refine"):
+        assert getattr(other, name) == replace(getattr(TINY, name), seed=7, noise=2)
+    assert other.grpo == replace(TINY.grpo, seed=7)
     for name in ("toy", "frames", "pool", "teacher", "retrieval", "evaluation", "name"):
         assert getattr(other, name) == getattr(TINY, name)
 

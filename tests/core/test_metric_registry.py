@@ -15,7 +15,7 @@ from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
 from vsr1_core.evaluation.episodes import Episodes
-from vsr1_core.evaluation.experiment import Experiment, differences, results
+from vsr1_core.evaluation.experiment import Experiment, Run, differences, results
 from vsr1_core.evaluation.experiment_text import markdown
 from vsr1_core.evaluation.metric_registry import REGISTERED, Place, Section, episode_metric
 from vsr1_core.evaluation.metrics import all_metrics, metrics_in, metrics_shown, over_all
@@ -91,7 +91,7 @@ def test_an_added_metric_is_shown_by_the_ui_warns_and_is_compared_over_seeds(vie
     now = before.with_columns(value=pl.when(pl.col("metric") == "patience_2").then(0.0).otherwise(pl.col("value")))
     assert all(text.startswith("patience_2 of ") for text in dropped(now, before))
     assert len(dropped(now, before)) == len(STRENGTHS)
-    runs: dict[int, dict[str, Scores]] = {seed: scores_of(view, "test") for seed in (1, 2)}
+    runs: dict[Run, dict[str, Scores]] = {Run(seed): scores_of(view, "test") for seed in (1, 2)}
     experiment = Experiment("nano", runs, STYLES, num_resamples=20)
     assert {"patience_2", "turns/1/patience_3"} <= set(results(experiment)["metric"])
     assert "patience_3" in set(differences(experiment)["metric"])

@@ -95,7 +95,8 @@ def another(config: Configuration, path: str) -> Any:
 
 SEARCHES = (
     *("refine_lr", "retrieval_weight", "retrieval_warmup_ratio", "temperature", "num_negatives"),
-    *("in_batch_positives", "drop_above_positive", "drop_above_positive_when_refined"),
+    *("in_batch_positives", "all_negatives", "first_latents"),
+    *("drop_above_positive", "drop_above_positive_when_refined"),
 )
 
 
@@ -121,6 +122,8 @@ def unused_of_sft(recipe: SFTRecipe) -> dict[str, str]:
     found = {}
     if recipe.refine != "soft":
         found |= dict.fromkeys(SEARCHES, "nothing is searched with in this training")
+    elif recipe.all_negatives:
+        found |= dict.fromkeys(("num_negatives", "in_batch_positives"), "every video is a negative")
     if recipe.early_stop_patience == 0:
         found |= dict.fromkeys(("validation_steps", "validation_share"), "nothing is validated")
     return found
@@ -202,7 +205,10 @@ def test_an_unused_field_counts_where_it_has_an_effect(view: View, name: str) ->
     config = fitted(EVERY[name])
     for changes, counts in (
         ({"sft.early_stop_patience": 3}, ("sft.validation_steps", "sft.validation_share")),
-        ({"fine_tuned.refine": "soft"}, tuple(f"fine_tuned.{field}" for field in SEARCHES)),
+        (
+            {"fine_tuned.refine": "soft", "fine_tuned.all_negatives": False},
+            tuple(f"fine_tuned.{field}" for field in SEARCHES),
+        ),
         ({"grpo.queries_per_step": 1}, ()),
         ({"grpo.temperature": 0.7}, ()),
     ):

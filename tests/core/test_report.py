@@ -14,6 +14,7 @@ from vsr1_core.evaluation.bootstrap import summarise
 from vsr1_core.evaluation.episodes import OUTCOMES, load_episodes
 from vsr1_core.evaluation.metrics import score
 from vsr1_core.evaluation.published import PUBLISHED
+from vsr1_core.evaluation.refinement import refinement_warnings, warnings_by_split
 from vsr1_core.evaluation.report import write_report
 from vsr1_core.evaluation.report_data import CAPTIONS, NO_CURVES, Analysis, ReportInputs
 from vsr1_core.stages.method_styles import STYLES
@@ -70,6 +71,22 @@ def test_a_report_shows_each_score_as_the_table_has_it(toy_report: Path) -> None
     row = inputs.metrics.filter((pl.col("method") == "sqr_sft") & (pl.col("metric") == "vcmr_0.5")).row(0, named=True)
     shown = f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     assert shown in toy_report.read_text()
+
+
+def test_a_refinement_that_lowers_recall_at_10_is_warned_of() -> None:
+    rows = [("a", "first_recall_at_10", 0.6), ("a", "recall_at_10", 0.55), ("b", "first_recall_at_10", 0.6)]
+    rows += [("b", "recall_at_10", 0.6), ("c", "recall_at_10", None), ("c", "first_recall_at_10", None)]
+    metrics = pl.DataFrame(rows, schema=["method", "metric", "value"], orient="row")
+    warned = "refinement lowers R@10 of a from 60.0 to 55.0 %"
+    assert refinement_warnings(metrics) == [warned]
+    both = pl.concat([metrics.with_columns(split=pl.lit(split)) for split in ("test", "val")])
+    assert warnings_by_split(both) == [f"{warned} on test", f"{warned} on val"]
+    inputs = inputs_for(60)
+    assert "Warning" not in text_of(inputs)
+    worse = inputs.metrics.filter(pl.col("method") != "sqr_sft")
+    lower = pl.DataFrame({"method": "sqr_sft", "metric": [r[1] for r in rows[:2]], "value": [0.6, 0.55]})
+    shown = text_of(replace(inputs, metrics=pl.concat([worse, lower], how="diagonal")))
+    assert "**Warning:** refinement lowers R@10 of sqr_sft from 60.0 to 55.0 %." in shown
 
 
 def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path) -> None:

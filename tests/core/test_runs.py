@@ -13,7 +13,7 @@ import torch
 from tests.core import test_grpo, test_sft
 from vsr1_core.training import sft
 from vsr1_core.training.grpo import EpisodeGRPOTrainer, train_grpo
-from vsr1_core.training.runs import TrainingRun, drop_state, kept_state, shared_order, training_order
+from vsr1_core.training.runs import NOISE, TrainingRun, add_noise, drop_state, kept_state, shared_order, training_order
 from vsr1_core.training.sft import RefineSFTTrainer, train_sft
 
 Train = Callable[[Any, Any, TrainingRun], Any]
@@ -55,6 +55,12 @@ CASES: dict[str, tuple[Callable[[], Any], type, Train, Any]] = {
         replace(SFT, bf16=True, batch_size=2, gradient_accumulation=2),
     ),
     "stage 1 with adapters": (test_sft.make_world, RefineSFTTrainer, run_sft, replace(SFT, lora_rank=2)),
+    "stage 1 with Muon": (
+        test_sft.make_world,
+        RefineSFTTrainer,
+        run_sft,
+        replace(SFT, optimizer="muon", all_negatives=True, first_latents="words"),
+    ),
     "stage 1 with early stopping": (
         test_sft.make_world,
         RefineSFTTrainer,
@@ -153,3 +159,16 @@ def test_every_pass_sees_every_row_once_and_no_step_sees_one_twice() -> None:
     assert training_order(10, 4, 3, seed=1) == training_order(10, 4, 50, seed=1)[:12]
     assert training_order(10, 4, 3, seed=2) != training_order(10, 4, 3, seed=1)
     assert len(training_order(3, 8, 2, seed=1)) == 16
+
+
+def test_noise_is_relative_small_and_the_same_for_the_same_draw() -> None:
+    def noisy(draw: int) -> torch.Tensor:
+        weight = torch.nn.Parameter(torch.linspace(0.1, 10, 1000))
+        add_noise([weight], draw)
+        return weight.detach()
+
+    plain, first = noisy(0), noisy(1)
+    assert torch.equal(plain, torch.linspace(0.1, 10, 1000))
+    assert torch.equal(first, noisy(1))
+    assert not torch.equal(first, noisy(2))
+    assert float(((first - plain) / plain).std()) == pytest.approx(NOISE, rel=0.2)

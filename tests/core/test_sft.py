@@ -17,12 +17,14 @@ from tests.core.tiny_models import query_text, random_video, tiny_embedder, tiny
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.soft_query import soft_query_modules, start_among_words
 from vsr1_core.reasoning.conversation import answer_text
 from vsr1_core.recipes import SFTRecipe
-from vsr1_core.training import sft
+from vsr1_core.training import search_loss, sft
 from vsr1_core.training.examples import PART_NAMES, build_examples
 from vsr1_core.training.losses import retrieval_losses
 from vsr1_core.training.runs import CurvePoint, TrainingRun
+from vsr1_core.training.search_loss import SearchLoss
 from vsr1_core.training.sft import RefineSFTTrainer, SFTData, train_sft
 
 RECIPE = SFTRecipe(steps=2, batch_size=4, lr=1e-3, refine_lr=1e-3, num_negatives=3, bf16=False)
@@ -253,6 +255,75 @@ def test_in_batch_positives_that_share_the_querys_text_are_no_negatives(world: W
     assert next(p.value for p in other.train(recipe, tmp_path / "b") if p.name == "retrieval_loss") > 0
 
 
+def test_with_all_negatives_the_loss_is_over_the_corpus_without_videos_of_the_same_text(world: World) -> None:
+    rows = [e for e in world.data.examples if e.refines]
+    soft = torch.zeros(len(rows), 3, world.embedder.hidden_size, requires_grad=True)
+    never = {rows[0].query_id: frozenset({rows[0].gt_video_id, "v6"})}
+    recipe = replace(RECIPE, all_negatives=True, in_batch_positives=True)
+    found = SearchLoss(world.embedder, world.data.vectors, never, recipe)(rows, soft, "0", ["v0"])
+    queries = world.embedder.embed_queries([e.query for e in rows], list(soft))
+    ids = sorted(world.data.vectors)
+    logits = queries @ torch.stack([world.data.vectors[v] for v in ids]).T / recipe.temperature
+    logits[0, ids.index("v6")] = -torch.inf
+    right = torch.tensor([ids.index(e.gt_video_id) for e in rows])
+    torch.testing.assert_close(found.losses, torch.nn.functional.cross_entropy(logits, right, reduction="none"))
+    found.losses.sum().backward()
+    assert soft.grad is not None
+    assert soft.grad.abs().sum() > 0
+
+
+def test_logs_say_how_near_refined_queries_are_and_how_many_rose(world: World, tmp_path: Path) -> None:
+    rows = [e for e in world.data.examples if e.refines]
+    search = SearchLoss(world.embedder, world.data.vectors, {}, RECIPE)
+    facts = search(rows, torch.randn(len(rows), 3, world.embedder.hidden_size), "0", []).facts
+    plain = world.embedder.embed_queries([e.query for e in rows])
+    right = torch.stack([world.data.vectors[e.gt_video_id] for e in rows])
+    assert float(facts["plain_similarity"]) == pytest.approx(float((plain * right).sum(-1).mean()), abs=1e-6)
+    assert 0 <= float(facts["risen_share"] + facts["fallen_share"]) <= 1
+    exact = search(rows, torch.zeros(len(rows), 0, world.embedder.hidden_size), "0", []).facts
+    assert (float(exact["risen_share"]), float(exact["fallen_share"])) == (0.0, 0.0)
+    assert set(facts) <= names(world.train(RECIPE, tmp_path))
+
+
+def test_latents_that_start_among_words_have_their_scale_and_a_gradient_of_their_size(world: World) -> None:
+    def first_gradient() -> tuple[Tensor, float]:
+        rows = [e for e in world.data.examples if e.refines]
+        videos = world.data.features.get([e.shown_video_id for e in rows])
+        at = list(range(len(rows)))
+        _, latents = world.policy.teacher_forced([e.prompt for e in rows], videos, refining=at, num_soft_tokens=3)
+        soft = world.policy.model.append_input(latents)
+        search = SearchLoss(world.embedder, world.data.vectors, {}, RECIPE)
+        world.policy.model.zero_grad()
+        search(rows, soft, "0", []).losses.mean().backward()
+        weight = world.policy.model.refine_projector[3].weight
+        assert weight.grad is not None
+        return soft.detach(), float(weight.grad.norm())
+
+    model, words = world.policy.model, world.embedder.word_embeddings
+    for name, module in soft_query_modules(model.config.text_config.hidden_size, model.soft_query).items():
+        model.get_submodule(name).load_state_dict(module.state_dict())
+    soft, at_zero = first_gradient()
+    assert float(soft.abs().max()) == 0
+    assert start_among_words(model, model.get_input_embeddings().weight, words, seed=1)
+    soft, among_words = first_gradient()
+    assert 0.5 < float(soft.std() / words.std()) < 2
+    assert at_zero > 1000 * among_words
+    before = weights_of(model)
+    assert not start_among_words(model, model.get_input_embeddings().weight, words, seed=2)
+    assert changed(model, before) == set()
+
+
+def test_noise_moves_what_learns_by_rounding_and_leaves_the_tower(tmp_path: Path) -> None:
+    first, second = make_world(), make_world()
+    before = weights_of(first.policy.model)
+    for world, noise in ((first, 0), (second, 3)):
+        world.train(replace(RECIPE, noise=noise, lr=1e-9, refine_lr=1e-9), tmp_path / str(noise))
+    ours, theirs = weights_of(first.policy.model), weights_of(second.policy.model)
+    apart = {n: float(((theirs[n] - ours[n]) / before[n].abs().clamp(min=1e-3)).abs().max()) for n in before}
+    assert all(gap == 0 for name, gap in apart.items() if ".visual." in name)
+    assert 0 < apart["model.language_model.layers.0.mlp.up_proj.weight"] < 1e-5
+
+
 def test_trackers_are_told_what_is_logged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, set[str]]] = []
 
@@ -285,7 +356,7 @@ def test_negatives_are_judged_by_the_query_that_the_option_names(
         judges.append((queries.detach(), judged_by))
         return retrieval_losses(queries, *rest, judged_by=judged_by, **options)
 
-    monkeypatch.setattr(sft, "retrieval_losses", losses)
+    monkeypatch.setattr(search_loss, "retrieval_losses", losses)
     world.train(replace(RECIPE, steps=1, batch_size=8, **{option: True} if option else {}), tmp_path)
     [(refined, judged_by)] = judges
     if option == "drop_above_positive":

@@ -14,6 +14,7 @@ from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 from vsr1_core.reasoning.tasks import EventNote
 from vsr1_core.training.contrastive import info_nce
+from vsr1_core.training.muon import MuonWithAdamW
 from vsr1_core.training.optimizers import MuonAndAdamW
 from vsr1_core.training.vision_pretraining import mean_within, word_targets
 
@@ -57,7 +58,7 @@ def test_an_event_sees_the_tokens_whose_marks_lie_in_it() -> None:
 
 def test_every_weight_has_one_optimiser_and_only_layers_have_muon() -> None:
     model = Qwen3VLModel(tiny_config(NANO.models.tiny, train_tokenizer(["a red circle"], 300)))
-    muon, adam = MuonAndAdamW(model.named_parameters(), 1e-3, num_steps=2).parts
+    muon, adam = MuonAndAdamW(model.named_parameters(), 1e-3, num_steps=2).optimizer.parts
     held = [{id(p) for group in part.param_groups for p in group["params"]} for part in (muon, adam)]
     assert not held[0] & held[1]
     assert held[0] | held[1] == {id(p) for p in model.parameters()}
@@ -75,4 +76,44 @@ def test_steps_lower_a_loss_and_end_small() -> None:
         optimizer.step(loss)
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-    assert all(s.get_last_lr()[0] < 1e-3 for s in optimizer.schedules)
+    assert all(rate < 1e-3 for rate in optimizer.schedule.get_last_lr())
+
+
+def stepped(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], num_steps: int) -> None:
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        sum((w - 1).square().sum() for w in weights).backward()
+        optimizer.step()
+
+
+def two_weights() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)), torch.nn.Parameter(torch.zeros(4))]
+
+
+def muon_of(weights: list[torch.nn.Parameter]) -> MuonWithAdamW:
+    return MuonWithAdamW([{"named": list(zip(("layer.weight", "layer.bias"), weights, strict=True)), "lr": 0.05}])
+
+
+def test_muon_with_adamw_steps_as_the_two_do_by_themselves_and_follows_a_schedule() -> None:
+    ours, theirs = two_weights(), two_weights()
+    optimizer = muon_of(ours)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    stepped(optimizer, ours, 3)
+    apart = [torch.optim.Muon(theirs[:1], lr=0.05, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+    apart.append(torch.optim.AdamW(theirs[1:], lr=0.025, weight_decay=0.0))
+    for part, weight in zip(apart, theirs, strict=True):
+        stepped(part, [weight], 3)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_muon_with_adamw_continues_from_its_saved_state() -> None:
+    whole, stopped = two_weights(), two_weights()
+    stepped(muon_of(whole), whole, 4)
+    first = muon_of(stopped)
+    stepped(first, stopped, 2)
+    again = muon_of(stopped)
+    again.load_state_dict(first.state_dict())
+    stepped(again, stopped, 2)
+    for mine, other in zip(stopped, whole, strict=True):
+        assert torch.equal(mine, other)

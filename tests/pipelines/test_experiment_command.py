@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import builds, experiment_commands
+from pipelines import builds, cli, experiment_commands
 from pipelines.cli import app
 from pipelines.commands import UserError
 from pipelines.experiment_commands import check_can_train, parse_seeds, register, seed_entry
 from pipelines.settings import Settings
+from pipelines.show import expected_lines
 from tests.cheap_stages import cheap_main_stages
 from tests.small_world import SmallWorld, build, fill
 from vsr1_core.configuration_files import write_configuration
@@ -22,6 +23,7 @@ from vsr1_core.configurations import CONFIGURATIONS, NANO, QWEN3_VL_2B, TINY
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry, get_entry, own_configuration, save_entry
 from vsr1_core.evaluation import report
+from vsr1_core.evaluation.expected import ExpectedRanges, Range
 from vsr1_core.home import compare
 from vsr1_core.stages.graph import open_view
 
@@ -47,6 +49,15 @@ def test_a_seed_is_a_dataset_of_its_own_on_the_corpus_of_all(tmp_path: Path) -> 
     save_entry(tmp_path, DatasetEntry("nano-seed-2", "folder"))
     with pytest.raises(ValueError, match="vsr1 dataset remove nano-seed-2"):
         register(settings, second)
+
+
+def test_a_draw_of_noise_is_a_run_of_its_own_with_the_same_seed_and_corpus(tmp_path: Path) -> None:
+    settings, toy = Settings(tmp_path), get_entry(tmp_path, "toy")
+    plain, noisy = (seed_entry(settings, toy, "nano", 1, noise) for noise in (0, 2))
+    assert (noisy.name, noisy.videos) == ("nano-seed-1-noise-2", plain.videos)
+    configs = [own_configuration(tmp_path, entry) for entry in (plain, noisy)]
+    assert [(c.sft.seed, c.sft.noise, c.models.tiny.noise) for c in configs] == [(1, 0, 0), (1, 2, 2)]
+    assert dataclasses.replace(configs[1].sft, noise=0) == configs[0].sft
 
 
 def test_a_seed_of_another_dataset_reads_that_ones_files_under_its_name(tmp_path: Path) -> None:
@@ -87,9 +98,16 @@ def test_an_experiment_on_ones_own_dataset_and_configuration(tmp_path: Path, mon
     for module in (experiment_commands, compare):
         monkeypatch.setattr(module, "open_view", lambda home, name: open_view(home, name, cheap_main_stages()))
     monkeypatch.setattr(builds, "run_build", build_cheaply)
-    result = CliRunner().invoke(app, ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"])
+    asked = ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"]
+    result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "experiments/small-mine/results.json").read_text())
+    ranges = json.loads((tmp_path / "experiments/small-mine/ranges.json").read_text())
+    assert (ranges["command"], ranges["num_runs"], set(ranges["ranges"])) == (
+        f"vsr1 {' '.join(asked)}",
+        2,
+        set(methods),
+    )
     assert record["datasets"] == ["small-mine-seed-1", "small-mine-seed-2"]
     assert {row["method"] for row in record["results"]} == set(methods)
     assert not any("stage 2" in claim["text"] or "fine-tuned" in claim["text"] for claim in record["claims"])
@@ -147,3 +165,22 @@ def test_an_experiment_trains_each_seed_once_and_says_what_they_have_in_common(
     assert again.exit_code == 0, again.output
     assert [number > 0 for number in num_processed] == [True, True, False, False]
     assert json.loads((folder / "results.json").read_text())["results"] == record["results"]
+
+
+def test_a_report_says_whether_its_numbers_are_those_to_be_expected() -> None:
+    expected = ExpectedRanges("", "vsr1 experiment", "test", 3, {"sqr_sft": {"recall_at_1": Range((0.24, 0.25, 0.26))}})
+    frame = pl.DataFrame({"method": ["sqr_sft"], "metric": ["recall_at_1"], "split": ["test"], "value": [0.25]})
+    inside, outside = (expected_lines(frame.with_columns(value=pl.lit(value)), expected)[1] for value in (0.25, 0.4))
+    assert inside.startswith("All 1 values are in the range")
+    assert outside.startswith("1 of 1 values are OUTSIDE the range")
+    assert "vsr1 experiment" in outside
+
+
+def test_a_report_says_where_the_range_to_be_expected_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(SmallWorld(tmp_path), num_train=1).register()
+    view = open_view(tmp_path, "small")
+    view.config = dataclasses.replace(NANO, name="mine")
+    cli._say_what_is_expected(view, pl.DataFrame())
+    assert "vsr1 experiment --config mine --seeds 1,2,3,4,5 --perturb 2" in capsys.readouterr().out

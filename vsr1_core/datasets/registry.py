@@ -24,7 +24,8 @@ class DatasetEntry:
     annotations: a file (kind folder) or a folder with `<corpus>_fig_<split>.jsonl` (kind verified). config: the name of
     a built-in configuration, or of one of the home. models_from: the dataset whose models this one borrows; empty when
     it makes its own. seed: the seed of its trainings, which replaces that of the configuration
-    (`configurations.with_seed`); None keeps the configuration's. embedder, policy: folders or hub ids that replace the
+    (`configurations.with_seed`); None keeps the configuration's. noise: with a seed, the draw of the noise on the first
+    weights (`recipes.TinyRecipe.noise`). embedder, policy: folders or hub ids that replace the
     models of the configuration; with an embedder and no policy, videos are ranked but not verified. same_corpus_as: the
     dataset whose files and imports this one reads, under the name of that dataset; empty when it has its own.
     """
@@ -36,6 +37,7 @@ class DatasetEntry:
     config: str = "tiny"
     models_from: str = ""
     seed: int | None = None
+    noise: int = 0
     embedder: str = ""
     policy: str = ""
     same_corpus_as: str = ""
@@ -73,9 +75,9 @@ def get_entry(home: Path, name: str) -> DatasetEntry:
     return entries[name]
 
 
-def seed_name(experiment: str, seed: int) -> str:
-    """Name of the dataset of one seed of an experiment."""
-    return f"{experiment}-seed-{seed}"
+def seed_name(experiment: str, seed: int, noise: int = 0) -> str:
+    """Name of the dataset of one seed of an experiment, trained with this draw of noise (0: none)."""
+    return f"{experiment}-seed-{seed}" + (f"-noise-{noise}" if noise else "")
 
 
 def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:
@@ -111,7 +113,7 @@ def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
     if entry.embedder:
         models = dataclasses.replace(config.models, embedder=entry.embedder, policy=entry.policy)
         config = dataclasses.replace(config, models=models)
-    return config if entry.seed is None else with_seed(config, entry.seed)
+    return config if entry.seed is None else with_seed(config, entry.seed, entry.noise)
 
 
 def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:

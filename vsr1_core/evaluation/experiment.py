@@ -1,17 +1,18 @@
-"""Combines several trainings of one configuration, which differ in their seed: means, intervals, and differences.
+"""Combines several trainings of one configuration, which differ in their seed: means, intervals, ranges, differences.
 
 This module uses plain numpy; it reads no tables and builds nothing. `claims` decides whether the paper's claims hold.
 
 Two sources of chance are kept apart. Trainings with other seeds: 95 % intervals of the mean over seeds, by Student's t.
-Other queries: a paired bootstrap over queries of the mean over the seeds, with the same draws for all seeds and
-methods.
+Other queries: a paired bootstrap over queries of the mean over the runs, with the same draws for all runs and methods.
+A seed may be trained several times, with noise on the first weights that stands for another processor's rounding. The
+runs of one seed are averaged first, because they share their data order and nearly their first weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -26,9 +27,16 @@ T_POINTS = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 """Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; beyond these, 1.960 is used."""
 
 
+class Run(NamedTuple):
+    """One training of everything: its seed, and the draw of its noise (0: none)."""
+
+    seed: int
+    noise: int = 0
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A number averaged over the seeds."""
+    """A number averaged over the runs."""
 
     value: float
     samples: FloatArray
@@ -65,13 +73,13 @@ class Experiment:
 
     config: str
     """Name of the configuration."""
-    runs: Mapping[int, Mapping[str, Scores]]
-    """Seed -> method -> its scores, all over the same queries."""
+    runs: Mapping[Run, Mapping[str, Scores]]
+    """Run -> method -> its scores, all over the same queries. Each seed has equally many runs."""
     styles: MethodStyles
     """How the methods are ordered."""
     num_resamples: int = 1000
     seed: int = 42
-    _bootstrap: dict[tuple[int, str], dict[str, FloatArray]] = field(default_factory=dict, repr=False)
+    _bootstrap: dict[tuple[Run, str], dict[str, FloatArray]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         queries = {scores.query_ids for run in self.runs.values() for scores in run.values()}
@@ -91,23 +99,39 @@ class Experiment:
         return len(next(iter(next(iter(self.runs.values())).values())).query_ids)
 
     def values(self, method: str, metric: str) -> FloatArray:
-        """One value per seed, NaN where nothing is judged."""
+        """One value per run, NaN where nothing is judged."""
         return np.array([values(run[method]).get(metric, np.nan) for run in self.runs.values()])
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in the order of their first runs."""
+        return list(dict.fromkeys(run.seed for run in self.runs))
+
+    def by_seed(self, numbers: FloatArray) -> FloatArray:
+        """The mean of each seed, from one number per run."""
+        of_seed = np.array([run.seed for run in self.runs])
+        return np.array([numbers[of_seed == seed].mean() for seed in self.seeds])
+
     def estimate(self, method: str, metric: str) -> Estimate:
-        """A metric of a method, averaged over the seeds."""
-        samples = [self._samples(seed, method)[metric] for seed in self.runs]
+        """A metric of a method, averaged over the runs."""
+        samples = [self._samples(run, method)[metric] for run in self.runs]
         return Estimate(float(self.values(method, metric).mean()), np.mean(samples, axis=0))
 
     def has(self, *methods: str) -> bool:
         """Whether every run has these methods."""
         return set(methods) <= set(self.methods)
 
-    def _samples(self, seed: int, method: str) -> dict[str, FloatArray]:
-        if (seed, method) not in self._bootstrap:
-            scores = self.runs[seed][method]
-            self._bootstrap[seed, method] = bootstrap(scores, self.num_resamples, self.seed)
-        return self._bootstrap[seed, method]
+    def _samples(self, run: Run, method: str) -> dict[str, FloatArray]:
+        if (run, method) not in self._bootstrap:
+            scores = self.runs[run][method]
+            self._bootstrap[run, method] = bootstrap(scores, self.num_resamples, self.seed)
+        return self._bootstrap[run, method]
+
+
+def t_point(count: int) -> float:
+    """The two-sided 95 % point of Student's t for the mean of `count` numbers, at least 2."""
+    points = (*T_POINTS, 1.960)
+    return points[min(count - 2, len(points) - 1)]
 
 
 def mean_interval(numbers: Sequence[float] | FloatArray) -> tuple[float, float, float]:
@@ -118,12 +142,11 @@ def mean_interval(numbers: Sequence[float] | FloatArray) -> tuple[float, float, 
     array = np.asarray(numbers, dtype=np.float64)
     if array.size < 2:
         return float(array.mean()), float("nan"), float("nan")
-    points = (*T_POINTS, 1.960)
-    half = points[min(array.size - 2, len(points) - 1)] * array.std(ddof=1) / np.sqrt(array.size)
+    half = t_point(array.size) * array.std(ddof=1) / np.sqrt(array.size)
     return float(array.mean()), float(array.mean() - half), float(array.mean() + half)
 
 
-_FLOATS = ("mean", "low", "high")
+_FLOATS = ("mean", "low", "high", "lowest", "highest")
 RESULT_SCHEMA: dict[str, Any] = {"method": pl.String, "metric": pl.String, **dict.fromkeys(_FLOATS, pl.Float64)}
 DIFFERENCE_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("before", "after", "metric"), pl.String),
@@ -135,15 +158,18 @@ def results(experiment: Experiment) -> pl.DataFrame:
     """Every metric and curve point over the seeds.
 
     Returns:
-        (method, metric, mean, low, high, values): values has one number per seed, low and high bound the 95 % interval
-        of their mean and are null for a single seed.
+        (method, metric, mean, low, high, lowest, highest, values): values has one number per run, lowest and highest
+        are the range of these; low and high bound the 95 % interval of the mean over seeds and are null for a single
+        seed.
     """
     first = next(iter(experiment.runs.values()))
     rows = []
     for method in experiment.methods:
         for metric in first[method].names:
             found = experiment.values(method, metric)
-            rows.append((method, metric, *mean_interval(found), found.tolist()))
+            rows.append(
+                (method, metric, *mean_interval(experiment.by_seed(found)), min(found), max(found), found.tolist())
+            )
     schema = {**RESULT_SCHEMA, "values": pl.List(pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(*_FLOATS).fill_nan(None))
 
@@ -161,6 +187,7 @@ def differences(experiment: Experiment) -> pl.DataFrame:
     for before, after in pairs:
         for metric in (metric.name for metric in metrics_shown("differences")):
             gain = experiment.estimate(after, metric) - experiment.estimate(before, metric)
-            of_seeds = mean_interval(experiment.values(after, metric) - experiment.values(before, metric))[1:]
+            of_runs = experiment.values(after, metric) - experiment.values(before, metric)
+            of_seeds = mean_interval(experiment.by_seed(of_runs))[1:]
             rows.append((before, after, metric, gain.value, *gain.interval, *of_seeds))
     return pl.DataFrame(rows, schema=DIFFERENCE_SCHEMA, orient="row").fill_nan(None)

@@ -19,6 +19,7 @@ from vsr1_core.evaluation import report_sections as scores
 from vsr1_core.evaluation.episodes import OUTCOMES
 from vsr1_core.evaluation.markdown import counted
 from vsr1_core.evaluation.published import PUBLISHED
+from vsr1_core.evaluation.refinement import refinement_warnings
 from vsr1_core.evaluation.report_data import Analysis, ReportInputs, Section, outcome_shares
 from vsr1_core.rows.files import atomic_folder
 
@@ -101,6 +102,7 @@ def _opening(inputs: ReportInputs) -> str:
         step = f"one query more or less moves a share by {100 / num_queries:.1f} percentage points"
         few = f"**Only {counted(num_queries, 'query', 'queries')}:** {step}."
         lines += ["", f"{few} These numbers only show that the graph runs."]
+    lines += [line for warning in refinement_warnings(inputs.metrics) for line in ("", f"**Warning:** {warning}.")]
     if not inputs.methods:
         lines += ["", "No method has predictions for these queries, so there are no scores. See the failures below."]
     return "\n".join(lines)

@@ -156,13 +156,15 @@ class DifferenceRow(TypedDict):
 
 
 class ResultRow(TypedDict):
-    """One metric of one method over several seeds, with the 95 % interval of its mean."""
+    """One metric of one method: its mean over several runs, its 95 % interval over seeds, and the range of the runs."""
 
     method: str
     metric: str
     mean: float | None
     low: float | None
     high: float | None
+    lowest: float | None
+    highest: float | None
 
 
 RowType = TypeVar("RowType")

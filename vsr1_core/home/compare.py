@@ -176,15 +176,15 @@ def _entries(home: Path, name: str) -> list[DatasetEntry]:
     entries = load_entries(home)
     if name in entries:
         return [entries[name]]
-    seeds = [e for e in entries.values() if e.seed is not None and e.name == seed_name(name, e.seed)]
+    seeds = [e for e in entries.values() if e.seed is not None and e.name == seed_name(name, e.seed, e.noise)]
     if not seeds:
         raise LookupError(
             f"{name!r} is not a dataset, and no experiment has trained seeds of it; datasets: {', '.join(entries)}. To "
             f"train seeds of a configuration: vsr1 experiment --config {name}"
         )
-    if len({configuration_of(home, dataclasses.replace(entry, seed=0)) for entry in seeds}) > 1:
+    if len({configuration_of(home, dataclasses.replace(entry, seed=0, noise=0)) for entry in seeds}) > 1:
         raise ValueError(f"the seeds of {name} are built with different configurations; name one of them")
-    return sorted(seeds, key=lambda entry: entry.seed or 0)
+    return sorted(seeds, key=lambda entry: (entry.seed or 0, entry.noise))
 
 
 def _shared_queries(a: Side, b: Side) -> list[str]:

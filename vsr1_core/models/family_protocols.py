@@ -31,10 +31,6 @@ class TinyModel(Embedder, Protocol):
     def vision_tower(self) -> nn.Module:
         """The weights behind `encoder`."""
 
-    @property
-    def word_embeddings(self) -> nn.Parameter:
-        """[V, H]: the input embeddings of the language model, to which its output layer is tied."""
-
     def embed_features(self, features: Sequence[Any]) -> Tensor:
         """As `embed_videos`, for videos that `encoder` has encoded."""
 

@@ -68,6 +68,10 @@ class Embedder(Protocol):
         """The device of the weights and of the vectors that the model returns."""
 
     @property
+    def word_embeddings(self) -> Tensor:
+        """[V, E]: the vectors of the tokens, beside which soft tokens enter the text tower."""
+
+    @property
     def text_digest(self) -> str:
         """Digest (16 hex digits) of everything but the weights that decides a query's vector: template, tokenizer."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vsr1_core.input_form import TEMPLATE, InputForm, VideoWrapper
@@ -133,6 +134,28 @@ def _in_own_precision(module: nn.Module, states: Tensor) -> Tensor:
     """`module(states)`, in the precision of its weights: float32, unless autocast lowers it."""
     result: Tensor = module(states.to(next(module.parameters()).dtype))
     return result
+
+
+@torch.no_grad()
+def start_among_words(model: Any, policy_words: Tensor, embedder_words: Tensor, seed: int) -> bool:
+    """Give new soft query modules a start at which latents look like words to those who read them.
+
+    R and A map a normalised latent to the mean and the scale of the word vectors, `policy_words` [V, H] and
+    `embedder_words` [V, E], and the last layer of P gets random weights, which `seed` decides, so that latents are not
+    zero. Returns False, and changes nothing, if the last layer of P is not zero: the modules are trained already.
+    """
+    last = model.refine_projector[-1]
+    if bool(last.weight.any()):
+        return False
+    for projector, words in (
+        (model.refine_latent_input_projector, policy_words),
+        (model.refine_append_input_projector, embedder_words),
+    ):
+        projector[1].weight.mul_(words.std(0).mean().to(projector[1].weight))
+        projector[1].bias.copy_(words.mean(0))
+    generator = torch.Generator().manual_seed(seed)
+    last.weight.copy_(torch.randn(last.weight.shape, generator=generator) / last.in_features**0.5)
+    return True
 
 
 def is_soft_query(name: str) -> bool:

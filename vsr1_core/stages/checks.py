@@ -10,6 +10,7 @@ import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.evaluation.metrics import metrics_shown
+from vsr1_core.evaluation.refinement import warnings_by_split
 from vsr1_core.stages.base import Check, View
 
 MAX_FAILED_SHARE = 0.05
@@ -109,6 +110,11 @@ def dropped(now: pl.DataFrame, before: pl.DataFrame) -> list[str]:
     ]
 
 
+def harmful_refinement(view: View, asset: str) -> str:
+    """Check that no method finds fewer right videos among the first ten after refinement than before."""
+    return "; ".join(warnings_by_split(view.rows(asset)))
+
+
 EVERY = (
     Check("ids_are_sound", "Ids are unique and not null, and every failed row says why it failed.", unsound_ids),
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
@@ -137,4 +143,10 @@ PUBLISHED_ROW_COUNTS = Check(
 )
 METRICS_HELD = Check(
     "metrics_did_not_fall", "No metric that warns got worse by more than 2 points.", worse_metrics, blocking=False
+)
+REFINEMENT_HELPS = Check(
+    "refinement_does_not_harm",
+    "R@10 of the last ranking is not lower than that of the first, for any method.",
+    harmful_refinement,
+    blocking=False,
 )

@@ -65,7 +65,7 @@ _TRAININGS = (
         "The checkpoint of stage 1: supervised fine-tuning with the retrieval loss on the soft tokens.",
         lambda config: config.sft,
         "sft_examples",
-        version=3,
+        version=4,
         always=True,
     ),
     Trained(

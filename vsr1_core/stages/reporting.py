@@ -90,7 +90,7 @@ class Metrics(ScoreStage):
         "probes": found_by(lambda view, _, row: _of_method(view, "verification_probe", row), *PROBES),
         "train_moments": every("moments", IS_TRAIN),
     }
-    checks = (checks.METRICS_HELD,)
+    checks = (checks.METRICS_HELD, checks.REFINEMENT_HELPS)
     columns = {"method": c.SEARCHED_BY, "metric": c.METRIC, **_RESULT}
 
     def plan(self, view: View) -> Mapping[str, Row]:

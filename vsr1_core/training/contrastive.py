@@ -29,7 +29,7 @@ from vsr1_core.rows.progress import Progress
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.optimizers import MuonAndAdamW
 from vsr1_core.training.processes import all_gather_rows, local_share, share_of, shared_mean
-from vsr1_core.training.runs import CurvePoint
+from vsr1_core.training.runs import CurvePoint, add_noise
 from vsr1_core.training.vision_pretraining import learn_to_see
 
 NUM_TOLD = 32
@@ -79,6 +79,7 @@ def train_base(
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     embedder = tiny_family().new_tiny(recipe, vocabulary_texts, instruction)
+    add_noise(embedder.model.parameters(), recipe.noise)
     model, video_ids, curve = embedder.model.train(), sorted(events), list[CurvePoint]()
     batch_size = base_batch(recipe, len(video_ids))
     processes = batch_size // share_of(batch_size, "videos")

@@ -40,7 +40,7 @@ def retrieval_losses(
     Args:
         queries: Unit vectors [B, D].
         positives: Unit vectors [B, D] of the right videos.
-        negatives: Unit vectors [B, K, D].
+        negatives: Unit vectors [B, K, D]; or [K, D], the same for all rows.
         negative_mask: [B, K], False where a row has fewer than K negatives.
         temperature: t, above 0.
         in_batch: Positives [C, D] of a batch, which are also negatives of each row whose own video they are not.
@@ -61,7 +61,7 @@ def retrieval_losses(
     with torch.autocast(device_type=queries.device.type, enabled=False):
         queries, positives, negatives = queries.float(), positives.float(), negatives.float()
         right = (queries * positives).sum(-1, keepdim=True)  # [B, 1]
-        wrong = torch.einsum("bd,bkd->bk", queries, negatives)
+        wrong = _similarities(queries, negatives)
         allowed = negative_mask.bool()
         if in_batch is not None:
             wrong = torch.cat([wrong, queries @ in_batch.float().T], dim=1)
@@ -72,10 +72,15 @@ def retrieval_losses(
         return torch.logsumexp(scores, dim=1) - scores[:, 0]
 
 
+def _similarities(queries: Tensor, negatives: Tensor) -> Tensor:
+    """[B, K] of queries [B, D] with their own negatives [B, K, D], or with the same [K, D] for all."""
+    return queries @ negatives.T if negatives.ndim == 2 else torch.einsum("bd,bkd->bk", queries, negatives)
+
+
 def _below_positive(judges: Tensor, positives: Tensor, negatives: Tensor, in_batch: Tensor | None) -> Tensor:
     """bool [B, K + C]: True where a negative is less similar to its row of `judges` than the right video, by more than
     the margin."""
-    wrong = torch.einsum("bd,bkd->bk", judges, negatives)
+    wrong = _similarities(judges, negatives)
     if in_batch is not None:
         wrong = torch.cat([wrong, judges @ in_batch.float().T], dim=1)
     return wrong < (judges * positives).sum(-1, keepdim=True) - NEAR_POSITIVE

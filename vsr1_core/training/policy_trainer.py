@@ -14,6 +14,7 @@ from transformers import PrinterCallback
 from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.training.attention_backend import training_attention
 from vsr1_core.training.lora import Adapters
+from vsr1_core.training.muon import muon_with_adamw
 from vsr1_core.training.optimizers import adamw
 from vsr1_core.training.processes import SharedSteps
 from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun
@@ -22,7 +23,8 @@ from vsr1_core.training.runs import CurvePoint, LogLines, Resumable, TrainingRun
 class PolicyTrainer(Resumable, SharedSteps):
     """A mixin for a trainer of TRL that trains a policy; it comes before that trainer in the list of base classes.
 
-    policy: the policy that learns. recipe: a recipe with `lr`, `refine_lr`, `weight_decay`, `gradient_checkpointing`.
+    policy: the policy that learns. recipe: a recipe with `lr`, `refine_lr`, `optimizer`, `weight_decay` and
+    `gradient_checkpointing`.
     adapters: of the policy's text model, if only they learn. shown: the endings of the names that the log shows.
     """
 
@@ -44,10 +46,12 @@ class PolicyTrainer(Resumable, SharedSteps):
         return curve_of(self.state.log_history)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, with a learning rate of their own for the soft query modules."""
+        """The optimiser of the recipe, with a learning rate of their own for the soft query modules."""
         groups = parameter_groups(self.policy, self.recipe.lr, self.recipe.refine_lr)
-        kind = getattr(self.recipe, "optimizer", "adamw")
-        self.optimizer = adamw(groups, self.recipe.weight_decay, kind, self.policy.model)
+        if self.recipe.optimizer == "muon":
+            self.optimizer = muon_with_adamw(groups, self.recipe.weight_decay, self.policy.model)
+        else:
+            self.optimizer = adamw(groups, self.recipe.weight_decay, self.recipe.optimizer, self.policy.model)
         return self.optimizer
 
     def _attention(self) -> AbstractContextManager[None]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import nn
 from transformers import TrainerCallback
 
 from vsr1_core.rows.files import read_json, write_json
@@ -126,6 +127,23 @@ def shared_order(is_first_kind: Sequence[bool], share: float, rows_a_step: int, 
         for rows, size in zip(drawn, sizes, strict=True)
         for row in rows[step * size : (step + 1) * size]
     ]
+
+
+NOISE = 1e-6
+"""Relative size of the noise on first weights: some eight units in the last place of a float32."""
+
+
+def add_noise(parameters: Iterable[nn.Parameter], draw: int) -> None:
+    """Multiply each weight by 1 + NOISE * x with a normal x, drawn with the seed `draw`; nothing if `draw` is 0.
+
+    It stands for the rounding of another processor, which decides the course of a training in the same way.
+    """
+    if not draw:
+        return
+    generator = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 def _own_state_path(checkpoint: str) -> Path:

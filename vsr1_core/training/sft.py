@@ -8,7 +8,6 @@ outrank the right video are kept. `SFTRecipe.refine` other than `soft` trains a 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,16 @@ from trl import SFTConfig, SFTTrainer
 
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Embedder, PolicyModel
-from vsr1_core.models.query_vectors import QueryVectors
+from vsr1_core.models.soft_query import start_among_words
 from vsr1_core.recipes import SFTRecipe
 from vsr1_core.training import lora
-from vsr1_core.training.examples import PART_NAMES, SFTExample, choose_negatives
+from vsr1_core.training.examples import PART_NAMES, SFTExample
 from vsr1_core.training.lora import Adapters
-from vsr1_core.training.losses import retrieval_losses, token_cross_entropy
+from vsr1_core.training.losses import token_cross_entropy
 from vsr1_core.training.policy_trainer import PolicyTrainer
 from vsr1_core.training.processes import gather, share_of
-from vsr1_core.training.runs import CurvePoint, TrainingRun, training_order
+from vsr1_core.training.runs import CurvePoint, TrainingRun, add_noise, training_order
+from vsr1_core.training.search_loss import SearchLoss
 
 LOGGING_STEPS = 10
 
@@ -64,6 +64,10 @@ def train_sft(
     held_out = _held_out(data.examples, recipe) if recipe.early_stop_patience else []
     kept = {e.query_id for e in held_out}
     adapters = _choose_what_learns(policy, recipe)
+    if recipe.refine == "soft" and recipe.first_latents == "words":
+        words = policy.model.get_input_embeddings().weight
+        start_among_words(policy.model, words, embedder.word_embeddings, recipe.seed)
+    add_noise((p for p in policy.model.parameters() if p.requires_grad), recipe.noise)
     trainer = RefineSFTTrainer(
         policy=policy,
         embedder=embedder,
@@ -167,7 +171,7 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
     Means are taken over the whole optimiser step, however many micro-batches and processes it has.
     """
 
-    shown = ("_loss",)
+    shown = ("_loss", "_share")
 
     def __init__(
         self,
@@ -181,9 +185,8 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         self.policy, self.data, self.recipe, self.held_out = policy, data, recipe, held_out
-        self.embedder = embedder.with_head(policy.model.query_head)
-        self.plain = QueryVectors(self.embedder)
-        self.corpus_ids = sorted(data.vectors)
+        engine, limit = embedder.with_head(policy.model.query_head), policy.model.soft_query.form.query_tokens
+        self.search_loss = SearchLoss(engine, data.vectors, data.never, recipe, limit)
         rows_a_step = recipe.batch_size * recipe.gradient_accumulation
         order = training_order(len(examples), rows_a_step, recipe.steps, recipe.seed)
         super().__init__(
@@ -216,9 +219,9 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
             num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
         # Autocast has to be set here: accelerate wraps only the model's forward, which this loss does not call.
         with self.accelerator.autocast(), self._attention():
-            sums, parts = self._sums(examples, str(self.state.global_step), gather)
-        for name, value in parts.items():
-            self._note(f"{name}_loss", value)
+            sums, noted = self._sums(examples, str(self.state.global_step), gather)
+        for name, value in noted.items():
+            self._note(name, value)
         self._note("text_loss", sums.text / sums.num_tokens)
         if sums.num_refining:
             self._note("retrieval_loss", sums.search / sums.num_refining)
@@ -254,7 +257,8 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
     def _sums(
         self, examples: Sequence[SFTExample], draw: str, in_batch: Callable[[list[str]], list[str]]
     ) -> tuple[LossSums, Mapping[str, Tensor]]:
-        """The sums of losses, and the mean cross-entropy of each answer part. `draw` is part of the seed of random
+        """The sums of losses, and for logs the mean cross-entropy of each answer part and facts about refined queries
+        (`RefinedSearch.facts`). `draw` is part of the seed of random
         negatives; `in_batch` extends the right videos of these rows to those of the whole batch."""
         refining = self._refining(examples)
         hidden, latents = self.policy.teacher_forced(
@@ -267,58 +271,11 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
         targets = torch.cat([e.prompt.token_ids[-len(e.parts) :] for e in examples]).to(hidden.device)
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
-        search = mean.new_zeros(())
+        search, facts = mean.new_zeros(()), dict[str, Tensor]()
         right_ids = in_batch([examples[i].gt_video_id for i in refining]) if self.recipe.in_batch_positives else []
         if refining:
-            search = self._retrieval_losses([examples[i] for i in refining], latents, draw, right_ids).sum()
-        return LossSums(mean * len(targets), len(targets), search, len(refining)), parts
-
-    def _retrieval_losses(
-        self, examples: Sequence[SFTExample], latents: Tensor, draw: str, right_ids: Sequence[str]
-    ) -> Tensor:
-        """L_ret [R] of the refined queries. The embedder is frozen, and gradients reach the latents.
-
-        The random negatives of a row have a seed of their own, so that they do not depend on which process has the row.
-        """
-        soft = self.policy.model.append_input(latents)
-        limit = self.policy.model.soft_query.form.query_tokens
-        queries = self.embedder.embed_queries([e.query for e in examples], list(soft), limit)
-        positives = torch.stack([self.data.vectors[e.gt_video_id] for e in examples]).to(queries)
-        negatives, mask = self._negatives(examples, draw)
-        in_batch = in_batch_mask = None
-        if self.recipe.in_batch_positives:
-            in_batch = torch.stack([self.data.vectors[v] for v in right_ids]).to(queries)
-            in_batch_mask = torch.tensor([[v not in self._never(row) for v in right_ids] for row in examples])
-        return retrieval_losses(
-            queries,
-            positives,
-            negatives.to(queries),
-            mask.to(queries.device),
-            temperature=self.recipe.temperature,
-            in_batch=in_batch,
-            in_batch_mask=in_batch_mask,
-            judged_by=self._judges(examples, queries),
-        )
-
-    def _judges(self, examples: Sequence[SFTExample], refined: Tensor) -> Tensor | None:
-        """The query vectors [R, D] by which negatives above the right video are dropped; None if all of them stay."""
-        if self.recipe.drop_above_positive:
-            return self.plain.get([e.query for e in examples]).to(refined)
-        return refined if self.recipe.drop_above_positive_when_refined else None
-
-    def _never(self, example: SFTExample) -> frozenset[str]:
-        return self.data.never.get(example.query_id, frozenset({example.gt_video_id}))
-
-    def _negatives(self, examples: Sequence[SFTExample], draw: str) -> tuple[Tensor, Tensor]:
-        """Vectors [R, K, D] of the negatives, and a mask [R, K] that is False where a row has fewer than K."""
-        wanted = self.recipe.num_negatives
-        size = len(next(iter(self.data.vectors.values())))
-        vectors, mask = torch.zeros(len(examples), wanted, size), torch.zeros(len(examples), wanted, dtype=torch.bool)
-        for row, example in enumerate(examples):
-            nearest = [example.shown_video_id, *example.negative_ids]
-            rng = random.Random(f"{self.recipe.seed}/{draw}/{example.query_id}")
-            ids = choose_negatives(nearest, self.corpus_ids, self._never(example), wanted, rng)
-            for column, video_id in enumerate(ids):
-                vectors[row, column] = self.data.vectors[video_id]
-                mask[row, column] = True
-        return vectors, mask
+            soft = self.policy.model.append_input(latents)
+            found = self.search_loss([examples[i] for i in refining], soft, draw, right_ids)
+            search, facts = found.losses.sum(), dict(found.facts)
+        parts = {f"{name}_loss": value for name, value in parts.items()}
+        return LossSums(mean * len(targets), len(targets), search, len(refining)), parts | facts

@@ -73,6 +73,10 @@ class XCLIPEmbedder:
     def device(self) -> torch.device:
         return self.model.text_projection.weight.device
 
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.model.text_model.embeddings.token_embedding.weight
+
     @functools.cached_property
     def size(self) -> ModelSize:
         return size_of(self.model)
