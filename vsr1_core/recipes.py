@@ -6,13 +6,13 @@ in `vsr1_core.stages.execution.Execution`. This module does not import torch, be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from vsr1_core.input_form import OURS, QUERY_INSTRUCTION, InputForm
 from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
+from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import ADDED
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
@@ -286,41 +286,6 @@ OF_SOFT_REFINEMENT = (
     *("drop_above_positive", "drop_above_positive_when_refined"),
 )
 """Fields of SFTRecipe that are read only when training with soft tokens and their retrieval loss."""
-
-
-class RewardWeights(Mapping[str, float]):
-    """Immutable mapping from the name of a reward to its weight, as in `RewardWeights(format=0.2)`.
-
-    `training.rewards` defines the rewards, and refuses a weight whose name is not a reward. A reward without a weight
-    here is computed and logged, and adds nothing to the total.
-
-    Raises:
-        ValueError: If a weight is not a finite number.
-    """
-
-    __slots__ = ("_weights",)
-
-    def __init__(self, **weights: float) -> None:
-        found = {"format": 0.5, "verification": 1.0, "retrieval": 1.0, "grounding": 1.0, **weights}
-        for name, weight in found.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise ValueError(f"the weight of reward {name!r} has to be a finite number, not {weight!r}")
-        self._weights = tuple(sorted(found.items()))
-
-    def __getitem__(self, name: str) -> float:
-        return dict(self._weights)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-    def __hash__(self) -> int:
-        return hash(self._weights)
-
-    def __repr__(self) -> str:
-        return f"RewardWeights({', '.join(f'{name}={weight}' for name, weight in self._weights)})"
 
 
 @dataclass(frozen=True)

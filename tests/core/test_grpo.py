@@ -24,7 +24,8 @@ from vsr1_core.models.qwen3_vl.inputs import VideoPatches
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, Answer
-from vsr1_core.recipes import GRPORecipe, RewardWeights
+from vsr1_core.recipes import GRPORecipe
+from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.search import episodes as episodes_module
 from vsr1_core.search.episodes import EpisodeSettings, Searcher
 from vsr1_core.search.index import VideoIndex, build_index

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from vsr1_core.reasoning.conversation import answer_text, parse_answer
-from vsr1_core.recipes import RewardWeights
+from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.training.rewards import (
     REWARDS,
@@ -177,7 +177,7 @@ def brevity(episode):
     return float(len(episode.turns[-1].text) < 10)
 
 from vsr1_core.home import warehouse
-from vsr1_core.recipes import RewardWeights
+from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.columns import dtypes
