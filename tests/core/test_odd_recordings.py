@@ -129,8 +129,9 @@ def test_without_a_default_the_largest_moving_stream_is_the_video(tmp_path: Path
     assert [number_of(p) for p in frames.pixels] == [round(t * 10) for t in frames.timestamps_s]
 
 
-@pytest.mark.parametrize(("first_s", "second_s"), [(0, 0), (0, 1000), (5000, 0), (2, 1)])
-@pytest.mark.parametrize("bframes", ["0", "2"])
+@pytest.mark.parametrize(
+    ("first_s", "second_s", "bframes"), [(0, 0, "0"), (0, 0, "2"), (0, 1000, "2"), (5000, 0, "2"), (2, 1, "0")]
+)
 def test_recordings_that_were_joined_are_shown_one_after_the_other(
     tmp_path: Path, plain: Path, first_s: int, second_s: int, bframes: str
 ) -> None:

@@ -86,6 +86,16 @@ def check_stream(stream: VideoStream, name: str, limits: VideoLimits) -> None:
         )
 
 
+def undecodable_hint(stream: VideoStream, limits: VideoLimits) -> str:
+    """What may keep the frames of a stream from being decoded, for the end of a message. FFmpeg does not tell the size
+    of a frame that is larger than it may be."""
+    if stream.codec_context.width:
+        return ""
+    return (
+        f"; they are damaged, or have more than the {limits.frame_pixels:,} pixels of the video limits (frame_pixels)"
+    )
+
+
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Yield every frame that can be decoded, from the current position on, in display order. Broken packets are
     skipped. Raises MemoryError when there is not enough of it."""

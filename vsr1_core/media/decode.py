@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr1_core.media.container import VideoError, decoded_frames, open_video
+from vsr1_core.media.container import VideoError, decoded_frames, open_video, undecodable_hint
 from vsr1_core.media.orientation import orientation_of
 from vsr1_core.media.packets import PacketIndex, read_index, timed_frames
 from vsr1_core.media.probe import VideoInfo, probe, upright_size
@@ -91,15 +91,16 @@ def _with_pyav(source: _Source) -> Frames:
     path, index = source.path, source.read_index()
     wanted = frame_times(index.end_s, index.times_s[-1], source.recipe)
     num_sought = _num_sought(index, wanted)
-    picked = None
+    picked, hint = None, ""
     if index.is_seekable and index.are_stamped and num_sought < len(index.times_s) / 2:
         picked = _by_seeking(source, index, wanted, num_sought)
     if picked is None:
         with source.opened(index) as (container, stream):
             _refuse_work(source, stream, len(index.times_s))
             picked = list(_pick(decoded_frames(container, stream), index, wanted, _painter(source, stream)))
+            hint = undecodable_hint(stream, source.limits)
     if not picked:
-        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded")
+        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded{hint}")
     _refuse_gaps(path.name, index, wanted, picked)
     return _as_frames(picked, index.end_s, index.start_s)
 

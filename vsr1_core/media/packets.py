@@ -23,6 +23,9 @@ from vsr1_core.media.video_limits import VideoLimits
 _EXACT_SEEKS = ("mov", "matroska")
 """Containers with exact seek tables. In MPEG-TS and AVI, a seek may land at any frame."""
 
+_ALL_STREAMS = 4
+"""How many times the packets of a video stream all streams together may have: sound has 40 to 90 packets a second."""
+
 
 @dataclass(frozen=True)
 class PacketIndex:
@@ -97,11 +100,13 @@ def read_index(path: Path, limits: VideoLimits) -> PacketIndex:
 
 def _read_packets(container: InputContainer, streams: Mapping[int, _Packets], name: str, limits: VideoLimits) -> float:
     """Hand each packet to its stream. Returns the end of the last packet of any stream, in seconds."""
-    file_end_s, left = 0.0, limits.packets
-    if any(found.stream.frames > left for found in streams.values()):
+    file_end_s = 0.0
+    if any(found.stream.frames > limits.packets for found in streams.values()):
         raise _too_many_packets(name, limits)
     with contextlib.suppress(av.error.FFmpegError):
-        for packet in demuxed(container, ()):
+        for number, packet in enumerate(demuxed(container, ())):
+            if number > _ALL_STREAMS * limits.packets:
+                raise _too_many_packets(name, limits)
             if packet.is_discard:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -109,16 +114,15 @@ def _read_packets(container: InputContainer, streams: Mapping[int, _Packets], na
                 file_end_s = max(file_end_s, float((stamp + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index in streams:
                 streams[packet.stream_index].add(packet)
-                left -= 1
-                if left < 0:
+                if streams[packet.stream_index].count > limits.packets:
                     raise _too_many_packets(name, limits)
     return file_end_s
 
 
 def _too_many_packets(name: str, limits: VideoLimits) -> VideoError:
     return VideoError(
-        f"{name} has more than {limits.packets:,} frames, which the video limits (packets) do not allow: cut it into "
-        "pieces, or raise the limit"
+        f"{name} has more than {limits.packets:,} frames, or as much sound, which the video limits (packets) do not "
+        "allow: cut it into pieces, or raise the limit"
     )
 
 

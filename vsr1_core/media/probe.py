@@ -9,7 +9,8 @@ from pathlib import Path
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vsr1_core.media.container import VideoError, decoded_frames, open_video
+from vsr1_core.media.cage import caged
+from vsr1_core.media.container import VideoError, decoded_frames, open_video, undecodable_hint
 from vsr1_core.media.orientation import orientation_of
 from vsr1_core.media.packets import read_index
 from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
@@ -46,7 +47,10 @@ def probe(path: Path, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     with open_video(path, index.stream_index, limits) as (container, stream):
         frame = next(decoded_frames(container, stream), None)
         if frame is None:
-            raise VideoError(f"{path.name}: not one frame of its {stream.codec_context.name} video can be decoded")
+            hint = undecodable_hint(stream, limits)
+            raise VideoError(
+                f"{path.name}: not one frame of its {stream.codec_context.name} video can be decoded{hint}"
+            )
         width, height = upright_size(frame, stream)
         rate = stream.average_rate
         return VideoInfo(
@@ -59,6 +63,14 @@ def probe(path: Path, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
             codec=stream.codec_context.name,
             start_s=index.start_s,
         )
+
+
+def probe_caged(path: Path, limits: VideoLimits, is_own_process: bool) -> VideoInfo:
+    """Like `probe`; in a process that was started for such work, under its `limits`, too."""
+    if not is_own_process:
+        return probe(path, limits)
+    with caged(path.name, limits):
+        return probe(path, limits)
 
 
 def upright_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:

@@ -10,8 +10,6 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated
 
-import av
-
 from vsr1_core.limits import Count, NotEmpty, Positive
 
 _CONTAINERS = (
@@ -32,7 +30,8 @@ _CODECS = (
 class VideoLimits:
     """What one video may cost. A video that needs more is a failed row, whose reason names the limit.
 
-    frame_pixels: pixels of a frame. packets: packets of its video streams. decoded_pixels: pixels times frames that
+    frame_pixels: pixels of a frame. packets: packets of a video stream, each of which is a frame; a quarter of those of
+    all streams. decoded_pixels: pixels times frames that
     have to be decoded to sample it. memory_gb: GiB of address space that its worker may add. cpu_s: seconds of
     processor time. containers, codecs: names, as FFmpeg gives them, of what is opened.
     """
@@ -43,7 +42,7 @@ class VideoLimits:
     decoded_pixels: Count = 2_000_000_000_000
     """No decoder here finishes more in the 900 s that one video may take: 4k at 30 frames per second for two hours."""
     memory_gb: Positive = 2.0
-    cpu_s: Positive = 900.0
+    cpu_s: Positive = 600.0
     containers: Annotated[tuple[str, ...], NotEmpty()] = _CONTAINERS
     codecs: Annotated[tuple[str, ...], NotEmpty()] = _CODECS
 
@@ -64,6 +63,8 @@ class VideoLimits:
 @functools.cache
 def _decoders(codecs: tuple[str, ...]) -> tuple[str, ...]:
     """FFmpeg's decoders of these codecs: `libdav1d` and `av1` both read av1."""
+    import av  # here, because a plan needs no decoder
+
     found = []
     for name in sorted(av.codecs_available):
         try:
