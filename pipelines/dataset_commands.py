@@ -14,7 +14,7 @@ import typer
 from pipelines import show
 from pipelines.commands import UserError, check_choice, command
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
-from pipelines.settings import Settings, read_settings
+from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
 from vsr1_core.datasets.registry import (
@@ -124,7 +124,8 @@ def dataset_check(
     settings = read_settings()
     entry = get_entry(settings.home, name)
     config = configuration_of(settings.home, entry)
-    findings = [f for f in check_files(entry, config, settings.workers) if not (allow_extra and f.kind == "extra")]
+    checked = check_files(entry, config, settings.workers, video_limits_of(settings.video_limits))
+    findings = [f for f in checked if not (allow_extra and f.kind == "extra")]
     if output == "table":
         _print_findings(name, findings)
     else:

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import show
 from pipelines.commands import StaleOption, UserError, command
-from pipelines.settings import read_settings
+from pipelines.settings import read_settings, video_limits_of
 from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
 from vsr1_core.home.adding import imported_entry
 from vsr1_core.home.prepared.layout import SPLITS
@@ -68,7 +68,13 @@ def import_prepared(
     if unknown:
         raise UserError(f"there is no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
     places = {"hard_negatives": hard_negatives, "sft": sft, "grpo": grpo}
-    execution = Execution(device=settings.device, workers=settings.workers, log=lambda line: typer.echo(line, err=True))
+    execution = Execution(
+        device=settings.device,
+        workers=settings.workers,
+        video_limits=video_limits_of(settings.video_limits),
+        is_caged=True,
+        log=lambda line: typer.echo(line, err=True),
+    )
     summary = run_import(
         view, folder.expanduser(), execution, split or (), copy, TrainingPlaces(**places), not without_vectors
     )

@@ -38,6 +38,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     rollout_writer: TextWriterName = "in-process"
     save_steps: int = 50
     trackers: list[str] = []
+    video_limits: str = ""
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()

@@ -1,10 +1,11 @@
 """Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _MODEL_WORKERS, _CACHE_GB,
-_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS, _SERVE_TOKEN and
-VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is not imported here, because most commands do not need
-it."""
+_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS, _VIDEO_LIMITS,
+_SERVE_TOKEN and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is not imported here, because most
+commands do not need it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ from typing import Any, cast, get_args
 
 from pipelines.bars import show_step
 from vsr1_core.home.execution import choose_device, choose_processes
+from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.progress import Log
+from vsr1_core.settings import Source, changed, parsed
 from vsr1_core.stages.execution import Execution, Precision, TextWriterName
 
 _PROCESS_DEFAULTS = {
@@ -60,6 +63,8 @@ class Settings:
     """A training saves its state every so many steps."""
     trackers: tuple[str, ...] = ()
     """Names of the trackers to which a training reports what it logs."""
+    video_limits: str = ""
+    """What differs from the default `VideoLimits`, as assignments: `memory_gb=4 codecs=h264,hevc`."""
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -81,6 +86,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         rollout_writer=_text_writer(environ, "VSR1_ROLLOUT_WRITER"),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
         trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
+        video_limits=_video_limits(environ),
     )
 
 
@@ -114,6 +120,22 @@ def _text_writer(environ: Mapping[str, str], variable: str) -> TextWriterName:
     if name not in get_args(TextWriterName):
         raise ValueError(f"{variable} must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
     return cast(TextWriterName, name)
+
+
+def _video_limits(environ: Mapping[str, str]) -> str:
+    text = environ.get("VSR1_VIDEO_LIMITS", "").strip()
+    video_limits_of(text)
+    return text
+
+
+def video_limits_of(text: str) -> VideoLimits:
+    """The default limits with the assignments of `text`, such as `memory_gb=4 codecs=h264,hevc`. Raises ValueError,
+    which names the limit and what it may be."""
+    names = ", ".join(field.name for field in dataclasses.fields(VideoLimits))
+    for part in text.split():
+        if "=" not in part:
+            raise ValueError(f"VSR1_VIDEO_LIMITS has to be NAME=VALUE NAME=VALUE, not {part!r}; the names are: {names}")
+    return changed(DEFAULT_LIMITS, parsed(text.split(), DEFAULT_LIMITS), Source("VSR1_VIDEO_LIMITS"))
 
 
 def _cache_gb(environ: Mapping[str, str]) -> float:
@@ -197,5 +219,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         rollout_writer=settings.rollout_writer,
         save_steps=settings.save_steps,
         trackers=settings.trackers,
+        video_limits=video_limits_of(settings.video_limits),
+        is_caged=True,
         log=Log(log, show_step),
     )

@@ -67,10 +67,20 @@ def ffmpeg(*arguments: str | Path) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
 
 
-def ffprobe_times_s(path: Path) -> list[float]:
-    """When each frame of the first video stream is shown, as ffprobe tells it from the packets (no decoding)."""
+def ffprobe_times_s(path: Path, stream: str = "v:0") -> list[float]:
+    """When each frame of a video stream is shown, as ffprobe tells it from the packets (no decoding)."""
     if shutil.which("ffprobe") is None:
         pytest.skip("ffprobe is not installed")
-    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "packet=pts_time", "-of", "csv=p=0"]
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-select_streams",
+        stream,
+        "-show_entries",
+        "packet=pts_time",
+        "-of",
+        "csv=p=0",
+    ]
     out = subprocess.run([*command, str(path)], check=True, capture_output=True, text=True, timeout=60).stdout
     return sorted(float(line.strip(",")) for line in out.split() if line.strip(","))

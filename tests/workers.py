@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vsr1_core.media.cage import caged
+from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.rows.ray_shares import READY, WorkerIsBroken
 
 
@@ -81,3 +83,17 @@ def _make_slowly(rows: list[int]) -> Iterator[str | tuple[int, str, None]]:
     for position, _ in enumerate(rows):
         time.sleep(0.5)
         yield position, ray.util.get_node_ip_address(), None
+
+
+def burn(seconds: float, cpu_s: float) -> None:
+    """Use so much processor time, in a cage of `cpu_s`."""
+    with caged("a.mp4", VideoLimits(cpu_s=cpu_s)):
+        begun = time.process_time()
+        while time.process_time() - begun < seconds:
+            pass
+
+
+def grow_a_file(size: int, folder: str) -> None:
+    """Make a file of `size` bytes, in a cage of the smallest file size."""
+    with caged("a.mp4", VideoLimits()), (Path(folder) / "grown").open("wb") as file:
+        file.truncate(size)

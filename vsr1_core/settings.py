@@ -142,7 +142,7 @@ def _all_keys() -> tuple[str, ...]:
     return tuple(settings_of(Configuration("")))
 
 
-def parsed(assignments: Iterable[str], config: Configuration) -> dict[str, Any]:
+def parsed(assignments: Iterable[str], config: Any) -> dict[str, Any]:
     """Convert assignments such as `sft.steps=500` to nested settings. Raises ValueError for a text that is not an
     assignment, and for a setting inside one that an earlier assignment has set as a whole."""
     found: dict[str, Any] = {}

@@ -15,7 +15,9 @@ import pytest
 from tests.videos import ffprobe_times_s, write_video
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.media.container import VideoError
 from vsr1_core.media.frame_store import read_frames
+from vsr1_core.media.probe import probe_caged
 from vsr1_core.recipes import Configuration, FrameRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages import corpus, frames
@@ -233,6 +235,27 @@ def test_the_toy_corpus_is_made_and_made_once(tmp_path: Path) -> None:
     assert due(made)["raw_videos"] == 2
 
 
+def test_a_newer_probe_reads_what_an_older_one_refused_and_decodes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_b(path: Path, *limits: Any) -> Any:
+        if path.name == "b.mp4":
+            raise VideoError("b.mp4 is cut short")
+        return probe_caged(path, *limits)
+
+    (tmp_path / "videos").mkdir()
+    for name in "ab":
+        write_video(tmp_path / f"videos/{name}.mp4", TIMES)
+    annotate(tmp_path, ("a", 0, 2, "one"), ("b", 1, 2, "two"))
+    made = Corpus(tmp_path, DatasetEntry("own", "folder", str(tmp_path / "videos"), str(tmp_path / "a.jsonl")))
+    with monkeypatch.context() as older:
+        older.setattr(corpus.Videos, "version", corpus.Videos.version - 1)
+        older.setattr("vsr1_core.media.probe.probe_caged", refuse_b)
+        assert due(made) == {"annotation_files": 1, "raw_videos": 2, "videos": 2, "moments": 2, "frame_tensors": 1}
+    assert due(made) == {"videos": 2, "frame_tensors": 1}
+    assert set(made.rows("frame_tensors")) == {"a", "b"}
+
+
 def test_charades_without_videos_lists_each_missing_one(shared_data: Path, tmp_path: Path) -> None:
     entry = DatasetEntry("charades", "verified", str(tmp_path / "videos"), str(shared_data / "verified_fig"))
     made = Corpus(tmp_path, entry)
@@ -254,7 +277,8 @@ def test_real_clips_are_all_ok_and_have_the_time_stamps_of_ffprobe(shared_data: 
         assert [row["status"] for row in made.rows(asset).values()] == ["ok"] * 18
     sampled = made.rows("frame_tensors")
     for video_id, video in made.rows("videos").items():
-        truth = np.array(ffprobe_times_s(Path(video["path"])))
+        path = Path(video["path"])  # the file of this name has a small video first, and a larger one as stream 3
+        truth = np.array(ffprobe_times_s(path, "3" if path.name == "torchcodec__nasa_13013.mp4" else "v:0"))
         assert len(truth) == video["num_frames"]
         times = np.array(sampled[video_id]["timestamps_s"])
         distance = np.abs(times[:, None] - (truth - truth.min())[None, :]).min(axis=1)

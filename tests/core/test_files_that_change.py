@@ -95,8 +95,8 @@ def test_a_video_that_is_only_touched_while_it_is_read_is_made_when_failed_rows_
     """Its version stays, so a plain build leaves the failed row as it is, and the error has to say what helps."""
     real = probe.probe
 
-    def touched(path: Path) -> Any:
-        found = real(path)
+    def touched(path: Path, *rest: Any) -> Any:
+        found = real(path, *rest)
         world.touch(path)
         return found
 

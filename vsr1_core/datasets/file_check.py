@@ -5,6 +5,7 @@ The check reads the files and not the tables. It opens every video and decodes o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from vsr1_core.datasets import folder, sources
 from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
+from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import read_jsonl
 from vsr1_core.rows.texts import visible
-from vsr1_core.rows.workers import map_rows
+from vsr1_core.rows.workers import map_in_processes, map_rows
 
 KINDS = {
     "wrong count": "an annotation file that is missing, or does not have the published number of rows",
@@ -52,9 +54,11 @@ class Spans:
     moments: Sequence[tuple[str, float, float]]
 
 
-def check_files(entry: DatasetEntry, config: Configuration, workers: int = 1) -> Iterator[Finding]:
-    """Yield all findings; those that need no opened video come first. Raises FileNotFoundError when the dataset has no
-    annotation file at all."""
+def check_files(
+    entry: DatasetEntry, config: Configuration, workers: int = 0, limits: VideoLimits = DEFAULT_LIMITS
+) -> Iterator[Finding]:
+    """Yield all findings; those that need no opened video come first. With `workers` of 0, videos are read in this
+    process. Raises FileNotFoundError when the dataset has no annotation file at all."""
     yield from _annotation_findings(entry, config)
     spans: dict[str, list[tuple[str, float, float]]] = {}
     for row_id, moment in sources.moments(entry, config).items():
@@ -67,7 +71,9 @@ def check_files(entry: DatasetEntry, config: Configuration, workers: int = 1) ->
     yield from _name_findings(entry, spans, files)
     named = {i: paths for i, paths in files.items() if folder.name_error(paths) is None}
     single = (Spans(i, paths[0], spans.get(i, ())) for i, paths in named.items() if len(paths) == 1)
-    for result in map_rows(too_short, single, workers, deadline_s=300):
+    check = functools.partial(too_short, limits=limits, is_own_process=workers > 0)
+    results = map_in_processes(check, single, workers, 300) if workers else map_rows(check, single, 1)
+    for result in results:
         task = result.item
         if result.error is not None:
             yield Finding("undecodable", task.video_id, str(task.path), result.error)
@@ -110,12 +116,12 @@ def _name_findings(
             yield Finding("extra", video_id, str(paths[0]), "no annotation names this video")
 
 
-def too_short(task: Spans) -> list[tuple[str, str]]:
+def too_short(task: Spans, limits: VideoLimits, is_own_process: bool) -> list[tuple[str, str]]:
     """Return (query_id, reason) for each moment that begins after the end of its video. Raises ValueError when the
-    video cannot be decoded."""
-    from vsr1_core.media.probe import probe
+    video cannot be decoded or breaks a limit."""
+    from vsr1_core.media.probe import probe_caged
 
-    end_s = probe(task.path).duration_s
+    end_s = probe_caged(task.path, limits, is_own_process).duration_s
     return [
         (query_id, f"[{start_s:g}, {last_s:g}] s begins after the file's end at {end_s:.2f} s")
         for query_id, start_s, last_s in task.moments

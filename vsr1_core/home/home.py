@@ -298,5 +298,6 @@ class Home:
             workers=self.workers or max(1, os.cpu_count() or 1),
             processes=choose_processes(self.processes, device),
             retry_failed=retry_failed,
+            is_caged=True,
             log=self.log,
         )

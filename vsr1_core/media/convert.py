@@ -12,7 +12,9 @@ from av.video.frame import VideoFrame
 
 from vsr1_core.media.container import VideoError, decoded_frames, open_video
 from vsr1_core.media.encode import CLOCK_HZ
-from vsr1_core.media.probe import quarter_turns
+from vsr1_core.media.orientation import orientation_of
+from vsr1_core.media.packets import read_index, timed_frames
+from vsr1_core.media.video_limits import DEFAULT_LIMITS
 from vsr1_core.rows.files import atomic_path
 
 MAX_HEIGHT = 720
@@ -33,12 +35,14 @@ def convert_for_browsers(source: Path, target: Path, max_height: int = MAX_HEIGH
     """
     import av
 
-    with atomic_path(target) as temporary, open_video(source) as (container, stream):
+    index = read_index(source, DEFAULT_LIMITS)
+    opened = open_video(source, index.stream_index, DEFAULT_LIMITS)
+    with atomic_path(target) as temporary, opened as (container, stream):
         stream.thread_type = "AUTO"
         # The header goes to the front, so that a browser can seek before it has the whole file.
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as out:
             encoder: Any = None
-            for tick, frame in _on_clock(decoded_frames(container, stream)):
+            for tick, frame in _on_clock(timed_frames(decoded_frames(container, stream), index)):
                 pixels = _upright(frame, max_height)
                 encoder = encoder or _encoder(out, *pixels.shape[:2])
                 picture = VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -49,13 +53,10 @@ def convert_for_browsers(source: Path, target: Path, max_height: int = MAX_HEIGH
             out.mux(encoder.encode())
 
 
-def _on_clock(frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+def _on_clock(frames: Iterator[tuple[float, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
     """(milliseconds from the first frame, frame), increasing: the times of a damaged stream may go backwards."""
     first_s, last = None, -1
-    for frame in frames:
-        if frame.pts is None or frame.time_base is None:
-            continue
-        time_s = float(frame.pts * frame.time_base)
+    for time_s, frame in frames:
         first_s = time_s if first_s is None else first_s
         tick = round((time_s - first_s) * CLOCK_HZ)
         if tick > last:
@@ -68,7 +69,7 @@ def _upright(frame: VideoFrame, max_height: int) -> np.ndarray:
     scale = min(1.0, max_height / min(frame.height, frame.width))
     width, height = (max(2, round(size * scale) // 2 * 2) for size in (frame.width, frame.height))
     pixels = frame.reformat(width, height, format="rgb24").to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns(frame)), np.uint8)
+    return orientation_of(frame).upright(pixels)
 
 
 def _encoder(out: Any, height: int, width: int) -> Any:

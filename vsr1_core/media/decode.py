@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +21,13 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr1_core.media.container import PacketIndex, VideoError, decoded_frames, open_video, read_index
-from vsr1_core.media.probe import VideoInfo, display_size, probe, quarter_turns
+from vsr1_core.media.container import VideoError, decoded_frames, open_video, undecodable_hint
+from vsr1_core.media.orientation import orientation_of
+from vsr1_core.media.packets import PacketIndex, read_index, timed_frames
+from vsr1_core.media.probe import VideoInfo, probe, upright_size
 from vsr1_core.media.sampling import frame_times, output_size
+from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.recipes import FrameRecipe
-
-_SEEKABLE = ("mov", "matroska")
-"""Containers with exact seek tables. In MPEG-TS and AVI, a seek may land at any frame."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class _Picked:
     pixels: np.ndarray
 
 
-def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
+def sample_frames(path: Path, recipe: FrameRecipe, limits: VideoLimits = DEFAULT_LIMITS) -> Frames:
     """Sample a video at the times and in the size that `sampling` computes from `recipe`.
 
-    Raises VideoError, with the reason, when the video cannot be used, ModuleNotFoundError when the decoder that the
-    recipe asks for is not installed, and ValueError when there is no such decoder.
+    Raises VideoError, with the reason, when the video cannot be used or breaks a limit, ModuleNotFoundError when the
+    decoder that the recipe asks for is not installed, and ValueError when there is no such decoder.
 
     Decoders: `pyav` (also used for `auto`) is correct on every video that we know of. `torchcodec` returns wrong frames
     if an edit list cuts between key frames, and `decord` if the start or the edit list is not trivial; both are
@@ -65,20 +66,41 @@ def sample_frames(path: Path, recipe: FrameRecipe) -> Frames:
     backend = _BACKENDS.get(recipe.backend)
     if backend is None:
         raise ValueError(f"no decoder {recipe.backend!r}; known: {', '.join(_BACKENDS)}")
-    return backend(Path(path), recipe)
+    return backend(_Source(Path(path), recipe, limits))
 
 
-def _with_pyav(path: Path, recipe: FrameRecipe) -> Frames:
-    with open_video(path) as (container, stream):
-        index = read_index(container, stream, path.name)
-        seekable = any(name in container.format.name for name in _SEEKABLE)
-    wanted = frame_times(index.end_s, index.times_s[-1], recipe)
-    picked = _by_seeking(path, index, wanted, recipe) if seekable and _seeking_pays(index, wanted) else None
+@dataclass(frozen=True)
+class _Source:
+    """The file, and how it is to be sampled."""
+
+    path: Path
+    recipe: FrameRecipe
+    limits: VideoLimits
+
+    def read_index(self) -> PacketIndex:
+        return read_index(self.path, self.limits)
+
+    def opened(self, index: PacketIndex) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+        return open_video(self.path, index.stream_index, self.limits)
+
+    def probe(self) -> VideoInfo:
+        return probe(self.path, self.limits)
+
+
+def _with_pyav(source: _Source) -> Frames:
+    path, index = source.path, source.read_index()
+    wanted = frame_times(index.end_s, index.times_s[-1], source.recipe)
+    num_sought = _num_sought(index, wanted)
+    picked, hint = None, ""
+    if index.is_seekable and index.are_stamped and num_sought < len(index.times_s) / 2:
+        picked = _by_seeking(source, index, wanted, num_sought)
     if picked is None:
-        with open_video(path) as (container, stream):
-            picked = list(_pick(decoded_frames(container, stream), index.start_s, wanted, _Painter(recipe, stream)))
+        with source.opened(index) as (container, stream):
+            _refuse_work(source, stream, len(index.times_s))
+            picked = list(_pick(decoded_frames(container, stream), index, wanted, _painter(source, stream)))
+            hint = undecodable_hint(stream, source.limits)
     if not picked:
-        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded")
+        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded{hint}")
     _refuse_gaps(path.name, index, wanted, picked)
     return _as_frames(picked, index.end_s, index.start_s)
 
@@ -88,14 +110,22 @@ def _as_frames(picked: Sequence[_Picked], duration_s: float, start_s: float) -> 
     return Frames(np.stack([p.pixels for p in picked]), times, duration_s, start_s)
 
 
-def _pick(frames: Iterator[VideoFrame], start_s: float, wanted: np.ndarray, paint: _Painter) -> Iterator[_Picked]:
+def _refuse_work(source: _Source, stream: VideoStream, num_frames: int) -> None:
+    """Raise VideoError when more pixels would have to be decoded than the limits allow."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height * num_frames > source.limits.decoded_pixels:
+        raise VideoError(
+            f"{source.path.name}: {num_frames:,} frames of {width} x {height} pixels would have to be decoded, more "
+            f"than the {source.limits.decoded_pixels:,} pixels of the video limits (decoded_pixels): encode it smaller "
+            "or with more key frames, or raise the limit"
+        )
+
+
+def _pick(frames: Iterator[VideoFrame], index: PacketIndex, wanted: np.ndarray, paint: _Painter) -> Iterator[_Picked]:
     """Yield, for each of the ascending times `wanted`, the last frame that begins at or before it; the first frame for
     a time before it."""
     targets, last = list(wanted), None
-    for frame in frames:
-        if frame.pts is None or frame.time_base is None:
-            continue
-        time_s = float(frame.pts * frame.time_base) - start_s
+    for time_s, frame in timed_frames(frames, index):
         if last is not None and time_s <= last[0]:
             continue  # the times of a damaged stream may go backwards
         while targets and time_s > targets[0] + 1e-6:
@@ -112,8 +142,9 @@ class _Painter:
     """Converts decoded frames to scaled, upright RGB arrays; no other code resizes frames while decoding. The first
     frame decides the output size."""
 
-    def __init__(self, recipe: FrameRecipe, stream: VideoStream | None) -> None:
-        self._recipe, self._stream = recipe, stream
+    def __init__(self, recipe: FrameRecipe, shown_size: Callable[[VideoFrame], tuple[int, int]]) -> None:
+        """shown_size: gives (width, height) in pixels of a frame as it is displayed, upright."""
+        self._recipe, self._shown_size = recipe, shown_size
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
         self._cached: tuple[VideoFrame, _Picked] | None = None
@@ -124,15 +155,18 @@ class _Painter:
         return self._cached[1]
 
     def _pixels(self, frame: VideoFrame) -> np.ndarray:
-        turns = quarter_turns(frame)
+        orientation = orientation_of(frame)
         if self._size is None:
-            stored = display_size(frame, self._stream) if self._stream is not None else (frame.width, frame.height)
-            self._size = output_size(*(stored[::-1] if turns % 2 else stored), self._recipe)
-        width, height = self._size[::-1] if turns % 2 else self._size
+            self._size = output_size(*self._shown_size(frame), self._recipe)
+        width, height = orientation.swapped(*self._size)
         scaled = self._reformatter.reformat(
             frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
         )
-        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+        return orientation.upright(scaled.to_ndarray())
+
+
+def _painter(source: _Source, stream: VideoStream) -> _Painter:
+    return _Painter(source.recipe, lambda frame: upright_size(frame, stream))
 
 
 def _gop_start(index: PacketIndex, time_s: float) -> float:
@@ -140,30 +174,31 @@ def _gop_start(index: PacketIndex, time_s: float) -> float:
     return index.keyframes_s[max(0, bisect_right(index.keyframes_s, time_s + 1e-6) - 1)]
 
 
-def _seeking_pays(index: PacketIndex, wanted: np.ndarray) -> bool:
-    """Whether fewer than half of the frames are decoded when only the groups of pictures with wanted frames are
-    decoded."""
+def _num_sought(index: PacketIndex, wanted: np.ndarray) -> int:
+    """How many frames are decoded when only the groups of pictures with wanted frames are decoded; all frames where
+    there is one group only."""
     if len(index.keyframes_s) < 2:
-        return False
+        return len(index.times_s)
     cost = 0
     for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
         cost += index.frame_at(max(times)) + 2 - bisect_left(index.times_s, gop - 1e-6)
-    return cost < len(index.times_s) / 2
+    return cost
 
 
-def _by_seeking(path: Path, index: PacketIndex, wanted: np.ndarray, recipe: FrameRecipe) -> list[_Picked] | None:
+def _by_seeking(source: _Source, index: PacketIndex, wanted: np.ndarray, num_sought: int) -> list[_Picked] | None:
     """Pick the same frames as a pass over the whole file would, but decode only the groups of pictures that contain
     them. Returns None when a seek did not land where it should."""
     picked: list[_Picked] = []
-    with open_video(path) as (container, stream):
-        painter = _Painter(recipe, stream)
+    with source.opened(index) as (container, stream):
+        _refuse_work(source, stream, num_sought)
+        painter = _painter(source, stream)
         for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
             group = np.array(list(times))
             try:
                 _seek(container, stream, gop + index.start_s)
             except FFmpegError:
                 return None
-            found = list(_pick(decoded_frames(container, stream), index.start_s, group, painter))
+            found = list(_pick(decoded_frames(container, stream), index, group, painter))
             exact = [index.times_s[index.frame_at(t)] for t in group]
             if [round(p.time_s, 4) for p in found] != [round(t, 4) for t in exact]:
                 return None
@@ -190,8 +225,8 @@ def _refuse_gaps(name: str, index: PacketIndex, wanted: np.ndarray, picked: Sequ
         )
 
 
-def _with_decord(path: Path, recipe: FrameRecipe) -> Frames:
-    info = probe(path)
+def _with_decord(source: _Source) -> Frames:
+    path, info = source.path, source.probe()
     try:
         import decord
     except ImportError as error:
@@ -199,40 +234,41 @@ def _with_decord(path: Path, recipe: FrameRecipe) -> Frames:
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         begins_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-        return _by_number(recipe, info, begins_s - begins_s[0], lambda i: reader[i].asnumpy())
+        return _by_number(source.recipe, info, begins_s - begins_s[0], lambda i: reader[i].asnumpy())
     except decord.DECORDError as error:
         raise VideoError(f"{path.name} cannot be decoded by decord: {str(error).splitlines()[0]}") from error
 
 
-def _with_torchcodec(path: Path, recipe: FrameRecipe) -> Frames:
-    info = probe(path)
+def _with_torchcodec(source: _Source) -> Frames:
+    path, info = source.path, source.probe()
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: FFmpeg's libraries are not installed
         raise _absent("torchcodec", "torchcodec and FFmpeg") from error
-    with open_video(path) as (container, stream):
-        stream_index, begins_s = stream.index, np.array(read_index(container, stream, path.name).times_s)
+    index = source.read_index()
+    begins_s = np.array(index.times_s)
     try:
-        decoder = VideoDecoder(str(path), stream_index=stream_index, dimension_order="NHWC", num_ffmpeg_threads=1)
-        return _by_number(recipe, info, begins_s, lambda i: decoder[i].numpy())
+        decoder = VideoDecoder(str(path), stream_index=index.stream_index, dimension_order="NHWC", num_ffmpeg_threads=1)
+        return _by_number(source.recipe, info, begins_s, lambda i: decoder[i].numpy())
     except RuntimeError as error:
         raise VideoError(f"{path.name} cannot be decoded by torchcodec: {str(error).splitlines()[0]}") from error
 
 
-def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
+def _with_ffmpeg(source: _Source) -> Frames:
     """Decode with the ffmpeg program. It turns rotated videos upright, and it reports no error for missing frames."""
-    info = probe(path)
+    path, info = source.path, source.probe()
     try:
         import ffmpeg
     except ImportError as error:
         raise _absent("ffmpeg", "ffmpeg-python and FFmpeg") from error
     if shutil.which("ffmpeg") is None:
         raise _absent("ffmpeg", "ffmpeg-python and FFmpeg")
-    with open_video(path) as (container, stream):
-        stream_index, begins_s = stream.index, np.array(read_index(container, stream, path.name).times_s)
-    numbers = sorted(set(_wanted_numbers(recipe, info, begins_s)))
-    chosen = ffmpeg.input(f"file:{path.absolute()}")[str(stream_index)]
+    index = source.read_index()
+    begins_s = np.array(index.times_s)
+    numbers = sorted(set(_wanted_numbers(source.recipe, info, begins_s)))
+    chosen = ffmpeg.input(f"file:{path.absolute()}", **source.limits.options())[str(index.stream_index)]
     chosen = chosen.filter("select", "+".join(f"eq(n,{number})" for number in numbers))
+    chosen = chosen.filter("scale", info.width, info.height)  # pixels that are not square are stretched
     try:
         raw, _ = chosen.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough").run(
             capture_stdout=True, capture_stderr=True
@@ -245,7 +281,7 @@ def _with_ffmpeg(path: Path, recipe: FrameRecipe) -> Frames:
             f"{path.name}: ffmpeg did not return exactly the {len(numbers)} frames asked for; the file may be cut short"
         )
     frames = np.frombuffer(raw, np.uint8).reshape(len(numbers), info.height, info.width, 3)
-    return _by_number(recipe, info, begins_s, lambda i: frames[numbers.index(i)])
+    return _by_number(source.recipe, info, begins_s, lambda i: frames[numbers.index(i)])
 
 
 def _absent(backend: str, packages: str) -> ModuleNotFoundError:
@@ -258,7 +294,7 @@ def _absent(backend: str, packages: str) -> ModuleNotFoundError:
 def _by_number(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray, read: Callable[[int], np.ndarray]) -> Frames:
     """Sample with a decoder that returns frames by their number, as RGB arrays [H, W, 3]. decord and torchcodec (from
     0.11 on) turn rotated videos upright themselves."""
-    painter = _Painter(recipe, None)
+    painter = _Painter(recipe, lambda frame: (info.width, info.height))
     picked = []
     for number in _wanted_numbers(recipe, info, begins_s):
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(read(number)), format="rgb24")
@@ -272,7 +308,7 @@ def _wanted_numbers(recipe: FrameRecipe, info: VideoInfo, begins_s: np.ndarray) 
     return [max(0, int(np.searchsorted(begins_s, time_s + 1e-6, side="right")) - 1) for time_s in times_s]
 
 
-_BACKENDS: dict[str, Callable[[Path, FrameRecipe], Frames]] = {
+_BACKENDS: dict[str, Callable[[_Source], Frames]] = {
     "auto": _with_pyav,
     "pyav": _with_pyav,
     "torchcodec": _with_torchcodec,

@@ -13,6 +13,7 @@ from vsr1_core.datasets import folder, sources, toy_files
 from vsr1_core.datasets.format import AnnotationFile, MadeVideo
 from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.known_digests import KnownDigests
@@ -187,6 +188,7 @@ class Videos(Stage):
     name = "videos"
     key = "video_id"
     group = "corpus"
+    version = 2
     says = "One row per video: duration, frame rate, size and codec. A missing or unreadable video has status `failed`."
     reads = {"raw_videos": same("raw_videos"), "splits": every("annotation_files")}
     imports = "whole"
@@ -202,7 +204,9 @@ class Videos(Stage):
         "num_frames": c.integer("Number of packets in the file that show a frame."),
         "width": c.integer("Width in pixels of the video as it is displayed, upright."),
         "height": c.integer("Height in pixels of the video as it is displayed, upright."),
-        "rotation": c.integer("Degrees counter-clockwise by which the stored picture has to be turned to be upright."),
+        "rotation": c.integer(
+            "Degrees counter-clockwise by which the stored picture is turned to be upright, after any mirroring."
+        ),
         "codec": c.text("Video codec, as FFmpeg names it."),
         "bytes": c.BYTES,
         "mtime_ns": c.MTIME_NS,
@@ -232,19 +236,20 @@ class Videos(Stage):
             if not row.known.get("path"):
                 reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
                 yield {"video_id": video_id, "splits": row.known["splits"], "error": reason}
-        tasks = [(video_id, dict(row.known)) for video_id, row in rows.items() if row.known.get("path")]
+        cage = (run.video_limits, run.has_own_processes)
+        tasks = [(video_id, dict(row.known), *cage) for video_id, row in rows.items() if row.known.get("path")]
         for result in run.map_rows(_probe_video, tasks, view.folders, deadline_s=300):
-            video_id, known = result.item
+            video_id, known = result.item[:2]
             yield {"video_id": video_id, **known, **(result.value or {"error": _readable(result.error, known["path"])})}
 
 
-def _probe_video(task: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _probe_video(task: tuple[str, Mapping[str, Any], VideoLimits, bool]) -> dict[str, Any]:
     import dataclasses
 
-    from vsr1_core.media.probe import probe
+    from vsr1_core.media.probe import probe_caged
 
-    _, known = task
-    found = dataclasses.asdict(probe(Path(known["path"])))
+    _, known, limits, is_own_process = task
+    found = dataclasses.asdict(probe_caged(Path(known["path"]), limits, is_own_process))
     FileStamp(known["path"], known["bytes"], known["mtime_ns"]).check()
     return found
 

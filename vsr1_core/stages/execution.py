@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.boundary import Item, Result, Value
-from vsr1_core.rows.workers import map_rows
+from vsr1_core.rows.workers import map_in_processes, map_rows
 
 TextWriterName = Literal["in-process", "vllm"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -47,10 +48,19 @@ class Execution:
     """Bytes on disk that the cached vision features may take, and as many for query vectors; 0 caches nothing."""
     save_steps: int = 50
     """A training saves its state every so many steps and resumes from it after it was killed; 0 saves none."""
+    video_limits: VideoLimits = DEFAULT_LIMITS
+    """What one video may cost, and which containers and codecs are opened."""
+    is_caged: bool = False
+    """Whether videos are read in other processes even with one worker. Only there can memory and time be bounded."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that trainings also report to, by TRL's names: trackio, tensorboard, wandb."""
     log: Callable[[str], None] = lambda line: None
     """Called with each line about the progress; a `Log` also shows steps."""
+
+    @property
+    def has_own_processes(self) -> bool:
+        """Whether `map_rows` calls its function in other processes than this one."""
+        return bool(self.ray) or self.is_caged or self.workers > 1
 
     def map_rows(
         self,
@@ -61,6 +71,8 @@ class Execution:
     ) -> Iterator[Result[Item, Value]]:
         """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes see `folders`.
         deadline_s: seconds that one item may take."""
+        if not self.ray and self.is_caged:
+            return map_in_processes(function, items, max(1, self.workers), deadline_s)
         if not self.ray:
             return map_rows(function, items, self.workers, deadline_s)
         from vsr1_core.rows.ray_workers import map_rows_on_ray

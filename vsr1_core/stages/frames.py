@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from vsr1_core.media.sampling import RULES
+from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.recipes import Configuration, FrameRecipe
 from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
@@ -65,26 +67,41 @@ class FrameTensors(Stage):
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         done = {row["video_id"]: row for row in view.table(self.name).ok_rows().iter_rows(named=True)}
-        tasks = []
+        tasks, limits = [], run.video_limits
         for video_id, row in rows.items():
             known, old = row.known, done.get(video_id)
             if old and old["content"] == known["content"] and Path(known["path"]).is_file():
                 yield {**old, **known}  # only the splits changed
             else:
-                tasks.append((video_id, row.facts, known["path"], view.config.frames))
+                tasks.append((video_id, row.facts, known["path"], view.config.frames, limits, run.has_own_processes))
         for result in run.map_rows(_sample_video, tasks, view.folders):
             video_id = result.item[0]
             yield {"video_id": video_id, **rows[video_id].known, **(result.value or {"error": result.error})}
 
 
-def _sample_video(task: tuple[str, FileStamp, str, FrameRecipe]) -> dict[str, Any]:
+def _sample_video(task: tuple[str, FileStamp, str, FrameRecipe, VideoLimits, bool]) -> dict[str, Any]:
+    from vsr1_core.media.cage import caged
+
+    _, source, target, recipe, limits, is_own_process = task
+    if not is_own_process:
+        return _sampled(source, Path(target), recipe, limits)
+    with caged(Path(source.path).name, limits, _most_bytes(recipe)):
+        return _sampled(source, Path(target), recipe, limits)
+
+
+def _most_bytes(recipe: FrameRecipe) -> int:
+    """The size of the largest file of frames that a recipe can give, with the header of its array."""
+    pixels = max(recipe.max_pixels, recipe.size_multiple**2, *(rule.max_pixels for rule in RULES.values()))
+    return (recipe.max_frames + 1) * pixels * 3 + 4096
+
+
+def _sampled(source: FileStamp, target: Path, recipe: FrameRecipe, limits: VideoLimits) -> dict[str, Any]:
     from vsr1_core.media.decode import sample_frames
     from vsr1_core.media.frame_store import write_frames
 
-    _, source, target, recipe = task
-    frames = sample_frames(Path(source.path), recipe)
+    frames = sample_frames(Path(source.path), recipe, limits)
     source.check()
-    write_frames(Path(target), frames.pixels)
+    write_frames(target, frames.pixels)
     return {
         "num_frames": len(frames.pixels),
         "height": frames.pixels.shape[1],
@@ -92,7 +109,7 @@ def _sample_video(task: tuple[str, FileStamp, str, FrameRecipe]) -> dict[str, An
         "timestamps_s": frames.timestamps_s.tolist(),
         "duration_s": frames.duration_s,
         "start_s": frames.start_s,
-        "bytes": Path(target).stat().st_size,
+        "bytes": target.stat().st_size,
     }
 
 
