@@ -5,6 +5,7 @@ The group modules declare what a single stage shows beyond that. No stage is nam
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.removals import ALLOW_TAG
 
 Extras = Callable[[View, str], Mapping[str, Any]]
 """(the dataset's tables, asset name) -> metadata that only one kind of asset has. The function imports the drawing
@@ -95,11 +97,18 @@ def stage_asset(
     def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
         workplace: Workplace = context.resources.workplace
         view = workplace.view(context.partition_key)
-        outcome = stage.build(view, workplace.execution(context.log.info))
+        outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
         return materialization(view, stage, outcome, info.extras)
 
     return body
+
+
+def _execution(context: dg.AssetExecutionContext, workplace: Workplace) -> Execution:
+    """How the work of a run is done: as the workplace says, and as the tags of the run say."""
+    execution = workplace.execution(context.log.info)
+    allows = context.run.tags.get(ALLOW_TAG) == "true"
+    return dataclasses.replace(execution, max_removed=None) if allows else execution
 
 
 def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.SourceAsset:

@@ -20,6 +20,7 @@ from vsr1_core.home.building import BuiltAsset
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.removals import ALLOW_TAG
 
 ExecutorName = Literal["in-process", "multiprocess"]
 
@@ -41,6 +42,7 @@ def run_build(
     assets: str = "",
     retry_failed: bool = False,
     executor: ExecutorName = "in-process",
+    allow_removals: bool = False,
     defs: dg.Definitions | None = None,
 ) -> BuildResult:
     """Build `assets` and everything that they need.
@@ -51,6 +53,7 @@ def run_build(
         assets: Names, groups or Dagster selections, separated by commas; empty for all assets.
         retry_failed: Whether failed rows run again.
         executor: `in-process`, or `multiprocess` for one process per step.
+        allow_removals: Whether the rows of all files that are gone are dropped, however many they are.
         defs: Definitions to use in place of those of `settings` (tests).
 
     Raises:
@@ -58,13 +61,14 @@ def run_build(
     """
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
+    tags = process_tags() | ({ALLOW_TAG: "true"} if allow_removals else {})
     config = _run_config(settings, retry_failed)
     with open_instance(settings.home) as instance:
         close_dead_runs(instance)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
         if executor == "multiprocess":
-            result = _run_multiprocess(instance, dataset, keys, config)
+            result = _run_multiprocess(instance, dataset, keys, config, tags)
         else:
             job = defs.resolve_job_def(WHOLE_GRAPH)
             with bars_on_terminal():
@@ -74,20 +78,24 @@ def run_build(
                     asset_selection=keys,
                     run_config=config,
                     raise_on_error=False,
-                    tags=process_tags(),
+                    tags=tags,
                 )
         return _summary(instance, result.run_id, result.success)
 
 
 def _run_multiprocess(
-    instance: dg.DagsterInstance, dataset: str, keys: Sequence[dg.AssetKey], config: Mapping[str, Any]
+    instance: dg.DagsterInstance,
+    dataset: str,
+    keys: Sequence[dg.AssetKey],
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
 ) -> Any:
     """Run each step in a process of its own, which costs about 3 s of imports per step."""
     with dg.execute_job(
         dg.reconstructable(whole_graph),
         instance=instance,
         run_config=config,
-        tags={**process_tags(), "dagster/partition": dataset},
+        tags={**tags, "dagster/partition": dataset},
         asset_selection=list(keys),
     ) as result:
         return result

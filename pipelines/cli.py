@@ -154,6 +154,9 @@ def build(
         typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
+    allow_removals: Annotated[
+        bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
+    ] = False,
     executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
     """Build a dataset. Only rows that are new or stale are computed."""
@@ -163,7 +166,7 @@ def build(
     require_dagster("vsr1 build")
     from pipelines.builds import run_build
 
-    result = run_build(settings, entry.name, assets, retry_failed, executor)  # type: ignore[arg-type]
+    result = run_build(settings, entry.name, assets, retry_failed, executor, allow_removals)  # type: ignore[arg-type]
     show.console().print(show.build_table(dataset, result.assets))
     if not result.success:
         if debugging["on"]:
