@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import dagster as dg
 
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
+from assets._runs import writing_in_run
 from assets.handle import Handle
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
@@ -96,8 +97,8 @@ def stage_asset(
     )
     def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
         workplace: Workplace = context.resources.workplace
-        view = workplace.view(context.partition_key)
-        outcome = stage.build(view, _execution(context, workplace))
+        with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
+            outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
         return materialization(view, stage, outcome, info.extras)
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from assets._runs import LEASE_TAG
 from pipelines.bars import bars_on_terminal
+from pipelines.commands import say
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
@@ -17,6 +19,8 @@ from pipelines.resources import resource_config
 from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.lease import hold
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
@@ -36,13 +40,28 @@ class BuildResult:
     trace: str
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a build goes about it.
+
+    Attributes:
+        retry_failed: Whether failed rows run again.
+        allow_removals: Whether the rows of all files that are gone are dropped, however many they are.
+        wait: Whether to wait for whatever else writes the dataset, instead of raising.
+        executor: `in-process`, or `multiprocess` for one process per step.
+    """
+
+    retry_failed: bool = False
+    allow_removals: bool = False
+    wait: bool = False
+    executor: ExecutorName = "in-process"
+
+
 def run_build(
     settings: Settings,
     dataset: str,
     assets: str = "",
-    retry_failed: bool = False,
-    executor: ExecutorName = "in-process",
-    allow_removals: bool = False,
+    options: BuildOptions = BuildOptions(),  # it is frozen
     defs: dg.Definitions | None = None,
 ) -> BuildResult:
     """Build `assets` and everything that they need.
@@ -51,23 +70,24 @@ def run_build(
         settings: Where the home is, and what the work runs on.
         dataset: Name of a registered dataset.
         assets: Names, groups or Dagster selections, separated by commas; empty for all assets.
-        retry_failed: Whether failed rows run again.
-        executor: `in-process`, or `multiprocess` for one process per step.
-        allow_removals: Whether the rows of all files that are gone are dropped, however many they are.
+        options: How the build goes about it.
         defs: Definitions to use in place of those of `settings` (tests).
 
     Raises:
         ValueError: An asset or group is unknown; the message lists the known ones.
+        LeaseHeld: Something else writes the dataset; the message says what.
+        KeyboardInterrupt: The build was stopped by Ctrl-C, which Dagster takes for itself.
     """
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
-    tags = process_tags() | ({ALLOW_TAG: "true"} if allow_removals else {})
-    config = _run_config(settings, retry_failed)
-    with open_instance(settings.home) as instance:
-        close_dead_runs(instance)
+    config = _run_config(settings, options.retry_failed)
+    lease = hold(Lake(settings.home / "lake").lease_folder(dataset), "vsr1 build", wait=options.wait, log=say)
+    with lease as held, open_instance(settings.home) as instance:
+        tags = process_tags() | {LEASE_TAG: held.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
+        close_dead_runs(instance, settings.home)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
-        if executor == "multiprocess":
+        if options.executor == "multiprocess":
             result = _run_multiprocess(instance, dataset, keys, config, tags)
         else:
             job = defs.resolve_job_def(WHOLE_GRAPH)
@@ -157,6 +177,8 @@ def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildR
     for record in failures:
         event = record.event_log_entry.get_dagster_event()
         error = event.step_failure_data.error
+        if "DagsterExecutionInterruptedError" in _root_message(error):
+            raise KeyboardInterrupt
         if "AssetCheckFailedError" not in _root_message(error):  # `_failed_checks` says what was found
             problems.append(f"{str(event.step_key).replace('__', '.')}: {_root_message(error)}")
         traces.append(error.to_string() if error else "")

@@ -145,6 +145,7 @@ class Home:
         *,
         retry_failed: bool = False,
         allow_removals: bool = False,
+        wait: bool = False,
     ) -> list[BuiltAsset]:
         """Make the rows that are new or stale, asset after asset, without Dagster.
 
@@ -158,6 +159,7 @@ class Home:
             retry_failed: Try again to make rows that failed in an earlier build.
             allow_removals: Drop the rows of all files that are gone. By default a build stops where more than a tenth
                 of the known videos, or all of them, are gone at once: their folder may not be mounted.
+            wait: Wait for another build of the dataset that is going on. By default an error says which one.
 
         Returns:
             What each asset did, in the order of the build.
@@ -165,6 +167,7 @@ class Home:
         Raises:
             ValueError: An asset is unknown or cannot be built, too many files are gone, or a blocking check failed; the
                 message says what to do.
+            OSError: Something else writes the dataset; the message says which process.
             LookupError: There is no such dataset.
 
         Example:
@@ -176,7 +179,7 @@ class Home:
         if allow_removals:
             execution = dataclasses.replace(execution, max_removed=None)
         names = list(view.stages) if assets is None else building.with_upstream(view, assets)
-        built = list(building.build(view, execution, names))
+        built = list(building.build(view, execution, names, wait))
         warehouse.refresh(self.path, view.stages)
         return built
 

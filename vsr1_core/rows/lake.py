@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vsr1_core.rows.files import check_name
+from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.table import Table
 
 
 @dataclass(frozen=True)
 class Lake:
-    """The lake below `root`. Every method returns a path, or an object at a path, and creates nothing."""
+    """The lake below `root`. Every method returns a path, or an object at a path, and creates nothing.
+
+    lease: of the dataset whose tables are written; None where nothing is, or where there can be no other writer.
+    """
 
     root: Path
+    lease: Lease | None = None
 
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
         """The table of an asset for one dataset. `key` is the name of its id column; `columns` maps name -> polars
         type."""
         folder = self._tables(asset) / f"dataset={check_name(dataset)}"
-        return Table(folder, asset, dataset, key, columns)
+        return Table(folder, asset, dataset, key, columns, self.lease)
 
     def _tables(self, asset: str) -> Path:
         return self.root / "tables" / check_name(asset, "asset")
@@ -29,6 +36,14 @@ class Lake:
     def datasets(self, asset: str) -> list[str]:
         """The datasets that have a table of `asset`, registered or not."""
         return sorted(folder.name.partition("=")[2] for folder in self._tables(asset).glob("dataset=*"))
+
+    def fenced(self) -> AbstractContextManager[None]:
+        """For the block, nobody can take the lease over (`Lease.fenced`)."""
+        return contextlib.nullcontext() if self.lease is None else self.lease.fenced()
+
+    def lease_folder(self, dataset: str) -> Path:
+        """The folder of the lease of a dataset (`rows.lease.hold`)."""
+        return self.root / "leases" / check_name(dataset)
 
     def history(self, asset: str) -> Path:
         """The folder for the kept states of a small table; each dataset has its own `dataset=<name>/` below it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.lease import hold
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
@@ -74,6 +77,25 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
     """
     entry = get_entry(home, dataset)
     return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)
+
+
+@contextlib.contextmanager
+def writing(
+    view: View,
+    what: str,
+    run: str = "",
+    *,
+    also: Sequence[int] = (),
+    wait: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Iterator[View]:
+    """The view, for the block as the only writer of its dataset. The arguments are those of `rows.lease.hold`.
+
+    Raises:
+        LeaseHeld: Something else writes the dataset; the message says what.
+    """
+    with hold(view.lake.lease_folder(view.entry.name), what, run, also=also, wait=wait, log=log) as lease:
+        yield dataclasses.replace(view, lake=dataclasses.replace(view.lake, lease=lease))
 
 
 def stamp(view: View) -> str:
