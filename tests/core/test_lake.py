@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsr1_core.rows.files import (
+    WriteRefused,
     atomic_folder,
     atomic_path,
     check_name,
@@ -55,6 +59,50 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise RuntimeError
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+REFUSED = """
+import resource, secrets, signal, sys
+from pathlib import Path
+import polars as pl
+from vsr1_core.rows.files import WriteRefused, write_json
+from vsr1_core.rows.lake import Lake
+table = Lake(Path(sys.argv[1])).table("things", "toy", "thing_id", {"value": pl.String})
+rows = [{"thing_id": str(n), "status": "ok", "value": secrets.token_hex(50)} for n in range(3000)]
+table.commit(table.frame(rows[:3]), {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for write in (lambda: table.commit(table.frame(rows), {}), lambda: table.add_pending(rows),
+              lambda: write_json(Path(sys.argv[1], "x.json"), ["long"] * 10_000)):
+    try:
+        write()
+    except WriteRefused as error:
+        print(error, error.errno)
+"""
+
+
+def test_a_refused_write_is_one_sentence_with_the_place_and_the_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REFUSED, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 3
+    for line, name in zip(said, ("rows_0000000002.parquet", "pending", "x.json"), strict=True):
+        assert line.startswith(str(tmp_path))
+        assert name in line
+        assert "cannot be written: files may not be that large here (ulimit -f) (0.0 MiB of it were written," in line
+        assert "MiB are free)" in line
+        assert line.endswith(f"the same command goes on {errno.EFBIG}")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "manifest.json",
+        "rows_0000000001.parquet",
+    ]
+
+
+def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(WriteRefused, match=r"a\.json cannot be written: its disk is full"), atomic_path(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ValueError, match="of another kind"), atomic_path(tmp_path / "a.json"):
+        raise ValueError("of another kind")
 
 
 def test_a_folder_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,15 +35,63 @@ def file_stem(row_id: str) -> str:
     return f"{readable}-{hashlib.sha256(row_id.encode()).hexdigest()[:10]}"
 
 
+class WriteRefused(OSError):
+    """The system refused a write: the disk is full, or may not be written. `errno` is set, and no row is to blame."""
+
+    is_of_the_run = True
+
+
+_REFUSALS = {
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "files may not be that large here (ulimit -f)",
+    errno.EROFS: "its disk is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EIO: "its disk failed",
+}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Raise WriteRefused in place of what a library says where the system refused to write `temporary`.
+
+    polars puts the system's error into the text of its own ones: `No space left on device (os error 28)`.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if isinstance(error, WriteRefused) or code not in _REFUSALS:
+            raise
+        refused = WriteRefused(f"{path} cannot be written: {_REFUSALS[code]}{_room(temporary)}")
+        refused.errno = code
+        raise refused from error
+
+
+def _room(temporary: Path) -> str:
+    """How much was written and how much room there is, and what to do."""
+    place = next(parent for parent in temporary.parents if parent.exists())
+    written = temporary.stat().st_size if temporary.is_file() else 0
+    free = shutil.disk_usage(place).free
+    return (
+        f" ({written / 2**20:,.1f} MiB of it were written, {free / 2**20:,.1f} MiB are free). What was finished before "
+        "is kept: put that right, and the same command goes on"
+    )
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix. The temporary file replaces `path` when the block
-    ends without an exception, and is deleted otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ends without an exception, and is deleted otherwise. Raises WriteRefused where the system refuses the write."""
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
