@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.lease import hold
+from vsr1_core.rows.lease import Lease
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
@@ -81,9 +81,8 @@ def run_build(
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
     config = _run_config(settings, options.retry_failed)
-    lease = hold(Lake(settings.home / "lake").lease_folder(dataset), "vsr1 build", wait=options.wait, log=say)
-    with lease as held, open_instance(settings.home) as instance:
-        tags = process_tags() | {LEASE_TAG: held.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
+    with _lease(settings, dataset, options.wait) as lease, open_instance(settings.home) as instance:
+        tags = process_tags() | {LEASE_TAG: lease.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
         close_dead_runs(instance, settings.home)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
@@ -101,6 +100,14 @@ def run_build(
                     tags=tags,
                 )
         return _summary(instance, result.run_id, result.success)
+
+
+@contextlib.contextmanager
+def _lease(settings: Settings, dataset: str, wait: bool) -> Iterator[Lease]:
+    """The lease of the dataset, which the steps of the run share."""
+    with Lake(settings.home / "lake").written(dataset, "vsr1 build", wait=wait, log=say) as lake:
+        assert lake.lease is not None
+        yield lake.lease
 
 
 def _run_multiprocess(

@@ -38,7 +38,6 @@ from vsr1_core.home.adding import (
 )
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.lease import hold
 from vsr1_core.stages.graph import open_view
 
 MAX_LISTED = 20
@@ -218,7 +217,7 @@ def dataset_remove(name: NameArgument, wait: WaitOption = False) -> None:
     settings = read_settings()
     if name not in load_entries(settings.home):
         raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
-    with hold(Lake(settings.home / "lake").lease_folder(name), "vsr1 dataset remove", wait=wait, log=say):
+    with Lake(settings.home / "lake").written(name, "vsr1 dataset remove", wait=wait, log=say):
         if not remove_entry(settings.home, name):
             raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
     typer.echo(f"Removed {name} from the list. Its tables stay under {settings.home / 'lake'}.")

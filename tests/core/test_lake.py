@@ -21,6 +21,7 @@ from vsr1_core.rows.files import (
     file_stem,
     read_json,
     read_jsonl,
+    sweep_leftovers,
     write_json,
     write_jsonl,
 )
@@ -103,6 +104,51 @@ def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="of another kind"), atomic_path(tmp_path / "a.json"):
         raise ValueError("of another kind")
+
+
+def test_what_is_copied_and_cannot_be_read_is_named_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="source"), atomic_path(tmp_path / "a.json"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source"))
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["a.json", ".hidden", ".a.tmp", "b.0123abcd.tmp.json", "model/weights", "lost/weights"]
+    left = [".a.0123abcd.tmp.json", "sub/.v.1.ffffffff.tmp.npy", ".model.00000000.tmp/x", ".model.11111111.old/x"]
+    for name in (*kept[:-1], *left, ".lost.22222222.old/weights", ".lost.33333333.tmp/weights"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert sweep_leftovers(tmp_path) == 6
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == sorted(kept), "the old folder is put back where its successor had not taken its place"
+    assert (tmp_path / "lost/weights").read_text() == ".lost.22222222.old/weights"
+    assert sweep_leftovers(tmp_path) == 0
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from vsr1_core.rows.files import atomic_folder, atomic_path
+with atomic_path(Path(sys.argv[1], "tables/things/dataset=toy/rows.parquet")) as file:
+    file.write_text("half")
+    with atomic_folder(Path(sys.argv[1], "files/things/toy/model")) as folder:
+        Path(folder, "weights").write_text("half")
+        os._exit(9)
+"""
+
+
+def test_taking_the_lease_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == 9
+    other = tmp_path / "files/things/other/.x.0123abcd.tmp.npy"
+    other.parent.mkdir(parents=True)
+    other.write_text("another dataset may be written now")
+    with Lake(tmp_path).written("toy", "a build", "run-1"):
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and "leases" not in path.parts]
+        assert files == [other]
+        with atomic_path(tmp_path / "files/things/toy/y.npy") as path:
+            path.write_text("being written")
+            with Lake(tmp_path).written("toy", "a step", "run-1"):
+                assert path.exists(), "who joins a run sweeps nothing"
 
 
 def test_a_folder_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:

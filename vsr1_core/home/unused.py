@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vsr1_core.rows.files import read_json
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.lease import hold
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage
 
@@ -69,7 +68,7 @@ def delete_unused(
     datasets = sorted({file.dataset for file in unused_files(lake, stages, min_age_s)})
     with contextlib.ExitStack() as held:
         for dataset in datasets:
-            held.enter_context(hold(lake.lease_folder(dataset), "vsr1 prune", wait=wait, log=log))
+            held.enter_context(lake.written(dataset, "vsr1 prune", wait=wait, log=log))
         found = [file for file in unused_files(lake, stages, min_age_s) if file.dataset in datasets]
         return found, sum(file.delete() for file in found)
 

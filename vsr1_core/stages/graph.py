@@ -18,7 +18,6 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry
 from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.lease import hold
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 
@@ -89,13 +88,13 @@ def writing(
     wait: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[View]:
-    """The view, for the block as the only writer of its dataset. The arguments are those of `rows.lease.hold`.
+    """The view, for the block as the only writer of its dataset. The other arguments are those of `Lake.written`.
 
     Raises:
         LeaseHeld: Something else writes the dataset; the message says what.
     """
-    with hold(view.lake.lease_folder(view.entry.name), what, run, also=also, wait=wait, log=log) as lease:
-        yield dataclasses.replace(view, lake=dataclasses.replace(view.lake, lease=lease))
+    with view.lake.written(view.entry.name, what, run, also=also, wait=wait, log=log) as lake:
+        yield dataclasses.replace(view, lake=lake)
 
 
 def stamp(view: View) -> str:
