@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -218,7 +219,8 @@ def _built(event: dg.AssetMaterialization | None) -> BuiltAsset | None:
 
 
 def _root_message(error: Any) -> str:
-    """The message of the first exception, without the ones in which Dagster wraps it."""
+    """The message of the first exception, without the ones in which Dagster wraps it. Errors of this project are
+    written for people, so the name of their class is left out."""
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error is not None else "failed without a message"
+    return re.sub(r"^vsr1_core\.[\w.]+: ", "", error.message.strip()) if error else "failed without a message"

@@ -63,7 +63,7 @@ def test_an_empty_mount_point_stops_a_build_that_may_not_remove(videos: Path) ->
         path.unlink()
     stopped = build()
     assert stopped.exit_code == 1
-    assert "2 of 2 known video files of mine are gone at once (a, b)" in " ".join(stopped.output.split())
+    assert "raw_videos: 2 of 2 known video files of mine are gone at once (a, b)" in " ".join(stopped.output.split())
     assert "2" in run("sql", "select count(*) as n from raw_videos", "--format", "csv").stdout
     assert build("--allow-removals").exit_code == 0
     assert "0" in run("sql", "select count(*) as n from raw_videos", "--format", "csv").stdout
