@@ -14,7 +14,7 @@ from assets._runs import LEASE_TAG
 from pipelines.bars import bars_on_terminal
 from pipelines.commands import say
 from pipelines.definitions import build_defs
-from pipelines.instance import close_dead_runs, open_instance, process_tags
+from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
 from pipelines.resources import resource_config
 from pipelines.settings import Settings
@@ -82,7 +82,11 @@ def run_build(
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
     config = _run_config(settings, options.retry_failed)
-    with _lease(settings, dataset, options.wait) as lease, open_instance(settings.home) as instance:
+    with (
+        _lease(settings, dataset, options.wait) as lease,
+        open_instance(settings.home) as instance,
+        free_places_assigned(instance),
+    ):
         tags = process_tags() | {LEASE_TAG: lease.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
         close_dead_runs(instance, settings.home)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops

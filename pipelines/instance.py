@@ -4,14 +4,18 @@ closed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import socket
+import threading
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from assets._runs import LEASE_TAG, process_events
@@ -25,6 +29,7 @@ PID_TAG, HOST_TAG, PROCESS_TAG = "vsr1/pid", "vsr1/host", "vsr1/process"
 """The first two are for people, the third one is the identity of the process."""
 DEAD_SILENCE_S = 60.0
 """Seconds without a heartbeat after which a run that cannot be looked up counts as dead."""
+SECONDS_BETWEEN_ASSIGNMENTS = 15.0
 CLOCK_S = 5.0
 """By how much the clocks of the processes' start times and of events may differ."""
 POSTGRES_STORAGE = f"""
@@ -83,6 +88,35 @@ def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> int:
         instance.report_run_failed(run, "The process of this run is gone; finished shards are kept.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return len(dead)
+
+
+def assign_free_places(instance: dg.DagsterInstance) -> None:
+    """Give free places of pools to the steps that wait for them.
+
+    In Dagster 1.13 a step that asks for a place while it is being given back enters the list of those that wait after
+    the other step has looked there, and waits for ever beside a free place.
+    """
+    storage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage):
+        storage.assign_pending_steps(list(storage.get_concurrency_keys()))
+
+
+@contextlib.contextmanager
+def free_places_assigned(instance: dg.DagsterInstance) -> Iterator[None]:
+    """For the block, `assign_free_places` again and again."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(SECONDS_BETWEEN_ASSIGNMENTS):
+            assign_free_places(instance)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, home: Path) -> bool:
