@@ -87,10 +87,9 @@ def import_prepared(
         ValueError: The vectors are not those of the dataset's embedder; nothing was changed.
         OSError: The frames have to be copied, and the disk has no space for them; or something else writes the dataset.
     """
-    root = root.absolute()
-    places = find_training_files(root, view.entry.corpus, named or TrainingPlaces())
-    prepared = read_prepared(root, splits or splits_of(root), places, execution.workers)
     with writing(view, f"an import of {root}", wait=wait, log=execution.log) as held:
+        places = find_training_files(root.absolute(), view.entry.corpus, named or TrainingPlaces())
+        prepared = read_prepared(root.absolute(), splits or splits_of(root.absolute()), places, execution.workers)
         return _take_in(held, prepared, execution, copy, with_vectors)
 
 
