@@ -169,6 +169,13 @@ def test_a_process_named_as_well_keeps_it_between_two_steps(folder: Path) -> Non
         assert lease.is_new
 
 
+def test_a_process_that_steps_named_frees_it_when_it_leaves(folder: Path) -> None:
+    with hold(folder, "a build", "run-1"):
+        leases._enter(folder, read_holding(folder), "a step", "run-1", [os.getpid()]).leave()
+        leases._enter(folder, read_holding(folder), "a step", "run-1", [os.getpid()])
+    assert f"process {os.getpid()}" not in read_holding(folder).members
+
+
 def test_who_waits_gets_it_when_the_holder_leaves_and_says_so_once(folder: Path) -> None:
     said: list[str] = []
     order: list[str] = []

@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import fcntl
 import math
+import os
 import secrets
 import threading
 import time
@@ -119,6 +120,8 @@ class Lease:
             now = self._held()
             changed, members = member(now.members.get(self.name)), dict(now.members)
             members.pop(self.name, None)
+            if changed is None:  # steps of the run may have named this process as one that keeps the lease
+                members.pop(f"process {os.getpid()}", None)
             _write(self.folder, dataclasses.replace(now, members=members | ({self.name: changed} if changed else {})))
 
     def beat(self) -> None:
