@@ -5,6 +5,7 @@ The group modules declare what a single stage shows beyond that. No stage is nam
 
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, Protocol
 import dagster as dg
 
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
+from assets._runs import writing_in_run
 from assets.handle import Handle
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.removals import ALLOW_TAG
 
 Extras = Callable[[View, str], Mapping[str, Any]]
 """(the dataset's tables, asset name) -> metadata that only one kind of asset has. The function imports the drawing
@@ -94,12 +97,19 @@ def stage_asset(
     )
     def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
         workplace: Workplace = context.resources.workplace
-        view = workplace.view(context.partition_key)
-        outcome = stage.build(view, workplace.execution(context.log.info))
+        with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
+            outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
         return materialization(view, stage, outcome, info.extras)
 
     return body
+
+
+def _execution(context: dg.AssetExecutionContext, workplace: Workplace) -> Execution:
+    """How the work of a run is done: as the workplace says, and as the tags of the run say."""
+    execution = workplace.execution(context.log.info)
+    allows = context.run.tags.get(ALLOW_TAG) == "true"
+    return dataclasses.replace(execution, max_removed=None) if allows else execution
 
 
 def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.SourceAsset:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import dagster as dg
 
+from assets._runs import LEASE_TAG
 from pipelines.bars import bars_on_terminal
+from pipelines.commands import say
 from pipelines.definitions import build_defs
-from pipelines.instance import close_dead_runs, open_instance, process_tags
+from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
 from pipelines.resources import resource_config
 from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.lease import Lease
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.removals import ALLOW_TAG
 
 ExecutorName = Literal["in-process", "multiprocess"]
 
@@ -35,12 +41,28 @@ class BuildResult:
     trace: str
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a build goes about it.
+
+    Attributes:
+        retry_failed: Whether failed rows run again.
+        allow_removals: Whether the rows of all files that are gone are dropped, however many they are.
+        wait: Whether to wait for whatever else writes the dataset, instead of raising.
+        executor: `in-process`, or `multiprocess` for one process per step.
+    """
+
+    retry_failed: bool = False
+    allow_removals: bool = False
+    wait: bool = False
+    executor: ExecutorName = "in-process"
+
+
 def run_build(
     settings: Settings,
     dataset: str,
     assets: str = "",
-    retry_failed: bool = False,
-    executor: ExecutorName = "in-process",
+    options: BuildOptions = BuildOptions(),  # it is frozen
     defs: dg.Definitions | None = None,
 ) -> BuildResult:
     """Build `assets` and everything that they need.
@@ -49,22 +71,28 @@ def run_build(
         settings: Where the home is, and what the work runs on.
         dataset: Name of a registered dataset.
         assets: Names, groups or Dagster selections, separated by commas; empty for all assets.
-        retry_failed: Whether failed rows run again.
-        executor: `in-process`, or `multiprocess` for one process per step.
+        options: How the build goes about it.
         defs: Definitions to use in place of those of `settings` (tests).
 
     Raises:
         ValueError: An asset or group is unknown; the message lists the known ones.
+        LeaseHeld: Something else writes the dataset; the message says what.
+        KeyboardInterrupt: The build was stopped by Ctrl-C, which Dagster takes for itself.
     """
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
-    config = _run_config(settings, retry_failed)
-    with open_instance(settings.home) as instance:
-        close_dead_runs(instance)
+    config = _run_config(settings, options.retry_failed)
+    with (
+        _lease(settings, dataset, options.wait) as lease,
+        open_instance(settings.home) as instance,
+        free_places_assigned(instance),
+    ):
+        tags = process_tags() | {LEASE_TAG: lease.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
+        close_dead_runs(instance, settings.home)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
-        if executor == "multiprocess":
-            result = _run_multiprocess(instance, dataset, keys, config)
+        if options.executor == "multiprocess":
+            result = _run_multiprocess(instance, dataset, keys, config, tags)
         else:
             job = defs.resolve_job_def(WHOLE_GRAPH)
             with bars_on_terminal():
@@ -74,20 +102,32 @@ def run_build(
                     asset_selection=keys,
                     run_config=config,
                     raise_on_error=False,
-                    tags=process_tags(),
+                    tags=tags,
                 )
         return _summary(instance, result.run_id, result.success)
 
 
+@contextlib.contextmanager
+def _lease(settings: Settings, dataset: str, wait: bool) -> Iterator[Lease]:
+    """The lease of the dataset, which the steps of the run share."""
+    with Lake(settings.home / "lake").written(dataset, "vsr1 build", wait=wait, log=say) as lake:
+        assert lake.lease is not None
+        yield lake.lease
+
+
 def _run_multiprocess(
-    instance: dg.DagsterInstance, dataset: str, keys: Sequence[dg.AssetKey], config: Mapping[str, Any]
+    instance: dg.DagsterInstance,
+    dataset: str,
+    keys: Sequence[dg.AssetKey],
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
 ) -> Any:
     """Run each step in a process of its own, which costs about 3 s of imports per step."""
     with dg.execute_job(
         dg.reconstructable(whole_graph),
         instance=instance,
         run_config=config,
-        tags={**process_tags(), "dagster/partition": dataset},
+        tags={**tags, "dagster/partition": dataset},
         asset_selection=list(keys),
     ) as result:
         return result
@@ -149,6 +189,8 @@ def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildR
     for record in failures:
         event = record.event_log_entry.get_dagster_event()
         error = event.step_failure_data.error
+        if "DagsterExecutionInterruptedError" in _root_message(error):
+            raise KeyboardInterrupt
         if "AssetCheckFailedError" not in _root_message(error):  # `_failed_checks` says what was found
             problems.append(f"{str(event.step_key).replace('__', '.')}: {_root_message(error)}")
         traces.append(error.to_string() if error else "")
@@ -181,7 +223,8 @@ def _built(event: dg.AssetMaterialization | None) -> BuiltAsset | None:
 
 
 def _root_message(error: Any) -> str:
-    """The message of the first exception, without the ones in which Dagster wraps it."""
+    """The message of the first exception, without the ones in which Dagster wraps it. Errors of this project are
+    written for people, so the name of their class is left out."""
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error is not None else "failed without a message"
+    return re.sub(r"^vsr1_core\.[\w.]+: ", "", error.message.strip()) if error else "failed without a message"

@@ -28,12 +28,14 @@ from pipelines.commands import (
     ConfigurationName,
     DatasetOption,
     UserError,
+    WaitOption,
     check_choice,
     command,
     debugging,
     fail,
     known_configuration,
     require_dagster,
+    say,
 )
 from pipelines.settings import prepare_process, read_settings
 from vsr1_core.datasets.registry import configuration_of, get_entry
@@ -154,6 +156,10 @@ def build(
         typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
+    allow_removals: Annotated[
+        bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
+    ] = False,
+    wait: WaitOption = False,
     executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
     """Build a dataset. Only rows that are new or stale are computed."""
@@ -161,9 +167,10 @@ def build(
     settings = read_settings()
     entry = get_entry(settings.home, dataset)
     require_dagster("vsr1 build")
-    from pipelines.builds import run_build
+    from pipelines.builds import BuildOptions, run_build
 
-    result = run_build(settings, entry.name, assets, retry_failed, executor)  # type: ignore[arg-type]
+    options = BuildOptions(retry_failed, allow_removals, wait, executor)  # type: ignore[arg-type]
+    result = run_build(settings, entry.name, assets, options)
     show.console().print(show.build_table(dataset, result.assets))
     if not result.success:
         if debugging["on"]:
@@ -230,11 +237,16 @@ def prune(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete the files; without this option they are only listed.")
     ] = False,
+    wait: WaitOption = False,
 ) -> None:
     """List or delete files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
-    from vsr1_core.home.unused import DAY_S, unused_files
+    from vsr1_core.home.unused import DAY_S, delete_unused, unused_files
 
-    found = list(unused_files(Lake(read_settings().home / "lake"), all_stages(), days * DAY_S))
+    lake, stages, num_deleted = Lake(read_settings().home / "lake"), all_stages(), 0
+    if delete:
+        found, num_deleted = delete_unused(lake, stages, days * DAY_S, wait, say)
+    else:
+        found = list(unused_files(lake, stages, days * DAY_S))
     if not found:
         typer.echo(f"There are no unused files that were written at least {days:g} days ago.")
         return
@@ -242,7 +254,6 @@ def prune(
     if not delete:
         typer.echo("Nothing was deleted. To delete these files, add --delete.")
         return
-    num_deleted = sum(file.delete() for file in found)
     typer.echo(f"Deleted {num_deleted:,} of {len(found):,}.")
 
 

@@ -19,6 +19,12 @@ from vsr1_core.stages.base import NotYetKnown
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
 StaleOption = Annotated[bool, typer.Option("--stale", help="Write tables that are out of date as they are.")]
+WaitOption = Annotated[
+    bool,
+    typer.Option("--wait", help="If something else writes the dataset, wait until it has ended, instead of leaving."),
+]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it: 128 and the number of the signal."""
 debugging = {"on": False}
 """Whether tracebacks are shown (`vsr1 --debug`)."""
 
@@ -41,7 +47,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             fail(str(error))
         except KeyboardInterrupt:
-            fail("stopped; finished shards are kept, and the same command continues from there")
+            say("stopped; what is finished is kept, and the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
 
@@ -51,6 +58,11 @@ def _known_errors() -> tuple[type[Exception], ...]:
     known = (UserError, NotYetKnown, OSError, ValueError, LookupError, ImportError)
     duckdb = sys.modules.get("duckdb")
     return known if duckdb is None else (*known, duckdb.Error)
+
+
+def say(line: str) -> None:
+    """Print a line about the progress to stderr."""
+    typer.echo(line, err=True)
 
 
 def fail(message: str) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 import typer
 
 from pipelines import show
-from pipelines.commands import UserError, check_choice, command
+from pipelines.commands import UserError, WaitOption, check_choice, command, say
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
@@ -213,9 +213,12 @@ def dataset_add(
 
 @datasets.command("remove")
 @command
-def dataset_remove(name: NameArgument) -> None:
+def dataset_remove(name: NameArgument, wait: WaitOption = False) -> None:
     """Remove a dataset from the list. Its videos and tables stay on disk."""
     settings = read_settings()
-    if not remove_entry(settings.home, name):
+    if name not in load_entries(settings.home):
         raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
+    with Lake(settings.home / "lake").written(name, "vsr1 dataset remove", wait=wait, log=say):
+        if not remove_entry(settings.home, name):
+            raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
     typer.echo(f"Removed {name} from the list. Its tables stay under {settings.home / 'lake'}.")

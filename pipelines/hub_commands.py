@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import DatasetOption, StaleOption, UserError, check_choice, command
+from pipelines.commands import DatasetOption, StaleOption, UserError, WaitOption, check_choice, command, say
 from pipelines.settings import read_settings
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
@@ -85,6 +85,7 @@ def pull(
         Path | None,
         typer.Option(help="The file train_oneturn.json that belongs to a checkpoint in the authors' format."),
     ] = None,
+    wait: WaitOption = False,
 ) -> None:
     """Download a checkpoint from the hub; optionally let a dataset use it instead of training its own."""
     if bool(dataset) != bool(as_asset):
@@ -104,7 +105,7 @@ def pull(
         for sentence in found_in(source, folder):
             typer.echo(sentence)
     else:
-        adoption = adopt(view, as_asset, source, folder, training_file)
+        adoption = adopt(view, as_asset, source, folder, training_file, wait=wait, log=say)
         folder = adoption.folder
         for sentence in adoption.found:
             typer.echo(sentence)

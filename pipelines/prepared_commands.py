@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import show
-from pipelines.commands import StaleOption, UserError, command
+from pipelines.commands import StaleOption, UserError, WaitOption, command, say
 from pipelines.settings import read_settings, video_limits_of
 from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
 from vsr1_core.home.adding import imported_entry
@@ -17,7 +17,7 @@ from vsr1_core.rows.imported import forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.graph import all_stages, open_view
+from vsr1_core.stages.graph import all_stages, open_view, writing
 
 CopyOption = Annotated[
     bool,
@@ -48,6 +48,7 @@ def import_prepared(
         str, typer.Option(help="For a new name: the dataset whose models are used (default: models of its own).")
     ] = "",
     config: Annotated[str, typer.Option(help="For a new name: the configuration to build with.")] = "",
+    wait: WaitOption = False,
 ) -> None:
     """Import the frames, embeddings, index and training files that others prepared, instead of computing them."""
     from vsr1_core.home.prepared.importing import import_prepared as run_import
@@ -56,8 +57,9 @@ def import_prepared(
     settings = read_settings()
     view = _view_to_import_into(settings.home, dataset, models_from, config)
     if forget:
-        if not forget_import(view.lake, dataset):
-            raise UserError(f"nothing was imported for {dataset}")
+        with writing(view, "vsr1 import-prepared --forget", wait=wait, log=say) as held:
+            if not forget_import(held.lake, dataset):
+                raise UserError(f"nothing was imported for {dataset}")
         typer.echo(
             f"The import of {dataset} is undone. To see what a build computes now: vsr1 plan --dataset {dataset}"
         )
@@ -73,10 +75,10 @@ def import_prepared(
         workers=settings.workers,
         video_limits=video_limits_of(settings.video_limits),
         is_caged=True,
-        log=lambda line: typer.echo(line, err=True),
+        log=say,
     )
     summary = run_import(
-        view, folder.expanduser(), execution, split or (), copy, TrainingPlaces(**places), not without_vectors
+        view, folder.expanduser(), execution, split or (), copy, TrainingPlaces(**places), not without_vectors, wait
     )
     if dataset not in load_entries(settings.home):
         save_entry(settings.home, view.entry)

@@ -37,6 +37,7 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     text_writer: TextWriterName = "in-process"
     rollout_writer: TextWriterName = "in-process"
     save_steps: int = 50
+    max_removed: float = 0.1
     trackers: list[str] = []
     video_limits: str = ""
 

@@ -1,7 +1,7 @@
 """Reads the environment; no other module does: VSR1_HOME, _DEVICE, _WORKERS, _RAY, _MODEL_WORKERS, _CACHE_GB,
-_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _TRACKERS, _VIDEO_LIMITS,
-_SERVE_TOKEN and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is not imported here, because most
-commands do not need it."""
+_PROCESSES, _MICRO_BATCH, _PRECISION, _TEXT_WRITER, _ROLLOUT_WRITER, _SAVE_STEPS, _MAX_REMOVED, _TRACKERS,
+_VIDEO_LIMITS, _SERVE_TOKEN and VSR1_TEACHER_*, and whether VSR1_POSTGRES_URL is set. Dagster is not imported here,
+because most commands do not need it."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ class Settings:
     """What writes the text of the episodes that stage 2 samples."""
     save_steps: int = 50
     """A training saves its state every so many steps."""
+    max_removed: float = 0.1
+    """Share of a dataset's known files that may be gone at once before a build stops."""
     trackers: tuple[str, ...] = ()
     """Names of the trackers to which a training reports what it logs."""
     video_limits: str = ""
@@ -85,6 +87,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         text_writer=_text_writer(environ, "VSR1_TEXT_WRITER"),
         rollout_writer=_text_writer(environ, "VSR1_ROLLOUT_WRITER"),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
+        max_removed=_max_removed(environ),
         trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
         video_limits=_video_limits(environ),
     )
@@ -140,13 +143,26 @@ def video_limits_of(text: str) -> VideoLimits:
 
 def _cache_gb(environ: Mapping[str, str]) -> float:
     text = environ.get("VSR1_CACHE_GB", str(Settings.cache_gb))
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _float_of(text)
     if not 0 <= value < float("inf"):
         raise ValueError(f"VSR1_CACHE_GB must be a number of at least 0, not {text!r}")
     return value
+
+
+def _max_removed(environ: Mapping[str, str]) -> float:
+    text = environ.get("VSR1_MAX_REMOVED", str(Settings.max_removed))
+    value = _float_of(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"VSR1_MAX_REMOVED must be a share between 0 and 1, not {text!r}")
+    return value
+
+
+def _float_of(text: str) -> float:
+    """The number that a text stands for; nan, which lies in no range, where it stands for none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
@@ -218,6 +234,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         text_writer=settings.text_writer,
         rollout_writer=settings.rollout_writer,
         save_steps=settings.save_steps,
+        max_removed=settings.max_removed,
         trackers=settings.trackers,
         video_limits=video_limits_of(settings.video_limits),
         is_caged=True,

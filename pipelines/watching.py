@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipelines.instance import assign_free_places
 from vsr1_core.datasets.registry import load_entries
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.graph import open_view, stamp
@@ -66,6 +67,7 @@ def watching_sensor(home: Path, stages: Mapping[str, Stage]) -> dg.SensorDefinit
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        assign_free_places(context.instance)
         seen: dict[str, str] = json.loads(context.cursor or "{}")
         changed: list[dg.AssetObservation] = []
         for dataset in load_entries(home):

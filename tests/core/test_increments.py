@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vsr1_core.rows import increments
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -90,16 +91,36 @@ def test_failed_rows_are_kept_and_retried_only_when_asked(table: Table) -> None:
     assert retried.manifest["num_failed"] == 0
 
 
-def test_a_killed_run_loses_at_most_the_shard_in_flight(table: Table) -> None:
+def test_a_stopped_run_loses_no_finished_row(table: Table) -> None:
     rows = wanted(**{f"r{i}": "1" for i in range(10)})
     with pytest.raises(KeyboardInterrupt):
         build(table, rows, Worker(die_after=7), shard_rows=3)
     assert not table.exists()
     worker = Worker()
     outcome = build(table, rows, worker, shard_rows=3)
-    assert len(worker.done) == 4  # 6 of the 7 finished rows were in whole shards
+    assert worker.done == ["r7", "r8", "r9"]  # the last of the 7 finished rows filled no shard
     assert outcome.manifest["num_rows"] == 10
     assert not (table.folder / "pending").exists()
+
+
+@pytest.mark.parametrize(("seconds_per_row", "num_saved"), [(0.0, 6), (2.0, 6), (6.0, 7)])
+def test_a_killed_run_loses_a_shard_or_a_few_seconds(
+    table: Table, monkeypatch: pytest.MonkeyPatch, seconds_per_row: float, num_saved: int
+) -> None:
+    """What is saved when row 8 of 10 is begun: whole shards of 3, or what is older than a few seconds."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(increments.time, "monotonic", lambda: now[0])
+
+    def slow(ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for number, row_id in enumerate(ids):
+            if number == 7:
+                saved.append(table.pending().height)
+            now[0] += seconds_per_row
+            yield {"thing_id": row_id, "value": 1}
+
+    rows = wanted(**{f"r{i}": "1" for i in range(10)})
+    run_plan(table, rows, make_plan(rows, table), slow, shard_rows=3)
+    assert saved == [num_saved]
 
 
 def test_rows_left_by_a_killed_run_count_only_at_their_version(table: Table) -> None:

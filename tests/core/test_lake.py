@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsr1_core.rows.files import (
+    WriteRefused,
     atomic_folder,
     atomic_path,
     check_name,
@@ -17,6 +21,7 @@ from vsr1_core.rows.files import (
     file_stem,
     read_json,
     read_jsonl,
+    sweep_leftovers,
     write_json,
     write_jsonl,
 )
@@ -55,6 +60,95 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise RuntimeError
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+REFUSED = """
+import resource, secrets, signal, sys
+from pathlib import Path
+import polars as pl
+from vsr1_core.rows.files import WriteRefused, write_json
+from vsr1_core.rows.lake import Lake
+table = Lake(Path(sys.argv[1])).table("things", "toy", "thing_id", {"value": pl.String})
+rows = [{"thing_id": str(n), "status": "ok", "value": secrets.token_hex(50)} for n in range(3000)]
+table.commit(table.frame(rows[:3]), {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for write in (lambda: table.commit(table.frame(rows), {}), lambda: table.add_pending(rows),
+              lambda: write_json(Path(sys.argv[1], "x.json"), ["long"] * 10_000)):
+    try:
+        write()
+    except WriteRefused as error:
+        print(error, error.errno)
+"""
+
+
+def test_a_refused_write_is_one_sentence_with_the_place_and_the_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REFUSED, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 3
+    for line, name in zip(said, ("rows_0000000002.parquet", "pending", "x.json"), strict=True):
+        assert line.startswith(str(tmp_path))
+        assert name in line
+        assert "cannot be written: files may not be that large here (ulimit -f) (0.0 MiB of it were written," in line
+        assert "MiB are free)" in line
+        assert line.endswith(f"the same command goes on {errno.EFBIG}")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "manifest.json",
+        "rows_0000000001.parquet",
+    ]
+
+
+def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(WriteRefused, match=r"a\.json cannot be written: its disk is full"), atomic_path(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ValueError, match="of another kind"), atomic_path(tmp_path / "a.json"):
+        raise ValueError("of another kind")
+
+
+def test_what_is_copied_and_cannot_be_read_is_named_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="source"), atomic_path(tmp_path / "a.json"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source"))
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["a.json", ".hidden", ".a.tmp", "b.0123abcd.tmp.json", "model/weights", "lost/weights"]
+    left = [".a.0123abcd.tmp.json", "sub/.v.1.ffffffff.tmp.npy", ".model.00000000.tmp/x", ".model.11111111.old/x"]
+    for name in (*kept[:-1], *left, ".lost.22222222.old/weights", ".lost.33333333.tmp/weights"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert sweep_leftovers(tmp_path) == 6
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == sorted(kept), "the old folder is put back where its successor had not taken its place"
+    assert (tmp_path / "lost/weights").read_text() == ".lost.22222222.old/weights"
+    assert sweep_leftovers(tmp_path) == 0
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from vsr1_core.rows.files import atomic_folder, atomic_path
+with atomic_path(Path(sys.argv[1], "tables/things/dataset=toy/rows.parquet")) as file:
+    file.write_text("half")
+    with atomic_folder(Path(sys.argv[1], "files/things/toy/model")) as folder:
+        Path(folder, "weights").write_text("half")
+        os._exit(9)
+"""
+
+
+def test_taking_the_lease_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == 9
+    other = tmp_path / "files/things/other/.x.0123abcd.tmp.npy"
+    other.parent.mkdir(parents=True)
+    other.write_text("another dataset may be written now")
+    with Lake(tmp_path).written("toy", "a build", "run-1"):
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and "leases" not in path.parts]
+        assert files == [other]
+        with atomic_path(tmp_path / "files/things/toy/y.npy") as path:
+            path.write_text("being written")
+            with Lake(tmp_path).written("toy", "a step", "run-1"):
+                assert path.exists(), "who joins a run sweeps nothing"
 
 
 def test_a_folder_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:

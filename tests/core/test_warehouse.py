@@ -72,6 +72,13 @@ def test_rows_show_as_soon_as_they_are_committed_without_a_refresh(home: Path) -
     assert warehouse.query(home, "select count(*) from moments where dataset = 'toy'").item() == 12
 
 
+def test_a_table_that_became_empty_shows_no_row(home: Path) -> None:
+    commit_rows(Lake(home / "lake"), "moments", "toy", "query_id", MOMENT_COLUMNS, fake_moments(3))
+    assert warehouse.query(home, "select count(*) from moments").item() == 3
+    commit_rows(Lake(home / "lake"), "moments", "toy", "query_id", MOMENT_COLUMNS, [])
+    assert warehouse.query(home, "select count(*) from moments").item() == 0
+
+
 def test_failures_of_all_assets_are_in_one_view(home: Path) -> None:
     commit_results(home / "lake", "toy", num_queries=12, num_failed=2)
     found = warehouse.query(home, "select asset, count(*), any_value(error) from failures group by 1 order by 1").rows()

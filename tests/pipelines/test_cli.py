@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import vsr1_core.stages.graph
 from pipelines.cli import app
 from tests.fakes import fake_stages, write_numbers
 from vsr1_core.home.warehouse_views import VIEWS
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.lease import hold
 
 
 @pytest.fixture
@@ -181,26 +184,40 @@ def test_sql_without_a_query_lists_the_views(home: Path) -> None:
 
 
 def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path) -> None:
+    """Also one whose process id is alive again, as that of a container's first process is after a restart, and one of
+    another container, which lost the lease of its dataset."""
     import dagster as dg
 
-    from pipelines.instance import HOST_TAG, PID_TAG, close_dead_runs, open_instance, process_tags
+    from assets._runs import LEASE_TAG
+    from pipelines.instance import HOST_TAG, PROCESS_TAG, close_dead_runs, open_instance, process_tags
 
-    with open_instance(home) as instance:
-        dead = instance.create_run_for_job(
-            pipelines.definitions.build_defs().resolve_job_def("whole_graph"),
-            status=dg.DagsterRunStatus.STARTED,
-            tags={**process_tags(), PID_TAG: "999999999"},
-        )
-        alive = instance.create_run_for_job(
-            pipelines.definitions.build_defs().resolve_job_def("whole_graph"),
-            status=dg.DagsterRunStatus.STARTED,
-            tags=process_tags(),
-        )
-        assert HOST_TAG in alive.tags
-        assert close_dead_runs(instance) == 1
-        statuses = {run.run_id: run.status for run in instance.get_runs()}
-    assert statuses[dead.run_id] == dg.DagsterRunStatus.FAILURE
-    assert statuses[alive.run_id] == dg.DagsterRunStatus.STARTED
+    here = json.loads(process_tags()[PROCESS_TAG])
+    cases = {
+        "dead": {PROCESS_TAG: json.dumps({**here, "pid": 999999999})},
+        "restarted": {PROCESS_TAG: json.dumps({**here, "started": "1"})},
+        "replaced": {PROCESS_TAG: json.dumps({**here, "namespace": "pid:[1]"}), LEASE_TAG: "another"},
+        "alive": {LEASE_TAG: "held"},
+        "in another container": {PROCESS_TAG: json.dumps({**here, "namespace": "pid:[1]"}), LEASE_TAG: "held"},
+        "on another machine": {PROCESS_TAG: json.dumps({**here, "host": "far"})},
+    }
+    job = pipelines.definitions.build_defs().resolve_job_def("whole_graph")
+    with open_instance(home) as instance, hold(Lake(home / "lake").lease_folder("toy"), "vsr1 build", "held"):
+        ids = {}
+        for name, tags in cases.items():
+            all_tags = {**process_tags(), "dagster/partition": "toy", **tags}
+            run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=all_tags)
+            assert HOST_TAG in run.tags
+            ids[run.run_id] = name
+        assert close_dead_runs(instance, home) == 3
+        closed = {ids[run.run_id] for run in instance.get_runs() if run.status == dg.DagsterRunStatus.FAILURE}
+    assert closed == {"dead", "restarted", "replaced"}
+
+
+def test_a_later_process_with_the_number_of_a_killed_ui_is_not_it() -> None:
+    from pipelines import instance
+
+    assert instance._is_alive(os.getpid(), time.time())
+    assert not instance._is_alive(os.getpid(), 0.0)
 
 
 def test_a_run_of_a_killed_ui_is_marked_as_failed_too(home: Path) -> None:
@@ -222,7 +239,7 @@ def test_a_run_of_a_killed_ui_is_marked_as_failed_too(home: Path) -> None:
     with open_instance(home) as instance:
         dead, alive = run_of(instance, 999999999), run_of(instance, os.getpid())
         elsewhere = run_of(instance, 999999999, host="another-host")
-        assert close_dead_runs(instance) == 1
+        assert close_dead_runs(instance, home) == 1
         statuses = {run.run_id: run.status for run in instance.get_runs()}
     assert statuses[dead] == dg.DagsterRunStatus.FAILURE
     assert statuses[alive] == statuses[elsewhere] == dg.DagsterRunStatus.STARTED

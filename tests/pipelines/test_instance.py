@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipelines import instance
-from pipelines.instance import dagster_home, open_instance
+from pipelines.instance import dagster_home, free_places_assigned, open_instance
 from pipelines.progress import progress_logger
 from pipelines.settings import uses_postgres
 
@@ -53,6 +53,34 @@ def test_a_missing_package_and_a_wrong_url_say_what_to_do(tmp_path: Path, monkey
     with pytest.raises(ValueError, match=r"must be like postgresql\+psycopg2://") as raised:
         uses_postgres({"VSR1_POSTGRES_URL": "postgresql://me:secret@host/runs"})
     assert "secret" not in str(raised.value)
+
+
+def test_a_free_place_of_a_pool_reaches_the_step_that_missed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place is given back between the second step's look and its entry in the list of those that wait."""
+    monkeypatch.setattr(instance, "SECONDS_BETWEEN_ASSIGNMENTS", 0.1)
+    with open_instance(tmp_path) as opened:
+        storage = opened.event_log_storage
+        storage.initialize_concurrency_limit_to_default("decode")
+        assert storage.claim_concurrency_slot("decode", "first", "videos").is_claimed
+        look = storage.has_unassigned_slots
+
+        def look_then_give_back(key: str) -> bool:
+            found = look(key)
+            storage.free_concurrency_slot_for_step("first", "videos")
+            return bool(found)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "has_unassigned_slots", look_then_give_back)
+            assert not storage.claim_concurrency_slot("decode", "second", "frame_tensors").is_claimed
+        assert not storage.claim_concurrency_slot("decode", "second", "frame_tensors").is_claimed
+        deadline, is_claimed = time.monotonic() + 60, False
+        with free_places_assigned(opened):
+            while not is_claimed and time.monotonic() < deadline:
+                time.sleep(0.1)
+                is_claimed = storage.claim_concurrency_slot("decode", "second", "frame_tensors").is_claimed
+    assert is_claimed
 
 
 def test_a_step_that_waits_for_a_place_in_a_pool_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def test_an_address_that_is_no_cluster_is_refused(text: str) -> None:
 def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
     environ = {"VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu", "VSR1_PROCESSES": "2"}
     environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm", "VSR1_RAY": "auto"}
-    environ |= {"VSR1_ROLLOUT_WRITER": "vllm"}
+    environ |= {"VSR1_ROLLOUT_WRITER": "vllm", "VSR1_MAX_REMOVED": "0.5"}
     environ |= {"VSR1_MODEL_WORKERS": "4"}
     environ |= {"VSR1_SAVE_STEPS": "0", "VSR1_TRACKERS": "tensorboard, trackio,"}
     settings = read_settings(environ)
@@ -44,7 +44,7 @@ def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Pa
     assert type(given)(**resource_config(settings)) == given
     execution = given.execution(print)
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
-    assert (execution.ray, execution.model_workers) == ("auto", 4)
+    assert (execution.ray, execution.model_workers, execution.max_removed) == ("auto", 4, 0.5)
     assert (execution.processes, execution.text_writer, execution.rollout_writer) == (2, "vllm", "vllm")
     assert (execution.save_steps, execution.trackers) == (0, ("tensorboard", "trackio"))
 

@@ -30,12 +30,15 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
 
     The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
     a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Raises
-    FileNotFoundError when the folder does not exist.
+    FileNotFoundError when the folder does not exist, and OSError when it, or a folder in it, cannot be read: the videos
+    in there are not gone.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
     found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(folder):  # strings: a pathlib operation costs as much as a disk access
+    for place, folders, names in os.walk(
+        folder, onerror=_unreadable
+    ):  # strings: a pathlib operation costs as much as a disk access
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder).as_posix()
         prefix = "" if by_name or below == "." else f"{below}/"
@@ -47,6 +50,13 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
             if os.path.isfile(path):  # noqa: PTH113
                 found.setdefault(visible(prefix + stem), []).append(Path(path))
     return dict(sorted(found.items()))
+
+
+def _unreadable(error: OSError) -> None:
+    if Path(error.filename).name != "lost+found":  # of a file system's root; only root may read it
+        raise OSError(
+            f"the video folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it away",
+        )
 
 
 def clash_error(video_id: str, paths: list[Path]) -> str:

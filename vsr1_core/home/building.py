@@ -14,6 +14,7 @@ from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import EVERY
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.graph import writing
 
 if TYPE_CHECKING:
     from vsr1_core.rows.increments import Outcome
@@ -38,18 +39,21 @@ class BuiltAsset:
     seconds: float
 
 
-def build(view: View, execution: Execution, names: Sequence[str]) -> Iterator[BuiltAsset]:
+def build(view: View, execution: Execution, names: Sequence[str], wait: bool = False) -> Iterator[BuiltAsset]:
     """Build the named assets of one dataset, upstream before downstream, and yield what was done to each.
 
+    wait: wait for another build of the dataset, or the like, instead of raising.
+
     Raises:
+        LeaseHeld: Something else writes the dataset; the message says what.
         ValueError: An asset cannot be built, or a blocking check failed; the message says why.
     """
-    wanted = set(names)
-    for name, stage in view.stages.items():
-        if name in wanted:
-            built = _built(name, stage.build(view, execution))
+    with writing(view, "a build", wait=wait, log=execution.log) as held:
+        for name in (name for name in view.stages if name in set(names)):
+            stage = held.stages[name]
+            built = _built(name, stage.build(held, execution))
             execution.log(f"{name}: {built.num_processed:,} rows processed, {built.num_rows:,} in all")
-            _check(view, stage, execution)
+            _check(held, stage, execution)
             yield built
 
 

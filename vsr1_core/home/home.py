@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,7 +139,13 @@ class Home:
         return plan_frame(plan_graph(self.view(dataset)))
 
     def build(
-        self, dataset: str = "toy", assets: Sequence[str] | None = None, *, retry_failed: bool = False
+        self,
+        dataset: str = "toy",
+        assets: Sequence[str] | None = None,
+        *,
+        retry_failed: bool = False,
+        allow_removals: bool = False,
+        wait: bool = False,
     ) -> list[BuiltAsset]:
         """Make the rows that are new or stale, asset after asset, without Dagster.
 
@@ -150,12 +157,17 @@ class Home:
             assets: Names of assets or groups, such as `["video_index"]`; the assets that these read are built as well.
                 By default all assets.
             retry_failed: Try again to make rows that failed in an earlier build.
+            allow_removals: Drop the rows of all files that are gone. By default a build stops where more than a tenth
+                of the known videos, or all of them, are gone at once: their folder may not be mounted.
+            wait: Wait for another build of the dataset that is going on. By default an error says which one.
 
         Returns:
             What each asset did, in the order of the build.
 
         Raises:
-            ValueError: An asset is unknown or cannot be built, or a blocking check failed; the message says what to do.
+            ValueError: An asset is unknown or cannot be built, too many files are gone, or a blocking check failed; the
+                message says what to do.
+            OSError: Something else writes the dataset; the message says which process.
             LookupError: There is no such dataset.
 
         Example:
@@ -163,9 +175,11 @@ class Home:
         """
         from vsr1_core.home import warehouse
 
-        view = self.view(dataset)
+        view, execution = self.view(dataset), self.execution(retry_failed)
+        if allow_removals:
+            execution = dataclasses.replace(execution, max_removed=None)
         names = list(view.stages) if assets is None else building.with_upstream(view, assets)
-        built = list(building.build(view, self.execution(retry_failed), names))
+        built = list(building.build(view, execution, names, wait))
         warehouse.refresh(self.path, view.stages)
         return built
 

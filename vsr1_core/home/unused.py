@@ -5,10 +5,11 @@ They are never removed automatically, because a new checkpoint may have to be co
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,28 @@ class UnusedFile:
         else:
             self.path.unlink()
         return True
+
+
+def delete_unused(
+    lake: Lake,
+    stages: Mapping[str, Stage],
+    min_age_s: float = MIN_AGE_S,
+    wait: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> tuple[list[UnusedFile], int]:
+    """Delete the unused files of all datasets. Returns what was listed, and how many were deleted.
+
+    Nothing writes these datasets meanwhile: a build could take a file into use again that was just listed.
+
+    Raises:
+        LeaseHeld: Something writes one of these datasets, and nothing was deleted.
+    """
+    datasets = sorted({file.dataset for file in unused_files(lake, stages, min_age_s)})
+    with contextlib.ExitStack() as held:
+        for dataset in datasets:
+            held.enter_context(lake.written(dataset, "vsr1 prune", wait=wait, log=log))
+        found = [file for file in unused_files(lake, stages, min_age_s) if file.dataset in datasets]
+        return found, sum(file.delete() for file in found)
 
 
 def unused_files(lake: Lake, stages: Mapping[str, Stage], min_age_s: float = MIN_AGE_S) -> Iterator[UnusedFile]:

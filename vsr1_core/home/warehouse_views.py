@@ -316,13 +316,14 @@ def lake(tables: Tables) -> str | None:
 def _newest(root: Path, asset: str) -> str:
     """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
 
-    A separate scan, on the left of the join, chooses the newest files. DuckDB lists files when it binds, left before
-    right, so the files that were newest in the first listing still exist in the second one. With a window function
-    DuckDB lists them in the other order, and one query in ten that ran during a commit found no rows.
+    A listing on the left of the join chooses the newest files by their names, so that a table whose newest file has no
+    rows shows none. DuckDB lists files when it binds, left before right, so the files that were newest in the first
+    listing still exist in the second one. With a window function DuckDB lists them in the other order, and one query in
+    ten that ran during a commit found no rows.
     """
-    scan = _scan(f"{glob.escape(str(root))}/*/{asset}/dataset=*/rows*.parquet")
-    newest = f"SELECT max(filename) AS newest FROM {scan} GROUP BY parse_dirpath(filename)"
-    return f"(SELECT found.* FROM ({newest}) JOIN {scan} AS found ON found.filename = newest)"
+    pattern = f"{glob.escape(str(root))}/*/{asset}/dataset=*/rows*.parquet"
+    newest = f"SELECT max(file) AS newest FROM glob({quoted_text(pattern)}) GROUP BY parse_dirpath(file)"
+    return f"(SELECT found.* FROM ({newest}) JOIN {_scan(pattern)} AS found ON found.filename = newest)"
 
 
 def _with_method(root: Path, prefix: str) -> str:

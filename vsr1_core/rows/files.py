@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,15 +35,71 @@ def file_stem(row_id: str) -> str:
     return f"{readable}-{hashlib.sha256(row_id.encode()).hexdigest()[:10]}"
 
 
+class WriteRefused(OSError):
+    """The system refused a write: the disk is full, or may not be written. `errno` is set, and no row is to blame."""
+
+    is_of_the_run = True
+
+
+_REFUSALS = {
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "files may not be that large here (ulimit -f)",
+    errno.EROFS: "its disk is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EIO: "its disk failed",
+}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Raise WriteRefused in place of what a library says where the system refused to write `temporary`.
+
+    polars puts the system's error into the text of its own ones: `No space left on device (os error 28)`.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if isinstance(error, WriteRefused) or code not in _REFUSALS or not _is_about(error, temporary):
+            raise
+        refused = WriteRefused(f"{path} cannot be written: {_REFUSALS[code]}{_room(temporary)}")
+        refused.errno = code
+        raise refused from error
+
+
+def _is_about(error: Exception, temporary: Path) -> bool:
+    """Whether an error may be about what is written, and not about another file, such as one that is copied."""
+    named = getattr(error, "filename", None)
+    if named is None:
+        return True
+    return temporary in (Path(named), *Path(named).parents) or Path(named) in temporary.parents
+
+
+def _room(temporary: Path) -> str:
+    """How much was written and how much room there is, and what to do."""
+    place = next(parent for parent in temporary.parents if parent.exists())
+    written = temporary.stat().st_size if temporary.is_file() else 0
+    free = shutil.disk_usage(place).free
+    return (
+        f" ({written / 2**20:,.1f} MiB of it were written, {free / 2**20:,.1f} MiB are free). What was finished before "
+        "is kept: put that right, and the same command goes on"
+    )
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix. The temporary file replaces `path` when the block
-    ends without an exception, and is deleted otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    ends without an exception, and is deleted otherwise. Raises WriteRefused where the system refuses the write."""
+    temporary = _hidden(path.parent, path.stem, f"tmp{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,21 +107,53 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It replaces `path` when the block ends without an exception, and is
-    deleted otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    deleted otherwise. Raises WriteRefused where the system refuses a write."""
+    temporary = _hidden(path.parent, path.name, "tmp")
     try:
-        yield temporary
-        if path.exists():
-            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        with _explained(path, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                old = _hidden(path.parent, path.name, "old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<what>tmp|old)(\..+)?", re.DOTALL)
+
+
+def _hidden(folder: Path, name: str, what: str) -> Path:
+    return folder / f".{name}.{secrets.token_hex(4)}.{what}"
+
+
+def sweep_leftovers(folder: Path) -> int:
+    """Delete the temporary files and folders that killed processes left below `folder`. Returns how many there were.
+
+    Nobody may be writing below `folder`. An old folder whose successor was not put in its place yet is put back.
+    """
+    num_swept = 0
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            if found := _LEFTOVER.fullmatch(name):
+                _sweep(Path(place, name), found)
+                num_swept += 1
+        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+    return num_swept
+
+
+def _sweep(path: Path, found: re.Match[str]) -> None:
+    successor = path.with_name(found["name"])
+    if found["what"] == "old" and not successor.exists():
+        path.rename(successor)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def read_json(path: Path) -> Any:

@@ -132,14 +132,16 @@ def current_import(lake: Lake, dataset: str) -> Imported | None:
 
 def put_in_force(lake: Lake, dataset: str, import_id: str) -> None:
     """Make an import the current one: stages use its rows from now on."""
-    write_json(lake.imported(dataset) / "current.json", {"id": import_id})
+    with lake.fenced():
+        write_json(lake.imported(dataset) / "current.json", {"id": import_id})
 
 
 def forget_import(lake: Lake, dataset: str) -> bool:
     """Delete all imports, so that stages make their own rows again. Returns False where nothing was imported."""
     path = lake.imported(dataset) / "current.json"
     existed = path.exists()
-    path.unlink(missing_ok=True)
+    with lake.fenced():
+        path.unlink(missing_ok=True)
     shutil.rmtree(lake.imported(dataset), ignore_errors=True)
     return existed
 

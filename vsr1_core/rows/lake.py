@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vsr1_core.rows.files import check_name
+from vsr1_core.rows.files import check_name, sweep_leftovers
+from vsr1_core.rows.lease import Lease, hold
 from vsr1_core.rows.table import Table
 
 
 @dataclass(frozen=True)
 class Lake:
-    """The lake below `root`. Every method returns a path, or an object at a path, and creates nothing."""
+    """The lake below `root`. Every method returns a path, or an object at a path, and creates nothing.
+
+    lease: of the dataset whose tables are written; None where nothing is, or where there can be no other writer.
+    """
 
     root: Path
+    lease: Lease | None = None
 
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
         """The table of an asset for one dataset. `key` is the name of its id column; `columns` maps name -> polars
         type."""
         folder = self._tables(asset) / f"dataset={check_name(dataset)}"
-        return Table(folder, asset, dataset, key, columns)
+        return Table(folder, asset, dataset, key, columns, self.lease)
 
     def _tables(self, asset: str) -> Path:
         return self.root / "tables" / check_name(asset, "asset")
@@ -29,6 +36,44 @@ class Lake:
     def datasets(self, asset: str) -> list[str]:
         """The datasets that have a table of `asset`, registered or not."""
         return sorted(folder.name.partition("=")[2] for folder in self._tables(asset).glob("dataset=*"))
+
+    def fenced(self) -> AbstractContextManager[None]:
+        """For the block, nobody can take the lease over (`Lease.fenced`)."""
+        return contextlib.nullcontext() if self.lease is None else self.lease.fenced()
+
+    def lease_folder(self, dataset: str) -> Path:
+        """The folder of the lease of a dataset (`rows.lease.hold`)."""
+        return self.root / "leases" / check_name(dataset)
+
+    def folders_of(self, dataset: str) -> Iterator[Path]:
+        """The folders that only runs which hold the lease of `dataset` write into."""
+        name = check_name(dataset)
+        for pattern in (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}"):
+            yield from self.root.glob(pattern)
+
+    @contextlib.contextmanager
+    def written(
+        self,
+        dataset: str,
+        what: str,
+        run: str = "",
+        *,
+        also: Sequence[int] = (),
+        wait: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[Lake]:
+        """This lake, for the block with the lease of `dataset`. The other arguments are those of `rows.lease.hold`.
+
+        What killed runs left half written is deleted when the lease is taken.
+
+        Raises:
+            LeaseHeld: Something else writes the dataset; the message says what.
+        """
+        with hold(self.lease_folder(dataset), what, run, also=also, wait=wait, log=log) as lease:
+            if lease.is_new:
+                for folder in self.folders_of(dataset):
+                    sweep_leftovers(folder)
+            yield replace(self, lease=lease)
 
     def history(self, asset: str) -> Path:
         """The folder for the kept states of a small table; each dataset has its own `dataset=<name>/` below it."""

@@ -9,6 +9,7 @@ of 1,000 queries failed when a commit replaced the file in between. `rows.increm
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -16,8 +17,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.rows.files import atomic_path, read_json, write_json
+from vsr1_core.rows.lease import Lease
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -42,13 +44,15 @@ HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version"
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one asset for one dataset. `key` is the name of the id column; `columns` maps name -> polars type."""
+    """The rows of one asset for one dataset. `key` is the name of the id column; `columns` maps name -> polars type.
+    `lease` is checked at each write; None where there can be no other writer."""
 
     folder: Path
     asset: str
     dataset: str
     key: str
     columns: Mapping[str, Any]
+    lease: Lease | None = field(default=None, compare=False)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -125,9 +129,16 @@ class Table:
         return pl.DataFrame(data, schema=self.schema)
 
     def add_pending(self, rows: list[dict[str, Any]]) -> None:
-        """Write one shard of the running build."""
-        with atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as temporary:
-            self.frame(rows).write_parquet(temporary)
+        """Write one shard of the running build. Raises LeaseLost when another run has taken the dataset over."""
+        with self._fence() as fence, atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as path:
+            self.frame(rows).write_parquet(path)
+            fence()
+
+    @contextlib.contextmanager
+    def _fence(self) -> Iterator[Callable[[], None]]:
+        """A function that checks the lease, which nobody can take over from its call to the end of the block."""
+        with contextlib.ExitStack() as held:
+            yield lambda: None if self.lease is None else held.enter_context(self.lease.fenced())
 
     def pending(self) -> pl.DataFrame:
         """The rows of runs that did not reach their commit: for each id the newest one."""
@@ -142,12 +153,11 @@ class Table:
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
-        added to the manifest. Returns the manifest."""
+        added to the manifest. Returns the manifest. Raises LeaseLost, and changes nothing, when another run has taken
+        the dataset over."""
         frame = frame.select(list(self.schema)).sort(self.key)
         newest = self.rows_path
         following = self.folder / _rows_name(_rows_number(newest) + 1) if newest.exists() else newest
-        with atomic_path(following) as temporary:
-            frame.write_parquet(temporary)
         manifest = {
             "asset": self.asset,
             "dataset": self.dataset,
@@ -157,8 +167,12 @@ class Table:
             "data_version": data_version(frame, self.key),
             **record,
         }
-        write_json(self.manifest_path, manifest)
-        shutil.rmtree(self.folder / "pending", ignore_errors=True)
+        with self._fence() as fence:
+            with atomic_path(following) as temporary:
+                frame.write_parquet(temporary)
+                fence()
+            write_json(self.manifest_path, manifest)
+            shutil.rmtree(self.folder / "pending", ignore_errors=True)
         self._drop_superseded()
         return manifest
 

@@ -47,7 +47,8 @@ def adopted(view: View, asset: str) -> Adopted | None:
 def write_adopted(view: View, asset: str, checkpoint: Adopted) -> Path:
     """Let `checkpoint` replace the training of `asset` from the next build on. Returns the path of the record."""
     path = adopted_path(view.lake, view.entry.name, asset)
-    write_json(path, asdict(checkpoint))
+    with view.lake.fenced():
+        write_json(path, asdict(checkpoint))
     return path
 
 

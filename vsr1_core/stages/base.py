@@ -283,11 +283,7 @@ class Stage(ABC):
 
     def observe(self, view: View) -> str:
         """One version of everything that a source finds on disk: that of all its planned rows."""
-        return self.version_of(view, self.planned_rows(view))
-
-    def version_of(self, view: View, rows: Mapping[str, Row]) -> str:
-        """One version for all `rows` together."""
-        return fingerprint(self.inputs_of(view, rows))
+        return fingerprint(self.inputs_of(view, self.planned_rows(view)))
 
     def due(self, view: View) -> Plan:
         """What a build of this stage alone would do."""
@@ -302,6 +298,9 @@ class Stage(ABC):
         """How many finished rows are saved at a time; a killed run loses at most so many."""
         return run.shard_rows
 
+    def check_plan(self, view: View, rows: Mapping[str, Row], plan: Plan, run: Execution) -> None:  # noqa: B027
+        """Raise ValueError where a build must not do what `plan` says. Called before any row is made or dropped."""
+
     def build(self, view: View, run: Execution, only_imported: bool = False) -> Outcome:
         """Plan, make the rows that are new or stale, and commit the table. Building twice changes nothing.
 
@@ -312,6 +311,7 @@ class Stage(ABC):
             rows = self.planned_rows(view)
             inputs = self.inputs_of(view, rows)
             plan = self.plan_of(inputs, table)
+        self.check_plan(view, rows, plan, run)
         if only_imported:
             plan = plan.limited_to({row_id for row_id, row in rows.items() if row.is_imported})
         made_before = {i: rows[i] for i in plan.unchanged if not rows[i].is_imported}

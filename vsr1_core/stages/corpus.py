@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
 from vsr1_core.rows.imported import with_imported
+from vsr1_core.rows.increments import Plan
 from vsr1_core.rows.known_digests import KnownDigests
+from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import every, found_by, known, same
+from vsr1_core.stages.removals import FromDisk
 
 
 def failed(error: str) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def failed(error: str) -> dict[str, Any]:
     return {"status": "failed", "error": error}
 
 
-class AnnotationFiles(Stage):
+class AnnotationFiles(FromDisk):
     """One row per annotation file. The toy dataset's files are written by this stage."""
 
     name = "annotation_files"
@@ -40,6 +43,7 @@ class AnnotationFiles(Stage):
     version = toy_files.TOY_VERSION
     says = "One row per annotation file of the dataset, with the digest of its content."
     watches = "annotations_on_disk"
+    thing, fewest = "annotation files", 1
     imports = "whole"
     checks = (checks.PUBLISHED_ROW_COUNTS,)
     columns = {
@@ -57,6 +61,14 @@ class AnnotationFiles(Stage):
         known = {"path": str(file.path), "split": file.split} if file.error is None else failed(file.error)
         return Row({"content": file.content or "missing", "path": str(file.path)}, known, facts=file)
 
+    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
+        """Known files that are not there, whether the format names them (a failed row) or not."""
+        if not view.entry.annotations:  # the dataset was registered without annotations since
+            return []
+        known = view.table(self.name).ok_rows([self.key])[self.key]
+        missing = [file_id for file_id in known if file_id in rows and rows[file_id].facts.error is not None]
+        return [*super().gone(view, rows, plan), *missing]
+
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         sources.format_of(view.entry).prepare(view.entry, view.config)
         for file_id, row in rows.items():
@@ -72,7 +84,7 @@ def _file_row(file: AnnotationFile) -> dict[str, Any]:
     return {"path": str(file.path), "split": file.split, "digest": digest, "num_rows": num_rows}
 
 
-class RawVideos(Stage):
+class RawVideos(FromDisk):
     """One row per video file. The toy dataset's videos are rendered by this stage.
 
     content: what decides the pixels: the digest of the file, or the fingerprint of the toy scene, which is known before
@@ -84,6 +96,7 @@ class RawVideos(Stage):
     group = "sources"
     says = "One row per video file found on disk, with its digest; the videos of the toy dataset are rendered here."
     watches = "videos_on_disk"
+    thing, all_count = "video files", True
     imports = "whole"
     columns = {
         "path": c.PATH,
@@ -107,6 +120,15 @@ class RawVideos(Stage):
             i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()
         } | unusable
 
+    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
+        """Known files that are gone under every name: a renamed file is there."""
+        contents = {row.known.get("content") for row in rows.values()}
+        known = view.table(self.name).rows([self.key, "content"]).iter_rows()
+        return [video_id for video_id, content in known if video_id not in rows and content not in contents]
+
+    def place(self, view: View) -> str:
+        return view.entry.videos
+
     @staticmethod
     def _made_row(video: MadeVideo) -> Row:
         known = {"path": str(video.path), "content": video.content}
@@ -125,7 +147,7 @@ class RawVideos(Stage):
         if read:
             found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for k in read}
             KnownDigests.of(view.lake, view.entry.name).write(found)
-        return self.version_of(view, rows)
+        return fingerprint(self.inputs_of(view, rows))
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if sources.made_videos(view.entry, view.config) is not None:
@@ -178,7 +200,7 @@ def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
     return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 
-class Videos(Stage):
+class Videos(FromDisk):
     """One row per video of the corpus, with what its file says and the splits that it belongs to.
 
     A video that is not on disk is a failed row. If its frames were imported, the row has the imported facts and no
@@ -187,6 +209,7 @@ class Videos(Stage):
 
     name = "videos"
     key = "video_id"
+    thing = "videos"
     group = "corpus"
     version = 2
     says = "One row per video: duration, frame rate, size and codec. A missing or unreadable video has status `failed`."
@@ -260,7 +283,7 @@ def _readable(error: str | None, path: str) -> str:
     return error if error and name in error else f"{name}: {error}"
 
 
-class Moments(Stage):
+class Moments(FromDisk):
     """One row per annotated query, and one failed row (`<file>:<line>`) for each line that is not a valid moment.
 
     duration_s: the annotated duration. Where the annotation has none (CSV) it is that of the probed video, and null
@@ -269,6 +292,7 @@ class Moments(Stage):
 
     name = "moments"
     key = "query_id"
+    thing = "annotation rows"
     group = "corpus"
     says = "One row per annotated query: its text, its video, and its span in seconds."
     reads = {

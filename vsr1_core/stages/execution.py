@@ -30,6 +30,8 @@ class Execution:
     batch_size: int = 32
     shard_rows: int = 256
     retry_failed: bool = False
+    max_removed: float | None = 0.1
+    """Share of what is known of a dataset on disk that may be gone at once (`stages.removals`); None: all of it."""
     endpoint: EndpointSettings | None = None
     """The endpoint that serves the teacher's model; None where none is set up."""
     processes: int = 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +76,25 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
     """
     entry = get_entry(home, dataset)
     return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)
+
+
+@contextlib.contextmanager
+def writing(
+    view: View,
+    what: str,
+    run: str = "",
+    *,
+    also: Sequence[int] = (),
+    wait: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Iterator[View]:
+    """The view, for the block as the only writer of its dataset. The other arguments are those of `Lake.written`.
+
+    Raises:
+        LeaseHeld: Something else writes the dataset; the message says what.
+    """
+    with view.lake.written(view.entry.name, what, run, also=also, wait=wait, log=log) as lake:
+        yield dataclasses.replace(view, lake=lake)
 
 
 def stamp(view: View) -> str:

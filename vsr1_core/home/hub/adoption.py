@@ -5,7 +5,7 @@ From then on the row of the stage points to this checkpoint, and the stage train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vsr1_core.models.soft_query import checkpoint_kind
 from vsr1_core.models.weights import digest_weights, stored_dtype
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import writing
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.trained import TrainedStage
 
@@ -32,7 +33,16 @@ class Adoption:
     found: tuple[str, ...]
 
 
-def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None = None) -> Adoption:
+def adopt(
+    view: View,
+    asset: str,
+    source: str,
+    folder: Path,
+    training_file: Path | None = None,
+    *,
+    wait: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Adoption:
     """Let the checkpoint in `folder` replace the training of `asset`.
 
     A checkpoint in the authors' form is first saved in this project's form, with its options. The dataset need not be
@@ -44,6 +54,8 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
         source: Where the checkpoint comes from: a hub id or a folder.
         folder: The local folder of the checkpoint.
         training_file: The SFT file that contains the prompt; required for the authors' form.
+        wait: Wait for a build of the dataset that is going on, instead of raising.
+        log: Called with a line about what is waited for.
 
     Returns:
         The path of the record, and what was found: how the embedders were compared, and where soft tokens go.
@@ -52,7 +64,13 @@ def adopt(view: View, asset: str, source: str, folder: Path, training_file: Path
         ValueError: The asset is not trained, the folder holds no policy with soft query modules, or the policy was
             trained with another embedder.
         OSError: The configured embedder cannot be downloaded.
+        LeaseHeld: Something else writes the dataset.
     """
+    with writing(view, f"the adoption of {source}", wait=wait, log=log) as held:
+        return _adopt(held, asset, source, folder, training_file)
+
+
+def _adopt(view: View, asset: str, source: str, folder: Path, training_file: Path | None) -> Adoption:
     if not isinstance(view.stages.get(asset), TrainedStage):
         trained = [name for name, stage in view.stages.items() if isinstance(stage, TrainedStage)]
         raise ValueError(f"{asset!r} is not trained by this pipeline; use one of {', '.join(trained)}")

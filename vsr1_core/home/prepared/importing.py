@@ -39,6 +39,7 @@ from vsr1_core.rows.imported import (
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.graph import writing
 from vsr1_core.stages.imported_vectors import NUM_COMPARED, compare
 from vsr1_core.stages.loading import one_row, precision
 
@@ -64,6 +65,7 @@ def import_prepared(
     copy: bool = False,
     named: TrainingPlaces | None = None,
     with_vectors: bool = True,
+    wait: bool = False,
 ) -> Summary:
     """Import the rows of the folder `root` into the dataset of `view`. A second call continues a stopped import.
 
@@ -75,6 +77,7 @@ def import_prepared(
         copy: Whether frames are copied; otherwise they are hard links where the lake is on the same file system.
         named: Training files that are elsewhere; by default they are looked for where the authors' scripts put them.
         with_vectors: Whether embeddings and indexes are imported as well; otherwise a build makes them.
+        wait: Whether to wait for a build of the dataset that is going on, instead of raising.
 
     Returns:
         How many rows were imported of each asset.
@@ -82,11 +85,16 @@ def import_prepared(
     Raises:
         PreparedError: The folder is not sound; the message names everything that is wrong, and nothing was changed.
         ValueError: The vectors are not those of the dataset's embedder; nothing was changed.
-        OSError: The frames have to be copied, and the disk has no space for them.
+        OSError: The frames have to be copied, and the disk has no space for them; or something else writes the dataset.
     """
-    root = root.absolute()
-    places = find_training_files(root, view.entry.corpus, named or TrainingPlaces())
-    prepared = read_prepared(root, splits or splits_of(root), places, execution.workers)
+    with writing(view, f"an import of {root}", wait=wait, log=execution.log) as held:
+        places = find_training_files(root.absolute(), view.entry.corpus, named or TrainingPlaces())
+        prepared = read_prepared(root.absolute(), splits or splits_of(root.absolute()), places, execution.workers)
+        return _take_in(held, prepared, execution, copy, with_vectors)
+
+
+def _take_in(view: View, prepared: Prepared, execution: Execution, copy: bool, with_vectors: bool) -> Summary:
+    """Write the import and put it in force, as the only writer of the dataset."""
     _check_space(prepared, view, copy)
     notes = [*prepared.notes, *(_compare_vectors(prepared, view, execution) if with_vectors else ())]
     notes += _place_annotations(prepared, view.entry)
