@@ -9,14 +9,13 @@ import typer
 
 from pipelines import show
 from pipelines.commands import StaleOption, UserError, WaitOption, command, say
-from pipelines.settings import read_settings, video_limits_of
+from pipelines.settings import execution_of, read_settings
 from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
 from vsr1_core.home.adding import imported_entry
 from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.rows.imported import forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
-from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view, writing
 
 CopyOption = Annotated[
@@ -70,15 +69,15 @@ def import_prepared(
     if unknown:
         raise UserError(f"there is no split {unknown[0]!r}; there are: {', '.join(SPLITS)}")
     places = {"hard_negatives": hard_negatives, "sft": sft, "grpo": grpo}
-    execution = Execution(
-        device=settings.device,
-        workers=settings.workers,
-        video_limits=video_limits_of(settings.video_limits),
-        is_caged=True,
-        log=say,
-    )
     summary = run_import(
-        view, folder.expanduser(), execution, split or (), copy, TrainingPlaces(**places), not without_vectors, wait
+        view,
+        folder.expanduser(),
+        execution_of(settings, say),
+        split or (),
+        copy,
+        TrainingPlaces(**places),
+        not without_vectors,
+        wait,
     )
     if dataset not in load_entries(settings.home):
         save_entry(settings.home, view.entry)
