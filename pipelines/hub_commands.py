@@ -101,19 +101,18 @@ def pull(
 
     source, folder = fetch(name)
     typer.echo(f"{source} is in {folder}")
+    found, last = list[str](), list[str]()
     if view is None:
-        for sentence in found_in(source, folder):
-            typer.echo(sentence)
+        found += found_in(source, folder)
     else:
         adoption = adopt(view, as_asset, source, folder, training_file, wait=wait, log=say)
-        folder = adoption.folder
-        for sentence in adoption.found:
-            typer.echo(sentence)
-        typer.echo(
+        folder, found = adoption.folder, [*adoption.found]
+        last.append(
             f"{dataset} uses it as {as_asset} from the next build on, and trains nothing for it. To train it here "
             f"again, delete {adoption.record}"
         )
-    typer.echo(form_text(folder))
+    for sentence in [*found, form_text(folder), *last]:
+        typer.echo(sentence)
 
 
 @hub.command(epilog="Example: [bold]vsr1 export out --dataset toy --tables moments,predictions[/bold]")
