@@ -25,7 +25,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     rows = [row for split in toy.annotations(TINY.toy).values() for row in split]
     columns = {"query_id": "desc_id", "plain_query": "cog_desc", "query": "fig_desc", "duration_s": "duration"}
     moments = pl.DataFrame({name: [row[key] for row in rows] for name, key in columns.items()})
-    return train_tokenizer(_vocabulary(moments), TINY.models.tiny.vocab_size)
+    return train_tokenizer(_vocabulary(moments, TINY.models.query_instruction), TINY.models.tiny.vocab_size)
 
 
 def toy_test_split(config: Qwen3VLConfig) -> Corpus:
