@@ -152,6 +152,7 @@ def test_queries_are_filtered_by_outcome_and_opened(page: Any) -> None:
 def test_two_methods_stand_side_by_side_with_their_bars_and_the_annotated_one(page: Any) -> None:
     page.goto(f"/#/query?d={DATASET}&id=q1_fig&a=sqr_sft&b=videosearch_r1")
     page.wait_for_selector(".columns .turn")
+    page.wait_for_function("document.querySelectorAll('.lane button').length === 2")  # drawn when the length is known
     titles = [bar.get_attribute("title") for bar in page.query_selector_all(".lane button")]
     assert titles == ["sqr_sft: 0:02 to 0:04", "annotated: 0:02 to 0:05"]
     outcomes = [badge.inner_text() for badge in page.query_selector_all(".columns h2 + .badge")]
