@@ -284,12 +284,15 @@ class Stub:
 
 
 @pytest.fixture
-def embeds(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], View]:
+def embeds(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, Any]], View]:
     """Gives the home an embedder; `base_models` is committed as a build would."""
+    folder = tmp_path / "embedder-folder"
+    folder.mkdir()
+    write_json(folder / "config.json", {"dtype": "float32"})
 
     def give(vectors: dict[str, Any]) -> View:
         monkeypatch.setattr(checkpoints, "load_embedder", lambda *_, **__: Stub(vectors))
-        row = {"model_id": "embedder", "path": "/models/e", "digest": f"d{len(vectors)}", "source": "org/embedder"}
+        row = {"model_id": "embedder", "path": str(folder), "digest": f"d{len(vectors)}", "source": "org/embedder"}
         view = home.view()
         given = Given(BaseModels(), [row])
         given.build(dataclasses.replace(view, stages={**view.stages, "base_models": given}), Execution())
