@@ -119,8 +119,8 @@ def _folder_here(name: str) -> Path:
     folder = cached_folder(name)
     if folder is None or not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{name} is not on this machine; to download it: hf download {name}; to make folders of the same size with "
-            "random weights: python -m vsr1_core.models.qwen3_vl.random_folder DIR"
+            f"{name} is not on this machine; to download it: hf download {name}; how to make folders of the same size "
+            "with random weights says docs/reproduce.md, On a GPU"
         )
     return folder
 
