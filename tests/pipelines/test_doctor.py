@@ -88,7 +88,7 @@ def test_what_a_local_model_folder_holds_is_said(home: Path, tmp_path: Path) -> 
 
 
 def test_models_that_are_not_here_are_not_tried(home: Path) -> None:
-    with pytest.raises(ValueError, match="random weights says docs/reproduce.md"):
+    with pytest.raises(ValueError, match="random weights says docs/reproduce"):
         next(doctor_build.examine_trial(Settings(home, "cpu"), CONFIG))
     with pytest.raises(ValueError, match="published"):
         next(doctor_build.examine_trial(Settings(home, "cpu"), CONFIGURATIONS["tiny"]))
