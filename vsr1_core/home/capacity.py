@@ -13,8 +13,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
-from vsr1_core.models.batches import CPU_MOST, CPU_SHARE, GPU_SHARE
-from vsr1_core.models.memory import BF16, FP32, Factor, Learning, Passes
+from vsr1_core.models.memory import BF16, CPU_MOST, CPU_SHARE, FP32, GPU_SHARE, Factor, Learning, Passes
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.stages import methods

@@ -14,16 +14,10 @@ from typing import TypeVar
 
 import torch
 
-from vsr1_core.models.memory import free_bytes
+from vsr1_core.models.memory import CPU_MOST, CPU_SHARE, GPU_SHARE, free_bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
-GPU_SHARE = 0.6
-"""Share of the free memory of a GPU that one pass may take; the allocator needs room for fragments."""
-CPU_SHARE = 0.25
-"""Share of the free memory of a CPU, which other processes use too."""
-CPU_MOST = 1 << 30
-"""Bytes that a pass on a CPU may take at most: larger passes are no faster there."""
 GIB = 2**30
 
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vsr1_core.models.sizes import ModelSize
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 FP32, BF16 = 4, 2
 """Bytes of a number."""
+GPU_SHARE = 0.6
+"""Share of the free memory of a GPU that one pass may take; the allocator needs room for fragments."""
+CPU_SHARE = 0.25
+"""Share of the free memory of a CPU, which other processes use too."""
+CPU_MOST = 1 << 30
+"""Bytes that a pass on a CPU may take at most: larger passes are no faster there."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,8 @@ def free_bytes(device: torch.device) -> float:
     """Bytes that a new pass may take on `device`: free ones, and those that torch's allocator holds without using them.
     On a CPU, a limit of the control group counts too."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_free_here(), _free_in_group())
