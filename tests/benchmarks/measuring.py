@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +10,15 @@ from typing import Any
 
 import torch
 
+from vsr1_core.models.peak_memory import PeakMemory
+
 
 @dataclass
 class Measured:
     """Seconds of each repeat, the highest memory of any, and what the work returned last."""
 
     seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
+    peak_bytes: float = 0
     result: Any = None
 
     @property
@@ -25,45 +26,17 @@ class Measured:
         return statistics.median(self.seconds)
 
     def run(self, work: Callable[[], Any], clock: Clock) -> None:
-        with PeakMemory(clock.device) as memory:
+        with PeakMemory(clock.device, resident_bytes) as memory:
             started = clock()
             self.result = work()
             self.seconds.append(clock() - started)
         self.peak_bytes = max(self.peak_bytes, memory.peak_bytes)
 
 
-class PeakMemory:
-    """The most memory the process held meanwhile: resident set on a CPU (it includes what the allocator has not given
-    back), allocated on a GPU."""
-
-    def __init__(self, device: str) -> None:
-        self.is_cuda = device == "cuda"
-        self.peak_bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        self.peak_bytes = self._now()
-        if self.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if self.is_cuda:
-            self.peak_bytes = torch.cuda.max_memory_allocated()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.01) and not self.is_cuda:
-            self.peak_bytes = max(self.peak_bytes, self._now())
-
-    def _now(self) -> int:
-        if self.is_cuda:
-            return torch.cuda.memory_allocated()
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * 4096
+def resident_bytes() -> float:
+    """The resident set of this process; it includes what the allocator has not given back."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * 4096
 
 
 @dataclass(frozen=True)
@@ -97,5 +70,5 @@ def milliseconds(*seconds: float) -> list[str]:
     return [f"{s * 1e3:.2f}" for s in seconds]
 
 
-def megabytes(count: int) -> str:
+def megabytes(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB"

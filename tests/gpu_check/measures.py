@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.benchmarks.corpora import random_frames
-from tests.benchmarks.measuring import Clock, PeakMemory
+from tests.benchmarks.measuring import Clock, resident_bytes
 from tests.benchmarks.sizes import config_2b, random_models
 from tests.core import naive
 from tests.core.tiny_models import query_text, small_config, tiny_tokenizer
 from vsr1_core.models.decoding import decode
 from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import Decoded, DecodeSettings
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
@@ -216,7 +217,7 @@ def decoding(setup: Setup) -> dict[str, Any]:
     for rows in (1, inputs.batch):
         prompts, shown = prompts_about(policy, features, rows)
         _decoded(policy, prompts, shown, 2)
-        with PeakMemory(setup.device) as memory:
+        with PeakMemory(setup.device, resident_bytes) as memory:
             started = setup.clock()
             made = _decoded(policy, prompts, shown, inputs.text_tokens)
             seconds = setup.clock() - started
@@ -281,7 +282,7 @@ def _training_step(setup: Setup, train: Callable[[int], None]) -> dict[str, Any]
     """Seconds of one step after the first, which warms up, and the highest memory."""
     ends: list[float] = []
     hook = register_optimizer_step_post_hook(lambda *_: ends.append(setup.clock()))
-    with PeakMemory(setup.device) as memory:
+    with PeakMemory(setup.device, resident_bytes) as memory:
         train(3)
     hook.remove()
     return {"step_s": (ends[-1] - ends[0]) / (len(ends) - 1), "peak_bytes": memory.peak_bytes}
@@ -336,7 +337,6 @@ def _stage_2(setup: Setup, beta: float) -> dict[str, Any]:
                 {},
                 dataclasses.replace(recipe, steps=steps),
                 TrainingRun(Path(folder)),
-                micro_batch_size=1,
             )
 
     return {"beta": beta, "group": recipe.group_size, "turns": recipe.num_turns, **_training_step(setup, train)}

@@ -26,7 +26,9 @@ ASSUMED: Mapping[str, Factor] = {
     "decode_s": Factor(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
     "utilisation": Factor(0.24, "share of a GPU's peak that reading reaches; measured on one H100 with the 2B model"),
     "training_utilisation": Factor(0.05, "the same for a step of training; measured on one H100 with the 2B model"),
-    "cpu_bf16_flops": Factor(2.2e11, "bf16 operations per second and core that reading reaches on a CPU; measured"),
+    "cpu_bf16_flops": Factor(
+        2.2e11, "bf16 operations per second and core of reading on a CPU; derived from seconds per video"
+    ),
     "cpu_fp32_flops": Factor(7e10, "the same in fp32, or where the processor has no bf16; from its share of the peak"),
     "cpu_bytes_per_s": Factor(8e9, "bytes of weights per second that a decoding step reads on a CPU; assumed"),
     "step_s": Factor(0.096, "seconds per decoding step of 64 rows; measured on one H100 with the 2B model"),

@@ -7,7 +7,6 @@ the longest video. `vsr1 doctor --try` prints them beside the forecast. Nothing 
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from vsr1_core.models.batches import Budget
 from vsr1_core.models.checkpoints import load_embedder, open_policy
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.memory import Learning, Passes, weight_bytes
+from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel, VideoFrames
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.video_vectors import embedded_videos
@@ -208,53 +208,10 @@ def cut_layers(policy: PolicyModel, num_layers: int) -> None:
 
 def _measured(place: str, work: Callable[[], Any]) -> tuple[Any, float, float]:
     """What `work` returns, its seconds, and the most memory that it held beyond what was held before."""
-    with _Peak(place) as peak:
+    with PeakMemory(place) as peak:
         started = time.perf_counter()
         made = work()
         if torch.device(place).type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    return made, seconds, peak.grown
-
-
-class _Peak:
-    """The most memory that this process held meanwhile, beyond what it held before."""
-
-    def __init__(self, place: str) -> None:
-        self.is_cuda = torch.device(place).type == "cuda"
-        self.grown = 0.0
-
-    def __enter__(self) -> _Peak:
-        self.before = self._now()
-        if self.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if self.is_cuda:
-            self.grown = torch.cuda.max_memory_allocated() - self.before
-
-    def _watch(self) -> None:
-        while not self.is_cuda:
-            self.grown = max(self.grown, self._now() - self.before)
-            if self._done.wait(0.02):
-                return
-
-    def _now(self) -> float:
-        return float(torch.cuda.memory_allocated()) if self.is_cuda else anonymous_bytes()
-
-
-def anonymous_bytes() -> float:
-    """Memory of this process that is no file's: the pages of mapped weights can be dropped at any time."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
-        return float(line.split()[1]) * 1024
-    import psutil
-
-    return float(psutil.Process().memory_info().rss)
+    return made, seconds, peak.grown_bytes
