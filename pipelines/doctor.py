@@ -12,16 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.settings import Settings
 from vsr1_core.configuration_files import load_configuration, own_names
 from vsr1_core.home.capacity import GIB
 from vsr1_core.rows.files import atomic_path
 from vsr1_core.rows.ray_cluster import connected
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "polars", "duckdb", "faiss-cpu", "av"),

@@ -95,10 +95,8 @@ def examine_trial(settings: Settings, config: Configuration) -> Iterator[Tried]:
     Raises:
         ValueError: The configuration trains its own models, or a model is not on this machine.
     """
-    import torch
-
     from vsr1_core.home.trial import try_models
-    from vsr1_core.models.weights import multiplies_bf16, stored_dtype
+    from vsr1_core.models.weights import inference_dtype
 
     models = config.models
     if models.is_tiny:
@@ -107,10 +105,8 @@ def examine_trial(settings: Settings, config: Configuration) -> Iterator[Tried]:
     policy = _folder_here(models.policy) if models.policy else None
     place = choose_device(settings.device)
     device = processor_here() if place == "cpu" else forecast_device(config)[1]
-    in_bf16 = place != "cpu" or (multiplies_bf16() and stored_dtype(embedder) == torch.bfloat16)
-    if settings.precision != "auto":
-        in_bf16 = settings.precision == "bf16"
-    yield from try_models(config, embedder, policy, device, place, torch.bfloat16 if in_bf16 else torch.float32)
+    dtype = inference_dtype(settings.precision, place, lambda: embedder)
+    yield from try_models(config, embedder, policy, device, place, dtype)
 
 
 def _folder_here(name: str) -> Path:

@@ -22,12 +22,12 @@ from assets._runs import LEASE_TAG, process_events
 from pipelines.settings import POSTGRES_URL, uses_postgres
 from vsr1_core.rows.files import atomic_path
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.lease import silent_since
+from vsr1_core.rows.lease import SILENT_S, silent_since
 from vsr1_core.rows.process_identity import ProcessIdentity, identity_of, started_at_s
 
 PID_TAG, HOST_TAG, PROCESS_TAG = "vsr1/pid", "vsr1/host", "vsr1/process"
 """The first two are for people, the third one is the identity of the process."""
-DEAD_SILENCE_S = 60.0
+DEAD_SILENCE_S = SILENT_S[False]
 """Seconds without a heartbeat after which a run that cannot be looked up counts as dead."""
 SECONDS_BETWEEN_ASSIGNMENTS = 15.0
 CLOCK_S = 5.0
@@ -85,7 +85,7 @@ def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> int:
     runs = instance.get_runs(dg.RunsFilter(statuses=statuses))
     dead = [run for run in runs if _is_gone(instance, run, home)]
     for run in dead:
-        instance.report_run_failed(run, "The process of this run is gone; finished shards are kept.")
+        instance.report_run_failed(run, "The process of this run is gone; what is finished is kept.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return len(dead)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pipelines.bars import show_step
 from vsr1_core.home.execution import choose_device, choose_processes
@@ -83,9 +83,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         cache_gb=_cache_gb(environ),
         processes=_count(environ, "VSR1_PROCESSES", Settings.processes, at_least=0),
         micro_batch_size=_count(environ, "VSR1_MICRO_BATCH", Settings.micro_batch_size, at_least=0),
-        precision=_precision(environ),
-        text_writer=_text_writer(environ, "VSR1_TEXT_WRITER"),
-        rollout_writer=_text_writer(environ, "VSR1_ROLLOUT_WRITER"),
+        precision=_choice(environ, "VSR1_PRECISION", Precision, Settings.precision),
+        text_writer=_choice(environ, "VSR1_TEXT_WRITER", TextWriterName, Settings.text_writer),
+        rollout_writer=_choice(environ, "VSR1_ROLLOUT_WRITER", TextWriterName, Settings.rollout_writer),
         save_steps=_count(environ, "VSR1_SAVE_STEPS", Settings.save_steps, at_least=0),
         max_removed=_max_removed(environ),
         trackers=tuple(name.strip() for name in environ.get("VSR1_TRACKERS", "").split(",") if name.strip()),
@@ -111,18 +111,12 @@ def _ray_address(environ: Mapping[str, str]) -> str:
     return address
 
 
-def _precision(environ: Mapping[str, str]) -> Precision:
-    name = environ.get("VSR1_PRECISION") or "auto"
-    if name not in get_args(Precision):
-        raise ValueError(f"VSR1_PRECISION must be one of {', '.join(get_args(Precision))}, not {name!r}")
-    return cast(Precision, name)
-
-
-def _text_writer(environ: Mapping[str, str], variable: str) -> TextWriterName:
-    name = environ.get(variable) or "in-process"
-    if name not in get_args(TextWriterName):
-        raise ValueError(f"{variable} must be one of {', '.join(get_args(TextWriterName))}, not {name!r}")
-    return cast(TextWriterName, name)
+def _choice(environ: Mapping[str, str], variable: str, choices: Any, default: str) -> Any:
+    """The value of a variable that has to be one of `choices`, which is a Literal."""
+    name = environ.get(variable) or default
+    if name not in get_args(choices):
+        raise ValueError(f"{variable} must be one of {', '.join(get_args(choices))}, not {name!r}")
+    return name
 
 
 def _video_limits(environ: Mapping[str, str]) -> str:

@@ -13,14 +13,11 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
-from vsr1_core.models.memory import BF16, CPU_MOST, CPU_SHARE, FP32, GPU_SHARE, Factor, Learning, Passes
+from vsr1_core.models.memory import BF16, CPU_MOST, CPU_SHARE, FP32, GIB, GPU_SHARE, Factor, Learning, Passes
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.stages import methods
 from vsr1_core.stages.execution import Execution
-
-GIB = 2**30
-
 
 ASSUMED: Mapping[str, Factor] = {
     "decode_s": Factor(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),

@@ -14,11 +14,10 @@ from typing import TypeVar
 
 import torch
 
-from vsr1_core.models.memory import CPU_MOST, CPU_SHARE, GPU_SHARE, free_bytes
+from vsr1_core.models.memory import CPU_MOST, CPU_SHARE, GIB, GPU_SHARE, free_bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
-GIB = 2**30
 
 
 def _warn(line: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+GIB = 2**30
 FP32, BF16 = 4, 2
 """Bytes of a number."""
 GPU_SHARE = 0.6

@@ -75,6 +75,20 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
+def inference_dtype(precision: str, device: str, embedder: Callable[[], Path]) -> torch.dtype:
+    """The dtype of inference on `device`. `precision` (fp32, bf16) decides it, unless it is `auto`.
+
+    With `auto` it is bf16 on an accelerator. On a CPU it is bf16 if the processor multiplies it and the embedder, in
+    the folder that `embedder` gives, is published in it, and fp32 otherwise: bf16 makes small models no faster.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if device != "cpu":
+        return torch.bfloat16
+    in_bf16 = multiplies_bf16() and stored_dtype(embedder()) == torch.bfloat16
+    return torch.bfloat16 if in_bf16 else torch.float32
+
+
 def multiplies_bf16() -> bool:
     """Whether this processor has instructions that multiply bf16: AVX-512 BF16 or AMX, or those of an ARM processor.
     Without them bf16 is slower than fp32."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from vsr1_core.serve.library import OUTCOMES, QueryFilter
 from vsr1_core.serve.metrics import exposition
-from vsr1_core.serve.state import ServerState, state_of
+from vsr1_core.serve.state import State
 
 router = APIRouter(tags=["tables"])
-State = Annotated[ServerState, Depends(state_of)]
 Id = Annotated[str, Query(min_length=1, max_length=1000)]
 Word = Annotated[str, Query(max_length=200)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]

@@ -167,4 +167,3 @@ class Limits:
     num_waiting: int = 64
     converted_bytes: int = 4 << 30
     conversion_s: float = 1800.0
-    page_rows: int = 200

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 
 from vsr1_core.serve import media
 from vsr1_core.serve.data_routes import NOT_THERE, Id
-from vsr1_core.serve.state import ServerState, state_of
+from vsr1_core.serve.state import State
 
 router = APIRouter(prefix="/api/datasets/{dataset}/video", tags=["videos"], responses=NOT_THERE)
-State = Annotated[ServerState, Depends(state_of)]
 PRIVATE = {"Cache-Control": "private, max-age=60"}
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,10 +17,9 @@ from vsr1_core.home.search import MAX_TEXT, MAX_TOP_K, MAX_TURNS, SearchRequest,
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
 from vsr1_core.serve.engine import Failed, Job
 from vsr1_core.serve.errors import answer_to, response_to
-from vsr1_core.serve.state import ServerState, state_of
+from vsr1_core.serve.state import ServerState, State
 
 router = APIRouter(prefix="/api", tags=["search"])
-State = Annotated[ServerState, Depends(state_of)]
 KEEP_ALIVE_S = 15.0
 Event = ShownTurn | Found | Failed
 
@@ -81,10 +80,8 @@ async def search(body: SearchBody, state: State) -> JSONResponse:
 async def search_events(body: SearchBody, state: State) -> StreamingResponse:
     """Search, and send each turn as it happens: events `waiting`, `turn`, and at last `found` or `failed`."""
     waiting = _events(body, state)
-    first = await anext(waiting)  # a refusal is a status, and not an event
-    return StreamingResponse(
-        _as_text(first, waiting), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    await anext(waiting)  # a refusal is a status, and not an event
+    return StreamingResponse(_as_text(waiting), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def _events(body: SearchBody, state: ServerState) -> AsyncIterator[Event | None]:
@@ -121,7 +118,7 @@ def _hand_over(loop: asyncio.AbstractEventLoop, told: asyncio.Queue[Event], even
         loop.call_soon_threadsafe(told.put_nowait, event)
 
 
-async def _as_text(first: Event | None, events: AsyncIterator[Event | None]) -> AsyncIterator[str]:
+async def _as_text(events: AsyncIterator[Event | None]) -> AsyncIterator[str]:
     yield _text("waiting", {})
     try:
         async for event in events:

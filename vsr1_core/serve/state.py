@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from vsr1_core.serve.engine import Engine, Limits
 from vsr1_core.serve.library import Library
@@ -33,3 +34,7 @@ def state_of(request: Request) -> ServerState:
     """The state of the server that got the request."""
     state: ServerState = request.app.state.server
     return state
+
+
+State = Annotated[ServerState, Depends(state_of)]
+"""The parameter of a route that gets the server's state."""

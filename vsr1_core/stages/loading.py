@@ -56,23 +56,11 @@ def budget_of(execution: Execution) -> Budget:
 
 
 def precision(view: View, execution: Execution) -> torch.dtype:
-    """The dtype of inference.
+    """The dtype of inference (`weights.inference_dtype`) with the dataset's embedder."""
+    from vsr1_core.models.weights import inference_dtype
 
-    `execution.precision` decides it. With `auto` it is bf16 on an accelerator. On a CPU it is bf16 if the processor
-    multiplies it and the embedder is published in it, and fp32 otherwise: bf16 makes small models no faster.
-    """
-    import torch
-
-    from vsr1_core.models.weights import multiplies_bf16, stored_dtype
-
-    if execution.precision != "auto":
-        return torch.bfloat16 if execution.precision == "bf16" else torch.float32
-    if execution.device != "cpu":
-        return torch.bfloat16
-    if not multiplies_bf16():
-        return torch.float32
-    stored = stored_dtype(Path(one_row(view, "base_models", "embedder")["path"]))
-    return torch.bfloat16 if stored == torch.bfloat16 else torch.float32
+    embedder = lambda: Path(one_row(view, "base_models", "embedder")["path"])  # noqa: E731
+    return inference_dtype(execution.precision, execution.device, embedder)
 
 
 def embedder_of(view: View, execution: Execution) -> Embedder:
