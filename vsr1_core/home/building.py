@@ -48,8 +48,10 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
         LeaseHeld: Something else writes the dataset; the message says what.
         ValueError: An asset cannot be built, or a blocking check failed; the message says why.
     """
+    asked = set(names)
+    wanted = [name for name in view.stages if name in asked]
     with writing(view, "a build", wait=wait, log=execution.log) as held:
-        for name in (name for name in view.stages if name in set(names)):
+        for name in wanted:
             stage = held.stages[name]
             built = _built(name, stage.build(held, execution))
             execution.log(f"{name}: {built.num_processed:,} rows processed, {built.num_rows:,} in all")

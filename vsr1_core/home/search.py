@@ -124,8 +124,9 @@ def _instead(view: View, name: str) -> str:
 
 
 def search_once(opened: OpenedModels, request: SearchRequest) -> Found:
-    """`search_together` for one request."""
-    return search_together(opened, [request])[0]
+    """`search_together` for one request, with the file of each hit."""
+    [found] = search_together(opened, [request])
+    return found.with_paths(paths_of(opened.view, [hit.video for hit in found]))
 
 
 def search_together(
@@ -133,7 +134,7 @@ def search_together(
 ) -> list[Found]:
     """Search for all requests in the same batches of the decoding loop. Returns one result per request, in order.
 
-    The requests have the same `together`. A result is the same as alone, but for rounding.
+    The requests have the same `together`. A result is the same as alone, but for rounding; its hits name no files.
 
     Raises:
         LookupError: A model or the index of the split is not built; the message has the command that builds it.
@@ -226,7 +227,7 @@ def _found(opened: OpenedModels, request: SearchRequest, ranked: _Rankings, epis
     turns = [_shown(number, turn) for number, turn in enumerate(episode.turns if episode else (), 1)]
     last_ranks = ranked.ranks(ranked.last, [turn.video for turn in turns]) if turns else {}
     places = ranked.places(ranked.last, request.top_k)
-    found = Found(
+    return Found(
         text=request.text.strip(),
         dataset=opened.view.entry.name,
         split=request.split,
@@ -234,7 +235,6 @@ def _found(opened: OpenedModels, request: SearchRequest, ranked: _Rankings, epis
         first=ranked.places(ranked.first, request.top_k),
         turns=tuple(replace(turn, last_rank=last_ranks[turn.video]) for turn in turns),
     )
-    return found.with_paths(paths_of(opened.view, [place.video for place in places]))
 
 
 def _hits(

@@ -2,7 +2,7 @@
 
 The forecast (`home.capacity`) and the batches (`models.batches`) use the same formulas. A formula counts how many
 tensors of which width are alive at the peak of a pass; `FACTORS` are these counts, checked against measured peaks in
-tests/core/test_memory.py. Weights are not counted here, except by `learning_bytes`.
+tests/core/test_memory.py. Weights are not counted here, except by `Learning`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ FACTORS: Mapping[str, Factor] = {
     "loss_copies": Factor(4, "fp32 copies of the logits of an answer token, forward and backward; read"),
     "logit_copies": Factor(4, "fp32 copies of the logits of a token when one is chosen; read"),
 }
+_VALUES = {name: factor.value for name, factor in FACTORS.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Passes:
 
     def vision(self, num_patches: int) -> float:
         """A pass of the vision tower over so many patches, with its input, without the features that it makes."""
-        size, factor = self.size, _values()
+        size, factor = self.size, _VALUES
         states = self.number_bytes * (
             factor["vision_states"] * size.vision_hidden_size + factor["vision_inner"] * size.vision_intermediate_size
         )
@@ -76,7 +77,7 @@ class Passes:
 
     def text(self, lengths: Sequence[int]) -> float:
         """A pass of the text model over rows of so many tokens, padded to the longest; no keys and values are kept."""
-        size, factor, longest = self.size, _values(), max(lengths, default=0)
+        size, factor, longest = self.size, _VALUES, max(lengths, default=0)
         states = factor["text_states"] * size.hidden_size + factor["text_inner"] * size.intermediate_size
         per_row = longest * self.number_bytes * states + factor["mask_bytes"] * longest**2
         return len(lengths) * per_row
@@ -87,7 +88,7 @@ class Passes:
 
     def decoding(self, lengths: Sequence[int], num_new: int) -> float:
         """Reading prompts of so many tokens, and writing at most `num_new` after each."""
-        logits = len(lengths) * _values()["logit_copies"] * FP32 * self.size.vocab_size
+        logits = len(lengths) * _VALUES["logit_copies"] * FP32 * self.size.vocab_size
         # A cache that grows has the old and the new buffer of one layer for a moment.
         return self.text(lengths) + self.cache([n + num_new for n in lengths]) + logits
 
@@ -153,7 +154,7 @@ class Learning:
     def activations(self, lengths: Sequence[int], num_answer: int) -> float:
         """The activations of a forward and backward pass over rows of so many tokens, padded to the longest, with
         `num_answer` tokens each whose logits are computed; with the input embeddings and the features in them."""
-        size, factor, tokens = self.size, _values(), len(lengths) * max(lengths, default=0)
+        size, factor, tokens = self.size, _VALUES, len(lengths) * max(lengths, default=0)
         state = (BF16 if self.lora_rank else FP32) * size.hidden_size
         inner = factor["learning_states"] * size.hidden_size + factor["learning_inner"] * size.intermediate_size
         adapters = FP32 * factor["adapter_states"] * size.hidden_size * bool(self.lora_rank)
@@ -169,10 +170,6 @@ class Learning:
         words = 0 if self.lora_rank else FP32 * self.size.vocab_size * self.size.hidden_size
         backward = self.autocast_copies + self.activations(lengths, num_answer) + words + beside
         return self.held + FP32 * self.num_learning + max(backward, self.optimiser_temporaries)
-
-
-def _values() -> dict[str, float]:
-    return {name: factor.value for name, factor in FACTORS.items()}
 
 
 def weight_bytes(model: nn.Module) -> int:

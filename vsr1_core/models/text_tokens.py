@@ -37,10 +37,12 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Words:
-    """A tokenizer that knows no control tokens, and how to find those of a template."""
+    """A tokenizer that knows no control tokens, and how to find those of a template. tags: the tags of an answer that
+    are tokens of their own."""
 
     backend: Tokenizer
     control: re.Pattern[str]
+    tags: re.Pattern[str]
     ids: dict[str, int]
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -113,7 +115,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[list[in
     tokens where the tokenizer has them as tokens; all else, such as the words of a trace, is data."""
     words = _words(tokenizer)
     ids, offsets, start = [], [], 0
-    for number, piece in enumerate(_tags(tokenizer).split(answer)):
+    for number, piece in enumerate(words.tags.split(answer)):
         if number % 2:
             ids.append(words.ids[piece])
             offsets.append((start, start + len(piece)))
@@ -123,11 +125,6 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[list[in
             offsets += [(start + a, start + b) for a, b in coded.offsets]
         start += len(piece)
     return ids, offsets
-
-
-def _tags(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """The tags of an answer that are tokens of their own."""
-    return _either([token for token in _words(tokenizer).ids if re.fullmatch(ANY_TAG, token)])
 
 
 def _either(tokens: Sequence[str]) -> re.Pattern[str]:
@@ -149,4 +146,5 @@ def _make_words(tokenizer: PreTrainedTokenizerBase, _num_tokens: int) -> _Words:
     )
     plain, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     at = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return _Words(backend, _either(list(ids)), ids, tuple(whole[:at]), tuple(whole[at + len(plain) :]))
+    tags = _either([token for token in ids if re.fullmatch(ANY_TAG, token)])
+    return _Words(backend, _either(list(ids)), tags, ids, tuple(whole[:at]), tuple(whole[at + len(plain) :]))

@@ -38,7 +38,7 @@ def check_imported(view: View, embedder: Embedder, row: Mapping[str, Any]) -> No
     is_imported = pl.col("row_inputs").str.contains('"imported"', literal=True)
     rows = view.rows("query_embeddings", ["query_id", "row_inputs", "vector"]).filter(is_imported).sort("query_id")
     texts = dict(view.rows("moments", ["query_id", "query"]).iter_rows())
-    some = [(texts[i], vector) for i, vector in _spread(rows.select("query_id", "vector").rows()) if i in texts]
+    some = [(texts[i], vector) for i, vector in spread(rows.select("query_id", "vector").rows()) if i in texts]
     if some:
         vectors = np.asarray([vector for _, vector in some], np.float32)
         made_by, source = view.imported.record.get("embedder", ""), view.imported.record["source"]
@@ -72,6 +72,6 @@ def compare(
         )
 
 
-def _spread(rows: Sequence[Any]) -> list[Any]:
+def spread(rows: Sequence[Any]) -> list[Any]:
     """NUM_COMPARED of the rows, evenly spread; all of them where there are no more."""
     return list(rows[:: max(1, len(rows) // NUM_COMPARED)])[:NUM_COMPARED]

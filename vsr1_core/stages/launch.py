@@ -19,7 +19,14 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 
 PASSED_ON = (
-    *("device", "workers", "batch_size", "precision", "cache_bytes", "micro_batch_size", "save_steps", "trackers"),
+    "device",
+    "workers",
+    "batch_size",
+    "precision",
+    "cache_bytes",
+    "micro_batch_size",
+    "save_steps",
+    "trackers",
 )
 LOGGED = "vsr1> "
 """Prefix of lines for the log; all other output is shown only when the training fails."""

@@ -34,7 +34,7 @@ class Predictions(ModelRows):
     the dataset has nothing to train its checkpoint on.
 
     video_id, start_s, end_s, iou: the strict answer, a miss where nothing was matched. best_*: the answer of the answer
-    policy `best` (`search.episodes.BestAnswer`). num_best_tokens were decoded for its span alone and are no part of
+    policy `best` (`search.turns.BestAnswer`). num_best_tokens were decoded for its span alone and are no part of
     num_text_tokens.
     """
 

@@ -1,11 +1,11 @@
 """Stage 2: GRPO over whole search episodes, with the GRPOTrainer of TRL. Sampling and replay are in `rollout`.
 
 This is a subclass and not a loop of our own, because the part of TRL (GRPOConfig, the sampler that repeats a prompt for
-its group, schedule, clipping, logging) needs only three overrides of about ten lines: what a rollout is, what the loss
-is, and two learning rates. Micro-batches are ours: TRL shuffles the episodes of a step before it splits them, and
-episodes of one group share the reading of their prompts only if they stay together. The reference model of TRL is not
-used, because TRL loads it by name; ours is the policy without its adapters, or a frozen copy of the policy as it is at
-the start, without a second vision tower.
+its group, schedule, clipping, logging) needs only overrides of about ten lines: what a rollout is and what the loss is;
+two learning rates are those of `PolicyTrainer`. Micro-batches are ours: TRL shuffles the episodes of a step before it
+splits them, and episodes of one group share the reading of their prompts only if they stay together. The reference
+model of TRL is not used, because TRL loads it by name; ours is the policy without its adapters, or a frozen copy of the
+policy as it is at the start, without a second vision tower.
 
 Two differences from the authors' code follow the paper (docs/method.md, stage 2): whole episodes instead of one turn on
 a stored video, and soft tokens that learn, through L_ret of the last refined query of the episode. With `accumulate`,

@@ -64,6 +64,7 @@ class SearchLoss:
         if self.recipe.in_batch_positives and not self.recipe.all_negatives:
             in_batch = self.corpus[self._rows(right_ids)]
             in_batch_mask = torch.tensor([[v not in self._never(row) for v in right_ids] for row in examples])
+        plain = self.plain.get([e.query for e in examples])
         losses = retrieval_losses(
             queries,
             self.corpus[right],
@@ -72,14 +73,14 @@ class SearchLoss:
             temperature=self.recipe.temperature,
             in_batch=in_batch,
             in_batch_mask=in_batch_mask,
-            judged_by=self._judges(examples, queries),
+            judged_by=self._judges(plain, queries),
         )
-        return RefinedSearch(losses, self._facts([e.query for e in examples], queries, right))
+        return RefinedSearch(losses, self._facts(plain, queries, right))
 
-    def _judges(self, examples: Sequence[SFTExample], refined: Tensor) -> Tensor | None:
+    def _judges(self, plain: Tensor, refined: Tensor) -> Tensor | None:
         """The query vectors [R, D] by which negatives above the right video are dropped; None if all of them stay."""
         if self.recipe.drop_above_positive:
-            return self.plain.get([e.query for e in examples]).to(refined)
+            return plain.to(refined)
         return refined if self.recipe.drop_above_positive_when_refined else None
 
     def _rows(self, video_ids: Sequence[str]) -> Tensor:
@@ -110,8 +111,8 @@ class SearchLoss:
         return choose_negatives(nearest, self.ids, self._never(example), self.recipe.num_negatives, rng)
 
     @torch.no_grad()
-    def _facts(self, texts: Sequence[str], refined: Tensor, right: Tensor) -> dict[str, Tensor]:
-        scores = {"plain": self.plain.get(texts).float() @ self.corpus.T, "refined": refined.float() @ self.corpus.T}
+    def _facts(self, plain: Tensor, refined: Tensor, right: Tensor) -> dict[str, Tensor]:
+        scores = {"plain": plain.float() @ self.corpus.T, "refined": refined.float() @ self.corpus.T}
         of_right = {name: s.gather(1, right[:, None]) for name, s in scores.items()}
         ranks = {name: (s > of_right[name]).sum(1) for name, s in scores.items()}
         return {

@@ -17,6 +17,7 @@ import polars as pl
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.evaluation.markdown import markdown_table, text_cell
 from vsr1_core.evaluation.metrics import metrics_shown
+from vsr1_core.models.published import FETCHED
 from vsr1_core.models.registry import policy_family_of
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT
 from vsr1_core.rows.files import atomic_folder, read_json, write_json, write_json_array
@@ -27,7 +28,6 @@ from vsr1_core.stages.examples import SFT_FILE, published_sft_row
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.model_folders import ModelStage
 
-COPIED = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 CARD = "README.md"
 
 
@@ -73,7 +73,7 @@ def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) 
     if checkpoint.asset == "base_models" and source:
         raise ValueError(f"{checkpoint.name} is {source} as published, so there is nothing new to push")
     with atomic_folder(folder) as temporary:
-        for pattern in COPIED:
+        for pattern in FETCHED:
             for path in sorted(Path(checkpoint.row["path"]).glob(pattern)):
                 shutil.copyfile(path, temporary / path.name)
         _name_embedder(temporary / "config.json", checkpoint.view)

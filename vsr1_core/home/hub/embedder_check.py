@@ -48,7 +48,7 @@ class OwnEmbedder:
         Raises:
             Differs: It is another embedder.
             OSError: Its weights are neither here nor can they be looked up.
-        ValueError: It cannot be opened.
+            ValueError: It cannot be opened.
         """
         path = self.path
         if not any(path.glob("*.safetensors")):

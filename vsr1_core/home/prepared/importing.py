@@ -40,7 +40,7 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import writing
-from vsr1_core.stages.imported_vectors import NUM_COMPARED, compare
+from vsr1_core.stages.imported_vectors import compare, spread
 from vsr1_core.stages.loading import one_row, precision
 
 
@@ -120,11 +120,11 @@ def _compare_vectors(prepared: Prepared, view: View, execution: Execution) -> It
 
     row = one_row(view, "base_models", "embedder")
     split = next(iter(prepared.splits.values()))
-    lines = range(0, len(split.queries), max(1, len(split.queries) // NUM_COMPARED))[:NUM_COMPARED]
+    lines = spread(range(len(split.queries)))
     queries = [split.annotated[split.queries[n].row_id].query for n in lines]
     precise, instruction = precision(view, execution), view.config.models.query_instruction
     embedder = load_embedder(row["path"], execution.device, precise, instruction)
-    vectors, command = of_length_1(split.query_vectors[list(lines)]), f"import-prepared {prepared.root}"
+    vectors, command = of_length_1(split.query_vectors[lines]), f"import-prepared {prepared.root}"
     compare(embedder, row, queries, vectors, prepared.embedder, command, view.entry.name)
     yield f"the vectors of {len(queries)} queries are those of the embedder {row['source'] or row['digest']}"
 
