@@ -19,7 +19,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo experiment test check lint types ui bench docs clean
+.PHONY: help setup system demo experiment test faults check lint types ui bench docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,8 +48,11 @@ experiment: setup  ## Three seeds of all methods on the toy corpus: means, inter
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
 # How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.
-test: setup  ## All tests, in several processes (TEST_PROCESSES=0: in one process)
-	$(PYTEST) $(PYTEST_ARGS)
+test: setup  ## All tests but for long sweeps, in several processes (TEST_PROCESSES=0: in one process)
+	$(PYTEST) -m "not sweep" $(PYTEST_ARGS)
+
+faults: setup  ## The long sweeps: every random edit, lost link and kill of which `make test` runs a few
+	$(PYTEST) -m sweep $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -60,7 +63,7 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types  ## Lint, format, types, import rules, and the fast tests
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not sweep" $(PYTEST_ARGS)
 
 ui: setup  ## Dagster's web UI on http://localhost:3000
 	$(BIN)/vsr1 ui

@@ -264,8 +264,8 @@ def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]]) -> None
         assert len(versions) == 1, name
 
 
-PARTS = [pytest.param(part, marks=[pytest.mark.slow] * (part > 0)) for part in range(NUM_PARTS)]
-"""One for quick runs."""
+MARKS = (pytest.mark.slow, pytest.mark.sweep)
+PARTS = [pytest.param(part, marks=MARKS if part > 2 else MARKS[:1]) for part in range(NUM_PARTS)]
 
 
 @pytest.mark.parametrize("part", PARTS)

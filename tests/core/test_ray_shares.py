@@ -191,7 +191,12 @@ def test_results_that_wait_together_are_one_answer_and_silence_is_filled(monkeyp
 def test_a_worker_that_finishes_no_row_in_time_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_actors, "ALIVE_EVERY_S", 0.02)
     gate = threading.Event()
-    said = with_signs_of_life(iter(lambda: gate.wait() and None, 1), 0.1)  # type: ignore[arg-type]
+
+    def answers() -> Iterator[Any]:
+        gate.wait()
+        yield READY
+
+    said = with_signs_of_life(answers(), 0.1)
     with pytest.raises(WorkerIsBroken, match=r"finished no row within 0\.1 s"):
         assert set(said) == {ALIVE}
     gate.set()
