@@ -29,6 +29,7 @@ def peaks() -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 @pytest.mark.parametrize("name", ["vision", "text", "all weights", "adapters"])
 def test_a_forecast_peak_is_near_the_measured_one(peaks: dict[str, tuple[float, float]], name: str) -> None:

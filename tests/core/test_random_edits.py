@@ -265,7 +265,7 @@ def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]]) -> None
 
 
 MARKS = (pytest.mark.slow, pytest.mark.sweep)
-PARTS = [pytest.param(part, marks=MARKS if part > 2 else MARKS[:1]) for part in range(NUM_PARTS)]
+PARTS = [pytest.param(part, marks=MARKS if part > 1 else MARKS[:1]) for part in range(NUM_PARTS)]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.network import HEAD, NODES, Network, three_machines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sweep]
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 NUM_ROWS = 60
@@ -65,10 +65,7 @@ def _after(port: str) -> list[str]:
     return ["bash", "-c", f'{wait}; exec "$@"', "bash"]
 
 
-@pytest.mark.parametrize(
-    "seconds",
-    [pytest.param(5.0, id="mended", marks=pytest.mark.sweep), pytest.param(math.inf, id="cut-for-ever")],
-)
+@pytest.mark.parametrize("seconds", [5.0, math.inf], ids=["mended", "cut-for-ever"])
 def test_a_cut_link_costs_no_row(machines: Network, tmp_path: Path, seconds: float) -> None:
     program = [sys.executable, "-c", DRIVER, f"{HEAD}:6379", str(tmp_path)]
     driver = machines.start(HEAD, *_after(f"{HEAD}/6379"), *program)
