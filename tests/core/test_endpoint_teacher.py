@@ -149,7 +149,7 @@ def test_every_row_ends_and_none_that_ended_is_asked_again_after_a_kill(tmp_path
     assert shown["teacher/retries"] == shown["teacher/requests"] - 200
     assert shown["teacher/contradictions"] == sum("contradicts" in (row["error"] or "") for row in rows.values()) > 40
     assert shown["teacher/prompt_tokens"] > 100 * statuses["ok"]
-    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file())
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
     num_requests = len(proxy.seen)
     corpus.stages["reasoning_traces"].build(corpus.view, Execution(endpoint=EndpointSettings(proxy.url)))
