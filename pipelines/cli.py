@@ -264,13 +264,17 @@ def sql(
         str, typer.Argument(help="SQL of DuckDB. Without a query, the views are listed with what they contain.")
     ] = "",
     output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
+    unrestricted: Annotated[
+        bool,
+        typer.Option("--unrestricted", help="Allow more than reading this home: COPY ... TO, files elsewhere."),
+    ] = False,
 ) -> None:
     """Query the tables with SQL (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
     from vsr1_core.home import warehouse
 
     check_choice("format", output, "table", "csv", "json")
     home = read_settings().home
-    frame = warehouse.query(home, query) if query.strip() else warehouse.views(home)
+    frame = warehouse.query(home, query, not unrestricted) if query.strip() else warehouse.views(home)
     if output == "table":
         show.console().print(show.table("", frame.columns, frame.rows()))
     else:

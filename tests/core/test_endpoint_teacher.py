@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -146,7 +149,7 @@ def test_every_row_ends_and_none_that_ended_is_asked_again_after_a_kill(tmp_path
     assert shown["teacher/retries"] == shown["teacher/requests"] - 200
     assert shown["teacher/contradictions"] == sum("contradicts" in (row["error"] or "") for row in rows.values()) > 40
     assert shown["teacher/prompt_tokens"] > 100 * statuses["ok"]
-    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file())
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
     num_requests = len(proxy.seen)
     corpus.stages["reasoning_traces"].build(corpus.view, Execution(endpoint=EndpointSettings(proxy.url)))
@@ -238,6 +241,61 @@ def test_a_model_that_is_not_served_stops_the_run_without_showing_the_key(tmp_pa
     recipe = dataclasses.replace(RECIPE, model="nano-7b")
     with pytest.raises(ConfigurationError, match=r"HTTP 404.*no model \*\*\*b"):
         list(EndpointTeacher(recipe, settings).write([task_of(tmp_path)]))
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[Any], None]) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers each request with `answer(handler)`: its URL, and the keys that it was sent."""
+    keys = list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            keys.append(self.headers.get("Authorization", ""))
+            answer(self)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", keys
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_redirect_is_not_followed_and_the_key_stays(tmp_path: Path) -> None:
+    def redirect(handler: Any) -> None:
+        handler.send_response(307)
+        handler.send_header("Location", f"{elsewhere}/chat/completions")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with answering(redirect) as (elsewhere, sent), answering(redirect) as (url, keys):
+        settings = EndpointSettings(url, "a-key")
+        with pytest.raises(ConfigurationError, match=r"redirects to 'http://127.*VSR1_TEACHER_URL"):
+            list(EndpointTeacher(RECIPE, settings).write([task_of(tmp_path)]))
+    assert keys == ["Bearer a-key"]
+    assert sent == []
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("", "longer than 16 MiB"), ("gzip", "compresses its replies")])
+def test_a_reply_of_any_size_fails_its_row_and_is_not_read_to_its_end(tmp_path: Path, encoding: str, said: str) -> None:
+    written = list[int]()
+
+    def endless(handler: Any) -> None:
+        handler.send_response(200)
+        if encoding:
+            handler.send_header("Content-Encoding", encoding)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                written.append(handler.wfile.write(bytes(1 << 20)))
+
+    with answering(endless) as (url, _):
+        (reply,) = EndpointTeacher(RECIPE, EndpointSettings(url)).write([task_of(tmp_path)])
+    assert said in reply.error
+    assert len(written) < 64
 
 
 def test_a_row_without_frames_fails_alone(tmp_path: Path, server: ChatServer) -> None:

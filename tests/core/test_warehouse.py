@@ -253,7 +253,41 @@ def test_every_column_says_what_it_means(tmp_path: Path) -> None:
 
 def test_a_query_cannot_change_anything(home: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        warehouse.query(home, "drop view moments")
+        warehouse.query(home, "drop view moments", is_restricted=False)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "copy (select 1) to '{inside}'",
+        "explain analyze copy (select 1) to '{inside}'",
+        "select 1; copy (select 1) to '{inside}'",
+        "/* read */ explain /* only */ analyze copy (select 1) to '{inside}'",
+        "from read_csv('{outside}', delim = '|')",
+        "from read_text('{outside}')",
+        "from glob('{outside}')",
+        "attach '{outside}' as other",
+        "set enable_external_access = true",
+        "install httpfs",
+        "create table t as select 1",
+    ],
+)
+def test_a_query_writes_nothing_and_reads_nothing_outside(home: Path, tmp_path: Path, sql: str) -> None:
+    (tmp_path / "secret.csv").write_text("a secret\n")
+    inside = home / "lake" / "written.csv"
+    with pytest.raises(ValueError, match="The views are: ") as refused:
+        warehouse.query(home, sql.format(inside=inside, outside=tmp_path / "secret.csv"))
+    assert "a secret" not in str(refused.value)
+    assert not inside.exists()
+
+
+def test_a_query_that_is_allowed_to_may_write_a_file(home: Path, tmp_path: Path) -> None:
+    for sql in ("explain select * from moments", "explain analyze from moments", "describe moments", "show tables"):
+        assert warehouse.query(home, sql).height > 0
+    with pytest.raises(ValueError, match=r"COPY is not allowed.*--unrestricted"):
+        warehouse.query(home, f"copy (from moments) to '{tmp_path / 'out.csv'}'")
+    warehouse.query(home, f"copy (from moments) to '{tmp_path / 'out.csv'}'", is_restricted=False)
+    assert (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(

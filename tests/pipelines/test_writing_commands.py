@@ -170,3 +170,22 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(videos: Path, monkeypat
     goes_on = build()
     assert goes_on.exit_code == 0
     assert "raw_videos: 1 rows processed, 2 in all" in goes_on.output
+
+
+SECRETS = ("VSR1_TEACHER_API_KEY", "VSR1_SERVE_TOKEN", "HF_TOKEN", "WANDB_API_KEY")
+
+
+def test_no_secret_of_the_environment_is_written_or_printed(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither into tables, nor into Dagster's runs, events and logs. The end to end run of the teacher is another
+    test's (`test_endpoint_teacher`)."""
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"marker-of-{name}")
+    monkeypatch.setenv("VSR1_TEACHER_URL", "http://127.0.0.1:9/v1")
+    (videos / "a.mp4").unlink()
+    (videos / "a.mp4").mkdir()  # rows that fail and steps that say so are looked through, too
+    printed = "".join(result.output for result in (build(), run("plan", "-d", "mine"), run("doctor")))
+    home = videos.parent / "home"
+    written = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert any(b"raw_videos" in content for path, content in written.items() if path.suffix == ".db"), "its events"
+    for content in (*written.values(), printed.encode()):
+        assert b"marker-of-" not in content

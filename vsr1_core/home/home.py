@@ -234,24 +234,27 @@ class Home:
         request = SearchRequest(text, split, top_k, method, verify, turns)
         return search_once(self.opened(dataset), request)
 
-    def sql(self, query: str) -> pl.DataFrame:
+    def sql(self, query: str, is_restricted: bool = True) -> pl.DataFrame:
         """The result of one SQL statement (DuckDB) on the views of this home.
 
         Args:
             query: For example `from metrics`, or `describe predictions`. A view holds the rows of all datasets.
+            is_restricted: Whether the statement may only read, and only the files of this home. Without it, it may also
+                write files (COPY) and read files anywhere.
 
         Returns:
             The result as a polars frame.
 
         Raises:
-            ValueError: The SQL is bad; the message has DuckDB's error in one line, and the names of the views.
+            ValueError: The SQL is bad or not allowed; the message has the reason in one line, and the names of the
+                views.
 
         Example:
             >>> vsr1.Home("vsr1_home").sql("select method, value from metrics where metric = 'mrr'")   # doctest: +SKIP
         """
         from vsr1_core.home import warehouse
 
-        return warehouse.query(self.path, query)
+        return warehouse.query(self.path, query, is_restricted)
 
     def table(self, name: str, dataset: str = "toy") -> pl.DataFrame:
         """The rows of one view and one dataset, such as `predictions`, `moments` or `metrics`.

@@ -10,6 +10,8 @@ wait for each other.
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,23 +55,57 @@ def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def query(home: Path, sql: str) -> pl.DataFrame:
+def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
     """The result of one SQL statement on the views of a home.
 
+    is_restricted: the statement may only read, and only files below the home's `lake` folder. Otherwise it may do what
+    DuckDB can: write files with COPY, read files anywhere, load extensions. The views are read-only in both cases.
+
     Raises:
-        ValueError: The SQL is bad or empty; the message is one line and lists the views.
+        ValueError: The SQL is bad, empty or not allowed; the message is one line and lists the views.
     """
     import duckdb
 
     with connect(home) as connection:
         connection.execute("SET python_enable_replacements = false")
         try:
+            if is_restricted:
+                _restrict(connection, home, sql)
             relation = connection.sql(sql)
             if relation is not None:
                 return relation.pl()
         except duckdb.Error as error:
             raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
         raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
+
+
+def _restrict(connection: duckdb.DuckDBPyConnection, home: Path, sql: str) -> None:
+    """Let the connection read below the lake of `home` and nothing else. ValueError: `sql` does not only read. DuckDB's
+    own limits are not enough: a COPY may write where files may be read."""
+    lake = str((home / "lake").absolute())
+    allowed = ", ".join(quoted_text(spelling) for spelling in (lake, glob.escape(lake)))  # views have the second one
+    for setting in (
+        f"allowed_directories = [{allowed}]",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET {setting}")
+    kinds = {kind for statement in connection.extract_statements(sql) for kind in _kinds(connection, statement)}
+    if refused := sorted(kinds - {"SELECT"}):
+        raise ValueError(
+            f"{', '.join(refused)} is not allowed here, because this query may only read. `vsr1 sql --unrestricted` "
+            f"(in Python: Home.sql(..., is_restricted=False)) runs it. {_known_views(connection)}"
+        )
+
+
+def _kinds(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> Iterator[str]:
+    """The kind of a statement; of an EXPLAIN, the kinds of what it explains, which EXPLAIN ANALYZE executes."""
+    explained = re.sub(r"^\s*explain(\s+analyze)?\s", "", statement.query, flags=re.IGNORECASE)
+    if statement.type.name == "EXPLAIN" and explained != statement.query:
+        for inner in connection.extract_statements(explained):
+            yield from _kinds(connection, inner)
+    else:
+        yield statement.type.name
 
 
 def views(home: Path) -> pl.DataFrame:

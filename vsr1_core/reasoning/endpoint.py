@@ -32,6 +32,8 @@ PASSING = frozenset({408, 409, 425, 429})
 """HTTP statuses after which a request is sent again; so is any status from 500 on."""
 HOPELESS = frozenset({401, 404})
 """HTTP statuses that every row would get: the key, the path or the model is wrong."""
+MAX_REPLY_BYTES = 16 << 20
+"""A chat completion is a few kilobytes. A longer reply is not read to its end."""
 _MAX_QUOTED = 300
 
 
@@ -124,9 +126,13 @@ class EndpointTeacher:
             raise problem
 
     def _client(self) -> httpx2.AsyncClient:
+        """A client that follows no redirect, because the key belongs to one server, and asks for replies that are not
+        compressed, because a small one may unpack to any size."""
         key = self.settings.api_key
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         return httpx2.AsyncClient(
-            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+            headers={**headers, **({"Authorization": f"Bearer {key}"} if key else {})},
+            follow_redirects=False,
             timeout=httpx2.Timeout(self.settings.timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx2.Limits(max_connections=self.settings.concurrency),
         )
@@ -189,7 +195,8 @@ class EndpointTeacher:
         started = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.timeout_s):
-                response = await client.post(self.url, content=body)
+                async with client.stream("POST", self.url, content=body) as response:
+                    content = await _bounded(response)
         except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
             raise BadMoment(f"no answer within {self.settings.timeout_s:g} s") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -198,10 +205,16 @@ class EndpointTeacher:
             raise BadMoment(f"the connection broke: {str(error) or type(error).__name__}") from error
         finally:
             seconds.append(time.monotonic() - started)
-        return self._checked(response)
+        return self._checked(response, content)
 
-    def _checked(self, response: httpx2.Response) -> Completion:
-        said = f"HTTP {response.status_code}: {self._quoted(response)}"
+    def _checked(self, response: httpx2.Response, content: bytes) -> Completion:
+        said = f"HTTP {response.status_code}: {self._quoted(content)}"
+        if response.has_redirect_location:
+            raise ConfigurationError(
+                f"the teacher's endpoint {self.settings.url} redirects to {response.headers['Location']!r}; nothing "
+                "was sent there. If you trust that server, set VSR1_TEACHER_URL to it, and build again: finished rows "
+                "are kept"
+            )
         if response.status_code in PASSING or response.status_code >= 500:
             raise BadMoment(said, retry_after_s(response.headers.get("Retry-After", "")))
         if response.status_code in HOPELESS:
@@ -213,14 +226,26 @@ class EndpointTeacher:
         if response.status_code != 200:
             raise Refused(said)
         try:
-            return Completion.model_validate_json(response.content)
+            return Completion.model_validate_json(content)
         except ValidationError as error:
-            raise BadMoment(f"the answer is not a chat completion: {self._quoted(response)}") from error
+            raise BadMoment(f"the answer is not a chat completion: {self._quoted(content)}") from error
 
-    def _quoted(self, response: httpx2.Response) -> str:
+    def _quoted(self, content: bytes) -> str:
         """The beginning of the server's response, without the API key, which some servers repeat."""
-        text, key = " ".join(response.text.split()), self.settings.api_key
+        text, key = " ".join(content.decode(errors="replace").split()), self.settings.api_key
         return (text.replace(key, "***") if key else text)[:_MAX_QUOTED] or "(nothing)"
+
+
+async def _bounded(response: httpx2.Response) -> bytes:
+    """The body of a response. Refused: it is longer than MAX_REPLY_BYTES, or compressed."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise Refused("the server compresses its replies although the request asks it not to")
+    content = bytearray()
+    async for part in response.aiter_raw():
+        content += part
+        if len(content) > MAX_REPLY_BYTES:
+            raise Refused(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+    return bytes(content)
 
 
 async def _next(replies: AsyncIterator[TeacherReply]) -> TeacherReply | None:
