@@ -278,8 +278,8 @@ class Searcher:
             return []
         queries = torch.stack([e.final_vector for e in episodes if e.final_vector is not None]).float().cpu().numpy()
         exclude = [e.rejected for e in episodes] if self.settings.exclude_rejected else None
-        ids, scores = self.index.search(queries, self.settings.num_kept, exclude=exclude)
-        ranks = self.index.ranks(queries, [e.query.gt_video_id for e in episodes], exclude=exclude)
+        right = [e.query.gt_video_id for e in episodes]
+        ids, scores, ranks = self.index.search_and_rank(queries, self.settings.num_kept, right, exclude)
         showing = []
         for episode, found, score, rank in zip(episodes, ids, scores, ranks, strict=True):
             if not found:

@@ -149,8 +149,7 @@ def _no_index(split: str) -> str:
 
 def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[dict[str, Any]]:
     vectors, right = as_matrix(queries["vector"]), queries["gt_video_id"].to_list()
-    ranks = index.ranks(vectors, right)
-    top_ids, top_scores = index.search(vectors, top_k)
+    top_ids, top_scores, ranks = index.search_and_rank(vectors, top_k, right)
     for row, (query_id, split) in enumerate(queries.select("query_id", "split").iter_rows()):
         at = index.row_of.get(right[row])
         yield {
