@@ -144,7 +144,12 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_rounds_to() -> None
 
 
 def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing(
-    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["GPU", "CPU"],
+)
+    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     world, lines = make_world(), []
     trainer = trainer_of(world, RECIPE, tmp_path)
@@ -156,7 +161,7 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
 
     def loss(some: Sequence[Rollout], *args: Any) -> Any:
         if len(some) > room[0] or (len(some) > 1 and some[-1] is rollouts[-1]):
-            raise torch.OutOfMemoryError
+            raise error
         return compute(some, *args)
 
     monkeypatch.setattr(trainer, "loss_of", loss)
@@ -164,7 +169,7 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
     total.backward()  # as the Trainer does
     found = {name: p.grad for name, p in world.policy.model.named_parameters() if p.grad is not None}
     assert largest_difference(found, whole) < EXACT
-    assert lines[-1] == "training: out of GPU memory; goes on with 1 episodes in a backward pass"
+    assert lines[-1] == "training: out of memory; goes on with 1 episodes in a backward pass"
     assert len(lines) == 3
     trainer.micro_batches.size, room[0] = 8, 0
     with pytest.raises(RuntimeError, match=r"a single episode does not fit .* lower frames\.max_frames"):
@@ -172,6 +177,21 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
 
 
 def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_path: Path) -> None:
+def test_another_error_is_not_taken_for_a_lack_of_memory(
+    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = make_world()
+    trainer = trainer_of(world, RECIPE, tmp_path)
+    rollouts = world.sample()
+
+    def loss(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(trainer, "loss_of", loss)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer._differentiated(rollouts, counts_of(rollouts))
+
+
     world = make_world()
     frozen, rollouts = world.policy.frozen_copy(), world.sample()
     trainer = trainer_of(world, replace(RECIPE, lora_rank=2), tmp_path)
