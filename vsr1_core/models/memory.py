@@ -148,8 +148,9 @@ class Learning:
 
     @property
     def autocast_copies(self) -> float:
-        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over."""
-        return BF16 * (self.num_refine if self.lora_rank else self.num_learning)
+        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over. The soft query
+        modules compute in fp32."""
+        return BF16 * (self.num_adapters if self.lora_rank else self.size.text)
 
     def activations(self, lengths: Sequence[int], num_answer: int) -> float:
         """The activations of a forward and backward pass over rows of so many tokens, padded to the longest, with

@@ -26,7 +26,7 @@ from vsr1_core.models.qwen3_vl.policy import policy_from_body
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.models.sizes import ModelSize
-from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.soft_query import SoftQueryConfig, in_own_precision
 from vsr1_core.models.text_tokens import MARK, TEXT_RULE, Rendered, render, template_ids
 
 _LAYOUTS_KEPT = 512
@@ -191,7 +191,7 @@ class Qwen3VLEmbedder:
         last = torch.tensor([len(r) - 1 for r in rows], device=padded.device)
         pooled = hidden.last_hidden_state[torch.arange(len(rows), device=padded.device), last]
         if self.head is not None:
-            pooled = self.head(pooled.to(next(self.head.parameters())))
+            pooled = in_own_precision(self.head, pooled)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
     def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:

@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.models.text_tokens import TEXT_RULE, closed_ids
+from vsr1_core.models.soft_query import in_own_precision
 from vsr1_core.models.xclip.pixels import Normalisation, pixel_values
 
 
@@ -123,7 +124,7 @@ class XCLIPEmbedder:
             rows.append(words if z is None else torch.cat([words[:-1], z.to(words), words[-1:]]))
         pooled = self.model.text_projection(self._read(rows))
         if self.head is not None:
-            pooled = self.head(pooled.to(next(self.head.parameters())))
+            pooled = in_own_precision(self.head, pooled)
         return F.normalize(pooled.float(), dim=-1)
 
     def _token_ids(self, queries: Sequence[str]) -> list[list[int]]:
