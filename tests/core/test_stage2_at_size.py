@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,12 +144,12 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_rounds_to() -> None
     assert group_advantages(rewards, 7).tolist() == [0.0] * 14
 
 
-def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing(
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     ids=["GPU", "CPU"],
 )
+def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing(
     some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     world, lines = make_world(), []
@@ -176,7 +177,6 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
         trainer._compute_loss(trainer.model, inputs)
 
 
-def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_path: Path) -> None:
 def test_another_error_is_not_taken_for_a_lack_of_memory(
     some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -192,6 +192,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
         trainer._differentiated(rollouts, counts_of(rollouts))
 
 
+def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_path: Path) -> None:
     world = make_world()
     frozen, rollouts = world.policy.frozen_copy(), world.sample()
     trainer = trainer_of(world, replace(RECIPE, lora_rank=2), tmp_path)
@@ -232,6 +233,22 @@ def world_trained_with_adapters(tmp_path_factory: pytest.TempPathFactory) -> tup
     assert first == pytest.approx(0.0, abs=1e-9)
     assert second > 1e-9
     return world, before
+
+
+def test_adapters_learn_beside_a_base_in_bf16(some_match: None, tmp_path: Path) -> None:
+    world = make_world()
+    world.policy.model.bfloat16()
+    for parameter in world.policy.model.refine_parameters:
+        parameter.data = parameter.data.float()
+    before = weights_of(world)
+    curve = world.train(replace(RECIPE, lora_rank=2, steps=2, queries_per_step=1, lr=0.1, bf16=True), tmp_path).curve
+    assert all(math.isfinite(p.value) for p in curve)
+    after = weights_of(world)
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    learned = {name for name in before if not torch.equal(after[name], before[name])}
+    assert {name for name in learned if "_proj.weight" in name}
+    assert {name for name in learned if name.startswith("refine_append_input_projector")}
+    assert "model.language_model.embed_tokens.weight" not in learned
 
 
 def test_the_weights_that_learn_are_handed_over_as_they_will_be_merged() -> None:

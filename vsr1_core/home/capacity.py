@@ -192,15 +192,12 @@ def forecast(base: Forecast) -> Iterator[Estimate]:
     yield _features(base)
     if isinstance(base.config.teacher, EndpointRecipe):
         yield _traces(base)
-    for trained in methods.TRAINED.values():
-        if methods.is_made(base.config, trained):
-            recipe = trained.recipe(base.config)
-            if isinstance(recipe, SFTRecipe):
-                yield _sft(base, trained.name, recipe)
-            else:
-                yield _grpo(base, trained.name, recipe)
+    made = [trained for trained in methods.TRAINED.values() if methods.is_made(base.config, trained)]
+    recipes = {trained.name: trained.recipe(base.config) for trained in made}
+    for name, recipe in recipes.items():
+        yield _sft(base, name, recipe) if isinstance(recipe, SFTRecipe) else _grpo(base, name, recipe)
     if base.execution.save_steps:
-        yield _training_state(base)
+        yield _training_state([base.learning(recipe) for recipe in recipes.values()])
     yield _predictions(base)
 
 
@@ -260,17 +257,20 @@ def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
     passes = 8 if recipe.gradient_checkpointing else 6
     hours = base.hours(rows * base.mean_tokens("train") * passes * base.writer.text, is_training=True)
     how = f"{rows:,} rows, {passes} operations per parameter and token"
-    return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
+    return Estimate(asset, _checkpoint_bytes(learning), memory, hours, how)
 
 
-def _checkpoint_bytes(base: Forecast) -> float:
-    return FP32 * base.writer.text + BF16 * base.writer.vision
+def _checkpoint_bytes(learning: Learning) -> float:
+    """A policy on disk: its text model in fp32, or in bf16 where adapters were merged into it."""
+    return (BF16 if learning.lora_rank else FP32) * learning.size.text + BF16 * learning.size.vision
 
 
-def _training_state(base: Forecast) -> Estimate:
-    """Weights and AdamW moments, from which a stopped training resumes. The old state is deleted once the new one is
-    complete, so there are two for a moment."""
-    state = _checkpoint_bytes(base) + 8 * base.writer.text
+def _training_state(trainings: Sequence[Learning]) -> Estimate:
+    """Weights and AdamW moments of the largest training, from which it resumes when it was stopped. The old state is
+    deleted once the new one is complete, so there are two for a moment."""
+    weights = [_checkpoint_bytes(t) + FP32 * t.num_adapters for t in trainings]
+    moments = [2 * FP32 * (t.num_adapters or t.size.text) for t in trainings]
+    state = max(map(sum, zip(weights, moments, strict=True)), default=0)
     return Estimate("training state", 2 * state, how="two at a time while a training runs; none is left after it")
 
 
@@ -298,7 +298,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     memory = max(base.frozen_bytes + reference + replay, held + base.pass_bytes(held, of_rows, episodes))
     hours = steps * (replaying + base.hours(2 * per_pass * read) + decoding / 3600)
     how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
-    return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
+    return Estimate(asset, _checkpoint_bytes(learning), memory, hours, how)
 
 
 def _predictions(base: Forecast) -> Estimate:
