@@ -151,15 +151,20 @@ def test_a_query_costs_what_its_tokens_cost() -> None:
 
 
 @pytest.mark.parametrize("what", ["videos", "answers"])
-def test_peak_memory_grows_with_the_budget_and_not_with_the_number_of_videos(what: str) -> None:
-    few, many, wide = (_peak_bytes(what, *case) for case in ((6, 24 << 20), (24, 24 << 20), (24, 192 << 20)))
+def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(what: str) -> None:
+    small, large = 24 << 20, 192 << 20
+    few, many, wide, long, long_wide = _peak_bytes(
+        what, (6, 16, small), (12, 16, small), (24, 16, large), (1, 96, small), (1, 96, large)
+    )
     assert many < 1.3 * few
     assert wide > 1.5 * many
+    assert long_wide > 1.35 * long, "a long video alone is read in parts"
 
 
-def _peak_bytes(what: str, num_videos: int, limit: int) -> int:
-    """Growth of the resident set of a process of its own. Blocks go back to the system at once there."""
-    arguments = [sys.executable, "-m", "tests.core.peak_run", what, str(num_videos), str(limit)]
+def _peak_bytes(what: str, *cases: tuple[int, int, int]) -> list[int]:
+    """Growth of the resident set of a process of its own, for each (videos, frames of each, bytes of the budget).
+    Blocks go back to the system at once there."""
+    arguments = [sys.executable, "-m", "tests.core.peak_run", what, *(",".join(map(str, case)) for case in cases)]
     environ = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env={**os.environ, **environ})
-    return int(done.stdout.split()[-1])
+    return [int(line) for line in done.stdout.splitlines()[-len(cases) :]]

@@ -172,9 +172,12 @@ class Forecast:
     def pass_bytes(self, weights: float, of_rows: Callable[[int], float], most_rows: int) -> float:
         """What the passes of loaded models take: those of `most_rows` rows of the longest video, but no more than the
         budget that the weights leave, and at least one row. of_rows: bytes of a pass over so many rows."""
+        return max(of_rows(1), min(of_rows(most_rows), self.budget(weights)))
+
+    def budget(self, weights: float) -> float:
+        """Bytes that a pass may take beside weights of so many bytes (`models.batches.Budget`)."""
         free = self.device.memory - weights
-        allowed = min(CPU_SHARE * free, CPU_MOST) if self.device.is_cpu else GPU_SHARE * free
-        return max(of_rows(1), min(of_rows(most_rows), allowed))
+        return min(CPU_SHARE * free, CPU_MOST) if self.device.is_cpu else GPU_SHARE * free
 
     def learning(self, recipe: SFTRecipe | GRPORecipe) -> Learning:
         """What a training takes. Stage 2 has adapters where its recipe has a rank."""
@@ -224,7 +227,8 @@ def _embeddings(base: Forecast) -> Estimate:
     # On a CPU weights in bf16 are read from their file when they are needed, and take no memory of their own.
     weights = BF16 * (model.text + model.vision) * (not base.device.is_cpu)
     passes, lengths = Passes(model), [base.longest_prompt]
-    of_rows = lambda n: passes.video_embedding([base.most_patches] * n, lengths * n)  # noqa: E731
+    most = base.budget(weights)
+    of_rows = lambda n: passes.video_embedding([base.most_patches] * n, lengths * n, most)  # noqa: E731
     memory = weights + base.pass_bytes(weights, of_rows, min(base.execution.batch_size, len(corpus.all_frames)))
     hours = base.hours(2 * model.text * tokens + 2 * model.vision * patches)
     return Estimate("embeddings and index", 2 * rows * 4 * model.hidden_size, memory, hours, "one pass over each video")

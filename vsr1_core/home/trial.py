@@ -91,7 +91,8 @@ class _Trial:
         self.vector, seconds, peak = _measured(self.place, embed)
         size, (patches, tokens) = self.embedder.size, self.embedder.video_size(video)
         forecast_s = self._seconds(2 * (size.text * tokens + size.vision * patches))
-        needed = Passes(size, weight_bytes(self.embedder.model)).video_embedding([patches], [tokens])
+        most = budget.bytes_on(torch.device(self.place))
+        needed = Passes(size, weight_bytes(self.embedder.model)).video_embedding([patches], [tokens], most)
         found = f"{len(video.pixels)} frames, {patches:,} patches, {tokens:,} tokens"
         return Tried("embed a video", seconds, peak, forecast_s, needed + video.pixels.nbytes, found)
 
@@ -110,7 +111,8 @@ class _Trial:
         num_new = sum(t.decoded.num_text_tokens + t.decoded.num_latent_tokens for t in episode.turns)
         reading = 2 * size.text * tokens * len(episode.turns) + 2 * size.vision * patches
         passes = Passes(size, weight_bytes(self.policy.text_model))
-        needed = max(passes.vision(patches), passes.decoding([tokens], NUM_TOKENS))
+        most = Budget().bytes_on(torch.device(self.place))
+        needed = max(passes.vision_in_parts(patches, most), passes.decoding([tokens], NUM_TOKENS))
         needed += passes.features(patches / size.patches_per_token)
         latents = sum(t.decoded.num_latent_tokens for t in episode.turns)
         found = f"{len(episode.turns)} turns of {tokens:,} tokens, {num_new - latents} text and {latents} latent tokens"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -194,12 +195,14 @@ class Qwen3VLEmbedder:
             pooled = in_own_precision(self.head, pooled)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
-    def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower.
+    def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
+        """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower, unless a single one takes
+        more than `pass_bytes` in the vision tower.
 
         Raises ValueError if the sides of a frame are not multiples of patch size times merge size.
         """
-        return self.embed_features(self.encoder.encode([self.encoder.prepare(frames) for frames in videos]))
+        prepared = [self.encoder.prepare(frames) for frames in videos]
+        return self.embed_features(self.encoder.encode(prepared, pass_bytes))
 
     def embed_features(self, features: Sequence[VideoFeatures]) -> Tensor:
         """Unit vectors [B, E] of videos from their vision features."""
