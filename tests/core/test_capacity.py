@@ -105,6 +105,16 @@ def test_a_laptop_ranks_without_a_policy_and_without_a_gpu() -> None:
     assert slow["embeddings and index"].hours > stages["embeddings and index"].hours
 
 
+def test_a_cpu_decodes_at_its_own_speed() -> None:
+    size = base().writer
+    processor = capacity.processor(2, 8e9, has_bf16=True)
+    assert capacity.GPUS["H100"].step_seconds(size, 64) == capacity.ASSUMED["step_s"].value
+    assert processor.step_seconds(size) == pytest.approx(2 * size.text / 8e9), "the weights are read once"
+    assert processor.step_seconds(size, 640) == pytest.approx(640 * 2 * size.text / processor.flops)
+    gpu, cpu = (by_stage(base(device=device))["predictions"] for device in (capacity.GPUS["A100"], processor))
+    assert cpu.hours > gpu.hours
+
+
 def test_both_stages_with_adapters_fit_a_card_of_24_gb() -> None:
     long = Corpus({"train": [64.0], "test": [64.0]}, {"train": [32], "test": [32]}, {"train": 100, "test": 10})
     forecast = base(long, "qwen3-vl-2b-24gb", capacity.GPUS["4090"])

@@ -50,6 +50,19 @@ class Device:
     memory: float
     is_cpu: bool = False
 
+    def seconds(self, operations: float, is_training: bool = False) -> float:
+        """Seconds that so many operations of reading, or of a step of training, take."""
+        name = "training_utilisation" if is_training else "utilisation"
+        share = 1.0 if self.is_cpu else ASSUMED[name].value
+        return operations / (self.flops * share)
+
+    def step_seconds(self, size: ModelSize, num_rows: int = 1) -> float:
+        """Seconds of one decoding step of so many rows. On a CPU, the weights are read once, and each row computes with
+        them."""
+        if not self.is_cpu:
+            return ASSUMED["step_s"].value
+        return max(BF16 * size.text / ASSUMED["cpu_bytes_per_s"].value, self.seconds(2 * size.text * num_rows))
+
 
 GPUS: Mapping[str, Device] = {
     "H200": Device(989e12, 141e9),
@@ -145,9 +158,7 @@ class Forecast:
 
     def hours(self, operations: float, is_training: bool = False) -> float:
         """Hours that so many operations take on the device."""
-        name = "training_utilisation" if is_training else "utilisation"
-        share = 1.0 if self.device.is_cpu else ASSUMED[name].value
-        return operations / (self.device.flops * share) / 3600
+        return self.device.seconds(operations, is_training) / 3600
 
     def mean_tokens(self, split: str) -> float:
         """Tokens of a prompt about a video of average length in the split."""
@@ -292,7 +303,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     passes = 8 if recipe.gradient_checkpointing else 6
     per_pass = base.mean_tokens("train") * size.text
     replaying = base.hours(per_pass * replayed * (passes + 2 * bool(recipe.beta)), is_training=True)
-    decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value
+    decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, episodes)
     micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
     lengths = [base.longest_prompt + recipe.max_new_tokens]
     reference = FP32 * size.text if recipe.beta and not learning.lora_rank else 0
@@ -316,6 +327,6 @@ def _predictions(base: Forecast) -> Estimate:
     passes = base.pass_bytes(weights, of_rows, 2 * base.execution.batch_size)
     rows = max(1, min(2 * base.execution.batch_size, int(passes / of_rows(1))))
     reading = base.hours(prompts * base.mean_tokens(recipe.splits[0]) * 2 * size.text)
-    decoding = prompts / rows * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value / 3600
+    decoding = prompts / rows * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, rows) / 3600
     how = f"{queries:,} queries, {len(searched)} methods, at most {turns} turns in all, {rows} at a time"
     return Estimate("predictions", 0, weights + passes, reading + decoding, how)
