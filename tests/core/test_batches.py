@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from vsr1_core.models.protocols import DecodeSettings, VideoFrames
 from vsr1_core.models.query_vectors import embedded_queries
 from vsr1_core.models.video_vectors import embedded_videos
 from vsr1_core.search.episodes import verify
+from vsr1_core.stages import loading
+from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.loading import budget_of
 
 CPU = torch.device("cpu")
 
@@ -106,6 +110,16 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path) -> None:
     assert memory._free_in_group(tmp_path) == 350
     (tmp_path / "memory.max").write_text("max")
     assert memory._free_in_group(tmp_path) == memory._free_in_group(tmp_path / "none") == float("inf")
+
+
+def test_stages_of_a_process_share_what_was_found_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_budget_of_this_process", functools.cache(Budget))
+    said: list[str] = []
+    first = budget_of(Execution(log=said.append))
+    first.limit = 16
+    assert len(list(first.map([1] * 20, sizes, Small(MemoryError), CPU, 100))) == 20
+    assert budget_of(Execution()).limit == 4
+    assert len(said) == 1
 
 
 def frames(seed: int) -> VideoFrames:
