@@ -153,7 +153,7 @@ QWEN3_VL_2B_24GB = dataclasses.replace(
     sft=dataclasses.replace(QWEN3_VL_2B.sft, lora_rank=32, lr=2e-4),
     fine_tuned=dataclasses.replace(QWEN3_VL_2B.fine_tuned, lora_rank=32, lr=2e-4),
     hard_refine=dataclasses.replace(QWEN3_VL_2B.hard_refine, lora_rank=32, lr=2e-4),
-    grpo=dataclasses.replace(QWEN3_VL_2B.grpo, group_size=4, num_turns=2),
+    grpo=dataclasses.replace(QWEN3_VL_2B.grpo, lora_rank=32, lr=1e-5, group_size=4, num_turns=2),
 )
 """For a GPU of 24 GB: both stages train adapters (LoRA) beside a text model in bf16, on fewer and smaller frames. The
 learning rates of the adapters are ten and twenty times those of all weights, which is usual, and not tuned here."""

@@ -1,6 +1,6 @@
-"""Embeds or asks about many videos in a process of its own, and prints by how many bytes its resident set grew.
+"""Embeds or asks about videos in a process of its own, and prints by how many bytes its resident set grew in each.
 
-python -m tests.core.peak_run {videos|answers} NUM_VIDEOS LIMIT
+python -m tests.core.peak_run {videos|answers} NUM_VIDEOS,NUM_FRAMES,LIMIT ...
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vsr1_core.models.protocols import DecodeSettings, VideoFrames
 from vsr1_core.models.video_vectors import embedded_videos
 from vsr1_core.search.episodes import verify
 
-NUM_FRAMES, SIDE = 16, 128
+SIDE = 128
 
 
-def video(seed: int) -> VideoFrames:
+def video(seed: int, num_frames: int) -> VideoFrames:
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 255, (NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    return VideoFrames(pixels, [float(i) for i in range(NUM_FRAMES)])
+    pixels = rng.integers(0, 255, (num_frames, SIDE, SIDE, 3), dtype=np.uint8)
+    return VideoFrames(pixels, [float(i) for i in range(num_frames)])
 
 
 def status(name: str) -> int:
@@ -32,35 +32,38 @@ def status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def embed(num_videos: int, budget: Budget) -> None:
-    made = embedded_videos(tiny_embedder(), ((f"v{i}", video(i)) for i in range(num_videos)), budget, 32)
+def embed(num_videos: int, num_frames: int, budget: Budget) -> None:
+    videos = ((f"v{i}", video(i, num_frames)) for i in range(num_videos))
+    made = embedded_videos(tiny_embedder(), videos, budget, 32)
     assert len(list(made)) == num_videos
 
 
-def ask(num_videos: int, budget: Budget) -> None:
+def ask(num_videos: int, num_frames: int, budget: Budget) -> None:
     policy = tiny_policy(config=small_config())
     names = [f"v{i}" for i in range(num_videos)]
-    layout = policy.encoder.layout(SIDE, SIDE, video(0).timestamps_s)
+    layout = policy.encoder.layout(SIDE, SIDE, range(num_frames))
     store = FeatureStore(
         policy.encoder,
-        lambda name: policy.encoder.prepare(video(int(name[1:]))),
+        lambda name: policy.encoder.prepare(video(int(name[1:]), num_frames)),
         max_bytes=1 << 20,
         budget=budget,
         layout_of=lambda _name: layout,
     )
     pairs = [("a ring moves", name) for name in names]
-    assert len(verify(policy, store, dict.fromkeys(names, 16.0), pairs, DecodeSettings(2), 64)) == num_videos
+    durations_s = dict.fromkeys(names, float(num_frames))
+    assert len(verify(policy, store, durations_s, pairs, DecodeSettings(2), 64)) == num_videos
 
 
 def main() -> None:
-    what, num_videos, limit = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     torch.manual_seed(0)
-    work = {"videos": embed, "answers": ask}[what]
-    work(1, Budget(limit=1))  # imports, tokenizer and kernels are paid once
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    work(num_videos, Budget(limit=limit))
-    print(status("VmHWM") - before)
+    work = {"videos": embed, "answers": ask}[sys.argv[1]]
+    work(1, 16, Budget(limit=1))  # imports, tokenizer and kernels are paid once
+    for case in sys.argv[2:]:
+        num_videos, num_frames, limit = map(int, case.split(","))
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        work(num_videos, num_frames, Budget(limit=limit))
+        print(status("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 
 from tests.core.test_hub import Home
 from tests.core.test_policy_checkpoints import assert_same_weights
-from tests.core.tiny_models import tiny_embedder, tiny_policy
+from tests.core.tiny_models import tiny_embedder, tiny_policy, write_published
 from vsr1_core.home.hub.adoption import adopt
-from vsr1_core.home.hub.checkpoints import find_checkpoint, write_authors_folder
+from vsr1_core.home.hub.checkpoints import _write_query_embedder, find_checkpoint, write_authors_folder
+from vsr1_core.home.hub.remote import pull
 from vsr1_core.home.staleness import require_current
 from vsr1_core.input_form import AUTHORS
-from vsr1_core.models.checkpoints import load_policy, save_embedder, save_policy
+from vsr1_core.models.agreement import embedders_cosine
+from vsr1_core.models.checkpoints import load_embedder, load_policy, save_embedder, save_policy
+from vsr1_core.models.qwen3_vl.released_form import released_config, write_released_embedder
 from vsr1_core.models.registry import policy_family_of
 from vsr1_core.models.soft_query import checkpoint_kind
 from vsr1_core.models.weights import digest_weights
@@ -55,7 +58,10 @@ def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_promp
         path.name for path in out.iterdir()
     }
     assert set(load_file(out / "model.safetensors")) == set(load_file(models["policy"] / "model.safetensors"))
-    adopt(home.view, "grpo_checkpoint", "me/authors", out, out / "train_oneturn.json")
+    source, pulled = pull(str(out))
+    found = adopt(home.view, "grpo_checkpoint", source, pulled, out / "train_oneturn.json").found
+    assert "query_embedder/ is the embedder" in found[0]
+    assert "the vectors of a few queries agree" in found[0]
     back = adopted(home.view, "grpo_checkpoint")
     assert back is not None
     policy, before = load_policy(Path(back.path)), load_policy(models["policy"])
@@ -66,6 +72,36 @@ def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_promp
     assert differences[0].startswith("Their modules have the size 2048, and will not load these: D = 48")
     assert not any("final norm" in sentence or "last turn" in sentence for sentence in differences)
     assert differences[-1] in (out / "README.md").read_text()
+
+
+def test_the_embedder_goes_out_with_the_policy_in_their_spelling(
+    home: Home, models: dict[str, Path], tmp_path: Path
+) -> None:
+    write_authors_folder(find_checkpoint(home.view, "sft_checkpoint"), tmp_path / "out", "me/authors")
+    own, out = models["embedder"], tmp_path / "out" / "query_embedder"
+    assert (out / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
+    assert "rope_scaling" in read_json(out / "config.json")["text_config"]
+    assert read_json(out / "tokenizer_config.json")["tokenizer_class"] == "Qwen2Tokenizer"
+    assert read_json(out / "video_preprocessor_config.json")["patch_size"] == 8
+    assert load_embedder(out).recorded == load_embedder(own).recorded
+    assert embedders_cosine(out, own) > 1 - 1e-6
+
+
+def test_a_published_embedder_goes_out_as_it_is(tmp_path: Path) -> None:
+    published, out = write_published(tmp_path / "published"), tmp_path / "out"
+    config = read_json(published / "config.json")
+    config["text_config"] = released_config(config)["text_config"]
+    write_json(published / "config.json", config)
+    out.mkdir()
+    write_released_embedder(published, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in published.iterdir()}
+
+
+def test_an_embedder_that_their_code_cannot_read_is_left_out_and_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "xclip"})
+    [said] = _write_query_embedder(tmp_path, tmp_path)
+    assert said == "It has no query_embedder/, because their code reads no embedder of the family xclip."
+    assert not (tmp_path / "query_embedder").exists()
 
 
 def test_the_config_is_spelled_as_transformers_4_57_reads_it(models: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from vsr1_core.models.protocols import DecodeSettings, VideoFrames
 from vsr1_core.models.query_vectors import embedded_queries
 from vsr1_core.models.video_vectors import embedded_videos
 from vsr1_core.search.episodes import verify
+from vsr1_core.stages import loading
+from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.loading import budget_of
 
 CPU = torch.device("cpu")
 
@@ -108,6 +112,16 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path) -> None:
     assert memory._free_in_group(tmp_path) == memory._free_in_group(tmp_path / "none") == float("inf")
 
 
+def test_stages_of_a_process_share_what_was_found_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_budget_of_this_process", functools.cache(Budget))
+    said: list[str] = []
+    first = budget_of(Execution(log=said.append))
+    first.limit = 16
+    assert len(list(first.map([1] * 20, sizes, Small(MemoryError), CPU, 100))) == 20
+    assert budget_of(Execution()).limit == 4
+    assert len(said) == 1
+
+
 def frames(seed: int) -> VideoFrames:
     rng = np.random.default_rng(seed)
     number = 2 * int(rng.integers(1, 4))
@@ -151,15 +165,20 @@ def test_a_query_costs_what_its_tokens_cost() -> None:
 
 
 @pytest.mark.parametrize("what", ["videos", "answers"])
-def test_peak_memory_grows_with_the_budget_and_not_with_the_number_of_videos(what: str) -> None:
-    few, many, wide = (_peak_bytes(what, *case) for case in ((6, 24 << 20), (24, 24 << 20), (24, 192 << 20)))
+def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(what: str) -> None:
+    small, large = 24 << 20, 192 << 20
+    few, many, wide, long, long_wide = _peak_bytes(
+        what, (6, 16, small), (12, 16, small), (24, 16, large), (1, 96, small), (1, 96, large)
+    )
     assert many < 1.3 * few
     assert wide > 1.5 * many
+    assert long_wide > 1.35 * long, "a long video alone is read in parts"
 
 
-def _peak_bytes(what: str, num_videos: int, limit: int) -> int:
-    """Growth of the resident set of a process of its own. Blocks go back to the system at once there."""
-    arguments = [sys.executable, "-m", "tests.core.peak_run", what, str(num_videos), str(limit)]
+def _peak_bytes(what: str, *cases: tuple[int, int, int]) -> list[int]:
+    """Growth of the resident set of a process of its own, for each (videos, frames of each, bytes of the budget).
+    Blocks go back to the system at once there."""
+    arguments = [sys.executable, "-m", "tests.core.peak_run", what, *(",".join(map(str, case)) for case in cases)]
     environ = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env={**os.environ, **environ})
-    return int(done.stdout.split()[-1])
+    return [int(line) for line in done.stdout.splitlines()[-len(cases) :]]

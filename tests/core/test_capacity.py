@@ -12,6 +12,7 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import capacity
 from vsr1_core.home.capacity import GIB, Corpus, Device, Estimate, Forecast
+from vsr1_core.models.memory import Learning
 from vsr1_core.models.registry import model_size
 from vsr1_core.stages.execution import Execution
 
@@ -104,11 +105,26 @@ def test_a_laptop_ranks_without_a_policy_and_without_a_gpu() -> None:
     assert slow["embeddings and index"].hours > stages["embeddings and index"].hours
 
 
-def test_stage_1_with_adapters_fits_a_card_of_24_gb() -> None:
+def test_a_cpu_decodes_at_its_own_speed() -> None:
+    size = base().writer
+    processor = capacity.processor(2, 8e9, has_bf16=True)
+    assert capacity.GPUS["H100"].step_seconds(size, 64) == capacity.ASSUMED["step_s"].value
+    assert processor.step_seconds(size) == pytest.approx(2 * size.text / 8e9), "the weights are read once"
+    assert processor.step_seconds(size, 640) == pytest.approx(640 * 2 * size.text / processor.flops)
+    gpu, cpu = (by_stage(base(device=device))["predictions"] for device in (capacity.GPUS["A100"], processor))
+    assert cpu.hours > gpu.hours
+
+
+def test_both_stages_with_adapters_fit_a_card_of_24_gb() -> None:
     long = Corpus({"train": [64.0], "test": [64.0]}, {"train": [32], "test": [32]}, {"train": 100, "test": 10})
-    stages = by_stage(base(long, "qwen3-vl-2b-24gb", capacity.GPUS["4090"]))
-    for stage in ("sft_checkpoint", "fine_tuned_checkpoint", "predictions"):
+    forecast = base(long, "qwen3-vl-2b-24gb", capacity.GPUS["4090"])
+    stages = by_stage(forecast)
+    for stage in ("sft_checkpoint", "fine_tuned_checkpoint", "grpo_checkpoint", "predictions"):
         assert stages[stage].gpu < 24e9, stage
+    assert by_stage(base(long, device=capacity.GPUS["4090"]))["grpo_checkpoint"].gpu > 24e9
+    merged = 2 * (forecast.writer.text + forecast.writer.vision)
+    assert stages["grpo_checkpoint"].disk == merged, "a text model in bf16"
+    assert stages["training state"].disk == 2 * (merged + 12 * Learning(forecast.writer, 32).num_adapters)
 
 
 def test_fewer_episodes_a_backward_pass_need_less_memory_and_no_other_time() -> None:

@@ -39,7 +39,7 @@ from vsr1_core.models.qwen3_vl.inputs import video_layout, video_patches
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body
 from vsr1_core.models.qwen3_vl.released import load_released_policy, search_prompt
 from vsr1_core.models.qwen3_vl.vision import VisionTower, encode_videos
-from vsr1_core.models.soft_query import SoftQueryConfig, checkpoint_kind
+from vsr1_core.models.soft_query import SoftQueryConfig, checkpoint_kind, in_own_precision
 from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.recipes import EvalRecipe, FrameRecipe, MethodOptions
 from vsr1_core.stages.methods import BASIC, settings_of
@@ -268,6 +268,25 @@ def test_the_soft_query_modules_stay_float32_in_a_bf16_policy(tmp_path: Path) ->
     published = write_published(tmp_path / "published")
     fresh = load_base_policy(str(published), SoftQueryConfig(48, 48), dtype=torch.bfloat16)
     assert {p.dtype for p in fresh.model.refine_parameters} == {torch.float32}
+
+
+def test_the_soft_query_modules_compute_in_float32_also_under_autocast() -> None:
+    policy, head = tiny_policy().model, torch.nn.Linear(48, 20)
+    hidden = torch.randn(5, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def made() -> list[torch.Tensor]:
+        of_head = in_own_precision(head, hidden)
+        return [policy.latent(hidden), policy.latent_input(hidden), policy.append_input(hidden), of_head]
+
+    exact = made()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head(hidden).dtype == torch.bfloat16
+        under = made()
+    assert {row.dtype for row in under} == {torch.float32}
+    for one, other in zip(under, exact, strict=True):
+        assert torch.equal(one, other)
+    under[0].sum().backward()
+    assert {p.grad.dtype for p in policy.refine_projector.parameters() if p.grad is not None} == {torch.float32}
 
 
 @pytest.fixture

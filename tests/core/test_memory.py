@@ -49,6 +49,16 @@ def test_a_padded_batch_costs_its_longest_row() -> None:
     assert passes.decoding([1000], 256) > passes.text([1000]) + passes.cache([1256])
 
 
+def test_a_long_video_alone_takes_a_part_and_its_input() -> None:
+    passes, most = Passes(size()), float(1 << 28)
+    patches, tokens = 25_088, 6_700  # 64 frames of 448 x 448 pixels
+    assert passes.vision_in_parts(patches, most) == most + 4 * size().patch_values * patches
+    assert passes.vision_in_parts(1_000, most) == passes.vision(1_000) < most
+    assert passes.video_embedding([patches], [tokens], most) < passes.video_embedding([patches], [tokens]) / 2
+    two = [patches] * 2, [tokens] * 2
+    assert passes.video_embedding(*two, most) == passes.video_embedding(*two), "a batch is formed by the budget"
+
+
 def test_adapters_need_a_fraction_of_what_all_weights_need() -> None:
     whole, adapters = Learning(size()), Learning(size(), lora_rank=32)
     assert whole.held == 12 * whole.num_learning
@@ -64,7 +74,7 @@ def test_every_term_moves_the_peak() -> None:
     long = base.peak([30_000], 150)
     assert base.peak([30_000], 150, 1 << 30) == long + (1 << 30), "what else is held, where activations decide"
     assert replace(base, is_checkpointed=False).peak([3000], 150) > peak
-    assert base.autocast_copies == 2 * base.num_learning
+    assert base.autocast_copies == 2 * base.size.text
     assert base.optimiser_temporaries == 4 * base.num_learning
     assert replace(base, on_cpu=True).optimiser_temporaries == 4 * 151_936 * 2048
     assert base.peak([1], 1) == base.held + 4 * base.num_learning + base.optimiser_temporaries

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from pipelines.settings import read_settings
+from tests.core.tiny_models import tiny_embedder, tiny_policy
 from vsr1_core.models import weights
+from vsr1_core.models.checkpoints import save_policy
+from vsr1_core.recipes import GRPORecipe, SFTRecipe
 from vsr1_core.rows.files import write_json
 from vsr1_core.stages import loading
 from vsr1_core.stages.execution import Execution
+from vsr1_core.training import grpo, sft
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,27 @@ def test_precision_follows_device_processor_models_and_setting(
     monkeypatch.setattr(loading, "one_row", lambda *_: {"path": str(tmp_path)})
     monkeypatch.setattr(weights, "multiplies_bf16", lambda: has_bf16)
     assert loading.precision(None, Execution(**execution)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", [SFTRecipe(lora_rank=2), GRPORecipe(lora_rank=2)], ids=["stage 1", "stage 2"])
+def test_beside_adapters_the_base_keeps_the_precision_of_inference_and_what_learns_is_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: SFTRecipe | GRPORecipe
+) -> None:
+    save_policy(tiny_policy(), tmp_path, {})
+    monkeypatch.setattr(loading, "one_row", lambda *_: {"path": str(tmp_path), "options": None})
+    opened: Any = loading.learning_policy_of
+    policy = opened(None, Execution(precision="bf16"), "asset", "row", lora_rank=recipe.lora_rank)
+    if isinstance(recipe, SFTRecipe):
+        sft._choose_what_learns(policy, recipe)
+    else:
+        grpo._choose_what_learns(policy, tiny_embedder(), recipe)
+    kinds = {
+        (p.dtype, p.requires_grad) for name, p in policy.model.named_parameters() if not name.startswith("refine_gate")
+    }
+    assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
+    whole = opened(None, Execution(precision="bf16"), "asset", "row")
+    assert {p.dtype for p in whole.text_model.parameters()} == {torch.float32}
+    assert {p.dtype for p in whole.vision_tower.parameters()} == {torch.bfloat16}
 
 
 def test_the_setting_is_read_from_the_environment() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -143,8 +144,13 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_rounds_to() -> None
     assert group_advantages(rewards, 7).tolist() == [0.0] * 14
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["GPU", "CPU"],
+)
 def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing(
-    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     world, lines = make_world(), []
     trainer = trainer_of(world, RECIPE, tmp_path)
@@ -156,7 +162,7 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
 
     def loss(some: Sequence[Rollout], *args: Any) -> Any:
         if len(some) > room[0] or (len(some) > 1 and some[-1] is rollouts[-1]):
-            raise torch.OutOfMemoryError
+            raise error
         return compute(some, *args)
 
     monkeypatch.setattr(trainer, "loss_of", loss)
@@ -164,11 +170,26 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch_and_changes_nothing
     total.backward()  # as the Trainer does
     found = {name: p.grad for name, p in world.policy.model.named_parameters() if p.grad is not None}
     assert largest_difference(found, whole) < EXACT
-    assert lines[-1] == "training: out of GPU memory; goes on with 1 episodes in a backward pass"
+    assert lines[-1] == "training: out of memory; goes on with 1 episodes in a backward pass"
     assert len(lines) == 3
     trainer.micro_batches.size, room[0] = 8, 0
     with pytest.raises(RuntimeError, match=r"a single episode does not fit .* lower frames\.max_frames"):
         trainer._compute_loss(trainer.model, inputs)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(
+    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = make_world()
+    trainer = trainer_of(world, RECIPE, tmp_path)
+    rollouts = world.sample()
+
+    def loss(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(trainer, "loss_of", loss)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer._differentiated(rollouts, counts_of(rollouts))
 
 
 def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_path: Path) -> None:
@@ -212,6 +233,22 @@ def world_trained_with_adapters(tmp_path_factory: pytest.TempPathFactory) -> tup
     assert first == pytest.approx(0.0, abs=1e-9)
     assert second > 1e-9
     return world, before
+
+
+def test_adapters_learn_beside_a_base_in_bf16(some_match: None, tmp_path: Path) -> None:
+    world = make_world()
+    world.policy.model.bfloat16()
+    for parameter in world.policy.model.refine_parameters:
+        parameter.data = parameter.data.float()
+    before = weights_of(world)
+    curve = world.train(replace(RECIPE, lora_rank=2, steps=2, queries_per_step=1, lr=0.1, bf16=True), tmp_path).curve
+    assert all(math.isfinite(p.value) for p in curve)
+    after = weights_of(world)
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    learned = {name for name in before if not torch.equal(after[name], before[name])}
+    assert {name for name in learned if "_proj.weight" in name}
+    assert {name for name in learned if name.startswith("refine_append_input_projector")}
+    assert "model.language_model.embed_tokens.weight" not in learned
 
 
 def test_the_weights_that_learn_are_handed_over_as_they_will_be_merged() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from tests.core.tiny_models import random_video, small_config, spread
+from tests.core.tiny_models import random_video, small_config, spread, tiny_embedder
 from vsr1_core.models.batches import Budget
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.memory import Passes
-from vsr1_core.models.qwen3_vl.inputs import VideoPatches
+from vsr1_core.models.protocols import VideoFrames
+from vsr1_core.models.qwen3_vl import inputs
+from vsr1_core.models.qwen3_vl.inputs import VideoPatches, video_patches
 from vsr1_core.models.qwen3_vl.vision import (
     PRODUCT_FROM_WIDTH,
     PatchProduct,
@@ -22,6 +25,7 @@ from vsr1_core.models.qwen3_vl.vision import (
     fast_vision,
     use_patch_product,
 )
+from vsr1_core.models.video_vectors import embedded_videos
 
 
 def plain_model() -> Qwen3VLModel:
@@ -96,6 +100,56 @@ def test_features_of_a_video_do_not_depend_on_its_batch() -> None:
         alone = encode_videos(MODEL, [video(seed)])[0]
         torch.testing.assert_close(feature.tokens, alone.tokens, atol=1e-5, rtol=1e-5)
         assert feature.layout == alone.layout
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
+@torch.no_grad()
+def test_a_video_in_parts_has_the_features_of_one_pass(dtype: torch.dtype, tolerance: float) -> None:
+    """In bf16 a rounding may fall otherwise where a matrix product has another number of rows."""
+    model = copy.deepcopy(MODEL).to(dtype)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (13, 32, 48, 3), dtype=np.uint8)  # the last one is repeated
+    tower = VisionTower(model)
+    long = tower.prepare(VideoFrames(frames, [0.5 * i for i in range(13)]))
+    [whole] = tower.encode([long])
+    of_group = Passes(tower.size, tower.number_bytes).vision(24)
+    for pass_bytes, num_passes in ((1, 7), (3.5 * of_group, 3), (100 * of_group, 1)):
+        seen = count_passes(model)
+        [parts] = tower.encode([long], pass_bytes)
+        assert sum(seen) == 7 * 24
+        assert len(seen) == num_passes
+        assert parts.layout == whole.layout
+        for one, other in zip((parts.tokens, *parts.deepstack), (whole.tokens, *whole.deepstack), strict=True):
+            torch.testing.assert_close(one, other, atol=tolerance * float(other.abs().max()), rtol=0)
+
+
+def count_passes(model: Qwen3VLModel) -> list[int]:
+    """The numbers of patches in the passes of the tower from now on."""
+    seen: list[int] = []
+    for hook in [*model.visual._forward_pre_hooks]:
+        del model.visual._forward_pre_hooks[hook]
+    model.visual.register_forward_pre_hook(lambda _module, args, **_: seen.append(len(args[0])))
+    return seen
+
+
+def test_a_store_and_an_embedder_read_a_video_above_the_budget_in_parts() -> None:
+    embedder = tiny_embedder()
+    frames = VideoFrames(np.zeros((12, 32, 32, 3), np.uint8), [float(i) for i in range(12)])
+    seen = count_passes(embedder.model)
+    store = FeatureStore(embedder.encoder, lambda _: embedder.encoder.prepare(frames), budget=Budget(limit=1))
+    store.get(["v"])
+    assert seen == [16] * 6
+    seen.clear()
+    assert len(list(embedded_videos(embedder, [("v", frames)], Budget(limit=1), 32))) == 1
+    assert seen == [16] * 6
+
+
+def test_patches_do_not_depend_on_how_many_groups_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 32, 64, 3), dtype=np.uint8)
+    whole = video_patches(pixels, range(7), MODEL.config)
+    for size in (1, 3):
+        monkeypatch.setattr(inputs, "GROUPS_AT_ONCE", size)
+        assert torch.equal(video_patches(pixels, range(7), MODEL.config).patches, whole.patches)
 
 
 class Loader:

@@ -50,6 +50,19 @@ class Device:
     memory: float
     is_cpu: bool = False
 
+    def seconds(self, operations: float, is_training: bool = False) -> float:
+        """Seconds that so many operations of reading, or of a step of training, take."""
+        name = "training_utilisation" if is_training else "utilisation"
+        share = 1.0 if self.is_cpu else ASSUMED[name].value
+        return operations / (self.flops * share)
+
+    def step_seconds(self, size: ModelSize, num_rows: int = 1) -> float:
+        """Seconds of one decoding step of so many rows. On a CPU, the weights are read once, and each row computes with
+        them."""
+        if not self.is_cpu:
+            return ASSUMED["step_s"].value
+        return max(BF16 * size.text / ASSUMED["cpu_bytes_per_s"].value, self.seconds(2 * size.text * num_rows))
+
 
 GPUS: Mapping[str, Device] = {
     "H200": Device(989e12, 141e9),
@@ -145,9 +158,7 @@ class Forecast:
 
     def hours(self, operations: float, is_training: bool = False) -> float:
         """Hours that so many operations take on the device."""
-        name = "training_utilisation" if is_training else "utilisation"
-        share = 1.0 if self.device.is_cpu else ASSUMED[name].value
-        return operations / (self.device.flops * share) / 3600
+        return self.device.seconds(operations, is_training) / 3600
 
     def mean_tokens(self, split: str) -> float:
         """Tokens of a prompt about a video of average length in the split."""
@@ -172,9 +183,12 @@ class Forecast:
     def pass_bytes(self, weights: float, of_rows: Callable[[int], float], most_rows: int) -> float:
         """What the passes of loaded models take: those of `most_rows` rows of the longest video, but no more than the
         budget that the weights leave, and at least one row. of_rows: bytes of a pass over so many rows."""
+        return max(of_rows(1), min(of_rows(most_rows), self.budget(weights)))
+
+    def budget(self, weights: float) -> float:
+        """Bytes that a pass may take beside weights of so many bytes (`models.batches.Budget`)."""
         free = self.device.memory - weights
-        allowed = min(CPU_SHARE * free, CPU_MOST) if self.device.is_cpu else GPU_SHARE * free
-        return max(of_rows(1), min(of_rows(most_rows), allowed))
+        return min(CPU_SHARE * free, CPU_MOST) if self.device.is_cpu else GPU_SHARE * free
 
     def learning(self, recipe: SFTRecipe | GRPORecipe) -> Learning:
         """What a training takes. Stage 2 has adapters where its recipe has a rank."""
@@ -192,15 +206,12 @@ def forecast(base: Forecast) -> Iterator[Estimate]:
     yield _features(base)
     if isinstance(base.config.teacher, EndpointRecipe):
         yield _traces(base)
-    for trained in methods.TRAINED.values():
-        if methods.is_made(base.config, trained):
-            recipe = trained.recipe(base.config)
-            if isinstance(recipe, SFTRecipe):
-                yield _sft(base, trained.name, recipe)
-            else:
-                yield _grpo(base, trained.name, recipe)
+    made = [trained for trained in methods.TRAINED.values() if methods.is_made(base.config, trained)]
+    recipes = {trained.name: trained.recipe(base.config) for trained in made}
+    for name, recipe in recipes.items():
+        yield _sft(base, name, recipe) if isinstance(recipe, SFTRecipe) else _grpo(base, name, recipe)
     if base.execution.save_steps:
-        yield _training_state(base)
+        yield _training_state([base.learning(recipe) for recipe in recipes.values()])
     yield _predictions(base)
 
 
@@ -227,7 +238,8 @@ def _embeddings(base: Forecast) -> Estimate:
     # On a CPU weights in bf16 are read from their file when they are needed, and take no memory of their own.
     weights = BF16 * (model.text + model.vision) * (not base.device.is_cpu)
     passes, lengths = Passes(model), [base.longest_prompt]
-    of_rows = lambda n: passes.video_embedding([base.most_patches] * n, lengths * n)  # noqa: E731
+    most = base.budget(weights)
+    of_rows = lambda n: passes.video_embedding([base.most_patches] * n, lengths * n, most)  # noqa: E731
     memory = weights + base.pass_bytes(weights, of_rows, min(base.execution.batch_size, len(corpus.all_frames)))
     hours = base.hours(2 * model.text * tokens + 2 * model.vision * patches)
     return Estimate("embeddings and index", 2 * rows * 4 * model.hidden_size, memory, hours, "one pass over each video")
@@ -260,17 +272,20 @@ def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
     passes = 8 if recipe.gradient_checkpointing else 6
     hours = base.hours(rows * base.mean_tokens("train") * passes * base.writer.text, is_training=True)
     how = f"{rows:,} rows, {passes} operations per parameter and token"
-    return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
+    return Estimate(asset, _checkpoint_bytes(learning), memory, hours, how)
 
 
-def _checkpoint_bytes(base: Forecast) -> float:
-    return FP32 * base.writer.text + BF16 * base.writer.vision
+def _checkpoint_bytes(learning: Learning) -> float:
+    """A policy on disk: its text model in fp32, or in bf16 where adapters were merged into it."""
+    return (BF16 if learning.lora_rank else FP32) * learning.size.text + BF16 * learning.size.vision
 
 
-def _training_state(base: Forecast) -> Estimate:
-    """Weights and AdamW moments, from which a stopped training resumes. The old state is deleted once the new one is
-    complete, so there are two for a moment."""
-    state = _checkpoint_bytes(base) + 8 * base.writer.text
+def _training_state(trainings: Sequence[Learning]) -> Estimate:
+    """Weights and AdamW moments of the largest training, from which it resumes when it was stopped. The old state is
+    deleted once the new one is complete, so there are two for a moment."""
+    weights = [_checkpoint_bytes(t) + FP32 * t.num_adapters for t in trainings]
+    moments = [2 * FP32 * (t.num_adapters or t.size.text) for t in trainings]
+    state = max(map(sum, zip(weights, moments, strict=True)), default=0)
     return Estimate("training state", 2 * state, how="two at a time while a training runs; none is left after it")
 
 
@@ -288,7 +303,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     passes = 8 if recipe.gradient_checkpointing else 6
     per_pass = base.mean_tokens("train") * size.text
     replaying = base.hours(per_pass * replayed * (passes + 2 * bool(recipe.beta)), is_training=True)
-    decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value
+    decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, episodes)
     micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
     lengths = [base.longest_prompt + recipe.max_new_tokens]
     reference = FP32 * size.text if recipe.beta and not learning.lora_rank else 0
@@ -298,7 +313,7 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     memory = max(base.frozen_bytes + reference + replay, held + base.pass_bytes(held, of_rows, episodes))
     hours = steps * (replaying + base.hours(2 * per_pass * read) + decoding / 3600)
     how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
-    return Estimate(asset, _checkpoint_bytes(base), memory, hours, how)
+    return Estimate(asset, _checkpoint_bytes(learning), memory, hours, how)
 
 
 def _predictions(base: Forecast) -> Estimate:
@@ -312,6 +327,6 @@ def _predictions(base: Forecast) -> Estimate:
     passes = base.pass_bytes(weights, of_rows, 2 * base.execution.batch_size)
     rows = max(1, min(2 * base.execution.batch_size, int(passes / of_rows(1))))
     reading = base.hours(prompts * base.mean_tokens(recipe.splits[0]) * 2 * size.text)
-    decoding = prompts / rows * ASSUMED["answer_tokens"].value * ASSUMED["step_s"].value / 3600
+    decoding = prompts / rows * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, rows) / 3600
     how = f"{queries:,} queries, {len(searched)} methods, at most {turns} turns in all, {rows} at a time"
     return Estimate("predictions", 0, weights + passes, reading + decoding, how)

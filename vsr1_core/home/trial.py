@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vsr1_core.home.capacity import ASSUMED, Device
+from vsr1_core.home.capacity import Device
 from vsr1_core.models.batches import Budget
 from vsr1_core.models.checkpoints import load_embedder, open_policy
 from vsr1_core.models.feature_store import FeatureStore
@@ -90,8 +90,9 @@ class _Trial:
         embed = lambda: dict(embedded_videos(self.embedder, [("video", video)], budget, 1))["video"]  # noqa: E731
         self.vector, seconds, peak = _measured(self.place, embed)
         size, (patches, tokens) = self.embedder.size, self.embedder.video_size(video)
-        forecast_s = self._seconds(2 * (size.text * tokens + size.vision * patches))
-        needed = Passes(size, weight_bytes(self.embedder.model)).video_embedding([patches], [tokens])
+        forecast_s = self.device.seconds(2 * (size.text * tokens + size.vision * patches))
+        most = budget.bytes_on(torch.device(self.place))
+        needed = Passes(size, weight_bytes(self.embedder.model)).video_embedding([patches], [tokens], most)
         found = f"{len(video.pixels)} frames, {patches:,} patches, {tokens:,} tokens"
         return Tried("embed a video", seconds, peak, forecast_s, needed + video.pixels.nbytes, found)
 
@@ -110,11 +111,12 @@ class _Trial:
         num_new = sum(t.decoded.num_text_tokens + t.decoded.num_latent_tokens for t in episode.turns)
         reading = 2 * size.text * tokens * len(episode.turns) + 2 * size.vision * patches
         passes = Passes(size, weight_bytes(self.policy.text_model))
-        needed = max(passes.vision(patches), passes.decoding([tokens], NUM_TOKENS))
+        most = Budget().bytes_on(torch.device(self.place))
+        needed = max(passes.vision_in_parts(patches, most), passes.decoding([tokens], NUM_TOKENS))
         needed += passes.features(patches / size.patches_per_token)
         latents = sum(t.decoded.num_latent_tokens for t in episode.turns)
         found = f"{len(episode.turns)} turns of {tokens:,} tokens, {num_new - latents} text and {latents} latent tokens"
-        forecast_s = self._seconds(reading) + num_new * self._step_s(size)
+        forecast_s = self.device.seconds(reading) + num_new * self.device.step_seconds(size)
         return Tried("run an episode", seconds, peak, forecast_s, needed, found)
 
     def train_step(self) -> Tried:
@@ -142,7 +144,7 @@ class _Trial:
         held_before = weight_bytes(self.policy.text_model) * size.text
         query = Passes(self.embedder.size, weight_bytes(self.embedder.model)).text([64])
         needed = learning.peak([length], num_answer, query) - held_before
-        forecast_s = self._seconds(8 * size.text * length)
+        forecast_s = self.device.seconds(8 * size.text * length, is_training=True)
         found = f"{KEPT_LAYERS} layers, {length:,} tokens, adapters of rank {LORA_RANK}"
         return Tried("take a LoRA step", seconds, peak, forecast_s, needed, found)
 
@@ -170,16 +172,6 @@ class _Trial:
         """What loaded weights take: on a CPU none, where they are mapped from a file that has their type."""
         in_bf16 = self.dtype == torch.bfloat16
         return 0.0 if self.device.is_cpu and in_bf16 else (size.text + size.vision) * (2 if in_bf16 else 4)
-
-    def _seconds(self, operations: float) -> float:
-        share = 1.0 if self.device.is_cpu else ASSUMED["utilisation"].value
-        return operations / (self.device.flops * share)
-
-    def _step_s(self, size: ModelSize) -> float:
-        """Seconds of one decoding step: on a CPU, the time in which all weights are read once."""
-        if self.device.is_cpu:
-            return 2 * size.text / ASSUMED["cpu_bytes_per_s"].value
-        return ASSUMED["step_s"].value
 
 
 _ROW = {

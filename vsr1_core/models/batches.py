@@ -46,7 +46,8 @@ class Budget:
         self, items: Iterable[T], bytes_of: Callable[[Sequence[T]], float], device: torch.device, max_rows: int
     ) -> Iterator[list[T]]:
         """Consecutive items in batches that fit into the budget, of at most `max_rows`; an item that does not fit is a
-        batch of its own. bytes_of: what a pass over these items takes. Items are taken as they are needed."""
+        batch of its own, which the work may split further. bytes_of: what a pass over these items takes. Items are
+        taken as they are needed."""
         batch: list[T] = []
         allowed = self.bytes_on(device)
         for item in items:

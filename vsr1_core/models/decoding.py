@@ -128,7 +128,7 @@ class _Rows:
         z = self.policy.model.latent(torch.where(is_first[:, None], reading.seed[places], reading.hidden[places]))
         for row, token in zip(rows, z, strict=True):
             self.latents[row].append(token)
-        embeds[places] = self.policy.model.latent_input(z).to(embeds)  # autocast may have made it bf16
+        embeds[places] = self.policy.model.latent_input(z).to(embeds)  # R is float32
         wanted = self.settings.num_soft_tokens
         return [i for i, row in zip(places, rows, strict=True) if len(self.latents[row]) < wanted]
 

@@ -89,6 +89,9 @@ class PolicyFamily(EmbedderFamily, Protocol):
     def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
         """Write the policy of `folder` into `target` as the authors' code reads it; return what that does otherwise."""
 
+    def write_released_embedder(self, folder: Path, target: Path) -> None:
+        """Write the embedder of `folder` into `target` as the authors' code reads it in a checkpoint."""
+
     def with_text_writer(self, policy: Any, name: str, folder: Path, learns: bool = False) -> PolicyModel:
         """`policy` with text from the engine `name`, which keeps the weights in its own format in `folder`. `learns`:
         the policy is trained while the engine writes, which gets its weights by `TextWriter.take_weights`."""

@@ -47,7 +47,8 @@ class FeatureStore:
     batch_size: int = 32
     """Videos in one pass of the tower, at most."""
     budget: Budget = field(default_factory=Budget)
-    """How many bytes a pass may take: of the tower, and of the models that read the features."""
+    """How many bytes a pass may take: of the tower, which reads a longer video in parts, and of the models that read
+    the features."""
     layout_of: Callable[[str], Any] | None = None
     """Video id -> its layout, without reading a frame; needed by `parts`."""
     disk: TensorFolder | None = None
@@ -129,7 +130,7 @@ class FeatureStore:
     @torch.no_grad()
     def _encode_to_keep(self, videos: Sequence[tuple[str, Any]]) -> list[VideoFeatures]:
         with torch.autocast(self.encoder.device.type, enabled=False):
-            features = self.encoder.encode([video for _, video in videos])
+            features = self.encoder.encode([video for _, video in videos], self.budget.bytes_on(self.encoder.device))
         made = []
         for (video_id, _), feature in zip(videos, features, strict=True):
             own = feature.copied()  # a view would keep the memory of the whole batch

@@ -7,6 +7,7 @@ tests/core/test_memory.py. Weights are not counted here, except by `Learning`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,12 @@ class Passes:
         rotary = FP32 * factor["vision_rotary"] * size.vision_hidden_size
         return num_patches * (FP32 * factor["patch_copies"] * size.patch_values + states + rotary)
 
+    def vision_in_parts(self, num_patches: int, most: float) -> float:
+        """As `vision`, for one video that is read in parts where its pass would take more than `most`: then its input
+        is held beside each part."""
+        held = num_patches * FP32 * self.size.patch_values
+        return min(self.vision(num_patches), most + held)
+
     def features(self, num_tokens: float) -> float:
         """The features of so many video tokens: their own, and those of the deepstack."""
         return num_tokens * self.size.num_levels * self.size.hidden_size * self.number_bytes
@@ -92,10 +99,12 @@ class Passes:
         # A cache that grows has the old and the new buffer of one layer for a moment.
         return self.text(lengths) + self.cache([n + num_new for n in lengths]) + logits
 
-    def video_embedding(self, patches: Sequence[int], lengths: Sequence[int]) -> float:
-        """Embedding videos of so many patches and prompt tokens: the tower, then the text model with the features."""
-        per_token = self.size.patches_per_token
-        return max(self.vision(sum(patches)), self.text(lengths)) + self.features(sum(patches) / per_token)
+    def video_embedding(self, patches: Sequence[int], lengths: Sequence[int], most: float = math.inf) -> float:
+        """Embedding videos of so many patches and prompt tokens: the tower, then the text model with the features.
+        most: bytes above which the tower reads a single video in parts."""
+        num_patches = sum(patches)
+        vision = self.vision_in_parts(num_patches, most) if len(patches) == 1 else self.vision(num_patches)
+        return max(vision, self.text(lengths)) + self.features(num_patches / self.size.patches_per_token)
 
 
 @dataclass(frozen=True)
@@ -148,8 +157,9 @@ class Learning:
 
     @property
     def autocast_copies(self) -> float:
-        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over."""
-        return BF16 * (self.num_refine if self.lora_rank else self.num_learning)
+        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over. The soft query
+        modules compute in fp32."""
+        return BF16 * (self.num_adapters if self.lora_rank else self.size.text)
 
     def activations(self, lengths: Sequence[int], num_answer: int) -> float:
         """The activations of a forward and backward pass over rows of so many tokens, padded to the longest, with

@@ -8,6 +8,7 @@ soft tokens; B is the number of rows in a batch; L is the number of tokens in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -101,8 +102,8 @@ class Embedder(Protocol):
         cannot be inserted after a query.
         """
 
-    def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors float32 [B, D] of `videos`, in order.
+    def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
+        """Unit vectors float32 [B, D] of `videos`, in order. `pass_bytes`: see `VideoEncoder.encode`.
 
         A family selects and resizes frames itself as it needs them. Raises ValueError for frames that it cannot use.
         """
@@ -155,8 +156,11 @@ class VideoEncoder(Protocol):
     def num_patches(self, layout: Any) -> int:
         """The number of patches of a video, from its layout or from an input that `prepare` made."""
 
-    def encode(self, videos: Sequence[Any]) -> list[Any]:
-        """The features of several inputs, in order, in one pass. Differentiable if gradients are on."""
+    def encode(self, videos: Sequence[Any], pass_bytes: float = math.inf) -> list[Any]:
+        """The features of several inputs, in order, in one pass. Differentiable if gradients are on.
+
+        A single video whose pass would take more than `pass_bytes` is encoded in several passes, where the family can
+        do that without another result than rounding."""
 
     def digest(self) -> str:
         """Digest (16 hex digits) of what decides features beside the frames: weights, precision, configuration."""

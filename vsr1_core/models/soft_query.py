@@ -130,9 +130,10 @@ def _input_projector(size: int, out_size: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(size), linear)
 
 
-def _in_own_precision(module: nn.Module, states: Tensor) -> Tensor:
-    """`module(states)`, in the precision of its weights: float32, unless autocast lowers it."""
-    result: Tensor = module(states.to(next(module.parameters()).dtype))
+def in_own_precision(module: nn.Module, states: Tensor) -> Tensor:
+    """`module(states)`, in the precision of its weights, also where autocast is on. Soft query modules have float32."""
+    with torch.autocast(states.device.type, enabled=False):
+        result: Tensor = module(states.to(next(module.parameters()).dtype))
     return result
 
 
@@ -203,12 +204,12 @@ class SoftQueryMixin:
 
     def latent(self, hidden: Tensor) -> Tensor:
         """P: hidden states [..., H] -> soft tokens [..., D], in the precision of P."""
-        return _in_own_precision(self.refine_projector, hidden)  # type: ignore[attr-defined]
+        return in_own_precision(self.refine_projector, hidden)  # type: ignore[attr-defined]
 
     def latent_input(self, latent: Tensor) -> Tensor:
         """R: soft tokens [..., D] -> the policy's next input embedding [..., H], in the precision of R."""
-        return _in_own_precision(self.refine_latent_input_projector, latent)  # type: ignore[attr-defined]
+        return in_own_precision(self.refine_latent_input_projector, latent)  # type: ignore[attr-defined]
 
     def append_input(self, latent: Tensor) -> Tensor:
         """A: soft tokens [..., D] -> the embedder's input embeddings [..., E], in the precision of A."""
-        return _in_own_precision(self.refine_append_input_projector, latent)  # type: ignore[attr-defined]
+        return in_own_precision(self.refine_append_input_projector, latent)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,19 @@ def _remedy(view: View, asset: str) -> str:
     )
 
 
-def budget_of(execution: Execution) -> Budget:
-    """What the passes of the models may take; the log is told when that was too much."""
+@functools.cache
+def _budget_of_this_process() -> Budget:
     from vsr1_core.models.batches import Budget
 
-    return Budget(execution.log)
+    return Budget()
+
+
+def budget_of(execution: Execution) -> Budget:
+    """What the passes of the models may take; the log is told when that was too much. There is one budget in a process,
+    so that a stage begins with what the one before it has found to fit."""
+    budget = _budget_of_this_process()
+    budget.log = execution.log
+    return budget
 
 
 def precision(view: View, execution: Execution) -> torch.dtype:

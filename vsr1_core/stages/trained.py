@@ -222,7 +222,7 @@ def _sft_data(view: View, examples_asset: str, policy: PolicyModel, run: Executi
 class GRPOCheckpoint(TrainedStage):
     """Stage 2, which starts from stage 1's checkpoint. `episodes` holds some of its search episodes, for people."""
 
-    uses = ("video_index", "video_embeddings")
+    uses = ("video_index", "video_embeddings", "query_embeddings")
     columns = {
         **ModelStage.columns,
         "episodes": Column(
@@ -264,11 +264,13 @@ class GRPOCheckpoint(TrainedStage):
         return TrainingResult(result.curve, {"num_prompts": len(prompts)}, {"episodes": episodes})
 
     def _prompts(self, view: View) -> list[Any]:
+        from vsr1_core.stages.loading import vectors_of
         from vsr1_core.training.grpo import GRPOPrompt
 
         rows = view.rows(self.trained.examples).sort("query_id").to_dicts()
         if not rows:
             raise ValueError(f"stage 2 has no prompts to train on: {self.trained.examples} is empty")
+        vectors = vectors_of(view, "query_embeddings", [r["query_id"] for r in rows])
         return [
             GRPOPrompt(
                 query_id=r["query_id"],
@@ -279,8 +281,9 @@ class GRPOCheckpoint(TrainedStage):
                 duration_s=r["duration_s"],
                 negative_ids=tuple(r["negative_ids"]),
                 is_matched=r["label"] == "matched",
+                vector=vector,
             )
-            for r in rows
+            for r, vector in zip(rows, vectors, strict=True)
         ]
 
 

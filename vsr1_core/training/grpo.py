@@ -27,6 +27,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from vsr1_core.models.batches import is_out_of_memory
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import DecodeSettings, Embedder, PolicyModel
 from vsr1_core.recipes import GRPORecipe
@@ -84,8 +85,8 @@ def train_grpo(
         never: Query id -> videos that must not be its negatives.
         recipe: What is trained, and how.
         run: Where the state is kept, and what is logged.
-        micro_batch_size: Episodes in one backward pass; 0 begins with a few groups and halves the number whenever the
-            GPU's memory does not suffice. It changes memory; only `bnpo` gives another result.
+        micro_batch_size: Episodes in one backward pass; 0 begins with a few groups and halves the number whenever
+            memory does not suffice. It changes memory; only `bnpo` gives another result.
 
     Raises:
         ValueError: There are no prompts, or the right video of a prompt has no vector.
@@ -193,11 +194,11 @@ class MicroBatches:
         size = min(self.size, num_rollouts)
         if size == 1:
             raise RuntimeError(
-                "a single episode does not fit into the GPU's memory; lower frames.max_frames, frames.max_pixels or "
+                "a single episode does not fit into memory; lower frames.max_frames, frames.max_pixels or "
                 "grpo.max_new_tokens, or set grpo.gradient_checkpointing, grpo.lora_rank or grpo.optimizer=adamw_8bit"
             )
         self.size = size // 2
-        self.run.log(f"{self.run.name}: out of GPU memory; goes on with {self.size} episodes in a backward pass")
+        self.run.log(f"{self.run.name}: out of memory; goes on with {self.size} episodes in a backward pass")
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,8 @@ class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
         return total.requires_grad_()
 
     def _differentiated(self, rollouts: Sequence[Rollout], counts: StepCounts) -> Tensor | None:
-        """The loss of a step, whose gradients have been added to the parameters. None if the GPU's memory did not
-        suffice; part of the gradients may have been added then."""
+        """The loss of a step, whose gradients have been added to the parameters. None if memory did not suffice; part
+        of the gradients may have been added then."""
         total, noted = torch.zeros((), device=self.accelerator.device), Notes()
         try:
             for part in self.micro_batches.parts(rollouts):
@@ -300,7 +301,9 @@ class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
                     self.accelerator.backward(loss)
                 total += loss.detach()
                 noted += notes
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return None
         for name, value in noted:
             self._note(name, value)

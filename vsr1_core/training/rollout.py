@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -32,7 +32,8 @@ from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecor
 @dataclass(frozen=True)
 class GRPOPrompt:
     """One row of grpo_prompts: a query, its moment in seconds, its hard negatives, and whether the first search finds
-    the right video."""
+    the right video. vector: the stored unit vector [D] of the query, by which `first_ranking` ranks; a query without
+    one is embedded."""
 
     query_id: str
     query: str
@@ -42,6 +43,7 @@ class GRPOPrompt:
     duration_s: float
     negative_ids: tuple[str, ...] = ()
     is_matched: bool = False
+    vector: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,20 @@ class RolloutSampler:
     def sample(self, prompts: Sequence[GRPOPrompt]) -> list[Rollout]:
         """Sample one episode per prompt, all in one batch. `prompts` holds each query group_size times in a row."""
         queries = [EpisodeQuery(p.query_id, p.query, p.gt_video_id) for p in prompts]
-        episodes = self.searcher.run(queries, self.searcher.plain_vectors([p.query for p in prompts]), self.generator)
+        episodes = self.searcher.run(queries, self._first_vectors(prompts), self.generator)
         by_query = {p.query_id: self._negatives(p) for p in prompts[:: self.recipe.group_size]}
         negatives = [by_query[p.query_id] for p in prompts]
         rewards = self._rewards(prompts, episodes, negatives)
         advantages = group_advantages(torch.tensor([r.total for r in rewards]), self.recipe.group_size)
         return [Rollout(*row) for row in zip(prompts, episodes, negatives, rewards, advantages.tolist(), strict=True)]
+
+    def _first_vectors(self, prompts: Sequence[GRPOPrompt]) -> Tensor:
+        """Vectors [B, D] of the plain queries: the stored ones, as in evaluation, so that the first turn has the stored
+        ranking. A query head would have to be applied to them, so a policy that has one embeds queries anew."""
+        stored = [p.vector for p in prompts if p.vector is not None]
+        if self.searcher.embedder.head is not None or len(stored) < len(prompts):
+            return self.searcher.plain_vectors([p.query for p in prompts])
+        return torch.stack(stored).to(self.searcher.embedder.device)
 
     def retrieval_losses(
         self, prompts: Sequence[GRPOPrompt], query_vectors: Tensor, negatives: Sequence[Tensor]

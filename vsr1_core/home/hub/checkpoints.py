@@ -17,8 +17,10 @@ import polars as pl
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.evaluation.markdown import markdown_table, text_cell
 from vsr1_core.evaluation.metrics import metrics_shown
+from vsr1_core.home.hub.remote import QUERY_EMBEDDER
+from vsr1_core.models.family_protocols import PolicyFamily
 from vsr1_core.models.published import FETCHED
-from vsr1_core.models.registry import policy_family_of
+from vsr1_core.models.registry import family_of, policy_family_of
 from vsr1_core.reasoning.conversation import SYSTEM_PROMPT
 from vsr1_core.rows.files import atomic_folder, read_json, write_json, write_json_array
 from vsr1_core.rows.versions import canonical
@@ -81,7 +83,8 @@ def write_checkpoint_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) 
 
 
 def write_authors_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> list[str]:
-    """Write the folder as the authors' code reads it, with the training file that has the policy's prompt.
+    """Write the folder as the authors' code reads it, with the embedder that the policy searches with and the training
+    file that has the policy's prompt.
 
     Returns:
         What their code does otherwise than the checkpoint was trained, in sentences.
@@ -95,12 +98,23 @@ def write_authors_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> 
         raise ValueError(f"{checkpoint.name} is not a policy; push it without --form authors")
     with atomic_folder(folder) as temporary:
         differences = policy_family_of(path).write_released_form(path, temporary, Path(base[0]) if base else path)
+        differences += _write_query_embedder(Path(one_row(view, "base_models", "embedder")["path"]), temporary)
         prompt = checkpoint.row["options"]["system_prompt"] or SYSTEM_PROMPT
         rows = view.rows("sft_examples").sort("query_id").iter_rows(named=True) if "sft_examples" in view.stages else ()
         write_json_array(temporary / SFT_FILE, (published_sft_row(row, prompt) for row in rows))
         text = card_text(checkpoint, repo_id) + "\n## In the authors' code\n\n" + "\n".join(differences) + "\n"
         (temporary / CARD).write_text(text, encoding="utf-8")
     return differences
+
+
+def _write_query_embedder(embedder: Path, folder: Path) -> list[str]:
+    """Write the embedder into the checkpoint `folder`, from which their code loads it; or say why it is not there."""
+    family = family_of(embedder)
+    if not isinstance(family, PolicyFamily):
+        return [f"It has no {QUERY_EMBEDDER}/, because their code reads no embedder of the family {family.name}."]
+    (folder / QUERY_EMBEDDER).mkdir()
+    family.write_released_embedder(embedder, folder / QUERY_EMBEDDER)
+    return []
 
 
 def _name_embedder(path: Path, view: View) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from vsr1_core.models.qwen3_vl.policy import policy_from_body
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
 from vsr1_core.models.sizes import ModelSize
-from vsr1_core.models.soft_query import SoftQueryConfig
+from vsr1_core.models.soft_query import SoftQueryConfig, in_own_precision
 from vsr1_core.models.text_tokens import MARK, TEXT_RULE, Rendered, render, template_ids
 
 _LAYOUTS_KEPT = 512
@@ -191,15 +192,17 @@ class Qwen3VLEmbedder:
         last = torch.tensor([len(r) - 1 for r in rows], device=padded.device)
         pooled = hidden.last_hidden_state[torch.arange(len(rows), device=padded.device), last]
         if self.head is not None:
-            pooled = self.head(pooled.to(next(self.head.parameters())))
+            pooled = in_own_precision(self.head, pooled)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
-    def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower.
+    def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
+        """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower, unless a single one takes
+        more than `pass_bytes` in the vision tower.
 
         Raises ValueError if the sides of a frame are not multiples of patch size times merge size.
         """
-        return self.embed_features(self.encoder.encode([self.encoder.prepare(frames) for frames in videos]))
+        prepared = [self.encoder.prepare(frames) for frames in videos]
+        return self.embed_features(self.encoder.encode(prepared, pass_bytes))
 
     def embed_features(self, features: Sequence[VideoFeatures]) -> Tensor:
         """Unit vectors [B, E] of videos from their vision features."""

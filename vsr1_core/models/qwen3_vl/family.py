@@ -16,7 +16,7 @@ from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.loading import load_base_policy, load_body, load_configured
 from vsr1_core.models.qwen3_vl.released import load_released_policy
-from vsr1_core.models.qwen3_vl.released_form import write_released_form
+from vsr1_core.models.qwen3_vl.released_form import write_released_embedder, write_released_form
 from vsr1_core.models.qwen3_vl.sizes import published_config, size_of
 from vsr1_core.models.qwen3_vl.tiny import tiny_config
 from vsr1_core.models.qwen3_vl.tokenizer import train_tokenizer
@@ -70,6 +70,9 @@ class Qwen3VL:
 
     def write_released_form(self, folder: Path, target: Path, base: Path) -> list[str]:
         return write_released_form(folder, target, base)
+
+    def write_released_embedder(self, folder: Path, target: Path) -> None:
+        write_released_embedder(folder, target)
 
     def with_text_writer(self, policy: LoadedPolicy, name: str, folder: Path, learns: bool = False) -> LoadedPolicy:
         """See `family_protocols.PolicyFamily`. Raises ValueError for an engine other than vLLM, and

@@ -7,9 +7,11 @@ The weights are the same in both forms. What differs are spellings: of the rotar
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vsr1_core.models.published import FETCHED
 from vsr1_core.models.soft_query import SoftQueryConfig, own_soft_query
 from vsr1_core.rows.files import read_json, write_json
 
@@ -45,18 +47,37 @@ def write_released_form(folder: Path, target: Path, base: Path) -> list[str]:
     soft = own_soft_query(folder)
     if soft is None:
         raise ValueError(f"{folder} has no soft query modules, so it cannot be written in the authors' form")
-    for pattern in WEIGHTS_AND_TEXTS:
+    _copy(folder, target, WEIGHTS_AND_TEXTS)
+    config = _respelled(folder, target)
+    _copy(base, target, OF_BASE)
+    return list(_differences(soft, int(config["text_config"]["hidden_size"])))
+
+
+def write_released_embedder(folder: Path, target: Path) -> None:
+    """Write the embedder of `folder` to the existing folder `target`, as their code reads it. A published one is copied
+    as it is; the files of one that was saved here, among them its record, are respelled where they have to be."""
+    _copy(folder, target, FETCHED)
+    if "rope_parameters" in read_json(folder / "config.json")["text_config"]:
+        _respelled(folder, target)
+
+
+def _copy(folder: Path, target: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             shutil.copyfile(path, target / path.name)
+
+
+def _respelled(folder: Path, target: Path) -> dict[str, Any]:
+    """Write config, tokenizer config and the processor's files of the model in `folder`; returns the config."""
     config = released_config(read_json(folder / "config.json"))
-    write_json(target / "config.json", config)
-    write_json(target / "tokenizer_config.json", _tokenizer_config(read_json(folder / "tokenizer_config.json")))
-    for name, content in _processor_files(config).items():
+    tokenizer = _tokenizer_config(read_json(folder / "tokenizer_config.json"))
+    for name, content in {
+        "config.json": config,
+        "tokenizer_config.json": tokenizer,
+        **_processor_files(config),
+    }.items():
         write_json(target / name, content)
-    for name in OF_BASE:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, target / name)
-    return list(_differences(soft, int(config["text_config"]["hidden_size"])))
+    return config
 
 
 def released_config(config: dict[str, Any]) -> dict[str, Any]:

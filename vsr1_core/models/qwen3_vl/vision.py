@@ -20,6 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from vsr1_core.input_form import OURS, InputForm
+from vsr1_core.models.memory import Passes
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, VideoPatches, video_layout, video_patches
 from vsr1_core.models.qwen3_vl.sizes import size_of
@@ -55,6 +56,24 @@ def encode_videos(model: Qwen3VLModel, videos: Sequence[VideoPatches]) -> list[V
         VideoFeatures(tokens, tuple(deep), VideoLayout(video.grid, video.marks_s))
         for tokens, deep, video in zip(output.pooler_output, levels, videos, strict=True)
     ]
+
+
+def encode_in_parts(model: Qwen3VLModel, video: VideoPatches, most_patches: float) -> VideoFeatures:
+    """Encode one video in passes of at most `most_patches` patches, but of at least one group of frames.
+
+    Nothing in the tower reaches from one group of frames to another: attention, positions and the merger stay within
+    it. So features differ from those of one pass by rounding alone."""
+    num_groups, height, width = video.grid
+    size = max(1, int(min(most_patches // (height * width), num_groups)))
+    if size == num_groups:
+        return encode_videos(model, [video])[0]
+    parts = [
+        encode_videos(model, [VideoPatches(patches, (len(patches) // (height * width), height, width), ())])[0]
+        for patches in video.patches.split(size * height * width)
+    ]
+    levels = zip(*(part.deepstack for part in parts), strict=True)
+    layout = VideoLayout(video.grid, video.marks_s)
+    return VideoFeatures(torch.cat([part.tokens for part in parts]), tuple(map(torch.cat, levels)), layout)
 
 
 _NOT_IN_WEIGHTS = ("num_heads", "deepstack_visual_indexes", "hidden_act", "patch_size", "spatial_merge_size")
@@ -104,8 +123,10 @@ class VisionTower:
     def num_patches(self, layout: VideoLayout | VideoPatches) -> int:
         return math.prod(layout.grid)
 
-    def encode(self, videos: Sequence[VideoPatches]) -> list[VideoFeatures]:
-        return encode_videos(self.model, videos)
+    def encode(self, videos: Sequence[VideoPatches], pass_bytes: float = math.inf) -> list[VideoFeatures]:
+        if len(videos) != 1 or pass_bytes == math.inf:
+            return encode_videos(self.model, videos)
+        return [encode_in_parts(self.model, videos[0], pass_bytes / Passes(self.size, self.number_bytes).vision(1))]
 
     def digest(self) -> str:
         shown = (self.form.time_marks, self.form.shown_frames)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 
 from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.sizes import ModelSize
+from vsr1_core.models.soft_query import in_own_precision
 from vsr1_core.models.text_tokens import TEXT_RULE, closed_ids
 from vsr1_core.models.xclip.pixels import Normalisation, pixel_values
 
@@ -123,7 +125,7 @@ class XCLIPEmbedder:
             rows.append(words if z is None else torch.cat([words[:-1], z.to(words), words[-1:]]))
         pooled = self.model.text_projection(self._read(rows))
         if self.head is not None:
-            pooled = self.head(pooled.to(next(self.head.parameters())))
+            pooled = in_own_precision(self.head, pooled)
         return F.normalize(pooled.float(), dim=-1)
 
     def _token_ids(self, queries: Sequence[str]) -> list[list[int]]:
@@ -157,8 +159,9 @@ class XCLIPEmbedder:
         last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
         return tower.final_layer_norm(output.last_hidden_state)[torch.arange(len(rows), device=hidden.device), last]
 
-    def embed_videos(self, videos: Sequence[VideoFrames]) -> Tensor:
-        """Unit vectors [B, D]. The tower reads as many frames of each video as its config says, evenly spaced."""
+    def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
+        """Unit vectors [B, D]. The tower reads as many frames of each video as its config says, evenly spaced, so that
+        no video takes more than another, and `pass_bytes` is not needed."""
         vision = self.model.config.vision_config
         pixels = torch.stack([pixel_values(v, vision.num_frames, vision.image_size, self.scale) for v in videos])
         features = self.model.get_video_features(pixels.to(self.model.text_projection.weight)).pooler_output
