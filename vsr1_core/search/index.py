@@ -144,7 +144,7 @@ class VideoIndex:
                 rows = np.concatenate([rows, top + start], axis=1)
         if k:
             order = np.lexsort((rows, -best))[:, :k]
-            best, rows = (np.take_along_axis(values, order, 1) for values in (best, rows))
+            best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
         return best, rows, higher
 
     @cached_property
