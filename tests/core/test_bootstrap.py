@@ -99,9 +99,9 @@ def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
         parts[name] = Median(numbers.astype(float)) if is_median else Ratio(numbers.astype(float), every)
     scores = Scores(tuple(map(str, range(20_000))), parts)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     table = summarise(scores, 1000)
-    seconds, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert table.height == len(parts)
     assert seconds < 20

@@ -39,7 +39,7 @@ def test_a_row_past_its_deadline_is_stopped() -> None:
     results = {r.item: r for r in map_rows(misbehave, ["hang", "a"], 2, deadline_s=2)}
     assert "longer than 2 s" in str(results["hang"].error)
     assert results["a"].value == "A"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 55  # it sleeps for 60
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -55,4 +55,4 @@ def test_leaving_early_stops_the_workers() -> None:
     started = time.monotonic()
     assert next(results).value == "A"
     results.close()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 55  # it sleeps for 60
