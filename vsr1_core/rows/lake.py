@@ -11,6 +11,7 @@ from typing import Any
 
 from vsr1_core.rows.files import check_name, sweep_leftovers
 from vsr1_core.rows.lease import Lease, hold
+from vsr1_core.rows.places import Places
 from vsr1_core.rows.table import Table
 
 
@@ -24,11 +25,16 @@ class Lake:
     root: Path
     lease: Lease | None = None
 
+    @property
+    def places(self) -> Places:
+        """The paths that are kept in this lake, whose folder is in that of its home."""
+        return Places(self.root.absolute().parent)
+
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
         """The table of an asset for one dataset. `key` is the name of its id column; `columns` maps name -> polars
         type."""
         folder = self._tables(asset) / f"dataset={check_name(dataset)}"
-        return Table(folder, asset, dataset, key, columns, self.lease)
+        return Table(folder, asset, dataset, key, columns, self.places, self.lease)
 
     def _tables(self, asset: str) -> Path:
         return self.root / "tables" / check_name(asset, "asset")
