@@ -14,6 +14,9 @@ from vsr1_core.rows.lease import Lease, hold
 from vsr1_core.rows.places import Places
 from vsr1_core.rows.table import Table
 
+SHARED_AGE_S = 86_400.0
+"""Seconds. A younger temporary file in a folder that all datasets share may be one that is being written."""
+
 
 @dataclass(frozen=True)
 class Lake:
@@ -57,6 +60,13 @@ class Lake:
         for pattern in (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}"):
             yield from self.root.glob(pattern)
 
+    def _shared_folders(self) -> Iterator[tuple[Path, bool]]:
+        """The folders that runs of all datasets write into, and whether those below are written so as well. The cache
+        of vision features keeps its own bounds."""
+        home = self.root.parent
+        yield from ((home, False), (home / "datasets", False), (self.root / "schemas", True))
+        yield from ((self.root / "handles", True), (self.cache("digests"), True), (self.cache("pictures"), True))
+
     @contextlib.contextmanager
     def written(
         self,
@@ -70,7 +80,8 @@ class Lake:
     ) -> Iterator[Lake]:
         """This lake, for the block with the lease of `dataset`. The other arguments are those of `rows.lease.hold`.
 
-        What killed runs left half written is deleted when the lease is taken.
+        What killed runs left half written is deleted when the lease is taken; where other datasets are written too,
+        only what is a day old.
 
         Raises:
             LeaseHeld: Something else writes the dataset; the message says what.
@@ -79,6 +90,8 @@ class Lake:
             if lease.is_new:
                 for folder in self.folders_of(dataset):
                     sweep_leftovers(folder)
+                for folder, is_deep in self._shared_folders():
+                    sweep_leftovers(folder, SHARED_AGE_S, is_deep)
             yield replace(self, lease=lease)
 
     def history(self, asset: str) -> Path:

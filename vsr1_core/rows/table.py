@@ -79,6 +79,13 @@ class Table:
     def manifest_path(self) -> Path:
         return self.folder / "manifest.json"
 
+    def is_whole(self) -> bool:
+        """Whether the last commit was finished: the manifest is of the newest rows, and no shard is left."""
+        newest = self._newest()
+        if newest is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
+            return False
+        return self.manifest().get("rows", newest.name) == newest.name  # manifests of before do not name them
+
     def exists(self) -> bool:
         """Whether any rows have been committed."""
         return self._newest() is not None
@@ -186,6 +193,7 @@ class Table:
             "num_ok": frame.filter(pl.col("status") == "ok").height,
             "num_failed": frame.filter(pl.col("status") != "ok").height,
             "data_version": data_version(frame, self.key),
+            "rows": following.name,
             **record,
         }
         with self._fence() as fence:
