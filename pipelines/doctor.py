@@ -78,7 +78,7 @@ def _package(
 
 def _home(home: Path) -> Finding:
     try:
-        with atomic_path(home / ".doctor") as probe:
+        with atomic_path(home / ".doctor", lasting=False) as probe:
             probe.write_text("")
         (home / ".doctor").unlink()
     except OSError as error:

@@ -25,6 +25,7 @@ from typing import Any
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import atomic_path, check_name
+from vsr1_core.rows.places import Places
 from vsr1_core.settings import Source, changed, nested, settings_of
 
 BASE = "base"
@@ -83,7 +84,24 @@ def _load(home: Path, name: str, based_on_it: tuple[str, ...]) -> Configuration:
         base = _load(home, file.base, chain)
     except LookupError as error:
         raise file.source.error((BASE,), f"names no configuration: {error.args[0]}") from error
-    return dataclasses.replace(changed(base, file.settings, file.source), name=name)
+    config = dataclasses.replace(changed(base, file.settings, file.source), name=name)
+    policy, embedder = (_placed(home, model) for model in (config.models.policy, config.models.embedder))
+    return dataclasses.replace(config, models=dataclasses.replace(config.models, policy=policy, embedder=embedder))
+
+
+def _placed(home: Path, model: str) -> str:
+    """The folder of a model inside the home; else the name as it is written, such as an id on the hub."""
+    placed = Places(home).placed(model)
+    return placed if Path(placed).is_dir() else model
+
+
+def _stored(home: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with models inside the home as they are kept."""
+    models = dict(settings.get("models", {}))
+    for key in ("policy", "embedder"):
+        if key in models:
+            models[key] = Places(home).stored(models[key])
+    return {**settings, "models": models} if models else dict(settings)
 
 
 def read_configuration_file(home: Path, name: str) -> ConfigurationFile:
@@ -129,7 +147,7 @@ def write_configuration(home: Path, name: str, base: str, settings: Mapping[str,
         raise ValueError(f"configuration {name} exists already: edit {path}, or choose another name")
     changed(load_configuration(home, base), settings, Source(command))
     with atomic_path(path) as temporary:
-        temporary.write_text(toml_text(base, settings), encoding="utf-8")
+        temporary.write_text(toml_text(base, _stored(home, settings)), encoding="utf-8")
     return path
 
 

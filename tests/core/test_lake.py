@@ -190,7 +190,7 @@ def test_an_unbuilt_table_is_empty_and_typed(table: Table) -> None:
 
 
 def test_what_an_older_version_did_not_write_or_wrote_otherwise_is_null(table: Table) -> None:
-    old = Table(table.folder, "things", "toy", "thing_id", {"value": pl.String, "gone": pl.Int64})
+    old = Table(table.folder, "things", "toy", "thing_id", {"value": pl.String, "gone": pl.Int64}, table.places)
     old.commit(old.frame([{"thing_id": "a", "row_version": "1", "status": "ok", "value": "x", "gone": 1}]), {})
     assert table.rows().schema == pl.DataFrame(schema=table.schema).schema
     assert table.rows(["value", "thing_id"]).rows() == [(None, "a")]

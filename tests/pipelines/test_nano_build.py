@@ -76,6 +76,24 @@ def test_after_a_build_nothing_is_due(built: dict[str, Any]) -> None:
     assert {n: c for n, c in built["after"].items() if c["new"] or c["stale"] or c["orphaned"]} == {}
 
 
+def test_a_copy_searches_and_answers_sql_when_the_home_is_gone(
+    home: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, hidden = tmp_path / "copied", tmp_path / "hidden"
+    shutil.copytree(home, copied)
+    home.rename(hidden)
+    try:
+        monkeypatch.setenv("VSR1_HOME", str(copied))
+        assets = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+        assert {n: c for n, c in assets.items() if c["new"] or c["stale"] or c["orphaned"]} == {}
+        (hit, *_) = json.loads(run("search", "a red circle", "-d", "nano", "--format", "json").stdout)["hits"]
+        assert hit["path"].startswith(str(copied))
+        assert "recall_at_1" in run("sql", "select distinct metric from metrics").stdout
+        assert str(copied) in run("report", "-d", "nano").stdout
+    finally:
+        hidden.rename(home)
+
+
 def test_a_second_build_redoes_no_row(home: Path, built: dict[str, Any]) -> None:
     again = processed(run("build", "-d", "nano").output)
     assert set(again) == set(built["processed"])

@@ -4,14 +4,17 @@ annotations and videos."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vsr1_core.configuration_files import load_configuration
 from vsr1_core.configurations import with_seed
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import check_name, read_json, write_json
+from vsr1_core.rows.places import Places
 
 REAL_CONFIG = "qwen3-vl-2b"
 
@@ -62,7 +65,7 @@ def load_entries(home: Path) -> dict[str, DatasetEntry]:
     """Map name -> dataset: the built-in datasets, overridden and extended by the registered ones."""
     entries = builtin_entries(home)
     for path in sorted((home / "datasets").glob("[!.]*.json")):
-        entry = DatasetEntry(**read_json(path))
+        entry = DatasetEntry(**_with_paths(read_json(path), Places(home).placed))
         entries[check_name(entry.name)] = entry
     return entries
 
@@ -128,13 +131,32 @@ def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
 
 def save_entry(home: Path, entry: DatasetEntry) -> None:
     """Register a dataset, or replace its registration."""
-    write_json(home / "datasets" / f"{check_name(entry.name)}.json", dataclasses.asdict(entry))
+    write_json(_entry_path(home, entry.name), _with_paths(dataclasses.asdict(entry), Places(home).stored))
+
+
+def keep_relative(home: Path, name: str) -> None:
+    """Register a dataset again whose registration has absolute paths inside the home, as all had before."""
+    path = _entry_path(home, name)
+    if path.exists():
+        kept = read_json(path)
+        if kept != _with_paths(kept, Places(home).stored):
+            save_entry(home, get_entry(home, name))
+
+
+def _entry_path(home: Path, name: str) -> Path:
+    return home / "datasets" / f"{check_name(name)}.json"
+
+
+def _with_paths(kept: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A registration with `change` done to each field that may be a path."""
+    paths = ("videos", "annotations", "embedder", "policy")
+    return {name: change(value) if name in paths else value for name, value in kept.items()}
 
 
 def remove_entry(home: Path, name: str) -> bool:
     """Remove the registration of a dataset. Returns False when it was not registered. Its tables and files stay; the
     caller may remove them."""
-    path = home / "datasets" / f"{check_name(name)}.json"
+    path = _entry_path(home, name)
     existed = path.exists()
     path.unlink(missing_ok=True)
     return existed

@@ -180,7 +180,7 @@ class _Explainer:
             return sources.place_of(self.view.entry, self.view.config, row_id) or ""
         if self.view.stages[asset].upstream or wanted is None:
             return ""
-        return str(wanted.inputs.get("path", wanted.inputs.get("clash", "")))
+        return self.view.lake.places.placed(wanted.inputs.get("path", wanted.inputs.get("clash", "")))
 
     def _no_row(self, asset: str, row_id: str) -> str:
         some = sorted({*self.wanted(asset), *self.stored(asset)})

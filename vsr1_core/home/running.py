@@ -51,7 +51,7 @@ def announced(home: Path, server: RunningServer) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
     before = os.umask(0o077)
     try:
-        write_json(path, dataclasses.asdict(server))
+        write_json(path, dataclasses.asdict(server), lasting=False)
     finally:
         os.umask(before)
     try:

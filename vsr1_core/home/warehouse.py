@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from vsr1_core.home.warehouse_views import METRICS, MadeView, made_views, quoted_name, quoted_text
-from vsr1_core.rows.files import atomic_path
+from vsr1_core.home.warehouse_views import HOME_VARIABLE, METRICS, MadeView, made_views, quoted_name, quoted_text
+from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
 from vsr1_core.stages.base import Stage
@@ -37,7 +37,8 @@ def database_path(home: Path) -> Path:
 
 
 def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
-    """A connection to the views of a home. The views are made first where they are missing or read another folder.
+    """A connection to the views of a home. The views are made first where they are missing or of an earlier form, in
+    memory where the file cannot be written.
 
     The file is attached, not opened: DuckDB keeps one instance per opened path in a process, which would keep showing
     the views from before a refresh.
@@ -45,13 +46,34 @@ def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     path = database_path(home)
-    if not path.exists():
-        refresh(home)
     how = "READ_ONLY" if read_only else "READ_WRITE"
-    connection = _attach(duckdb.connect(), path, how)
-    if not _reads_from(connection, home):
+    if path.exists():
+        connection = _attach(_connection(home), path, how)
+        if _follows_home(connection):
+            return connection
         connection.close()
-        connection = _attach(duckdb.connect(), refresh(home), how)
+    try:
+        return _attach(_connection(home), refresh(home), how)
+    except (WriteRefused, duckdb.IOException):
+        return _in_memory(home)
+
+
+def _connection(home: Path) -> duckdb.DuckDBPyConnection:
+    """A connection in which views read this home."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute(f"SET VARIABLE {HOME_VARIABLE} = {quoted_text(f'{home.absolute()}/')}")
+    return connection
+
+
+def _in_memory(home: Path) -> duckdb.DuckDBPyConnection:
+    from vsr1_core.stages.graph import all_stages
+
+    connection = _connection(home)
+    connection.execute("ATTACH ':memory:' AS vsr1")
+    connection.execute("USE vsr1")
+    _make_views(connection, all_stages())
     return connection
 
 
@@ -136,34 +158,34 @@ def _known_views(connection: duckdb.DuckDBPyConnection) -> str:
 
 def refresh(home: Path, stages: Mapping[str, Stage] | None = None) -> Path:
     """Make the views of all stages again and replace the old ones. Returns the path of the database."""
-    import duckdb
-
     from vsr1_core.stages.graph import all_stages
 
     stages = all_stages() if stages is None else stages
-    root = (home / "lake").absolute()
-    _write_schemas(root, stages.values())
-    with atomic_path(database_path(home)) as temporary, duckdb.connect() as connection:
-        _attach(connection, temporary, f"STORAGE_VERSION {quoted_text(STORAGE_VERSION)}")
-        for view in made_views(root, stages):
-            for statement in _statements(view):
-                connection.execute(statement)
-            for statement in list(_column_comments(connection, view)):
-                connection.execute(statement)
+    _write_schemas((home / "lake").absolute(), stages.values())
+    with atomic_path(database_path(home)) as temporary, _connection(home) as connection:
+        _make_views(_attach(connection, temporary, f"STORAGE_VERSION {quoted_text(STORAGE_VERSION)}"), stages)
     return database_path(home)
 
 
+def _make_views(connection: duckdb.DuckDBPyConnection, stages: Mapping[str, Stage]) -> None:
+    for view in made_views(stages):
+        for statement in _statements(view):
+            connection.execute(statement)
+        for statement in list(_column_comments(connection, view)):
+            connection.execute(statement)
+
+
 def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duckdb.DuckDBPyConnection:
-    connection.execute(f"ATTACH {quoted_text(path)} AS vsr1 ({how})")
+    connection.execute(f"ATTACH {quoted_text(str(path))} AS vsr1 ({how})")
     connection.execute("USE vsr1")
     return connection
 
 
-def _reads_from(connection: duckdb.DuckDBPyConnection, home: Path) -> bool:
-    """Whether the views read this home. They do not after it was moved or copied: they read the old place."""
+def _follows_home(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the views read the home where it is now. Views of before read the place where they were made."""
     views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'lake'"
     found = connection.execute(views).fetchone()
-    return found is not None and quoted_text((home / "lake").absolute()) in found[0]
+    return found is not None and HOME_VARIABLE in found[0]
 
 
 def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:

@@ -6,13 +6,11 @@ sentence, and the meanings of the columns that are not a stage's. A view stands 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
 from vsr1_core.rows.table import HISTORY_COLUMNS
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
@@ -36,13 +34,17 @@ OUTCOME_COLUMNS = (
 )
 TURN_ORDER = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
 EPISODE_KEY = ("step", "sample", "query_id")
+HOME_VARIABLE = "vsr1_home"
+HOME = f"coalesce(getvariable('{HOME_VARIABLE}'), regexp_replace(current_setting('temp_directory'), '[^/]*$', ''))"
+"""SQL of the folder of the home, with a slash at its end. DuckDB's folder for temporary files stands beside the
+database that it opened, so the views follow a home that is moved or copied. Where they are opened otherwise, such as by
+ATTACH, the variable says it."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a view can read: the lake at `root`, and the stages whose tables are in it."""
+    """What a view can read: the stages whose tables are in the lake."""
 
-    root: Path
     stages: Mapping[str, Stage]
 
     def first(self, prefix: str) -> Stage | None:
@@ -99,23 +101,33 @@ class MadeView:
     meaning: Callable[[str], str]
 
 
-def made_views(root: Path, stages: Mapping[str, Stage]) -> Iterator[MadeView]:
-    """All views of the lake at `root`, each one after the views that it reads."""
-    tables = Tables(root, stages)
+def made_views(stages: Mapping[str, Stage]) -> Iterator[MadeView]:
+    """All views, each one after the views that it reads."""
+    tables = Tables(stages)
     for name, stage in stages.items():
         if not name.startswith((PREDICTIONS, PROBES)):
-            yield MadeView(name, _asset_sql(root, stage), stage.says, stage.meaning)
+            yield MadeView(name, _asset_sql(stage), stage.says, stage.meaning)
     for view in VIEWS:
         sql = view.sql(tables)
         if sql is not None:
             yield MadeView(view.name, sql, view.says, partial(view.meaning, tables=tables))
 
 
-def _asset_sql(root: Path, stage: Stage) -> str:
+def _asset_sql(stage: Stage) -> str:
     columns = [stage.key, *stage.columns]
     if stage.name in ID_LAST:
         columns = [*columns[1:], columns[0]]
-    return f"SELECT {_names(['dataset', *columns, 'status', 'error', 'row_version'])} FROM {_newest(root, stage.name)}"
+    shown = ["dataset", *columns, "status", "error", "row_version"]
+    return f"SELECT {', '.join(map(_shown, shown))} FROM {_newest(stage.name)}"
+
+
+def _shown(column: str) -> str:
+    """A column of a table; one of paths as they are where the home is now."""
+    name = quoted_name(column)
+    if column not in PATH_COLUMNS:
+        return name
+    inside = f"{HOME} || substring({name}, {len(INSIDE) + 1})"
+    return f"CASE WHEN starts_with({name}, {quoted_text(INSIDE)}) THEN {inside} ELSE {name} END AS {name}"
 
 
 @sql_view(
@@ -128,7 +140,7 @@ def predictions(tables: Tables) -> str | None:
     if stage is None:
         return None
     rest = [name for name in stage.columns if name not in (*PREDICTION_COLUMNS, "turns")]
-    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(tables.root, PREDICTIONS)}"
+    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
 
 
 _OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
@@ -145,7 +157,7 @@ def turns(tables: Tables) -> str | None:
     if tables.first(PREDICTIONS) is None:
         return None
     ordered = [*TURN_ORDER, *(name for name in RANKED_TURN_COLUMNS if name not in TURN_ORDER)]
-    source = _with_method(tables.root, PREDICTIONS)
+    source = _with_method(PREDICTIONS)
     unnested = f"SELECT dataset, method, query_id, gt_video_id, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
     right = "t.video_id IS NOT DISTINCT FROM gt_video_id AS is_right_video"
     return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({unnested})"
@@ -193,8 +205,8 @@ def outcomes(tables: Tables) -> str | None:
                    coalesce(p.video_id = p.gt_video_id, false) AS is_right_video,
                    coalesce(p.decision = 'matched', false) AS is_matched,
                    list_contains([turn.video_id FOR turn IN p.turns], p.gt_video_id) AS was_shown
-            FROM {_with_method(tables.root, PREDICTIONS)} p
-            LEFT JOIN {_newest(tables.root, "moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
+            FROM {_with_method(PREDICTIONS)} p
+            LEFT JOIN {_newest("moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
@@ -219,7 +231,7 @@ def verification_probes(tables: Tables) -> str | None:
     if stage is None:
         return None
     columns = _names(["dataset", "method", *stage.columns, "status", "error", stage.key])
-    return f"SELECT {columns} FROM {_with_method(tables.root, PROBES)}"
+    return f"SELECT {columns} FROM {_with_method(PROBES)}"
 
 
 _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
@@ -234,7 +246,7 @@ _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
 def curves(tables: Tables) -> str | None:
     logged = [
         f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
-        f"FROM {_newest(tables.root, name)} WHERE {_IS_OWN}"
+        f"FROM {_newest(name)} WHERE {_IS_OWN}"
         for name, stage in tables.stages.items()
         if {"curve", "source"} <= set(stage.columns)
     ]
@@ -247,7 +259,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
     found = [name for name, stage in tables.stages.items() if "episodes" in stage.columns]
     if not found:
         return None
-    sources = [_newest(tables.root, name) for name in found]
+    sources = [_newest(name) for name in found]
     return " UNION ALL ".join(f"SELECT dataset, unnest(episodes) AS e FROM {t} WHERE {_IS_OWN}" for t in sources)
 
 
@@ -288,7 +300,7 @@ def grpo_turns(tables: Tables) -> str | None:
 def metrics_history(tables: Tables) -> str | None:
     if METRICS not in tables.stages:
         return None
-    pattern = f"{glob.escape(str(Lake(tables.root).history(METRICS)))}/dataset=*/*.parquet"
+    pattern = _pattern(f"lake/history/{METRICS}/dataset=*/*.parquet")
     columns = _names(["dataset", *HISTORY_COLUMNS, *tables.stages[METRICS].columns])
     age = "dense_rank() OVER (PARTITION BY dataset ORDER BY built_at DESC) - 1 AS builds_ago"
     return f"SELECT {columns}, {age} FROM {_scan(pattern)}"
@@ -302,7 +314,7 @@ def metrics_history(tables: Tables) -> str | None:
 def failures(tables: Tables) -> str | None:
     parts = [
         f"SELECT dataset, {quoted_text(name)} AS asset, {quoted_name(stage.key)} AS row_id, error "
-        f"FROM {_newest(tables.root, name)} WHERE status = 'failed'"
+        f"FROM {_newest(name)} WHERE status = 'failed'"
         for name, stage in tables.stages.items()
     ]
     return " UNION ALL ".join(parts)
@@ -310,10 +322,15 @@ def failures(tables: Tables) -> str | None:
 
 @sql_view("lake", "One row: the folder of the lake that all views read.", {"path": "Path of the folder on disk."})
 def lake(tables: Tables) -> str | None:
-    return f"SELECT {quoted_text(tables.root)} AS path"
+    return f"SELECT {HOME} || 'lake' AS path"
 
 
-def _newest(root: Path, asset: str) -> str:
+def _pattern(below: str) -> str:
+    """SQL of a pattern of files below the home, whose own name is taken literally."""
+    return rf"regexp_replace({HOME}, '([*?\[])', '[\1]', 'g') || {quoted_text(below)}"
+
+
+def _newest(asset: str) -> str:
     """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
 
     A listing on the left of the join chooses the newest files by their names, so that a table whose newest file has no
@@ -321,21 +338,21 @@ def _newest(root: Path, asset: str) -> str:
     listing still exist in the second one. With a window function DuckDB lists them in the other order, and one query in
     ten that ran during a commit found no rows.
     """
-    pattern = f"{glob.escape(str(root))}/*/{asset}/dataset=*/rows*.parquet"
-    newest = f"SELECT max(file) AS newest FROM glob({quoted_text(pattern)}) GROUP BY parse_dirpath(file)"
+    pattern = _pattern(f"lake/*/{asset}/dataset=*/rows*.parquet")
+    newest = f"SELECT max(file) AS newest FROM glob({pattern}) GROUP BY parse_dirpath(file)"
     return f"(SELECT found.* FROM ({newest}) JOIN {_scan(pattern)} AS found ON found.filename = newest)"
 
 
-def _with_method(root: Path, prefix: str) -> str:
+def _with_method(prefix: str) -> str:
     """SQL of all rows of the assets `<prefix><method>`, with the column `method`."""
     name = prefix.replace(".", r"\.")
     method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
-    return f"(SELECT *, {method} AS method FROM {_newest(root, prefix + '*')})"
+    return f"(SELECT *, {method} AS method FROM {_newest(prefix + '*')})"
 
 
 def _scan(pattern: str) -> str:
     return (
-        f"read_parquet({quoted_text(pattern)}, union_by_name = true, hive_partitioning = true, "
+        f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true, "
         "hive_types = {'dataset': VARCHAR}, filename = true)"
     )
 
@@ -352,5 +369,5 @@ def quoted_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def quoted_text(value: str | Path) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
+def quoted_text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

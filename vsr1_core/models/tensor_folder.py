@@ -64,7 +64,7 @@ class TensorFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free < size + _LEFT_FREE:
             return
-        with atomic_path(self._path(key)) as temporary:
+        with atomic_path(self._path(key), lasting=False) as temporary:
             save_file(on_cpu, temporary, metadata={"key": key, "note": json.dumps(dict(note))})
             size = temporary.stat().st_size
         self._bytes += size

@@ -1,4 +1,8 @@
-"""How files are written and named: atomic writes, JSON and JSON lines, digests, and names that are safe as paths."""
+"""How files are written and named: atomic writes, JSON and JSON lines, digests, and names that are safe as paths.
+
+What was written lasts: a file is on the disk before it gets its name, and the name is on the disk before the writer
+goes on. Otherwise a power loss could keep a commit and lose what it depends on.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,25 +56,28 @@ _REFUSALS = {
     errno.EPERM: "permission is denied",
     errno.EIO: "its disk failed",
 }
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
-def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Raise WriteRefused in place of what a library says where the system refused to write `temporary`.
-
-    polars puts the system's error into the text of its own ones: `No space left on device (os error 28)`.
-    """
+def refusals_explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Raise WriteRefused in place of what a library says where the system refused to write `temporary`, which is to
+    become `path`."""
     try:
         yield
     except Exception as error:
-        found = _SYSTEM_ERROR.search(str(error))
-        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        code = _code_of(error)
         if isinstance(error, WriteRefused) or code not in _REFUSALS or not _is_about(error, temporary):
             raise
         refused = WriteRefused(f"{path} cannot be written: {_REFUSALS[code]}{_room(temporary)}")
         refused.errno = code
         raise refused from error
+
+
+def _code_of(error: Exception) -> int | None:
+    """The system's error. Libraries such as polars, FAISS and DuckDB put its text into that of their own ones."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return next((code for code in _REFUSALS if os.strerror(code) in str(error)), None)
 
 
 def _is_about(error: Exception, temporary: Path) -> bool:
@@ -90,18 +99,57 @@ def _room(temporary: Path) -> str:
     )
 
 
+_NOT_ON_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
+def _put_on_disk(path: Path) -> None:
+    """Wait until the disk has a file's content, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_ON_FOLDERS or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _put_all_on_disk(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _put_on_disk(Path(place, name))
+        _put_on_disk(Path(place))
+
+
+def _make_folder(folder: Path, lasting: bool) -> None:
+    """Make a folder and those above it."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()] if lasting else []
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in reversed(made):
+        _put_on_disk(parent.parent)
+
+
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix. The temporary file replaces `path` when the block
-    ends without an exception, and is deleted otherwise. Raises WriteRefused where the system refuses the write."""
+    ends without an exception, and is deleted otherwise. Raises WriteRefused where the system refuses the write.
+
+    lasting: whether the file has to outlast a power loss; False for one whose readers take a broken file for none.
+    """
     temporary = _hidden(path.parent, path.stem, f"tmp{path.suffix}")
     try:
-        with _explained(path, temporary):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with refusals_explained(path, temporary):
+            _make_folder(path.parent, lasting)
             yield temporary
+            if lasting:
+                _put_on_disk(temporary)
             os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            if lasting:
+                _put_on_disk(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is swept when the lease is taken
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -110,18 +158,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     deleted otherwise. Raises WriteRefused where the system refuses a write."""
     temporary = _hidden(path.parent, path.name, "tmp")
     try:
-        with _explained(path, temporary):
-            temporary.mkdir(parents=True)
+        with refusals_explained(path, temporary):
+            _make_folder(path.parent, lasting=True)
+            temporary.mkdir()
             yield temporary
+            _put_all_on_disk(temporary)
             if path.exists():
                 old = _hidden(path.parent, path.name, "old")
                 os.replace(path, old)
                 os.replace(temporary, path)
+                _put_on_disk(path.parent)
                 shutil.rmtree(old)
             else:
                 os.replace(temporary, path)
-    finally:
+                _put_on_disk(path.parent)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<what>tmp|old)(\..+)?", re.DOTALL)
@@ -131,19 +184,33 @@ def _hidden(folder: Path, name: str, what: str) -> Path:
     return folder / f".{name}.{secrets.token_hex(4)}.{what}"
 
 
-def sweep_leftovers(folder: Path) -> int:
+def sweep_leftovers(folder: Path, min_age_s: float = 0.0, deep: bool = True) -> int:
     """Delete the temporary files and folders that killed processes left below `folder`. Returns how many there were.
 
-    Nobody may be writing below `folder`. An old folder whose successor was not put in its place yet is put back.
+    An old folder whose successor was not put in its place yet is put back.
+
+    Args:
+        folder: Where nobody may be writing what is younger than `min_age_s`.
+        min_age_s: Seconds since the file was written.
+        deep: Whether to look into the folders below.
     """
     num_swept = 0
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
-            if found := _LEFTOVER.fullmatch(name):
+            found = _LEFTOVER.fullmatch(name)
+            if found and _age_s(Path(place, name)) >= min_age_s:
                 _sweep(Path(place, name), found)
                 num_swept += 1
-        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+        folders[:] = [name for name in folders if deep and not _LEFTOVER.fullmatch(name)]
     return num_swept
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a file or folder was written; less than any age where it is gone by now."""
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return -math.inf
 
 
 def _sweep(path: Path, found: re.Match[str]) -> None:
@@ -153,7 +220,7 @@ def _sweep(path: Path, found: re.Match[str]) -> None:
     elif path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -164,10 +231,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys. The write is atomic."""
+def write_json(path: Path, value: Any, lasting: bool = True) -> None:
+    """Write `value` as indented JSON with sorted keys. The write is atomic; `lasting` is that of `atomic_path`."""
     text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, lasting) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -147,9 +147,8 @@ def run_plan(
     due = plan.due(retry_failed)
     last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else ([], 0)
     seconds = time.monotonic() - started
-    unfinished = (table.folder / "pending").exists()
     moved = moved_columns(table, plan, unversioned or {})
-    is_whole = not unfinished and table.manifest_path.exists() and not table.has_other_columns()
+    is_whole = table.is_whole() and not table.has_other_columns() and not table.has_old_paths()
     if due or plan.orphaned or moved is not None or not is_whole:
         merged = pl.concat([table.rows(), table.pending(), table.frame(last)]).unique(table.key, keep="last")
         merged = merged.filter(pl.col(table.key).is_in(list(wanted)))

@@ -13,31 +13,36 @@ import polars as pl
 
 from vsr1_core.rows.files import FileStamp, atomic_path, check_name
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.places import Places
 
 
 @dataclass(frozen=True)
 class KnownDigests:
-    """The digests of one dataset's files. They are stored in a Parquet file in the lake's cache."""
+    """The digests of one dataset's files. They are stored in a Parquet file in the lake's cache, with paths as `places`
+    keeps them."""
 
     path: Path
+    places: Places
 
     @classmethod
-    def of(cls, lake: Lake, dataset: str) -> KnownDigests:
-        """The stored digests of one dataset in `lake`."""
-        return cls(lake.cache("digests") / f"{check_name(dataset)}.parquet")
+    def of(cls, lake: Lake, dataset: str, what: str = "") -> KnownDigests:
+        """The stored digests of one dataset in `lake`: of its videos, or of `what` else."""
+        return cls(lake.cache("digests") / f"{check_name(dataset)}{what}.parquet", lake.places)
 
     def read(self) -> dict[FileStamp, str]:
         """Map file stamp -> digest. The result is empty when nothing is stored yet."""
         if not self.path.exists():
             return {}
         rows = pl.read_parquet(self.path, glob=False).iter_rows()
-        return {FileStamp(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
+        return {FileStamp(self.places.placed(path), size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
 
     def write(self, digests: Mapping[FileStamp, str]) -> None:
         """Store exactly these digests and drop all others. Nothing is written when they are stored already."""
         if self.read() == digests:
             return
-        rows = [(stamp.path, stamp.bytes, stamp.mtime_ns, digest) for stamp, digest in digests.items()]
+        rows = [
+            (self.places.stored(stamp.path), stamp.bytes, stamp.mtime_ns, digest) for stamp, digest in digests.items()
+        ]
         schema = {"path": pl.String, "bytes": pl.Int64, "mtime_ns": pl.Int64, "digest": pl.String}
         with atomic_path(self.path) as temporary:
             pl.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)

@@ -11,7 +11,11 @@ from typing import Any
 
 from vsr1_core.rows.files import check_name, sweep_leftovers
 from vsr1_core.rows.lease import Lease, hold
+from vsr1_core.rows.places import Places
 from vsr1_core.rows.table import Table
+
+SHARED_AGE_S = 86_400.0
+"""Seconds. A younger temporary file in a folder that all datasets share may be one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,16 @@ class Lake:
     root: Path
     lease: Lease | None = None
 
+    @property
+    def places(self) -> Places:
+        """The paths that are kept in this lake, whose folder is in that of its home."""
+        return Places(self.root.absolute().parent)
+
     def table(self, asset: str, dataset: str, key: str, columns: Mapping[str, Any]) -> Table:
         """The table of an asset for one dataset. `key` is the name of its id column; `columns` maps name -> polars
         type."""
         folder = self._tables(asset) / f"dataset={check_name(dataset)}"
-        return Table(folder, asset, dataset, key, columns, self.lease)
+        return Table(folder, asset, dataset, key, columns, self.places, self.lease)
 
     def _tables(self, asset: str) -> Path:
         return self.root / "tables" / check_name(asset, "asset")
@@ -51,6 +60,13 @@ class Lake:
         for pattern in (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}"):
             yield from self.root.glob(pattern)
 
+    def _shared_folders(self) -> Iterator[tuple[Path, bool]]:
+        """The folders that runs of all datasets write into, and whether those below are written so as well. The cache
+        of vision features keeps its own bounds."""
+        home = self.root.parent
+        yield from ((home, False), (home / "datasets", False), (self.root / "schemas", True))
+        yield from ((self.root / "handles", True), (self.cache("digests"), True), (self.cache("pictures"), True))
+
     @contextlib.contextmanager
     def written(
         self,
@@ -64,7 +80,8 @@ class Lake:
     ) -> Iterator[Lake]:
         """This lake, for the block with the lease of `dataset`. The other arguments are those of `rows.lease.hold`.
 
-        What killed runs left half written is deleted when the lease is taken.
+        What killed runs left half written is deleted when the lease is taken; where other datasets are written too,
+        only what is a day old.
 
         Raises:
             LeaseHeld: Something else writes the dataset; the message says what.
@@ -73,6 +90,8 @@ class Lake:
             if lease.is_new:
                 for folder in self.folders_of(dataset):
                     sweep_leftovers(folder)
+                for folder, is_deep in self._shared_folders():
+                    sweep_leftovers(folder, SHARED_AGE_S, is_deep)
             yield replace(self, lease=lease)
 
     def history(self, asset: str) -> Path:

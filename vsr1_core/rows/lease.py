@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vsr1_core.rows.files import read_json, write_json
+from vsr1_core.rows.files import read_json, refusals_explained, sweep_leftovers, write_json
 from vsr1_core.rows.process_identity import ProcessIdentity, State, identity_of
 
 BEAT_S = 2.0
@@ -174,7 +174,8 @@ def hold(
     finally:
         ended.set()
         beats.join()
-        lease.leave()
+        with contextlib.suppress(OSError):  # a full disk, of which the block speaks; the lease ends with this process
+            lease.leave()
 
 
 def _keep_beating(lease: Lease, ended: threading.Event) -> None:
@@ -210,6 +211,7 @@ def _enter(folder: Path, now: Holding, what: str, run: str, also: Sequence[int])
     """Become a member of the run `run`, which takes the lease unless it has it."""
     is_new = now.run != run
     if is_new:
+        sweep_leftovers(folder)  # nobody else writes there, as the lease is locked
         now = Holding(now.fence + 1, run, what, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     name = secrets.token_hex(4)
     others = {f"process {pid}": Member(identity_of(pid)) for pid in also}
@@ -245,15 +247,18 @@ class _Watch:
 
 def _write(folder: Path, holding: Holding) -> None:
     raw: dict[str, Any] = dataclasses.asdict(holding)
-    write_json(folder / "lease.json", raw)
+    write_json(folder / "lease.json", raw, lasting=False)  # after a power loss, all holders are dead
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """For the block, no other process or thread reads or writes the lease. Held for milliseconds. Where the file system
     has no locks, a takeover within these milliseconds is not noticed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
+    path = folder / "lock"
+    with refusals_explained(path, path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:

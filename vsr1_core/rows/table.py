@@ -27,6 +27,7 @@ import polars as pl
 
 from vsr1_core.rows.files import atomic_path, read_json, write_json
 from vsr1_core.rows.lease import Lease
+from vsr1_core.rows.places import PATH_COLUMNS, Places
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -45,13 +46,15 @@ HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version"
 @dataclass(frozen=True)
 class Table:
     """The rows of one asset for one dataset. `key` is the name of the id column; `columns` maps name -> polars type.
-    `lease` is checked at each write; None where there can be no other writer."""
+    Paths in rows are absolute, and kept as `places` says. `lease` is checked at each write; None where there can be no
+    other writer."""
 
     folder: Path
     asset: str
     dataset: str
     key: str
     columns: Mapping[str, Any]
+    places: Places
     lease: Lease | None = field(default=None, compare=False)
 
     @property
@@ -76,6 +79,13 @@ class Table:
     def manifest_path(self) -> Path:
         return self.folder / "manifest.json"
 
+    def is_whole(self) -> bool:
+        """Whether the last commit was finished: the manifest is of the newest rows, and no shard is left."""
+        newest = self._newest()
+        if newest is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
+            return False
+        return self.manifest().get("rows", newest.name) == newest.name  # manifests of before do not name them
+
     def exists(self) -> bool:
         """Whether any rows have been committed."""
         return self._newest() is not None
@@ -92,13 +102,31 @@ class Table:
             return self._empty[wanted]
         kept = _schema(path)
         same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
-        frame = _read(path, same)
+        frame = self._placed(_read(path, same))
         if len(same) == len(wanted):
             return frame
         # A column that an older version wrote with another type, or not at all, is null here. The version of its stage
         # has changed as well, so that the rows are stale.
         new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
+
+    def _placed(self, kept: pl.DataFrame) -> pl.DataFrame:
+        return self.places.placed_rows(kept) if self._has_paths else kept
+
+    def _stored(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return self.places.stored_rows(rows) if self._has_paths else rows
+
+    @property
+    def _has_paths(self) -> bool:
+        return any(name in self.columns for name in PATH_COLUMNS)
+
+    def has_old_paths(self) -> bool:
+        """Whether the committed rows keep paths otherwise than a commit would now: absolute ones inside the home."""
+        path = self._newest()
+        if path is None or not self._has_paths:
+            return False
+        kept = _read(path, [name for name in (*PATH_COLUMNS, "row_inputs") if name in _schema(path)])
+        return not kept.equals(self._stored(self._placed(kept)))
 
     def new_columns(self) -> list[str]:
         """The declared columns that the committed rows lack, or have with another type."""
@@ -131,7 +159,7 @@ class Table:
     def add_pending(self, rows: list[dict[str, Any]]) -> None:
         """Write one shard of the running build. Raises LeaseLost when another run has taken the dataset over."""
         with self._fence() as fence, atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as path:
-            self.frame(rows).write_parquet(path)
+            self._stored(self.frame(rows)).write_parquet(path)
             fence()
 
     @contextlib.contextmanager
@@ -149,7 +177,7 @@ class Table:
         readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
         if not readable:
             return self._empty
-        return pl.concat(readable).unique(self.key, keep="last")
+        return self._placed(pl.concat(readable).unique(self.key, keep="last"))
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
@@ -165,11 +193,12 @@ class Table:
             "num_ok": frame.filter(pl.col("status") == "ok").height,
             "num_failed": frame.filter(pl.col("status") != "ok").height,
             "data_version": data_version(frame, self.key),
+            "rows": following.name,
             **record,
         }
         with self._fence() as fence:
             with atomic_path(following) as temporary:
-                frame.write_parquet(temporary)
+                self._stored(frame).write_parquet(temporary)
                 fence()
             write_json(self.manifest_path, manifest)
             shutil.rmtree(self.folder / "pending", ignore_errors=True)

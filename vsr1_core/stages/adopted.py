@@ -41,14 +41,17 @@ def adopted_path(lake: Lake, dataset: str, asset: str) -> Path:
 def adopted(view: View, asset: str) -> Adopted | None:
     """The checkpoint that replaces the training of `asset`; None where it is trained."""
     path = adopted_path(view.lake, view.entry.name, asset)
-    return Adopted(**read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    kept: dict[str, str] = read_json(path)
+    return Adopted(**{name: view.lake.places.placed(text) for name, text in kept.items()})
 
 
 def write_adopted(view: View, asset: str, checkpoint: Adopted) -> Path:
     """Let `checkpoint` replace the training of `asset` from the next build on. Returns the path of the record."""
     path = adopted_path(view.lake, view.entry.name, asset)
     with view.lake.fenced():
-        write_json(path, asdict(checkpoint))
+        write_json(path, {name: view.lake.places.stored(text) for name, text in asdict(checkpoint).items()})
     return path
 
 

@@ -54,12 +54,13 @@ class AnnotationFiles(FromDisk):
     }
 
     def plan(self, view: View) -> dict[str, Row]:
-        return {i: self._row(f) for i, f in sources.annotation_files(view.entry, view.config).items()}
+        files = sources.annotation_files(view.entry, view.config)
+        return {i: self._row(file, view.lake.places.stored(str(file.path))) for i, file in files.items()}
 
     @staticmethod
-    def _row(file: AnnotationFile) -> Row:
+    def _row(file: AnnotationFile, place: str) -> Row:
         known = {"path": str(file.path), "split": file.split} if file.error is None else failed(file.error)
-        return Row({"content": file.content or "missing", "path": str(file.path)}, known, facts=file)
+        return Row({"content": file.content or "missing", "path": place}, known, facts=file)
 
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
         """Known files that are not there, whether the format names them (a failed row) or not."""
@@ -109,15 +110,15 @@ class RawVideos(FromDisk):
     unversioned_columns = ("mtime_ns", "bytes")
 
     def plan(self, view: View) -> dict[str, Row]:
-        made = sources.made_videos(view.entry, view.config)
+        made, stored = sources.made_videos(view.entry, view.config), view.lake.places.stored
         if made is not None:
-            return {video_id: self._made_row(video) for video_id, video in made.items()}
+            return {video_id: self._made_row(video, stored(str(video.path))) for video_id, video in made.items()}
         files = sources.video_files(view.entry)
         unusable = {i: Row({"unusable": error}, failed(error)) for i, p in files.items() if (error := _unusable(i, p))}
         single = {i: paths[0] for i, paths in files.items() if i not in unusable}
         facts = _digested(single, self._known_digests(view))
         return {
-            i: Row({"content": fact["content"], "path": fact["path"]}, fact) for i, fact in facts.items()
+            i: Row({"content": fact["content"], "path": stored(fact["path"])}, fact) for i, fact in facts.items()
         } | unusable
 
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
@@ -130,9 +131,9 @@ class RawVideos(FromDisk):
         return view.entry.videos
 
     @staticmethod
-    def _made_row(video: MadeVideo) -> Row:
+    def _made_row(video: MadeVideo, place: str) -> Row:
         known = {"path": str(video.path), "content": video.content}
-        return Row({"content": video.content, "path": str(video.path)}, known, facts=video.task)
+        return Row({"content": video.content, "path": place}, known, facts=video.task)
 
     def _known_digests(self, view: View) -> dict[FileStamp, str]:
         """File stamp -> digest, from the rows of the table and from what was observed after they were made."""

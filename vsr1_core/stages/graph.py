@@ -15,7 +15,7 @@ from types import ModuleType
 import polars as pl
 
 from vsr1_core.datasets import sources
-from vsr1_core.datasets.registry import configuration_of, get_entry
+from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
 from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
@@ -94,6 +94,8 @@ def writing(
         LeaseHeld: Something else writes the dataset; the message says what.
     """
     with view.lake.written(view.entry.name, what, run, also=also, wait=wait, log=log) as lake:
+        if view.home is not None:
+            keep_relative(view.home, view.entry.name)
         yield dataclasses.replace(view, lake=lake)
 
 

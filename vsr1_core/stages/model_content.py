@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from vsr1_core.models.published import content_files, hub_name
-from vsr1_core.rows.files import FileStamp, check_name, digest_stable_file, read_stamp
+from vsr1_core.rows.files import FileStamp, digest_stable_file, read_stamp
 from vsr1_core.rows.known_digests import KnownDigests
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
@@ -24,7 +24,7 @@ def model_identity(view: View, name: str) -> str:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         return "@".join(part for part in hub_name(name) if part)
-    known = KnownDigests(view.lake.cache("digests") / f"{check_name(view.entry.name)}.models.parquet")
+    known = KnownDigests.of(view.lake, view.entry.name, ".models")
     before = known.read()
     found = {path.name: _digested(path, before) for path in content_files(folder.absolute())}
     fresh = dict(found.values())
