@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import (
+    build_command,
     compare_commands,
     config_commands,
     dataset_commands,
@@ -91,6 +92,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+build_command.register(app)
 app.add_typer(dataset_commands.datasets, name="dataset")
 app.add_typer(config_commands.configs, name="config")
 app.add_typer(hub_commands.hub)
@@ -145,42 +147,6 @@ def doctor(
         show.print_trial(name, checks.examine_trial(settings, configuration))
     if any(f.level == "problem" for f in findings):
         fail("some checks found a problem; the last column of the table says what to do")
-
-
-@app.command(epilog="Example: [bold]vsr1 build --dataset toy --assets first_ranking[/bold] (and everything it needs)")
-@command
-def build(
-    dataset: DatasetOption = "toy",
-    assets: Annotated[
-        str,
-        typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
-    ] = "",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
-    allow_removals: Annotated[
-        bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
-    ] = False,
-    wait: WaitOption = False,
-    executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
-) -> None:
-    """Build a dataset. Only rows that are new or stale are computed."""
-    check_choice("executor", executor, "in-process", "multiprocess")
-    settings = read_settings()
-    entry = get_entry(settings.home, dataset)
-    require_dagster("vsr1 build")
-    from pipelines.builds import BuildOptions, run_build
-
-    options = BuildOptions(retry_failed, allow_removals, wait, executor)  # type: ignore[arg-type]
-    result = run_build(settings, entry.name, assets, options)
-    show.console().print(show.build_table(dataset, result.assets))
-    if not result.success:
-        if debugging["on"]:
-            typer.echo(result.trace, err=True)
-        more = f"for tracebacks run: vsr1 --debug build --dataset {dataset}, or look at the run in: vsr1 ui"
-        fail("\n".join([f"the build of {dataset} stopped", *result.problems, more]))
-    num_failed = sum(asset.num_failed for asset in result.assets)
-    if num_failed:
-        reasons = f"vsr1 sql \"select * from failures where dataset='{dataset}'\""
-        typer.echo(f"{num_failed:,} rows failed; to see why: {reasons}")
 
 
 @app.command()

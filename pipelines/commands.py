@@ -23,6 +23,9 @@ WaitOption = Annotated[
     bool,
     typer.Option("--wait", help="If something else writes the dataset, wait until it has ended, instead of leaving."),
 ]
+AllowRemovalsOption = Annotated[
+    bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
+]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it: 128 and the number of the signal."""
 debugging = {"on": False}

@@ -34,6 +34,7 @@ from vsr1_core.home.adding import (
     frames_of,
     models_of,
     next_steps,
+    what_is_done_without,
     what_was_found,
 )
 from vsr1_core.rows.imported import current_import
@@ -171,11 +172,11 @@ def dataset_add(
     ] = None,
     models_from: Annotated[
         str | None,
-        typer.Option(
-            help="Dataset whose models are borrowed, or '' for models of its own (default: toy, unless --config names "
-            "other models)."
-        ),
+        typer.Option(help="Dataset whose models are borrowed (default: toy, unless --config names other models)."),
     ] = None,
+    train_own: Annotated[
+        bool, typer.Option("--train-own", help="Train models of its own on its annotations, and borrow none.")
+    ] = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
     policy: Annotated[
@@ -191,6 +192,9 @@ def dataset_add(
     toy: Annotated[
         bool, typer.Option("--toy", help="Render videos instead of reading your own, e.g. with --config nano.")
     ] = False,
+    search_only: Annotated[
+        bool, typer.Option("--search-only", help="Only rank its videos by the embedder: no policy, nothing trained.")
+    ] = False,
 ) -> None:
     """Register a dataset: your own videos, or the folders of a VERIFIED FIG dataset.
 
@@ -200,15 +204,27 @@ def dataset_add(
     settings = read_settings()
     if models_from:
         get_entry(settings.home, models_from)
+    _refuse_contradictions(models_from, train_own, search_only, policy)
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
-    wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy, kind)
+    source = "" if train_own else models_from
+    wanted = Wanted(name, videos, annotations, source, config, bool(policy or embedder), toy, kind, search_only)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
         entry = entry_of(settings.home, wanted, chosen)
-        for line in (what_was_found(entry), *borrowed(settings.home, entry, changes)):
+        lines = (what_was_found(entry), *borrowed(settings.home, entry, changes))
+        for line in (*lines, *what_is_done_without(settings.home, entry)):
             typer.echo(line)
         save_entry(settings.home, entry)
     for line in next_steps(settings.home, entry):
         typer.echo(line)
+
+
+def _refuse_contradictions(models_from: str | None, train_own: bool, search_only: bool, policy: str | None) -> None:
+    if models_from == "":
+        raise UserError("--models-from needs the name of a dataset; to train models of its own: --train-own")
+    if train_own and models_from:
+        raise UserError(f"--train-own trains models, and --models-from uses those of {models_from}: leave one out")
+    if search_only and (train_own or policy):
+        raise UserError("--search-only fetches, trains and asks no policy: leave out --train-own and --policy")
 
 
 @datasets.command("remove")

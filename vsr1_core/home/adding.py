@@ -20,6 +20,7 @@ from vsr1_core.datasets.registry import (
     get_entry,
     models_owner,
     own_configuration,
+    without_policy,
 )
 from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.files import check_name
@@ -42,6 +43,8 @@ class Wanted:
     toy: bool = False
     kind: str = ""
     """A kind of dataset of `datasets.formats`; empty chooses by name and files."""
+    search_only: bool = False
+    """An embedder and an index, and nothing else."""
 
 
 def base_of(home: Path, wanted: Wanted) -> str:
@@ -71,6 +74,8 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     """The entry of the dataset, after its files were checked. ValueError says what is missing or contradicts."""
     if wanted.kind and (wanted.toy or wanted.name in BENCHMARKS):
         raise ValueError(f"--kind {wanted.kind}: {wanted.name} has a kind of its own; leave --kind out")
+    if wanted.search_only and (wanted.toy or wanted.name in BENCHMARKS or wanted.annotations is not None):
+        raise ValueError("--search-only is for a folder of videos that nothing is annotated of: give --videos alone")
     if wanted.kind == "toy":
         raise ValueError(
             "videos of the kind toy are rendered, and no video files are read: give --toy in place of --kind"
@@ -113,7 +118,8 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
             f"{config} trains tiny models from annotated videos, and {name} has no annotations: give --annotations "
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
-    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source)
+    only = wanted.search_only
+    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
 
 
 def imported_entry(home: Path, name: str, config: str, models_from: str) -> DatasetEntry:
@@ -151,8 +157,27 @@ def what_was_found(entry: DatasetEntry) -> str:
     if entry.kind == "verified":
         return f"{entry.name}: VERIFIED FIG annotations from {entry.annotations}"
     annotated = "annotated" if entry.annotations else "no annotations"
-    source = f"models from {entry.models_from}" if entry.models_from else "its own models"
+    models = "embedder" if entry.search_only else "models"
+    source = f"{models} from {entry.models_from}" if entry.models_from else f"its own {models}"
     return f"{entry.name}: {len(find_videos(Path(entry.videos))):,} videos, {annotated}, {source}"
+
+
+def what_is_done_without(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """What will and will not be done with videos that have no annotations."""
+    if entry.annotations or entry.kind != "folder":
+        return
+    if entry.search_only:
+        yield (
+            "Its videos will be embedded and ranked. No policy is fetched, trained or asked: what a search finds is "
+            "not verified, and has no spans."
+        )
+        return
+    verifies = configuration_of(home, entry).models.policy != ""
+    told = "verified by the policy" if verifies else "ranked by the embedder alone"
+    yield (
+        f"Its videos will be searched, and what is found {told}. Without --annotations nothing is trained on them and "
+        "no search is scored." + (" For the embedder alone: --search-only." if verifies else "")
+    )
 
 
 def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> Iterator[str]:
@@ -166,6 +191,7 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
         return
     owner = models_owner(home, entry)
     own, theirs = (own_configuration(home, e) for e in (entry, owner))
+    theirs = without_policy(theirs) if entry.search_only else theirs
     if models_text(own.models) != models_text(theirs.models):
         raise ValueError(
             f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
@@ -184,27 +210,33 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
     if idle:
         yield (
             f"{entry.name}: {', '.join(idle)} has no effect while the models of {owner.name} are used; to train its "
-            "own models, add it with --models-from ''"
+            "own models, add it with --train-own"
         )
 
 
 def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
     """Lines that say what was registered, and which commands come next and what they do."""
-    name, source = entry.name, entry.models_from
+    name, source, needed = entry.name, entry.models_from, "base_models" if entry.search_only else ""
     yield f"Added {name}, to be built with the configuration {entry.config}."
     if entry.kind == "verified":
         yield f"First: vsr1 dataset check {name} (says which files are missing)"
-    if source and not _is_built(home, source):
-        yield f"First: vsr1 build --dataset {source} (makes the models that {name} uses)"
+    if source and not _is_built(home, source, needed):
+        part = f" --assets {needed}" if needed else ""
+        yield f"First: vsr1 build --dataset {source}{part} (makes the models that {name} uses)"
     yield f"Next: vsr1 build --dataset {name} ({', '.join(_work(home, entry))})"
     if entry.annotations:
         yield f"Then: vsr1 report --dataset {name} (how well its queries are answered)"
-    yield f'Then: vsr1 search "what happens in it" --dataset {name}'
+    yield f"Then: {search_command(name)}"
 
 
-def _is_built(home: Path, dataset: str) -> bool:
+def search_command(dataset: str) -> str:
+    """The command that searches a dataset, to be typed with other words."""
+    return f'vsr1 search "what happens in it" --dataset {dataset}'
+
+
+def _is_built(home: Path, dataset: str, asset: str = "") -> bool:
     view = open_view(home, dataset)
-    return any(view.table(asset).exists() for asset in view.stages)
+    return any(view.table(name).exists() for name in ([asset] if asset else view.stages))
 
 
 def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
@@ -213,10 +245,11 @@ def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
         yield "renders the videos"
     yield "samples frames"
     if entry.models_from:
-        yield f"uses the models of {entry.models_from}"
+        yield f"uses the {'embedder' if entry.search_only else 'models'} of {entry.models_from}"
     else:
         is_tiny = configuration_of(home, entry).models.is_tiny
-        yield "trains tiny models" if is_tiny else "loads the published models"
+        published = "loads the published embedder" if entry.search_only else "loads the published models"
+        yield "trains tiny models" if is_tiny else published
     yield "embeds and indexes the videos"
     if entry.annotations:
         yield "evaluates the annotated queries" if entry.models_from else "trains and evaluates the methods"

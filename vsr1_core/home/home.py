@@ -19,7 +19,7 @@ from vsr1_core.home.search_result import Found
 from vsr1_core.home.status import plan_frame, status_frame
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.graph import open_view, plan_graph
+from vsr1_core.stages.graph import open_view, plan_graph, stages_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,6 +85,7 @@ class Home:
         config: str | None = None,
         models_from: str | None = None,
         toy: bool = False,
+        search_only: bool = False,
     ) -> DatasetEntry:
         """Register a dataset, or replace its registration. No video is read and nothing is built yet.
 
@@ -97,6 +98,7 @@ class Home:
             models_from: The dataset whose models are used; frames are sampled as these models saw them. `""` makes the
                 dataset train its own models. By default `toy`, unless `config` names published models.
             toy: Render a corpus of moving shapes instead; `config` says how large.
+            search_only: Embed and rank the videos, and nothing else: no policy is fetched, trained or asked.
 
         Returns:
             The entry as it was saved.
@@ -114,7 +116,7 @@ class Home:
         folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
         if folder is None and not toy and name not in BENCHMARKS:
             raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
-        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy)
+        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy, search_only=search_only)
         chosen = adding.base_of(self.path, wanted)
         load_configuration(self.path, chosen)
         entry = adding.entry_of(self.path, wanted, chosen)
@@ -178,7 +180,7 @@ class Home:
         view, execution = self.view(dataset), self.execution(retry_failed)
         if allow_removals:
             execution = dataclasses.replace(execution, max_removed=None)
-        names = list(view.stages) if assets is None else building.with_upstream(view, assets)
+        names = list(stages_of(view)) if assets is None else building.with_upstream(view, assets)
         built = list(building.build(view, execution, names, wait))
         warehouse.refresh(self.path, view.stages)
         return built

@@ -78,9 +78,10 @@ def best_method(view: View) -> Method | None:
     Raises:
         LookupError: No model is built; the message has the command that builds one.
     """
-    for method in reversed(BASIC.values()):
-        if method.row_id in view.versions(method.model):
-            return method
+    if not view.entry.search_only:  # checkpoints of an earlier registration may be there still
+        for method in reversed(BASIC.values()):
+            if method.row_id in view.versions(method.model):
+                return method
     if "embedder" in view.versions("base_models"):
         return None
     raise LookupError(
@@ -105,6 +106,11 @@ def method_of(view: View, request: SearchRequest) -> Method | None:
         return None
     if request.method is None:
         return best
+    if view.entry.search_only:
+        raise LookupError(
+            f"dataset {view.entry.name!r} is registered with --search-only and has no method {request.method!r}: leave "
+            "--method out, or add the dataset without --search-only"
+        )
     if request.method not in ALL:
         raise LookupError(f"no method {request.method!r}; {_instead(view, request.method)}")
     method = ALL[request.method]
@@ -114,6 +120,8 @@ def method_of(view: View, request: SearchRequest) -> Method | None:
 
 def built_methods(view: View) -> list[Method]:
     """The methods that the dataset can be searched by, in the order of the report."""
+    if view.entry.search_only:
+        return []
     return [method for method in ALL.values() if method.row_id in view.versions(method.model)]
 
 
@@ -157,19 +165,32 @@ def search_together(
         ranked = _Rankings(searcher.index, *_vectors(episode), exclude)
         result = _found(opened, request, ranked, episode)
         found.append(replace(result, method=method.name, checkpoint=opened.checkpoint(method)))
-    return _timed(found, begun, loaded)
+    return _timed([_beside_unrelated(opened, result) for result in found], begun, loaded)
 
 
 def _by_similarity(opened: OpenedModels, requests: Sequence[SearchRequest], begun: float) -> list[Found]:
     index, plain = opened.index(requests[0].split), opened.plain
     checkpoint = str(loading.one_row(opened.view, "base_models", "embedder")["digest"])
+    opened.unrelated_scores(requests[0].split)
     loaded = time.perf_counter()
     vectors = plain.get([request.text.strip() for request in requests]).float().cpu().numpy()
     found = []
     for request, vector in zip(requests, vectors, strict=True):
         result = _found(opened, request, _Rankings(index, vector[None], vector[None]), None)
         found.append(replace(result, checkpoint=checkpoint))
-    return _timed(found, begun, loaded)
+    return _timed([_beside_unrelated(opened, result) for result in found], begun, loaded)
+
+
+def _beside_unrelated(opened: OpenedModels, found: Found) -> Found:
+    """The result with the share of unrelated texts that score as high, where no video was matched."""
+    from vsr1_core.search.unrelated import share_at_least
+
+    if found.matched_turn is not None or not found.first:
+        return found
+    unrelated = opened.unrelated_scores(found.split)
+    if unrelated is None:
+        return found
+    return replace(found, unrelated_share=share_at_least(found.first[0].score, unrelated))
 
 
 def _timed(found: Iterable[Found], begun: float, loaded: float) -> list[Found]:

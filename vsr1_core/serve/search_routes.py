@@ -55,6 +55,7 @@ class FoundBody(BaseModel):
     turns: list[ShownTurn]
     method: str | None
     checkpoint: str
+    unrelated_share: float | None
     seconds: float
     loading_s: float
 
