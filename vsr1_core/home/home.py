@@ -14,7 +14,7 @@ from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, s
 from vsr1_core.home import adding, building
 from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.home.opened_datasets import OpenedDatasets
-from vsr1_core.home.search import SearchRequest, search_once
+from vsr1_core.home.search import SearchRequest, search_by_picture, search_once
 from vsr1_core.home.search_result import Found
 from vsr1_core.home.status import plan_frame, status_frame
 from vsr1_core.stages.base import View
@@ -235,6 +235,27 @@ class Home:
         """
         request = SearchRequest(text, split, top_k, method, verify, turns)
         return search_once(self.opened(dataset), request)
+
+    def search_by_picture(
+        self, picture: str | Path, dataset: str = "toy", split: str = "test", top_k: int = 5
+    ) -> Found:
+        """Rank videos by their likeness to a picture, by the embedder alone.
+
+        Args:
+            picture: A picture file.
+            dataset: A name in `datasets()`; its embedder and index have to be built.
+            split: Which videos to search.
+            top_k: How many videos to return.
+
+        Returns:
+            The result: a sequence of at most `top_k` hits, best first. Nothing is verified.
+
+        Raises:
+            ValueError: The file is no picture, or the dataset's embedder takes no pictures.
+            FileNotFoundError: There is no such file.
+            LookupError: There is no such dataset or split, or it is not built.
+        """
+        return search_by_picture(self.opened(dataset), Path(picture).expanduser(), split, top_k)
 
     def sql(self, query: str, is_restricted: bool = True) -> pl.DataFrame:
         """The result of one SQL statement (DuckDB) on the views of this home.

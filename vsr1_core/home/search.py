@@ -9,6 +9,7 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -166,6 +167,34 @@ def search_together(
         result = _found(opened, request, ranked, episode)
         found.append(replace(result, method=method.name, checkpoint=opened.checkpoint(method)))
     return _timed([_beside_unrelated(opened, result) for result in found], begun, loaded)
+
+
+def search_by_picture(opened: OpenedModels, picture: Path, split: str = "test", top_k: int = 5) -> Found:
+    """Rank the videos of `split` by their likeness to a picture file. No policy is asked, as it is asked about texts.
+
+    Raises:
+        ValueError: The file is no picture, `top_k` is out of its range, or the dataset's embedder takes no pictures.
+        FileNotFoundError: There is no such file.
+        LookupError: The embedder or the index of the split is not built; the message has the command that builds it.
+    """
+    from vsr1_core.media.picture import read_picture
+    from vsr1_core.models.protocols import VideoFrames
+
+    request, begun = SearchRequest(picture.name, split, top_k, verify=False), time.perf_counter()
+    pixels = read_picture(picture, opened.view.config.frames)
+    method_of(opened.view, request)
+    checkpoint = loading.one_row(opened.view, "base_models", "embedder")
+    embedder, index = opened.embedder, opened.index(split)
+    if not embedder.takes_pictures:
+        raise ValueError(
+            f"the embedder of {opened.view.entry.name}, {Path(checkpoint['path']).name}, takes no pictures: search "
+            "with words, or let an embedder rank the videos that takes them"
+        )
+    loaded = time.perf_counter()
+    vector = embedder.embed_videos([VideoFrames(pixels, [0.0])]).float().cpu().numpy()
+    found = _found(opened, request, _Rankings(index, vector, vector), None)
+    found = replace(found, text="", image=picture.name, checkpoint=str(checkpoint["digest"]))
+    return _timed([found], begun, loaded)[0].with_paths(paths_of(opened.view, [hit.video for hit in found]))
 
 
 def _by_similarity(opened: OpenedModels, requests: Sequence[SearchRequest], begun: float) -> list[Found]:

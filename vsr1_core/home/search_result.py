@@ -105,7 +105,7 @@ class Found(Sequence[Hit]):
     """The result of one search; as a sequence, it is its hits, best first.
 
     Attributes:
-        text: What was searched for.
+        text: What was searched for; empty for a picture.
         dataset: Name of the dataset.
         split: The split whose videos were searched.
         hits: The first videos of the last ranking.
@@ -113,6 +113,7 @@ class Found(Sequence[Hit]):
         turns: Every video that the policy was shown, in order, also where it is not among the hits.
         method: Name of the method that searched; None where the embedder alone ranked the videos.
         checkpoint: Digest of the weights that verified; of the embedder where nothing was verified.
+        image: Name of the picture that was searched with; None for a text.
         unrelated_share: Share of unrelated texts that score at least as high on these videos as the query's own words,
             in (0, 1]; None where a video was matched, or where it was not computed.
         seconds: How long the search itself took.
@@ -132,6 +133,7 @@ class Found(Sequence[Hit]):
     turns: tuple[ShownTurn, ...] = ()
     method: str | None = None
     checkpoint: str = ""
+    image: str | None = None
     unrelated_share: float | None = None
     seconds: float = field(default=0.0, compare=False)
     loading_s: float = field(default=0.0, compare=False)
