@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import show
+from pipelines import completion, show
 from pipelines.commands import (
     AllowRemovalsOption,
     DatasetOption,
@@ -39,7 +39,10 @@ def build(
     dataset: DatasetOption = "toy",
     assets: Annotated[
         str,
-        typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
+        typer.Option(
+            help="Asset names, groups or Dagster selections, separated by commas (default: all assets).",
+            autocompletion=completion.asset_list,
+        ),
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
     allow_removals: AllowRemovalsOption = False,

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import vsr1_core
 from pipelines import (
     build_command,
     compare_commands,
+    completion,
     config_commands,
     dataset_commands,
     experiment_commands,
@@ -89,7 +91,6 @@ app = typer.Typer(
     epilog=EXAMPLES,
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 build_command.register(app)
@@ -100,8 +101,19 @@ app.add_typer(experiment_commands.experiments)
 app.add_typer(compare_commands.comparisons)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vsr1 {vsr1_core.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     debugging["on"] = debug
     prepare_process()
 
@@ -167,7 +179,9 @@ def plan(
 @app.command(epilog="Example: [bold]vsr1 explain query_embeddings 2000010_fig --dataset toy[/bold]")
 @command
 def explain(
-    asset: Annotated[str, typer.Argument(help="Name of the asset, as in vsr1 status.")],
+    asset: Annotated[
+        str, typer.Argument(help="Name of the asset, as in vsr1 status.", autocompletion=completion.assets)
+    ],
     row: Annotated[str, typer.Argument(help="Id of the row, as in the first column of the table.")],
     dataset: DatasetOption = "toy",
     output: Annotated[str, typer.Option("--format", "-f", help="tree or json.")] = "tree",

@@ -12,12 +12,17 @@ from typing import Annotated, Any
 import click
 import typer
 
+from pipelines import completion
 from pipelines.settings import Settings, read_settings
 from vsr1_core.configuration_files import configuration_names, load_configuration
 from vsr1_core.recipes import Configuration
 from vsr1_core.stages.base import NotYetKnown
 
-DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
+DatasetOption = Annotated[
+    str,
+    typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.", autocompletion=completion.datasets),
+]
+NameArgument = Annotated[str, typer.Argument(help="A name from vsr1 dataset list.", autocompletion=completion.datasets)]
 StaleOption = Annotated[bool, typer.Option("--stale", help="Write tables that are out of date as they are.")]
 WaitOption = Annotated[
     bool,

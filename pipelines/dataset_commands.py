@@ -11,8 +11,8 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from pipelines import show
-from pipelines.commands import UserError, WaitOption, check_choice, command, say
+from pipelines import show, sync_command
+from pipelines.commands import NameArgument, UserError, WaitOption, check_choice, command, say
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
@@ -45,9 +45,8 @@ MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
 FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
 
-NameArgument = Annotated[str, typer.Argument(help="A name from vsr1 dataset list.")]
-
-datasets = typer.Typer(help="Manage datasets: list, add, show, check, remove.", no_args_is_help=True)
+datasets = typer.Typer(help="Manage datasets: list, add, show, check, sync, remove.", no_args_is_help=True)
+sync_command.register(datasets)
 
 
 @datasets.command("list")

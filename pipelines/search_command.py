@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import show_search
+from pipelines import completion, show_search
 from pipelines.commands import DatasetOption, UserError, check_choice, command, say
 from pipelines.settings import Settings, execution_of, read_settings, video_limits_of
 from vsr1_core.home.search import SearchRequest, method_of
@@ -28,7 +28,11 @@ def search(
     split: Annotated[str, typer.Option(help="The split whose videos are searched.")] = "test",
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="How many videos are listed.")] = 5,
     method: Annotated[
-        str, typer.Option(help="The method that searches (default: the last one of the report that is built).")
+        str,
+        typer.Option(
+            help="The method that searches (default: the last one of the report that is built).",
+            autocompletion=completion.methods,
+        ),
     ] = "",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Show videos to the policy, or only rank them by similarity.")
