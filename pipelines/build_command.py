@@ -64,7 +64,8 @@ def build_and_show(settings: Settings, dataset: str, assets: str, options: Build
     from pipelines.builds import run_build
 
     result = run_build(settings, dataset, assets, options)
-    show.console().print(show.build_table(dataset, result.assets))
+    view = open_view(settings.home, dataset)
+    show.console().print(show.build_table(view, result.assets))
     if not result.success:
         if debugging["on"]:
             typer.echo(result.trace, err=True)
@@ -74,7 +75,7 @@ def build_and_show(settings: Settings, dataset: str, assets: str, options: Build
     if num_failed:
         reasons = f"vsr1 sql \"select * from failures where dataset='{dataset}'\""
         typer.echo(f"{num_failed:,} rows failed; to see why: {reasons}")
-    for line in _what_next(open_view(settings.home, dataset)):
+    for line in _what_next(view):
         typer.echo(line)
 
 

@@ -23,6 +23,7 @@ from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import Lease
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view, stages_of
@@ -171,7 +172,10 @@ def select_assets(defs: dg.Definitions, text: str, view: View) -> list[dg.AssetK
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
     if not any(mark in part for mark in ':*"+('):
-        raise ValueError(f"there is no asset or group {part!r}; there are: {', '.join(sorted(set(known)))}")
+        meant = did_you_mean(part, known)
+        raise ValueError(
+            f"there is no asset or group {part!r}{meant or ';'} there are: {', '.join(sorted(set(known)))}"
+        )
     return dg.AssetSelection.from_string(part)
 
 

@@ -36,6 +36,7 @@ from pipelines.commands import (
     command,
     debugging,
     fail,
+    free_port,
     known_configuration,
     require_dagster,
     say,
@@ -85,6 +86,9 @@ All files are kept under VSR1_HOME (default ./vsr1_home). VSR1_DEVICE, VSR1_WORK
 say what the work runs on. VSR1_CACHE_GB (default 20) is how many GiB of disk the cache of vision features may use; the
 cache of query vectors may use as many again.
 """
+
+DG = "from dagster_dg_cli.cli import main; main()"
+"""Starts Dagster's command line `dg`, which has no module that `python -m` runs. `dagster dev` is superseded by it."""
 
 app = typer.Typer(
     help="VideoSearch-R1: find the video, and the moment in it, that a text describes.",
@@ -169,11 +173,12 @@ def plan(
 ) -> None:
     """Show what a build would do, asset by asset, and why. Nothing is written."""
     settings = read_settings()
-    plans = plan_graph(open_view(settings.home, dataset))
+    view = open_view(settings.home, dataset)
+    plans = plan_graph(view)
     if as_json:
         typer.echo(show.plan_json(plans))
     else:
-        show.console().print(show.plan_table(dataset, plans))
+        show.console().print(show.plan_table(view, plans))
 
 
 @app.command(epilog="Example: [bold]vsr1 explain query_embeddings 2000010_fig --dataset toy[/bold]")
@@ -297,19 +302,20 @@ def _say_what_is_expected(view: View, metrics: pl.DataFrame) -> None:
 @app.command()
 @command
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the web UI.")] = 3000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the web UI; 0 takes a free one.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Start the web UI of Dagster with the runs of this home. Ctrl-C stops it."""
-    require_dagster("vsr1 ui", "ui")
+    require_dagster("vsr1 ui", "ui", "dagster_dg_cli")
     from pipelines.instance import dagster_home
 
     settings = read_settings()
+    port = free_port(host, port)
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
     workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # exists in a checkout, not in a wheel
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
-    arguments = ["dev", *location, "-h", host, "-p", str(port)]
-    os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
+    arguments = ["dev", *location, "--host", host, "--port", str(port)]
+    os.execve(sys.executable, [sys.executable, "-c", DG, *arguments], environ)
 
 
 prepared_commands.register(app)

@@ -4,7 +4,9 @@ configurations are looked up."""
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ from pipelines import completion
 from pipelines.settings import Settings, read_settings
 from vsr1_core.configuration_files import configuration_names, load_configuration
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.base import NotYetKnown
 
 DatasetOption = Annotated[
@@ -79,10 +82,10 @@ def fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def require_dagster(command_name: str, extra: str = "dagster") -> None:
-    """Raise UserError if Dagster is not installed. Only the graph and its UI need Dagster."""
+def require_dagster(command_name: str, extra: str = "dagster", package: str = "dagster") -> None:
+    """Raise UserError if Dagster, or a package of it, is not installed. Only the graph and its UI need Dagster."""
     try:
-        import dagster  # noqa: F401
+        importlib.import_module(package)
     except ImportError as error:
         raise UserError(
             f"`{command_name}` needs Dagster, which is not installed; run: pip install 'videosearch-r1[{extra}]' "
@@ -94,7 +97,20 @@ def require_dagster(command_name: str, extra: str = "dagster") -> None:
 def check_choice(what: str, value: str, *choices: str) -> None:
     """Raise UserError unless `value` is one of `choices`. what: what is chosen, for the message."""
     if value not in choices:
-        raise UserError(f"there is no {what} {value!r}; use {', '.join(choices[:-1])} or {choices[-1]}")
+        meant = did_you_mean(value, choices)
+        raise UserError(f"there is no {what} {value!r}{meant or ';'} use {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. UserError: it is taken, which is said before anything starts."""
+    try:
+        kind = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(kind[4])
+            return int(trial.getsockname()[1])
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another: --port 0") from error
 
 
 def known_configuration(settings: Settings, name: str) -> Configuration:

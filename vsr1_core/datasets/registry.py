@@ -12,6 +12,7 @@ from vsr1_core.configurations import with_seed
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import check_name, read_json, write_json
+from vsr1_core.rows.texts import did_you_mean
 
 REAL_CONFIG = "qwen3-vl-2b"
 
@@ -73,7 +74,10 @@ def get_entry(home: Path, name: str) -> DatasetEntry:
     """One dataset by its name. Raises LookupError, which lists the known names, when there is none of this name."""
     entries = load_entries(home)
     if name not in entries:
-        raise LookupError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
+        meant = did_you_mean(name, entries)
+        raise LookupError(
+            f"no dataset {name!r}{meant or ';'} known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add"
+        )
     return entries[name]
 
 

@@ -5,7 +5,6 @@ A request is checked before torch is imported or a model is opened.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages import loading
 from vsr1_core.stages.base import View
 from vsr1_core.stages.methods import ALL, BASIC, Method
@@ -113,7 +113,7 @@ def method_of(view: View, request: SearchRequest) -> Method | None:
             "--method out, or add the dataset without --search-only"
         )
     if request.method not in ALL:
-        raise LookupError(f"no method {request.method!r}; {_instead(view, request.method)}")
+        raise LookupError(f"no method {request.method!r}{_instead(view, request.method)}")
     method = ALL[request.method]
     loading.one_row(view, method.model, method.row_id)
     return method
@@ -128,8 +128,7 @@ def built_methods(view: View) -> list[Method]:
 
 def _instead(view: View, name: str) -> str:
     built = [method.name for method in built_methods(view)]
-    near = difflib.get_close_matches(name, ALL, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Those that are built: {', '.join(built) or 'none'}"
+    return f"{did_you_mean(name, ALL) or ';'} those that are built: {', '.join(built) or 'none'}"
 
 
 def search_once(opened: OpenedModels, request: SearchRequest) -> Found:

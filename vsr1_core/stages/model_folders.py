@@ -112,9 +112,12 @@ class ModelStage(Stage):
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
 
+    def concerns(self, view: View) -> bool:
+        return self.is_made((view.models_view() or view).config)
+
     def plan(self, view: View) -> dict[str, Row]:
         models, only = view.models_view(), view.entry.search_only
-        if not self.is_made((models or view).config) or (only and not self.searched_with):
+        if not self.concerns(view) or (only and not self.searched_with):
             return {}
         rows = self.own_rows(view) if models is None else self._borrowed_rows(view, models)
         return {row_id: row for row_id, row in rows.items() if not only or row_id in self.searched_with}
