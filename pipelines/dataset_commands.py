@@ -25,8 +25,10 @@ from vsr1_core.datasets.registry import (
     remove_entry,
     save_entry,
 )
+from vsr1_core.home import warehouse
 from vsr1_core.home.adding import (
     Wanted,
+    annotation_findings,
     base_of,
     borrowed,
     entry_of,
@@ -37,9 +39,10 @@ from vsr1_core.home.adding import (
     what_is_done_without,
     what_was_found,
 )
+from vsr1_core.home.unused import delete_rows, users_of
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.graph import all_stages, open_view
 
 MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
@@ -210,7 +213,8 @@ def dataset_add(
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
         entry = entry_of(settings.home, wanted, chosen)
         lines = (what_was_found(entry), *borrowed(settings.home, entry, changes))
-        for line in (*lines, *what_is_done_without(settings.home, entry)):
+        findings = annotation_findings(settings.home, entry)
+        for line in (*lines, *what_is_done_without(settings.home, entry), *findings):
             typer.echo(line)
         save_entry(settings.home, entry)
     for line in next_steps(settings.home, entry):
@@ -228,12 +232,33 @@ def _refuse_contradictions(models_from: str | None, train_own: bool, search_only
 
 @datasets.command("remove")
 @command
-def dataset_remove(name: NameArgument, wait: WaitOption = False) -> None:
-    """Remove a dataset from the list. Its videos and tables stay on disk."""
+def dataset_remove(
+    name: NameArgument,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also delete its tables, frames, indexes, checkpoints and imports.")
+    ] = False,
+    wait: WaitOption = False,
+) -> None:
+    """Remove a dataset from the list. Its videos and annotations stay on disk; so do its tables, without --rows."""
     settings = read_settings()
     if name not in load_entries(settings.home):
         raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
-    with Lake(settings.home / "lake").written(name, "vsr1 dataset remove", wait=wait, log=say):
+    lake = Lake(settings.home / "lake")
+    if rows:
+        _refuse_where_others_use_it(settings, lake, name)
+    with lake.written(name, "vsr1 dataset remove", wait=wait, log=say) as held:
         if not remove_entry(settings.home, name):
             raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
-    typer.echo(f"Removed {name} from the list. Its tables stay under {settings.home / 'lake'}.")
+        num_bytes = delete_rows(held, name) if rows else 0
+    if not rows:
+        typer.echo(f"Removed {name} from the list. Its tables stay under {lake.root}; to delete them: --rows")
+        return
+    warehouse.refresh(settings.home)
+    typer.echo(f"Removed {name} from the list, and {num_bytes / 2**20:,.1f} MiB of its rows and their files.")
+
+
+def _refuse_where_others_use_it(settings: Settings, lake: Lake, name: str) -> None:
+    borrowers = {entry.name for entry in load_entries(settings.home).values() if entry.models_from == name}
+    users = sorted(borrowers | set(users_of(lake, all_stages(), name)))
+    if users:
+        raise UserError(f"{', '.join(users)} use models of {name}; remove these first, or leave out --rows")

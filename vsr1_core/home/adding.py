@@ -5,11 +5,13 @@ Everything is checked before anything is saved; `datasets.registry` saves the en
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vsr1_core.configuration_files import load_configuration
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.folder import find_videos
 from vsr1_core.datasets.formats import get_format
@@ -22,10 +24,13 @@ from vsr1_core.datasets.registry import (
     own_configuration,
     without_policy,
 )
+from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.files import check_name
 from vsr1_core.stages.graph import open_view
 
+NUM_READ = 1000
+"""How many lines of annotations are read when a dataset is added, unless all are needed."""
 OF_MODELS = ("frames", "models", *TRAININGS)
 """Recipes that have no effect where models are borrowed: those of the dataset that makes the models apply."""
 
@@ -85,7 +90,14 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
     if wanted.name in BENCHMARKS:
         return _verified_entry(home, wanted, config)
-    return _folder_entry(home, wanted, config, get_format(wanted.kind or "folder").kind)
+    kind = wanted.kind or ("verified" if _has_fig_files(wanted.annotations) else "folder")
+    return _folder_entry(home, wanted, config, get_format(kind).kind)
+
+
+def _has_fig_files(annotations: Path | None) -> bool:
+    """Whether it is a folder with files in the FIG schema, one per split."""
+    place = annotations.expanduser() if annotations else None
+    return place is not None and place.is_dir() and any(place.glob("*_fig_*.jsonl"))
 
 
 def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
@@ -110,7 +122,9 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
         raise ValueError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
     require_videos(wanted.videos)
     place = annotations.expanduser() if annotations else None
-    if place is not None and not (place.is_file() if kind == "folder" else place.exists()):
+    if place is not None and place.is_dir() and kind == "folder":
+        raise ValueError(f"{annotations} is a folder without files <name>_fig_<split>.jsonl; give an annotation file")
+    if place is not None and not place.exists():
         raise ValueError(f"the annotation file {annotations} does not exist")
     source = wanted.models_from if wanted.models_from is not None else _default_source(home, wanted, config)
     if not source and not annotations and load_configuration(home, config).models.is_tiny:
@@ -120,6 +134,39 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
         )
     only = wanted.search_only
     return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
+
+
+def annotation_findings(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """Sentences about the first lines of a dataset's annotations: those that are no moments, or name no file.
+
+    Raises:
+        ValueError: The header is wrong, not one of these lines is a moment, or models are to be trained here and no
+            line is in the split `train`.
+    """
+    if not entry.annotations or entry.kind == "toy" or entry.name in BENCHMARKS:
+        return
+    trains = not entry.models_from and configuration_of(home, entry).models.is_tiny
+    lines = sources.format_of(entry).lines(entry, configuration_of(home, entry))
+    rows = [row for _, row in (lines if trains else itertools.islice(lines, NUM_READ))]
+    bad = [row for row in rows if isinstance(row, BadLine)]
+    moments = [row for row in rows if isinstance(row, Moment)]
+    if bad and not moments:
+        raise ValueError(f"not one of the first {len(rows):,} annotation lines can be used; the first: {bad[0].reason}")
+    if trains and not any(row.split == "train" for row in moments):
+        raise ValueError(
+            f"{entry.name} trains models of its own, and no line of {entry.annotations} is in the split `train`: give "
+            "a column `split` with train and test, or leave out --train-own"
+        )
+    of_first = "" if trains else f" of the first {len(rows):,}"
+    if bad:
+        yield f"{len(bad):,} lines{of_first} cannot be used, e.g. {bad[0].reason}. All: vsr1 dataset check {entry.name}"
+    files = sources.video_files(entry)
+    absent = sorted({row.video_id for row in moments} - set(files))
+    if absent:
+        yield (
+            f"{len(absent):,} annotated videos{of_first} have no file, e.g. {absent[0]!r}. "
+            f"All: vsr1 dataset check {entry.name}"
+        )
 
 
 def imported_entry(home: Path, name: str, config: str, models_from: str) -> DatasetEntry:
@@ -154,7 +201,7 @@ def what_was_found(entry: DatasetEntry) -> str:
     """One sentence about the files of a dataset that was added."""
     if entry.kind == "toy":
         return f"{entry.name}: videos will be rendered into {entry.videos}"
-    if entry.kind == "verified":
+    if entry.kind == "verified" and entry.name in BENCHMARKS:
         return f"{entry.name}: VERIFIED FIG annotations from {entry.annotations}"
     annotated = "annotated" if entry.annotations else "no annotations"
     models = "embedder" if entry.search_only else "models"
