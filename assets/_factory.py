@@ -97,12 +97,24 @@ def stage_asset(
     )
     def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
         workplace: Workplace = context.resources.workplace
+        context.log.info(heading_line(stage.name, *_place_in_run(context)))
         with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
             outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
         return materialization(view, stage, outcome, info.extras)
 
     return body
+
+
+def _place_in_run(context: dg.AssetExecutionContext) -> tuple[int, int]:
+    """(which step of its run this is, in the order in which they start; number of steps of the run)."""
+    started = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.STEP_START)
+    return len(started.records), len(context.job_def.nodes)
+
+
+def heading_line(name: str, number: int, total: int) -> str:
+    """The line with which an asset begins in the log of a build."""
+    return f"{number} of {total}: {name}"
 
 
 def _execution(context: dg.AssetExecutionContext, workplace: Workplace) -> Execution:

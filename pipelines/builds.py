@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from assets._factory import asset_key
 from assets._runs import LEASE_TAG
 from pipelines.bars import bars_on_terminal
 from pipelines.commands import say
@@ -22,9 +23,10 @@ from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import Lease
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.graph import open_view, stages_of
 from vsr1_core.stages.removals import ALLOW_TAG
 
 ExecutorName = Literal["in-process", "multiprocess"]
@@ -145,7 +147,8 @@ def select_assets(defs: dg.Definitions, text: str, view: View) -> list[dg.AssetK
     built = graph.materializable_asset_keys
     by_name = {".".join(key.path): key for key in built}
     if not text.strip():
-        return sorted(by_name.values())
+        left_out = {asset_key(name) for name in set(view.stages) - set(stages_of(view))}
+        return sorted(set(by_name.values()) - left_out)
     groups = {node.group_name for node in graph.asset_nodes}
     chosen: set[dg.AssetKey] = set()
     for part in (p.strip() for p in text.split(",") if p.strip()):
@@ -169,7 +172,10 @@ def select_assets(defs: dg.Definitions, text: str, view: View) -> list[dg.AssetK
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
     if not any(mark in part for mark in ':*"+('):
-        raise ValueError(f"there is no asset or group {part!r}; there are: {', '.join(sorted(set(known)))}")
+        meant = did_you_mean(part, known)
+        raise ValueError(
+            f"there is no asset or group {part!r}{meant or ';'} there are: {', '.join(sorted(set(known)))}"
+        )
     return dg.AssetSelection.from_string(part)
 
 

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import vsr1_core
 from pipelines import (
+    build_command,
     compare_commands,
+    completion,
     config_commands,
     dataset_commands,
     experiment_commands,
@@ -33,6 +36,7 @@ from pipelines.commands import (
     command,
     debugging,
     fail,
+    free_port,
     known_configuration,
     require_dagster,
     say,
@@ -83,14 +87,17 @@ say what the work runs on. VSR1_CACHE_GB (default 20) is how many GiB of disk th
 cache of query vectors may use as many again.
 """
 
+DG = "from dagster_dg_cli.cli import main; main()"
+"""Starts Dagster's command line `dg`, which has no module that `python -m` runs. `dagster dev` is superseded by it."""
+
 app = typer.Typer(
     help="VideoSearch-R1: find the video, and the moment in it, that a text describes.",
     epilog=EXAMPLES,
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+build_command.register(app)
 app.add_typer(dataset_commands.datasets, name="dataset")
 app.add_typer(config_commands.configs, name="config")
 app.add_typer(hub_commands.hub)
@@ -98,8 +105,19 @@ app.add_typer(experiment_commands.experiments)
 app.add_typer(compare_commands.comparisons)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vsr1 {vsr1_core.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     debugging["on"] = debug
     prepare_process()
 
@@ -147,42 +165,6 @@ def doctor(
         fail("some checks found a problem; the last column of the table says what to do")
 
 
-@app.command(epilog="Example: [bold]vsr1 build --dataset toy --assets first_ranking[/bold] (and everything it needs)")
-@command
-def build(
-    dataset: DatasetOption = "toy",
-    assets: Annotated[
-        str,
-        typer.Option(help="Asset names, groups or Dagster selections, separated by commas (default: all assets)."),
-    ] = "",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed rows again.")] = False,
-    allow_removals: Annotated[
-        bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
-    ] = False,
-    wait: WaitOption = False,
-    executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
-) -> None:
-    """Build a dataset. Only rows that are new or stale are computed."""
-    check_choice("executor", executor, "in-process", "multiprocess")
-    settings = read_settings()
-    entry = get_entry(settings.home, dataset)
-    require_dagster("vsr1 build")
-    from pipelines.builds import BuildOptions, run_build
-
-    options = BuildOptions(retry_failed, allow_removals, wait, executor)  # type: ignore[arg-type]
-    result = run_build(settings, entry.name, assets, options)
-    show.console().print(show.build_table(dataset, result.assets))
-    if not result.success:
-        if debugging["on"]:
-            typer.echo(result.trace, err=True)
-        more = f"for tracebacks run: vsr1 --debug build --dataset {dataset}, or look at the run in: vsr1 ui"
-        fail("\n".join([f"the build of {dataset} stopped", *result.problems, more]))
-    num_failed = sum(asset.num_failed for asset in result.assets)
-    if num_failed:
-        reasons = f"vsr1 sql \"select * from failures where dataset='{dataset}'\""
-        typer.echo(f"{num_failed:,} rows failed; to see why: {reasons}")
-
-
 @app.command()
 @command
 def plan(
@@ -191,17 +173,20 @@ def plan(
 ) -> None:
     """Show what a build would do, asset by asset, and why. Nothing is written."""
     settings = read_settings()
-    plans = plan_graph(open_view(settings.home, dataset))
+    view = open_view(settings.home, dataset)
+    plans = plan_graph(view)
     if as_json:
         typer.echo(show.plan_json(plans))
     else:
-        show.console().print(show.plan_table(dataset, plans))
+        show.console().print(show.plan_table(view, plans))
 
 
 @app.command(epilog="Example: [bold]vsr1 explain query_embeddings 2000010_fig --dataset toy[/bold]")
 @command
 def explain(
-    asset: Annotated[str, typer.Argument(help="Name of the asset, as in vsr1 status.")],
+    asset: Annotated[
+        str, typer.Argument(help="Name of the asset, as in vsr1 status.", autocompletion=completion.assets)
+    ],
     row: Annotated[str, typer.Argument(help="Id of the row, as in the first column of the table.")],
     dataset: DatasetOption = "toy",
     output: Annotated[str, typer.Option("--format", "-f", help="tree or json.")] = "tree",
@@ -317,19 +302,20 @@ def _say_what_is_expected(view: View, metrics: pl.DataFrame) -> None:
 @app.command()
 @command
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the web UI.")] = 3000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the web UI; 0 takes a free one.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Start the web UI of Dagster with the runs of this home. Ctrl-C stops it."""
-    require_dagster("vsr1 ui", "ui")
+    require_dagster("vsr1 ui", "ui", "dagster_dg_cli")
     from pipelines.instance import dagster_home
 
     settings = read_settings()
+    port = free_port(host, port)
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
     workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # exists in a checkout, not in a wheel
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
-    arguments = ["dev", *location, "-h", host, "-p", str(port)]
-    os.execve(sys.executable, [sys.executable, "-m", "dagster", *arguments], environ)
+    arguments = ["dev", *location, "--host", host, "--port", str(port)]
+    os.execve(sys.executable, [sys.executable, "-c", DG, *arguments], environ)
 
 
 prepared_commands.register(app)

@@ -4,7 +4,9 @@ configurations are looked up."""
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,16 +14,25 @@ from typing import Annotated, Any
 import click
 import typer
 
+from pipelines import completion
 from pipelines.settings import Settings, read_settings
 from vsr1_core.configuration_files import configuration_names, load_configuration
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.base import NotYetKnown
 
-DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.")]
+DatasetOption = Annotated[
+    str,
+    typer.Option("--dataset", "-d", help="A name from `vsr1 dataset list`.", autocompletion=completion.datasets),
+]
+NameArgument = Annotated[str, typer.Argument(help="A name from vsr1 dataset list.", autocompletion=completion.datasets)]
 StaleOption = Annotated[bool, typer.Option("--stale", help="Write tables that are out of date as they are.")]
 WaitOption = Annotated[
     bool,
     typer.Option("--wait", help="If something else writes the dataset, wait until it has ended, instead of leaving."),
+]
+AllowRemovalsOption = Annotated[
+    bool, typer.Option("--allow-removals", help="Drop the rows of all files that are gone, however many they are.")
 ]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it: 128 and the number of the signal."""
@@ -71,10 +82,10 @@ def fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def require_dagster(command_name: str, extra: str = "dagster") -> None:
-    """Raise UserError if Dagster is not installed. Only the graph and its UI need Dagster."""
+def require_dagster(command_name: str, extra: str = "dagster", package: str = "dagster") -> None:
+    """Raise UserError if Dagster, or a package of it, is not installed. Only the graph and its UI need Dagster."""
     try:
-        import dagster  # noqa: F401
+        importlib.import_module(package)
     except ImportError as error:
         raise UserError(
             f"`{command_name}` needs Dagster, which is not installed; run: pip install 'videosearch-r1[{extra}]' "
@@ -86,7 +97,20 @@ def require_dagster(command_name: str, extra: str = "dagster") -> None:
 def check_choice(what: str, value: str, *choices: str) -> None:
     """Raise UserError unless `value` is one of `choices`. what: what is chosen, for the message."""
     if value not in choices:
-        raise UserError(f"there is no {what} {value!r}; use {', '.join(choices[:-1])} or {choices[-1]}")
+        meant = did_you_mean(value, choices)
+        raise UserError(f"there is no {what} {value!r}{meant or ';'} use {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. UserError: it is taken, which is said before anything starts."""
+    try:
+        kind = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(kind[4])
+            return int(trial.getsockname()[1])
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another: --port 0") from error
 
 
 def known_configuration(settings: Settings, name: str) -> Configuration:

@@ -11,8 +11,8 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from pipelines import show
-from pipelines.commands import UserError, WaitOption, check_choice, command, say
+from pipelines import show, sync_command
+from pipelines.commands import NameArgument, UserError, WaitOption, check_choice, command, say
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
@@ -25,8 +25,10 @@ from vsr1_core.datasets.registry import (
     remove_entry,
     save_entry,
 )
+from vsr1_core.home import warehouse
 from vsr1_core.home.adding import (
     Wanted,
+    annotation_findings,
     base_of,
     borrowed,
     entry_of,
@@ -34,19 +36,20 @@ from vsr1_core.home.adding import (
     frames_of,
     models_of,
     next_steps,
+    what_is_done_without,
     what_was_found,
 )
+from vsr1_core.home.unused import delete_rows, users_of
 from vsr1_core.rows.imported import current_import
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.graph import open_view
+from vsr1_core.stages.graph import all_stages, open_view
 
 MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
 FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
 
-NameArgument = Annotated[str, typer.Argument(help="A name from vsr1 dataset list.")]
-
-datasets = typer.Typer(help="Manage datasets: list, add, show, check, remove.", no_args_is_help=True)
+datasets = typer.Typer(help="Manage datasets: list, add, show, check, sync, remove.", no_args_is_help=True)
+sync_command.register(datasets)
 
 
 @datasets.command("list")
@@ -171,11 +174,11 @@ def dataset_add(
     ] = None,
     models_from: Annotated[
         str | None,
-        typer.Option(
-            help="Dataset whose models are borrowed, or '' for models of its own (default: toy, unless --config names "
-            "other models)."
-        ),
+        typer.Option(help="Dataset whose models are borrowed (default: toy, unless --config names other models)."),
     ] = None,
+    train_own: Annotated[
+        bool, typer.Option("--train-own", help="Train models of its own on its annotations, and borrow none.")
+    ] = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
     policy: Annotated[
@@ -191,6 +194,9 @@ def dataset_add(
     toy: Annotated[
         bool, typer.Option("--toy", help="Render videos instead of reading your own, e.g. with --config nano.")
     ] = False,
+    search_only: Annotated[
+        bool, typer.Option("--search-only", help="Only rank its videos by the embedder: no policy, nothing trained.")
+    ] = False,
 ) -> None:
     """Register a dataset: your own videos, or the folders of a VERIFIED FIG dataset.
 
@@ -200,25 +206,59 @@ def dataset_add(
     settings = read_settings()
     if models_from:
         get_entry(settings.home, models_from)
+    _refuse_contradictions(models_from, train_own, search_only, policy)
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
-    wanted = Wanted(name, videos, annotations, models_from, config, bool(policy or embedder), toy, kind)
+    source = "" if train_own else models_from
+    wanted = Wanted(name, videos, annotations, source, config, bool(policy or embedder), toy, kind, search_only)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
         entry = entry_of(settings.home, wanted, chosen)
-        for line in (what_was_found(entry), *borrowed(settings.home, entry, changes)):
+        lines = (what_was_found(entry), *borrowed(settings.home, entry, changes))
+        findings = annotation_findings(settings.home, entry)
+        for line in (*lines, *what_is_done_without(settings.home, entry), *findings):
             typer.echo(line)
         save_entry(settings.home, entry)
     for line in next_steps(settings.home, entry):
         typer.echo(line)
 
 
+def _refuse_contradictions(models_from: str | None, train_own: bool, search_only: bool, policy: str | None) -> None:
+    if models_from == "":
+        raise UserError("--models-from needs the name of a dataset; to train models of its own: --train-own")
+    if train_own and models_from:
+        raise UserError(f"--train-own trains models, and --models-from uses those of {models_from}: leave one out")
+    if search_only and (train_own or policy):
+        raise UserError("--search-only fetches, trains and asks no policy: leave out --train-own and --policy")
+
+
 @datasets.command("remove")
 @command
-def dataset_remove(name: NameArgument, wait: WaitOption = False) -> None:
-    """Remove a dataset from the list. Its videos and tables stay on disk."""
+def dataset_remove(
+    name: NameArgument,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Also delete its tables, frames, indexes, checkpoints and imports.")
+    ] = False,
+    wait: WaitOption = False,
+) -> None:
+    """Remove a dataset from the list. Its videos and annotations stay on disk; so do its tables, without --rows."""
     settings = read_settings()
     if name not in load_entries(settings.home):
         raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
-    with Lake(settings.home / "lake").written(name, "vsr1 dataset remove", wait=wait, log=say):
+    lake = Lake(settings.home / "lake")
+    if rows:
+        _refuse_where_others_use_it(settings, lake, name)
+    with lake.written(name, "vsr1 dataset remove", wait=wait, log=say) as held:
         if not remove_entry(settings.home, name):
             raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
-    typer.echo(f"Removed {name} from the list. Its tables stay under {settings.home / 'lake'}.")
+        num_bytes = delete_rows(held, name) if rows else 0
+    if not rows:
+        typer.echo(f"Removed {name} from the list. Its tables stay under {lake.root}; to delete them: --rows")
+        return
+    warehouse.refresh(settings.home)
+    typer.echo(f"Removed {name} from the list, and {num_bytes / 2**20:,.1f} MiB of its rows and their files.")
+
+
+def _refuse_where_others_use_it(settings: Settings, lake: Lake, name: str) -> None:
+    borrowers = {entry.name for entry in load_entries(settings.home).values() if entry.models_from == name}
+    users = sorted(borrowers | set(users_of(lake, all_stages(), name)))
+    if users:
+        raise UserError(f"{', '.join(users)} use models of {name}; remove these first, or leave out --rows")

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines import show
+from pipelines import completion, show
 from pipelines.commands import StaleOption, UserError, WaitOption, command, say
 from pipelines.settings import execution_of, read_settings
 from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
 from vsr1_core.home.adding import imported_entry
 from vsr1_core.home.prepared.layout import SPLITS
-from vsr1_core.rows.imported import forget_import
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import all_stages, open_view, writing
@@ -26,12 +25,18 @@ CopyOption = Annotated[
 
 @command
 def import_prepared(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="A name from vsr1 dataset list, or a new one, which is registered.",
+            autocompletion=completion.datasets,
+        ),
+    ],
     folder: Annotated[
         Path | None, typer.Argument(help="The folder of one dataset, which contains raw_annotation/.")
     ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="A name from vsr1 dataset list, or a new one, which is registered.")
-    ] = "charades",
     split: Annotated[list[str] | None, typer.Option(help="Import only this split; may be given twice.")] = None,
     copy: CopyOption = False,
     forget: Annotated[
@@ -56,12 +61,7 @@ def import_prepared(
     settings = read_settings()
     view = _view_to_import_into(settings.home, dataset, models_from, config)
     if forget:
-        with writing(view, "vsr1 import-prepared --forget", wait=wait, log=say) as held:
-            if not forget_import(held.lake, dataset):
-                raise UserError(f"nothing was imported for {dataset}")
-        typer.echo(
-            f"The import of {dataset} is undone. To see what a build computes now: vsr1 plan --dataset {dataset}"
-        )
+        _forget(view, wait)
         return
     if folder is None or not folder.is_dir():
         raise UserError(f"give the folder of the prepared data: vsr1 import-prepared DIR --dataset {dataset}")
@@ -83,9 +83,19 @@ def import_prepared(
         save_entry(settings.home, view.entry)
     rows = [[asset, number, summary.num_imported[asset]] for asset, number in summary.num_rows.items()]
     show.console().print(show.table(f"Imported into {dataset}", ["asset", "rows found", "rows imported"], rows))
-    for note in summary.notes:
+    for note in (*summary.notes, *summary.left_out):
         typer.echo(note)
     typer.echo(f"To see what is left to build: vsr1 plan --dataset {dataset}")
+
+
+def _forget(view: View, wait: bool) -> None:
+    from vsr1_core.home.prepared.importing import forget
+
+    name = view.entry.name
+    with writing(view, "vsr1 import-prepared --forget", wait=wait, log=say) as held:
+        for path in forget(held):
+            typer.echo(f"Removed {path}, which the import had written.")
+    typer.echo(f"The import of {name} is undone. To see what a build computes now: vsr1 plan --dataset {name}")
 
 
 def _view_to_import_into(home: Path, dataset: str, models_from: str, config: str) -> View:

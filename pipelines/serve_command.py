@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands import UserError, command
+from pipelines.commands import UserError, command, free_port
 from pipelines.settings import execution_of, read_settings, read_token
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +46,7 @@ def serve(
     except ImportError as error:
         raise UserError(NOT_INSTALLED) from error
     settings = read_settings()
-    port = _free_port(host, port)
+    port = free_port(host, port)
     token = read_token() or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(token, frozenset([*(name or []), *_own_names(host)]), any_address=host not in LOOPBACK)
     state = state_of_home(settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui)
@@ -64,15 +64,3 @@ def _local_name(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):  # compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. UserError: it is taken, which is said before anything starts."""
-    try:
-        kind = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(kind[4])
-            return int(trial.getsockname()[1])
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another: --port 0") from error

@@ -85,15 +85,17 @@ def plan_json(plans: Iterable[StagePlan]) -> str:
     return json.dumps({"assets": assets, "why": why} | ({"imported": imported} if imported else {}), indent=2)
 
 
-def plan_table(dataset: str, plans: Iterable[StagePlan]) -> Table:
-    """One line per asset: its counts, and why rows are due."""
+def plan_table(view: View, plans: Iterable[StagePlan]) -> Table:
+    """One line per asset that concerns the dataset: its counts, and why rows are due."""
     rows = []
     for item in plans:
+        if not _concerns(view, item.asset) and not (item.plan and any(item.plan.counts().values())):
+            continue
         if item.plan is None:
             rows.append([item.asset, *[""] * len(STATES), f"known after {item.waits_for} has run"])
         else:
             rows.append([item.asset, *(f"{n:,}" if n else "" for n in item.plan.counts().values()), causes(item)])
-    return table(f"What `vsr1 build --dataset {dataset}` would do", ["asset", *STATES, "why"], rows)
+    return table(f"What `vsr1 build --dataset {view.entry.name}` would do", ["asset", *STATES, "why"], rows)
 
 
 def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
@@ -129,21 +131,28 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "< 0.1"
 
 
-def build_table(dataset: str, assets: Iterable[BuiltAsset]) -> Table:
-    """One line per asset: how many rows ran and failed, and how long it took."""
-    rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in assets]
-    return table(f"Built {dataset}", ["asset", "rows", "processed", "failed", "seconds"], rows)
+def build_table(view: View, assets: Iterable[BuiltAsset]) -> Table:
+    """One line per asset that concerns the dataset: how many rows ran and failed, and how long it took."""
+    asked = {name.replace("+", "_") for name in view.stages if _concerns(view, name)}  # Dagster's keys have no `+`
+    shown = [a for a in assets if a.num_rows or a.num_processed or a.name in asked]
+    rows = [[a.name, a.num_rows, a.num_processed, a.num_failed, round(a.seconds, 1)] for a in shown]
+    return table(f"Built {view.entry.name}", ["asset", "rows", "processed", "failed", "seconds"], rows)
 
 
 def status_table(view: View) -> Table:
-    """One line per asset of one dataset: what was built, and when."""
+    """One line per asset that concerns the dataset: what was built, and when."""
     rows = [
         [name, f"{num_rows:,}", num_failed or "", version, f"{changed_at:%Y-%m-%d %H:%M} UTC"]
         if version is not None
         else [name, "", "", "", "not built"]
         for name, num_rows, num_failed, version, changed_at in status_frame(view).iter_rows()
+        if num_rows or _concerns(view, name)
     ]
     return table(f"Status of {view.entry.name}", ["asset", "rows", "failed", "data version", "last change"], rows)
+
+
+def _concerns(view: View, asset: str) -> bool:
+    return view.stages[asset].concerns(view)
 
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:

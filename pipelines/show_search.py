@@ -21,7 +21,7 @@ def print_found(found: Found, output: str) -> None:
 
 def _tables(found: Found) -> None:
     out = console()
-    out.print(f"{found.dataset}, {found.split}: {found.text}", markup=False, highlight=False)
+    out.print(f"{found.dataset}, {found.split}: {_asked(found)}", markup=False, highlight=False)
     out.print(found.verdict, style="bold", highlight=False)
     if found.turns:
         header = ["turn", "video_id", "last rank", "decision", "probability", "start_s", "end_s", "reasoning"]
@@ -31,6 +31,10 @@ def _tables(found: Found) -> None:
     rows = ([*_hit_cells(hit), first, hit.path] for hit, first in zip(found, firsts, strict=False))
     out.print(table("The last ranking, and the first one beside it", [*header, "path"], rows))
     out.print(_searched_by(found), markup=False, highlight=False)
+
+
+def _asked(found: Found) -> str:
+    return found.text if found.image is None else f"the picture {found.image}"
 
 
 def _turn_cells(turn: ShownTurn) -> list[object]:
@@ -55,7 +59,7 @@ def _short(value: float | None) -> float | None:
 
 def _record(found: Found) -> None:
     first = " > ".join(place.video for place in found.first)
-    _fields({"query": found.text, "verdict": found.verdict, "method": found.method, "checkpoint": found.checkpoint})
+    _fields({"query": _asked(found), "verdict": found.verdict, "method": found.method, "checkpoint": found.checkpoint})
     _fields({"first ranking": first, "last ranking": " > ".join(hit.video for hit in found)})
     for turn in found.turns:
         _block(f"turn {turn.turn}")

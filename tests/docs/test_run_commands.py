@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.cli import app
@@ -50,11 +51,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_clips(folder: Path) -> None:
-    """Three videos of one's own, `~/clips`, and `clips.csv` with a moment in two of them."""
+    """Three videos of one's own, `~/clips`, `clips.csv` with a moment in two of them, and a picture."""
     (folder / "clips").mkdir()
     for name in ("fridge", "garden", "stairs"):
         write_video(folder / f"clips/{name}.mp4", range(8))
     lines = ["video,start,end,query", "fridge.mp4,1,4,a person opens a fridge", "garden.mp4,2,6,a dog runs"]
+    Image.new("RGB", (64, 64), "red").save(folder / "frame.png")
     (folder / "clips.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -14,7 +14,11 @@ from typer.testing import CliRunner, Result
 from pipelines.cli import app
 from tests.videos import write_video
 from vsr1_core.configurations import CONFIGURATIONS, NANO
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import get_entry, load_entries, save_entry
+from vsr1_core.datasets.verified import Moment
+from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.graph import open_view
 
 
 @pytest.fixture
@@ -104,6 +108,65 @@ def test_models_that_go_round_in_a_circle_are_refused_and_listed(home: Path, cli
     save_entry(home, dataclasses.replace(entry, models_from="gone"))
     assert "unknown" in said("dataset", "list")
     assert "unknown: dataset 'mine' borrows the models of 'gone'" in said("dataset", "show", "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("video;start;end;query\na;0;4;one\n", [], "has no column video, start, end, query; line 1 must name"),
+        ("video,start,end,query\na,zero,4,one\n", [], "not one of the first 1 annotation lines can be used"),
+        ("video,start,end,query\na,0,4,one\n", ["--train-own"], "no line of"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_refused_before_anything_is_saved(
+    home: Path, clips: Path, tmp_path: Path, text: str, options: list[str], says: str
+) -> None:
+    (tmp_path / "b.csv").write_text(text)
+    result = run("dataset", "add", "other", "--videos", str(clips), "--annotations", str(tmp_path / "b.csv"), *options)
+    assert result.exit_code == 1, result.output
+    assert says in " ".join(result.output.split())
+    assert "other" not in load_entries(home)
+
+
+def test_lines_and_videos_that_cannot_be_used_are_said_when_a_dataset_is_added(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("video,start,end,query\na,0,4,one\na,4,1,two\ngone,0,4,three\n")
+    said = add_again(clips, "--annotations", str(tmp_path / "b.csv"))
+    assert "1 lines of the first 3 cannot be used, e.g. b.csv:3: the span [4, 1] s is negative" in said
+    assert "1 annotated videos of the first 3 have no file, e.g. 'gone'. All: vsr1 dataset check other" in said
+
+
+def test_a_folder_of_fig_files_is_taken_under_any_name(home: Path, clips: Path, tmp_path: Path) -> None:
+    row = {"video": "a", "time": [0, 1], "desc_id": 1, "duration": 9, "cog_desc": "x", "fig_desc": "y"}
+    folder = tmp_path / "fig"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"films_fig_{split}.jsonl").write_text(json.dumps(row | {"desc_id": split}) + "\n")
+    said = add_again(clips, "--annotations", str(folder))
+    assert "1 videos, annotated, models from toy" in said
+    entry = get_entry(home, "other")
+    assert entry.kind == "verified"
+    found = sources.moments(entry, NANO)
+    assert {i: row.split for i, row in found.items() if isinstance(row, Moment)} == {
+        "train_fig": "train",
+        "test_fig": "test",
+    }
+    (folder / "more_fig_test.jsonl").write_text(json.dumps(row) + "\n")
+    assert "has files of several datasets (films, more)" in add_again(clips, "--annotations", str(folder))
+    assert "is a folder without files" in add_again(clips, "--annotations", str(clips))
+
+
+def test_a_dataset_is_removed_with_its_rows_unless_another_one_uses_them(home: Path, clips: Path) -> None:
+    view = open_view(home, "mine")
+    for name in ("annotation_files", "raw_videos", "videos"):
+        view.stages[name].build(view, Execution(workers=1))
+    add_again(clips, "--models-from", "mine")
+    assert "other use models of mine; remove these first" in said("dataset", "remove", "mine", "--rows")
+    assert "Its tables stay under" in said("dataset", "remove", "other")
+    assert view.table("videos").exists()
+    assert "MiB of its rows and their files" in said("dataset", "remove", "mine", "--rows")
+    assert not list((home / "lake").glob("*/*/*mine*"))
+    assert (clips / "a.mp4").is_file()
+    assert "mine" not in load_entries(home)
 
 
 def test_a_clean_dataset_exits_with_0(clips: Path) -> None:

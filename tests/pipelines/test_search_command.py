@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import vsr1_core.home.search
 from pipelines import search_command
 from pipelines.cli import app
+from tests.videos import write_video
 from vsr1_core.home.search import SearchRequest
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
 
@@ -39,13 +41,20 @@ FOUND = Found(
 )
 
 
+class Asked(list[SearchRequest]):
+    """The requests that reach the models; each is answered with `found`."""
+
+    found = FOUND
+
+
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SearchRequest]:
-    """The requests that reach the models; each is answered with FOUND."""
-    asked: list[SearchRequest] = []
+def answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
+    asked = Asked()
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
     monkeypatch.setattr(search_command, "method_of", lambda view, request: None)
-    monkeypatch.setattr(vsr1_core.home.search, "search_once", lambda opened, request: asked.append(request) or FOUND)
+    monkeypatch.setattr(
+        vsr1_core.home.search, "search_once", lambda opened, request: asked.append(request) or asked.found
+    )
     return asked
 
 
@@ -55,7 +64,7 @@ def run(*arguments: str) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
-def test_the_table_says_verdict_turns_both_rankings_and_who_searched(answered: list[SearchRequest]) -> None:
+def test_the_table_says_verdict_turns_both_rankings_and_who_searched(answered: Asked) -> None:
     out, err = run("--turns", "2", "--method", "sqr_sft", "-k", "2")
     assert answered == [SearchRequest("a dog jumps", top_k=2, method="sqr_sft", turns=2)]
     lines = out.splitlines()
@@ -69,7 +78,7 @@ def test_the_table_says_verdict_turns_both_rankings_and_who_searched(answered: l
     assert "Loading the models took 12.2 s, and the search 0.5 s" in err
 
 
-def test_a_record_has_one_field_per_line_and_json_is_the_result(answered: list[SearchRequest]) -> None:
+def test_a_record_has_one_field_per_line_and_json_is_the_result(answered: Asked) -> None:
     out, _ = run("--format", "record")
     assert "  verdict: matched in turn 2" in out.splitlines()
     assert "  place in the last ranking: 14" in out.splitlines()
@@ -77,6 +86,46 @@ def test_a_record_has_one_field_per_line_and_json_is_the_result(answered: list[S
     out, _ = run("--format", "json")
     assert Found.from_dict(json.loads(out)) == FOUND
     assert json.loads(out)["verdict"] == "matched in turn 2"
+
+
+def test_clips_are_saved_and_said_beside_the_result(answered: Asked, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "yard.mp4", range(8))
+    hits = (dataclasses.replace(FOUND[0], path=str(source)), FOUND[1])
+    answered.found = dataclasses.replace(FOUND, hits=hits)
+    out, err = run("--save-clips", "7", "--out", str(tmp_path / "clips"), "--format", "json")
+    assert answered[0].top_k == 7, "as many are looked for as are to be saved"
+    assert json.loads(out)["verdict"] == "matched in turn 2", "the output stays JSON"
+    assert f"Saved {tmp_path}/clips/01_b_yard_b_3.0-6.5s.mp4" in err.replace("\n", " ")
+    assert "pool was not saved: it has no file" in err
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["01_b_yard_b_3.0-6.5s.mp4"]
+
+
+def test_a_picture_takes_the_place_of_words(answered: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    by_picture = dataclasses.replace(FOUND, text="", image="frame.png", method=None, turns=())
+    monkeypatch.setattr(
+        vsr1_core.home.search, "search_by_picture", lambda opened, *asks: asked.append(asks) or by_picture
+    )
+    result = CliRunner().invoke(app, ["search", "--image", "frame.png", "-k", "3"])
+    assert result.stdout.splitlines()[0] == "mine, test: the picture frame.png"
+    assert asked == [(Path("frame.png"), "test", 3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["a dog", "--save-clips", "2"], "--save-clips N and --out DIR belong together"),
+        (["a dog", "--out", "clips"], "--save-clips N and --out DIR belong together"),
+        (["a dog", "--image", "a.png"], "--image searches with a picture alone"),
+        (["--image", "a.png", "--turns", "2"], "--image searches with a picture alone"),
+        ([], "the search text is blank"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(answered: Asked, arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["search", *arguments])
+    assert result.exit_code == 1
+    assert says in " ".join(result.output.split())
+    assert not answered
 
 
 def test_the_verdict_says_when_nothing_matched_or_nothing_was_verified() -> None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vsr1_core.datasets.csv_lines import csv_records
 from vsr1_core.datasets.verified import (
@@ -13,12 +14,14 @@ from vsr1_core.datasets.verified import (
     Moment,
     make_moment,
     read_fig,
+    read_fig_array,
     split_of,
     text_of,
     video_id_of,
     whole_text,
 )
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
+from vsr1_core.rows.files import read_jsonl
 from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
 
@@ -75,8 +78,9 @@ def name_error(paths: Sequence[Path]) -> str | None:
 
 
 def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
-    """Yield (`<file>:<line>`, moment) from a `.csv` file, or from a `.jsonl` file in the FIG schema. The split is
-    `test` unless a row says otherwise. A line that is not a valid moment becomes a BadLine.
+    """Yield (`<file>:<line>`, moment) from a `.csv` file, or from a `.jsonl` file in the FIG schema, which may also be
+    one JSON array of the same objects. The split is `test` unless a row says otherwise. A line that is not a valid
+    moment becomes a BadLine.
 
     Raises FileNotFoundError or ValueError when the file as a whole cannot be used.
     """
@@ -85,9 +89,15 @@ def read_annotations(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
     if path.suffix.lower() == ".csv":
         yield from _read_csv(path)
     elif path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
-        yield from read_fig(path, "test")
+        read = read_fig_array if _is_array(path) else read_fig
+        yield from read(path, "test")
     else:
         raise ValueError(f"{path} must be a .jsonl file (FIG schema) or a .csv file with {', '.join(REQUIRED)}")
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a JSON file begins with an array, and not with one object per line."""
+    return next((line.lstrip().startswith("[") for _, line in read_jsonl(path)), False)
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
@@ -100,12 +110,27 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
         if missing:
             raise ValueError(f"{path} has no column {', '.join(missing)}; line 1 must name {', '.join(REQUIRED)}")
         seen: Counter[str] = Counter()
+        whole: dict[tuple[Any, ...], str] = {}
         for number, cells in records:
             place = f"{path.name}:{number}"
             try:
-                yield place, _csv_moment(_csv_fields(header, cells), seen)
+                fields = _csv_fields(header, cells)
+                moment = _csv_moment(fields, seen)
+                if not fields.get("id", "").strip():
+                    _refuse_twice(moment, place, whole)
+                yield place, moment
             except ValueError as error:
                 yield place, BadLine(place, f"{place}: {visible(str(error))}")
+
+
+def _refuse_twice(moment: Moment, place: str, whole: dict[tuple[Any, ...], str]) -> None:
+    """Raise ValueError for a line without an id that says the same as an earlier one: it would count twice."""
+    said = (moment.video_id, moment.query, moment.split, moment.start_s, moment.end_s)
+    if said in whole:
+        raise ValueError(
+            f"the line says the same as {whole[said]}: remove one of them, or give both an id in a column `id`"
+        )
+    whole[said] = place
 
 
 def _csv_fields(header: Sequence[str], cells: list[str] | str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import check_name, read_json, write_json
 from vsr1_core.rows.places import Places
+from vsr1_core.rows.texts import did_you_mean
 
 REAL_CONFIG = "qwen3-vl-2b"
 
@@ -31,6 +32,7 @@ class DatasetEntry:
     weights (`recipes.TinyRecipe.noise`). embedder, policy: folders or hub ids that replace the
     models of the configuration; with an embedder and no policy, videos are ranked but not verified. same_corpus_as: the
     dataset whose files and imports this one reads, under the name of that dataset; empty when it has its own.
+    search_only: it has an embedder and an index and nothing else: no policy is fetched, trained or asked.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DatasetEntry:
     embedder: str = ""
     policy: str = ""
     same_corpus_as: str = ""
+    search_only: bool = False
 
     @property
     def corpus(self) -> str:
@@ -74,7 +77,10 @@ def get_entry(home: Path, name: str) -> DatasetEntry:
     """One dataset by its name. Raises LookupError, which lists the known names, when there is none of this name."""
     entries = load_entries(home)
     if name not in entries:
-        raise LookupError(f"no dataset {name!r}; known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add")
+        meant = did_you_mean(name, entries)
+        raise LookupError(
+            f"no dataset {name!r}{meant or ';'} known: {', '.join(sorted(entries))}. Add one with: vsr1 dataset add"
+        )
     return entries[name]
 
 
@@ -95,7 +101,7 @@ def models_owner(home: Path, entry: DatasetEntry) -> DatasetEntry:
             raise ValueError(
                 f"no dataset makes the models of dataset {entry.name!r}, because the datasets borrow in a circle: "
                 f"{' from '.join([*chain, source])}; one of them has to make its own: "
-                "vsr1 dataset add ... --models-from ''"
+                "vsr1 dataset add ... --train-own"
             )
         if source not in entries:
             raise LookupError(f"dataset {chain[-1]!r} borrows the models of {source!r}, which is not a known dataset")
@@ -116,7 +122,15 @@ def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
     if entry.embedder:
         models = dataclasses.replace(config.models, embedder=entry.embedder, policy=entry.policy)
         config = dataclasses.replace(config, models=models)
-    return config if entry.seed is None else with_seed(config, entry.seed, entry.noise)
+    config = config if entry.seed is None else with_seed(config, entry.seed, entry.noise)
+    return without_policy(config) if entry.search_only else config
+
+
+def without_policy(config: Configuration) -> Configuration:
+    """`config` with no published policy. A configuration of tiny models stays as it is: they are trained together."""
+    if config.models.is_tiny:
+        return config
+    return dataclasses.replace(config, models=dataclasses.replace(config.models, policy=""))
 
 
 def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
@@ -126,7 +140,8 @@ def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
     if not entry.models_from:
         return own
     owner = own_configuration(home, models_owner(home, entry))
-    return dataclasses.replace(own, frames=owner.frames, models=owner.models)
+    config = dataclasses.replace(own, frames=owner.frames, models=owner.models)
+    return without_policy(config) if entry.search_only else config
 
 
 def save_entry(home: Path, entry: DatasetEntry) -> None:

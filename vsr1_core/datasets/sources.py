@@ -7,6 +7,7 @@ in `datasets.formats` implement what differs between the kinds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vsr1_core.datasets import verified
@@ -34,11 +35,18 @@ def moments(entry: DatasetEntry, config: Configuration) -> dict[str, Moment | Ba
     return verified.without_duplicates(format_of(entry).lines(entry, config))
 
 
-def place_of(entry: DatasetEntry, config: Configuration, query_id: str) -> str | None:
-    """The `<file>:<line>` from which a moment or a refused line was read; None when there is no such line (any
-    more)."""
-    lines = format_of(entry).lines(entry, config)
-    return next((place for place, row in lines if query_id in (row.query_id, place)), None)
+def place_of(
+    entry: DatasetEntry, config: Configuration, query_id: str, moment: Moment | BadLine | None = None
+) -> str | None:
+    """The `<file>:<line>` from which a moment or a refused line was read; None when there is no such line (any more).
+    `moment`: what the row was planned from, for a row that kept the id of an earlier text."""
+    same = None
+    for place, row in format_of(entry).lines(entry, config):
+        if query_id in (row.query_id, place):
+            return place
+        if isinstance(moment, Moment) and replace(row, query_id=query_id) == moment:
+            same = same or place
+    return same
 
 
 def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[str]]:

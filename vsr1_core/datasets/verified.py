@@ -6,8 +6,10 @@ The text of a refused line is part of the version of its row: if a message here 
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +17,7 @@ from typing import Any
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
-from vsr1_core.rows.files import read_jsonl
+from vsr1_core.rows.files import read_json, read_jsonl
 from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
 
@@ -86,14 +88,16 @@ class BadLine:
 def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
     """Map each annotation file that the dataset should have -> its split, in the order train, val, test.
 
-    A dataset that is not one of the benchmarks has files named `<name>_fig_<split>.jsonl`. Raises FileNotFoundError,
-    which says which files to put where, when none of the files exists. If only some are missing, the caller reports
-    them.
+    A dataset that is not one of the benchmarks has files named `<name>_fig_<split>.jsonl`, or, where there are none of
+    its own name, files of one other name. Raises FileNotFoundError, which says which files to put where, when none of
+    the files exists, and ValueError when several names could be meant. If only some files are missing, the caller
+    reports them.
     """
     if name in BENCHMARKS:
         names = BENCHMARKS[name].splits
     else:
-        names = {p.name: _split_of(p, name) for p in sorted(folder.glob(f"{name}_fig_*.jsonl"))}
+        prefix = _prefix_of(name, folder)
+        names = {p.name: _split_of(p, prefix) for p in sorted(folder.glob(f"{glob.escape(prefix)}_fig_*.jsonl"))}
     paths = {folder / file: split for file, split in names.items()}
     if not any(path.is_file() for path in paths):
         wanted = ", ".join(names) or f"{name}_fig_train.jsonl, {name}_fig_val.jsonl, {name}_fig_test.jsonl"
@@ -104,6 +108,19 @@ def annotation_paths(name: str, folder: Path) -> dict[Path, str]:
         )
     order = ("train", "val", "test")
     return dict(sorted(paths.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
+
+
+def _prefix_of(name: str, folder: Path) -> str:
+    """What stands before `_fig_` in the names of a dataset's files: its own name, or the only other one."""
+    found = sorted({path.name.partition("_fig_")[0] for path in folder.glob("*_fig_*.jsonl")})
+    if name in found or not found:
+        return name
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has files of several datasets ({', '.join(found)}) and none called {name}_fig_<split>.jsonl: "
+            "put those of one dataset into a folder of their own"
+        )
+    return found[0]
 
 
 def _split_of(path: Path, name: str) -> str:
@@ -133,6 +150,17 @@ def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
             yield place, fig_moment(json.loads(line), split)
         except json.JSONDecodeError as error:
             yield place, BadLine(place, f"{place} is not valid JSON ({error.msg} at column {error.colno})")
+        except ValueError as error:
+            yield place, BadLine(place, f"{place}: {visible(str(error))}")
+
+
+def read_fig_array(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
+    """Yield (`<file>:<number of the item>`, moment) for a file that is one JSON array of objects. Raises ValueError if
+    it is not valid JSON."""
+    for number, fields in enumerate(read_json(path), 1):
+        place = f"{path.name}:{number}"
+        try:
+            yield place, fig_moment(fields, split)
         except ValueError as error:
             yield place, BadLine(place, f"{place}: {visible(str(error))}")
 
@@ -190,15 +218,28 @@ def make_moment(
 
 
 def seconds(value: Any, name: str) -> float:
-    """Convert a value from JSON or CSV to a finite number of seconds. Raises ValueError, which calls the value `name`,
-    when that is not possible."""
+    """Convert a value from JSON or CSV to a finite number of seconds; `mm:ss` and `hh:mm:ss` are times, too. Raises
+    ValueError, which calls the value `name`, when that is not possible."""
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        on_clock = _of_clock(value)
+        number = math.nan if isinstance(value, bool) else float(value) if on_clock is None else on_clock
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a number of seconds, got {value!r}")
     return number
+
+
+_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,2}):([0-5]?\d(?:\.\d+)?)")
+
+
+def _of_clock(value: Any) -> float | None:
+    """The seconds of a text like `1:02:03.5` or `2:03`; None for any other value."""
+    found = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return None
+    hours, minutes, rest = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(rest)
 
 
 @functools.lru_cache(maxsize=1 << 15)

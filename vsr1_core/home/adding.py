@@ -5,11 +5,13 @@ Everything is checked before anything is saved; `datasets.registry` saves the en
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vsr1_core.configuration_files import load_configuration
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.folder import find_videos
 from vsr1_core.datasets.formats import get_format
@@ -20,11 +22,15 @@ from vsr1_core.datasets.registry import (
     get_entry,
     models_owner,
     own_configuration,
+    without_policy,
 )
+from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.files import check_name
 from vsr1_core.stages.graph import open_view
 
+NUM_READ = 1000
+"""How many lines of annotations are read when a dataset is added, unless all are needed."""
 OF_MODELS = ("frames", "models", *TRAININGS)
 """Recipes that have no effect where models are borrowed: those of the dataset that makes the models apply."""
 
@@ -42,6 +48,8 @@ class Wanted:
     toy: bool = False
     kind: str = ""
     """A kind of dataset of `datasets.formats`; empty chooses by name and files."""
+    search_only: bool = False
+    """An embedder and an index, and nothing else."""
 
 
 def base_of(home: Path, wanted: Wanted) -> str:
@@ -71,6 +79,8 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
     """The entry of the dataset, after its files were checked. ValueError says what is missing or contradicts."""
     if wanted.kind and (wanted.toy or wanted.name in BENCHMARKS):
         raise ValueError(f"--kind {wanted.kind}: {wanted.name} has a kind of its own; leave --kind out")
+    if wanted.search_only and (wanted.toy or wanted.name in BENCHMARKS or wanted.annotations is not None):
+        raise ValueError("--search-only is for a folder of videos that nothing is annotated of: give --videos alone")
     if wanted.kind == "toy":
         raise ValueError(
             "videos of the kind toy are rendered, and no video files are read: give --toy in place of --kind"
@@ -80,7 +90,14 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
     if wanted.name in BENCHMARKS:
         return _verified_entry(home, wanted, config)
-    return _folder_entry(home, wanted, config, get_format(wanted.kind or "folder").kind)
+    kind = wanted.kind or ("verified" if _has_fig_files(wanted.annotations) else "folder")
+    return _folder_entry(home, wanted, config, get_format(kind).kind)
+
+
+def _has_fig_files(annotations: Path | None) -> bool:
+    """Whether it is a folder with files in the FIG schema, one per split."""
+    place = annotations.expanduser() if annotations else None
+    return place is not None and place.is_dir() and any(place.glob("*_fig_*.jsonl"))
 
 
 def _verified_entry(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
@@ -105,7 +122,9 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
         raise ValueError(f"give the folder of videos: vsr1 dataset add {name} --videos DIR")
     require_videos(wanted.videos)
     place = annotations.expanduser() if annotations else None
-    if place is not None and not (place.is_file() if kind == "folder" else place.exists()):
+    if place is not None and place.is_dir() and kind == "folder":
+        raise ValueError(f"{annotations} is a folder without files <name>_fig_<split>.jsonl; give an annotation file")
+    if place is not None and not place.exists():
         raise ValueError(f"the annotation file {annotations} does not exist")
     source = wanted.models_from if wanted.models_from is not None else _default_source(home, wanted, config)
     if not source and not annotations and load_configuration(home, config).models.is_tiny:
@@ -113,7 +132,41 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
             f"{config} trains tiny models from annotated videos, and {name} has no annotations: give --annotations "
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
-    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source)
+    only = wanted.search_only
+    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
+
+
+def annotation_findings(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """Sentences about the first lines of a dataset's annotations: those that are no moments, or name no file.
+
+    Raises:
+        ValueError: The header is wrong, not one of these lines is a moment, or models are to be trained here and no
+            line is in the split `train`.
+    """
+    if not entry.annotations or entry.kind == "toy" or entry.name in BENCHMARKS:
+        return
+    trains = not entry.models_from and configuration_of(home, entry).models.is_tiny
+    lines = sources.format_of(entry).lines(entry, configuration_of(home, entry))
+    rows = [row for _, row in (lines if trains else itertools.islice(lines, NUM_READ))]
+    bad = [row for row in rows if isinstance(row, BadLine)]
+    moments = [row for row in rows if isinstance(row, Moment)]
+    if bad and not moments:
+        raise ValueError(f"not one of the first {len(rows):,} annotation lines can be used; the first: {bad[0].reason}")
+    if trains and not any(row.split == "train" for row in moments):
+        raise ValueError(
+            f"{entry.name} trains models of its own, and no line of {entry.annotations} is in the split `train`: give "
+            "a column `split` with train and test, or leave out --train-own"
+        )
+    of_first = "" if trains else f" of the first {len(rows):,}"
+    if bad:
+        yield f"{len(bad):,} lines{of_first} cannot be used, e.g. {bad[0].reason}. All: vsr1 dataset check {entry.name}"
+    files = sources.video_files(entry)
+    absent = sorted({row.video_id for row in moments} - set(files))
+    if absent:
+        yield (
+            f"{len(absent):,} annotated videos{of_first} have no file, e.g. {absent[0]!r}. "
+            f"All: vsr1 dataset check {entry.name}"
+        )
 
 
 def imported_entry(home: Path, name: str, config: str, models_from: str) -> DatasetEntry:
@@ -148,11 +201,30 @@ def what_was_found(entry: DatasetEntry) -> str:
     """One sentence about the files of a dataset that was added."""
     if entry.kind == "toy":
         return f"{entry.name}: videos will be rendered into {entry.videos}"
-    if entry.kind == "verified":
+    if entry.kind == "verified" and entry.name in BENCHMARKS:
         return f"{entry.name}: VERIFIED FIG annotations from {entry.annotations}"
     annotated = "annotated" if entry.annotations else "no annotations"
-    source = f"models from {entry.models_from}" if entry.models_from else "its own models"
+    models = "embedder" if entry.search_only else "models"
+    source = f"{models} from {entry.models_from}" if entry.models_from else f"its own {models}"
     return f"{entry.name}: {len(find_videos(Path(entry.videos))):,} videos, {annotated}, {source}"
+
+
+def what_is_done_without(home: Path, entry: DatasetEntry) -> Iterator[str]:
+    """What will and will not be done with videos that have no annotations."""
+    if entry.annotations or entry.kind != "folder":
+        return
+    if entry.search_only:
+        yield (
+            "Its videos will be embedded and ranked. No policy is fetched, trained or asked: what a search finds is "
+            "not verified, and has no spans."
+        )
+        return
+    verifies = configuration_of(home, entry).models.policy != ""
+    told = "verified by the policy" if verifies else "ranked by the embedder alone"
+    yield (
+        f"Its videos will be searched, and what is found {told}. Without --annotations nothing is trained on them and "
+        "no search is scored." + (" For the embedder alone: --search-only." if verifies else "")
+    )
 
 
 def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> Iterator[str]:
@@ -166,6 +238,7 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
         return
     owner = models_owner(home, entry)
     own, theirs = (own_configuration(home, e) for e in (entry, owner))
+    theirs = without_policy(theirs) if entry.search_only else theirs
     if models_text(own.models) != models_text(theirs.models):
         raise ValueError(
             f"--config {entry.config} names the models {models_text(own.models)}, and {owner.name} has "
@@ -184,27 +257,33 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
     if idle:
         yield (
             f"{entry.name}: {', '.join(idle)} has no effect while the models of {owner.name} are used; to train its "
-            "own models, add it with --models-from ''"
+            "own models, add it with --train-own"
         )
 
 
 def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
     """Lines that say what was registered, and which commands come next and what they do."""
-    name, source = entry.name, entry.models_from
+    name, source, needed = entry.name, entry.models_from, "base_models" if entry.search_only else ""
     yield f"Added {name}, to be built with the configuration {entry.config}."
     if entry.kind == "verified":
         yield f"First: vsr1 dataset check {name} (says which files are missing)"
-    if source and not _is_built(home, source):
-        yield f"First: vsr1 build --dataset {source} (makes the models that {name} uses)"
+    if source and not _is_built(home, source, needed):
+        part = f" --assets {needed}" if needed else ""
+        yield f"First: vsr1 build --dataset {source}{part} (makes the models that {name} uses)"
     yield f"Next: vsr1 build --dataset {name} ({', '.join(_work(home, entry))})"
     if entry.annotations:
         yield f"Then: vsr1 report --dataset {name} (how well its queries are answered)"
-    yield f'Then: vsr1 search "what happens in it" --dataset {name}'
+    yield f"Then: {search_command(name)}"
 
 
-def _is_built(home: Path, dataset: str) -> bool:
+def search_command(dataset: str) -> str:
+    """The command that searches a dataset, to be typed with other words."""
+    return f'vsr1 search "what happens in it" --dataset {dataset}'
+
+
+def _is_built(home: Path, dataset: str, asset: str = "") -> bool:
     view = open_view(home, dataset)
-    return any(view.table(asset).exists() for asset in view.stages)
+    return any(view.table(name).exists() for name in ([asset] if asset else view.stages))
 
 
 def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
@@ -213,10 +292,11 @@ def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
         yield "renders the videos"
     yield "samples frames"
     if entry.models_from:
-        yield f"uses the models of {entry.models_from}"
+        yield f"uses the {'embedder' if entry.search_only else 'models'} of {entry.models_from}"
     else:
         is_tiny = configuration_of(home, entry).models.is_tiny
-        yield "trains tiny models" if is_tiny else "loads the published models"
+        published = "loads the published embedder" if entry.search_only else "loads the published models"
+        yield "trains tiny models" if is_tiny else published
     yield "embeds and indexes the videos"
     if entry.annotations:
         yield "evaluates the annotated queries" if entry.models_from else "trains and evaluates the methods"

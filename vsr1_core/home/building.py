@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import EVERY
@@ -51,7 +52,8 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
     asked = set(names)
     wanted = [name for name in view.stages if name in asked]
     with writing(view, "a build", wait=wait, log=execution.log) as held:
-        for name in wanted:
+        for number, name in enumerate(wanted, 1):
+            execution.log(f"{number} of {len(wanted)}: {name}")
             stage = held.stages[name]
             built = _built(name, stage.build(held, execution))
             execution.log(f"{name}: {built.num_processed:,} rows processed, {built.num_rows:,} in all")
@@ -85,7 +87,8 @@ def with_upstream(view: View, names: Sequence[str]) -> list[str]:
     groups = {stage.group for stage in stages.values()}
     unknown = [name for name in names if name not in stages and name not in groups]
     if unknown:
-        raise ValueError(f"no asset or group {unknown[0]!r}; there are: {', '.join(sorted({*stages, *groups}))}")
+        meant, known = did_you_mean(unknown[0], {*stages, *groups}), ", ".join(sorted({*stages, *groups}))
+        raise ValueError(f"no asset or group {unknown[0]!r}{meant or ';'} there are: {known}")
     chosen: set[str] = set()
     left = [name for name, stage in stages.items() if name in names or stage.group in names]
     while left:

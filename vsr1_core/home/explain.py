@@ -15,6 +15,7 @@ from typing import Any
 
 from vsr1_core.datasets import sources
 from vsr1_core.rows.increments import STATES, changed_inputs
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.rows.versions import Inputs
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.graph import StagePlan, plan_graph
@@ -76,7 +77,8 @@ def explain(view: View, asset: str, row_id: str, max_rows: int = 2) -> Explained
         LookupError: There is no such asset or row; the message names some that exist.
     """
     if asset not in view.stages:
-        raise LookupError(f"no asset {asset!r}; there are: {', '.join(view.stages)}")
+        meant = did_you_mean(asset, view.stages)
+        raise LookupError(f"no asset {asset!r}{meant or ';'} there are: {', '.join(view.stages)}")
     return _Explainer(view, max_rows).row(asset, row_id)
 
 

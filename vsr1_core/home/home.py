@@ -14,12 +14,12 @@ from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, s
 from vsr1_core.home import adding, building
 from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.home.opened_datasets import OpenedDatasets
-from vsr1_core.home.search import SearchRequest, search_once
+from vsr1_core.home.search import SearchRequest, search_by_picture, search_once
 from vsr1_core.home.search_result import Found
 from vsr1_core.home.status import plan_frame, status_frame
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.graph import open_view, plan_graph
+from vsr1_core.stages.graph import open_view, plan_graph, stages_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,6 +85,7 @@ class Home:
         config: str | None = None,
         models_from: str | None = None,
         toy: bool = False,
+        search_only: bool = False,
     ) -> DatasetEntry:
         """Register a dataset, or replace its registration. No video is read and nothing is built yet.
 
@@ -97,6 +98,7 @@ class Home:
             models_from: The dataset whose models are used; frames are sampled as these models saw them. `""` makes the
                 dataset train its own models. By default `toy`, unless `config` names published models.
             toy: Render a corpus of moving shapes instead; `config` says how large.
+            search_only: Embed and rank the videos, and nothing else: no policy is fetched, trained or asked.
 
         Returns:
             The entry as it was saved.
@@ -114,7 +116,7 @@ class Home:
         folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
         if folder is None and not toy and name not in BENCHMARKS:
             raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
-        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy)
+        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy, search_only=search_only)
         chosen = adding.base_of(self.path, wanted)
         load_configuration(self.path, chosen)
         entry = adding.entry_of(self.path, wanted, chosen)
@@ -178,7 +180,7 @@ class Home:
         view, execution = self.view(dataset), self.execution(retry_failed)
         if allow_removals:
             execution = dataclasses.replace(execution, max_removed=None)
-        names = list(view.stages) if assets is None else building.with_upstream(view, assets)
+        names = list(stages_of(view)) if assets is None else building.with_upstream(view, assets)
         built = list(building.build(view, execution, names, wait))
         warehouse.refresh(self.path, view.stages)
         return built
@@ -233,6 +235,27 @@ class Home:
         """
         request = SearchRequest(text, split, top_k, method, verify, turns)
         return search_once(self.opened(dataset), request)
+
+    def search_by_picture(
+        self, picture: str | Path, dataset: str = "toy", split: str = "test", top_k: int = 5
+    ) -> Found:
+        """Rank videos by their likeness to a picture, by the embedder alone.
+
+        Args:
+            picture: A picture file.
+            dataset: A name in `datasets()`; its embedder and index have to be built.
+            split: Which videos to search.
+            top_k: How many videos to return.
+
+        Returns:
+            The result: a sequence of at most `top_k` hits, best first. Nothing is verified.
+
+        Raises:
+            ValueError: The file is no picture, or the dataset's embedder takes no pictures.
+            FileNotFoundError: There is no such file.
+            LookupError: There is no such dataset or split, or it is not built.
+        """
+        return search_by_picture(self.opened(dataset), Path(picture).expanduser(), split, top_k)
 
     def sql(self, query: str, is_restricted: bool = True) -> pl.DataFrame:
         """The result of one SQL statement (DuckDB) on the views of this home.

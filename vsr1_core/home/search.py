@@ -5,15 +5,16 @@ A request is checked before torch is imported or a model is opened.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
+from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages import loading
 from vsr1_core.stages.base import View
 from vsr1_core.stages.methods import ALL, BASIC, Method
@@ -78,9 +79,10 @@ def best_method(view: View) -> Method | None:
     Raises:
         LookupError: No model is built; the message has the command that builds one.
     """
-    for method in reversed(BASIC.values()):
-        if method.row_id in view.versions(method.model):
-            return method
+    if not view.entry.search_only:  # checkpoints of an earlier registration may be there still
+        for method in reversed(BASIC.values()):
+            if method.row_id in view.versions(method.model):
+                return method
     if "embedder" in view.versions("base_models"):
         return None
     raise LookupError(
@@ -105,8 +107,13 @@ def method_of(view: View, request: SearchRequest) -> Method | None:
         return None
     if request.method is None:
         return best
+    if view.entry.search_only:
+        raise LookupError(
+            f"dataset {view.entry.name!r} is registered with --search-only and has no method {request.method!r}: leave "
+            "--method out, or add the dataset without --search-only"
+        )
     if request.method not in ALL:
-        raise LookupError(f"no method {request.method!r}; {_instead(view, request.method)}")
+        raise LookupError(f"no method {request.method!r}{_instead(view, request.method)}")
     method = ALL[request.method]
     loading.one_row(view, method.model, method.row_id)
     return method
@@ -114,13 +121,14 @@ def method_of(view: View, request: SearchRequest) -> Method | None:
 
 def built_methods(view: View) -> list[Method]:
     """The methods that the dataset can be searched by, in the order of the report."""
+    if view.entry.search_only:
+        return []
     return [method for method in ALL.values() if method.row_id in view.versions(method.model)]
 
 
 def _instead(view: View, name: str) -> str:
     built = [method.name for method in built_methods(view)]
-    near = difflib.get_close_matches(name, ALL, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Those that are built: {', '.join(built) or 'none'}"
+    return f"{did_you_mean(name, ALL) or ';'} those that are built: {', '.join(built) or 'none'}"
 
 
 def search_once(opened: OpenedModels, request: SearchRequest) -> Found:
@@ -157,19 +165,60 @@ def search_together(
         ranked = _Rankings(searcher.index, *_vectors(episode), exclude)
         result = _found(opened, request, ranked, episode)
         found.append(replace(result, method=method.name, checkpoint=opened.checkpoint(method)))
-    return _timed(found, begun, loaded)
+    return _timed([_beside_unrelated(opened, result) for result in found], begun, loaded)
+
+
+def search_by_picture(opened: OpenedModels, picture: Path, split: str = "test", top_k: int = 5) -> Found:
+    """Rank the videos of `split` by their likeness to a picture file. No policy is asked, as it is asked about texts.
+
+    Raises:
+        ValueError: The file is no picture, `top_k` is out of its range, or the dataset's embedder takes no pictures.
+        FileNotFoundError: There is no such file.
+        LookupError: The embedder or the index of the split is not built; the message has the command that builds it.
+    """
+    from vsr1_core.media.picture import read_picture
+    from vsr1_core.models.protocols import VideoFrames
+
+    request, begun = SearchRequest(picture.name, split, top_k, verify=False), time.perf_counter()
+    pixels = read_picture(picture, opened.view.config.frames)
+    method_of(opened.view, request)
+    checkpoint = loading.one_row(opened.view, "base_models", "embedder")
+    embedder, index = opened.embedder, opened.index(split)
+    if not embedder.takes_pictures:
+        raise ValueError(
+            f"the embedder of {opened.view.entry.name}, {Path(checkpoint['path']).name}, takes no pictures: search "
+            "with words, or let an embedder rank the videos that takes them"
+        )
+    loaded = time.perf_counter()
+    vector = embedder.embed_videos([VideoFrames(pixels, [0.0])]).float().cpu().numpy()
+    found = _found(opened, request, _Rankings(index, vector, vector), None)
+    found = replace(found, text="", image=picture.name, checkpoint=str(checkpoint["digest"]))
+    return _timed([found], begun, loaded)[0].with_paths(paths_of(opened.view, [hit.video for hit in found]))
 
 
 def _by_similarity(opened: OpenedModels, requests: Sequence[SearchRequest], begun: float) -> list[Found]:
     index, plain = opened.index(requests[0].split), opened.plain
     checkpoint = str(loading.one_row(opened.view, "base_models", "embedder")["digest"])
+    opened.unrelated_scores(requests[0].split)
     loaded = time.perf_counter()
     vectors = plain.get([request.text.strip() for request in requests]).float().cpu().numpy()
     found = []
     for request, vector in zip(requests, vectors, strict=True):
         result = _found(opened, request, _Rankings(index, vector[None], vector[None]), None)
         found.append(replace(result, checkpoint=checkpoint))
-    return _timed(found, begun, loaded)
+    return _timed([_beside_unrelated(opened, result) for result in found], begun, loaded)
+
+
+def _beside_unrelated(opened: OpenedModels, found: Found) -> Found:
+    """The result with the share of unrelated texts that score as high, where no video was matched."""
+    from vsr1_core.search.unrelated import share_at_least
+
+    if found.matched_turn is not None or not found.first:
+        return found
+    unrelated = opened.unrelated_scores(found.split)
+    if unrelated is None:
+        return found
+    return replace(found, unrelated_share=share_at_least(found.first[0].score, unrelated))
 
 
 def _timed(found: Iterable[Found], begun: float, loaded: float) -> list[Found]:

@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+NOTHING_ABOVE = 0.05
+"""Where more than this share of unrelated texts (`search.unrelated`) score as high, nothing like the query is there. At
+99 texts, four of them may really fit the videos without a query that fits being taken for one that does not."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -101,7 +105,7 @@ class Found(Sequence[Hit]):
     """The result of one search; as a sequence, it is its hits, best first.
 
     Attributes:
-        text: What was searched for.
+        text: What was searched for; empty for a picture.
         dataset: Name of the dataset.
         split: The split whose videos were searched.
         hits: The first videos of the last ranking.
@@ -109,6 +113,9 @@ class Found(Sequence[Hit]):
         turns: Every video that the policy was shown, in order, also where it is not among the hits.
         method: Name of the method that searched; None where the embedder alone ranked the videos.
         checkpoint: Digest of the weights that verified; of the embedder where nothing was verified.
+        image: Name of the picture that was searched with; None for a text.
+        unrelated_share: Share of unrelated texts that score at least as high on these videos as the query's own words,
+            in (0, 1]; None where a video was matched, or where it was not computed.
         seconds: How long the search itself took.
         loading_s: How long the models took to load before it; about 0 where they were open.
 
@@ -126,6 +133,8 @@ class Found(Sequence[Hit]):
     turns: tuple[ShownTurn, ...] = ()
     method: str | None = None
     checkpoint: str = ""
+    image: str | None = None
+    unrelated_share: float | None = None
     seconds: float = field(default=0.0, compare=False)
     loading_s: float = field(default=0.0, compare=False)
 
@@ -137,11 +146,13 @@ class Found(Sequence[Hit]):
     @property
     def verdict(self) -> str:
         """The result in a few words."""
-        if self.method is None:
-            return "not verified; videos by similarity follow"
-        if self.matched_turn is None:
-            return "nothing matched; nearest videos follow"
-        return f"matched in turn {self.matched_turn}"
+        if self.matched_turn is not None:
+            return f"matched in turn {self.matched_turn}"
+        begins = "not verified" if self.method is None else "nothing matched"
+        if self.unrelated_share is not None and self.unrelated_share > NOTHING_ABOVE:
+            share = f"unrelated texts score as high in {self.unrelated_share:.0%} of cases"
+            return f"{begins}; nothing like that is here ({share}); nearest videos follow"
+        return f"{begins}; {'videos by similarity' if self.method is None else 'nearest videos'} follow"
 
     @overload
     def __getitem__(self, at: int) -> Hit: ...

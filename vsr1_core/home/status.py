@@ -11,7 +11,7 @@ import polars as pl
 from vsr1_core.rows.increments import STATES
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import StagePlan
+from vsr1_core.stages.graph import StagePlan, stages_of
 
 PLAN_COLUMNS: dict[str, Any] = {
     "asset": pl.String,
@@ -49,7 +49,7 @@ def causes(item: StagePlan) -> str:
 
 def status_frame(view: View) -> pl.DataFrame:
     """One row per asset: rows, failures, data version and time of its last commit; null where it is not built."""
-    return pl.DataFrame([_status_row(name, view.table(name)) for name in view.stages], schema=STATUS_COLUMNS)
+    return pl.DataFrame([_status_row(name, view.table(name)) for name in stages_of(view)], schema=STATUS_COLUMNS)
 
 
 def _status_row(name: str, table: Table) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsr1_core.rows.files import read_json
+from vsr1_core.rows.files import check_name, read_json
+from vsr1_core.rows.known_digests import KnownDigests
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage
@@ -95,6 +96,31 @@ def _used(lake: Lake, stage: Stage) -> Iterator[str]:
         yield from (path for path in paths if path)
     for record in lake.files_of_all(stage.name).glob("*/adopted.json"):
         yield read_json(record)["path"]
+
+
+def users_of(lake: Lake, stages: Mapping[str, Stage], dataset: str) -> list[str]:
+    """The other datasets whose rows point to files of `dataset`, such as the models that they borrow."""
+    users = set()
+    for stage in (stage for stage in stages.values() if stage.row_files):
+        for other in set(lake.datasets(stage.name)) - {dataset}:
+            table = lake.table(stage.name, other, stage.key, stage.dtypes)
+            paths = [Path(path).parts[-3:-1] for path in table.rows(["path"])["path"] if path]
+            users |= {other} if (stage.name, dataset) in paths else set()
+    return sorted(users)
+
+
+def delete_rows(lake: Lake, dataset: str) -> int:
+    """Delete the tables of a dataset, their history, its files and its imports. Returns how many bytes that were.
+
+    The caller holds the lease of the dataset.
+    """
+    folders = [*lake.folders_of(dataset), *lake.root.glob(f"handles/*/{check_name(dataset)}.json")]
+    with lake.fenced():
+        sizes = [found.num_bytes for path in folders if (found := _measure(path)) is not None]
+        for path in folders:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    KnownDigests.of(lake, dataset).path.unlink(missing_ok=True)
+    return sum(sizes)
 
 
 def _pending_paths(table: Table) -> list[str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from vsr1_core.rows.files import atomic_path
 MAX_HEIGHT = 720
 PLAYED_EVERYWHERE = {".mp4": {"h264", "av1", "vp9"}, ".m4v": {"h264"}, ".webm": {"vp8", "vp9", "av1"}}
 """Suffix -> FFmpeg's names of the codecs that browsers play in such a file, in 8 bit 4:2:0."""
-_CLOCK = Fraction(1, CLOCK_HZ)
+CLOCK = Fraction(1, CLOCK_HZ)
 
 
 def plays_in_browsers(path: Path, codec: str | None) -> bool:
@@ -43,10 +44,10 @@ def convert_for_browsers(source: Path, target: Path, max_height: int = MAX_HEIGH
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as out:
             encoder: Any = None
             for tick, frame in _on_clock(timed_frames(decoded_frames(container, stream), index)):
-                pixels = _upright(frame, max_height)
-                encoder = encoder or _encoder(out, *pixels.shape[:2])
+                pixels = upright_pixels(frame, max_height)
+                encoder = encoder or h264_stream(out, *pixels.shape[:2])
                 picture = VideoFrame.from_ndarray(pixels, format="rgb24")
-                picture.pts, picture.time_base = tick, _CLOCK
+                picture.pts, picture.time_base = tick, CLOCK
                 out.mux(encoder.encode(picture))
             if encoder is None:
                 raise VideoError(f"{source.name}: not one frame of its video can be decoded")
@@ -64,17 +65,19 @@ def _on_clock(frames: Iterator[tuple[float, VideoFrame]]) -> Iterator[tuple[int,
             yield tick, frame
 
 
-def _upright(frame: VideoFrame, max_height: int) -> np.ndarray:
-    """The frame, uint8 [H, W, 3], with even sides: h264 stores colour at half the size."""
+def upright_pixels(frame: VideoFrame, max_height: float = math.inf) -> np.ndarray:
+    """The frame, uint8 [H, W, 3], with even sides, as h264 stores colour at half the size; the shorter side has at most
+    `max_height` pixels."""
     scale = min(1.0, max_height / min(frame.height, frame.width))
     width, height = (max(2, round(size * scale) // 2 * 2) for size in (frame.width, frame.height))
     pixels = frame.reformat(width, height, format="rgb24").to_ndarray()
     return orientation_of(frame).upright(pixels)
 
 
-def _encoder(out: Any, height: int, width: int) -> Any:
+def h264_stream(out: Any, height: int, width: int, crf: int = 23) -> Any:
+    """A new stream of an opened output file, whose clock counts milliseconds. A lower `crf` loses less."""
     encoder = out.add_stream("libx264", rate=Fraction(CLOCK_HZ))
     encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
-    encoder.codec_context.time_base = encoder.time_base = _CLOCK
-    encoder.options = {"crf": "23", "preset": "veryfast", "g": "48"}
+    encoder.codec_context.time_base = encoder.time_base = CLOCK
+    encoder.options = {"crf": str(crf), "preset": "veryfast", "g": "48"}
     return encoder

@@ -84,6 +84,10 @@ class Embedder(Protocol):
     def size(self) -> ModelSize:
         """The shapes on which the memory of a pass depends."""
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a picture, as a video of one frame, gets a vector that can be compared with those of videos."""
+
     def query_tokens(self, queries: Sequence[str]) -> list[int]:
         """How many tokens each query takes in a pass, without soft tokens."""
 

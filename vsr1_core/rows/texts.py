@@ -3,7 +3,9 @@ shown. Nothing here changes a text that is stored or searched for."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _HALF = re.compile("[\ud800-\udfff]")
 _UNSEEN = re.compile(
@@ -27,6 +29,13 @@ def half_character(text: str) -> str | None:
         f"character {found.start() + 1} of the text is U+{ord(found[0]):04X}, half of a surrogate pair, which is no "
         "character: write the text in UTF-8, or as a whole pair of escapes"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a misspelt name, to go between what is wrong and what there is; empty where no known
+    name is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_text(text: str) -> str:

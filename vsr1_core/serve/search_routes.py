@@ -55,6 +55,8 @@ class FoundBody(BaseModel):
     turns: list[ShownTurn]
     method: str | None
     checkpoint: str
+    image: str | None
+    unrelated_share: float | None
     seconds: float
     loading_s: float
 

@@ -273,6 +273,11 @@ class Stage(ABC):
             base["recipe"] = fingerprint(recipe)
         return {i: {**({} if row.is_imported or row.is_borrowed else base), **row.inputs} for i, row in rows.items()}
 
+    def concerns(self, view: View) -> bool:
+        """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did
+        before; tables for people leave such a stage out."""
+        return True
+
     def trains(self, view: View) -> bool:
         """Whether making rows of this stage trains a model: automation then obeys the configuration's `retrain`."""
         return False

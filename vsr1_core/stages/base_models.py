@@ -42,6 +42,7 @@ class BaseModels(ModelStage):
     reads = {"captions": every("moments", IS_TRAIN), "frames": every("frame_tensors", IN_TRAIN)}
     checks = (checks.SOME_USABLE,)
     retries_failed = True
+    searched_with = ("embedder",)
     unversioned_columns = ("path", "source")
 
     def recipe(self, config: Configuration) -> Any:

@@ -24,6 +24,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.kept_ids import with_kept_ids
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
 
@@ -197,7 +198,7 @@ def _file_facts(stamp: FileStamp, digest: str) -> dict[str, Any]:
 
 
 def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
-    place = sources.place_of(view.entry, view.config, row_id)
+    place = sources.place_of(view.entry, view.config, row_id, row.facts)
     return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 
@@ -315,7 +316,8 @@ class Moments(FromDisk):
 
     def plan(self, view: View) -> dict[str, Row]:
         videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
-        return {i: self._row(m, videos) for i, m in sources.moments(view.entry, view.config).items()}
+        found = with_kept_ids(sources.moments(view.entry, view.config), view.table(self.name))
+        return {i: self._row(m, videos) for i, m in found.items()}
 
     def _row(self, moment: Moment | BadLine, videos: Mapping[str, str]) -> Row:
         inputs = {"annotation": moment.version}

@@ -118,8 +118,11 @@ class HardRefineExamples(SFTExamples):
     reads = {**SFTExamples.reads, "plain_query": same("moments")}
     imports = "none"
 
+    def concerns(self, view: View) -> bool:
+        return is_used(view.config, "hard_refine_checkpoint")
+
     def plan(self, view: View) -> dict[str, Row]:
-        if not is_used(view.config, "hard_refine_checkpoint"):
+        if not self.concerns(view):
             return {}
         plain = _plain_captions(view)
         return {

@@ -78,6 +78,20 @@ def open_view(home: Path, dataset: str, stages: dict[str, Stage] | None = None) 
     return View(Lake(home / "lake"), entry, configuration_of(home, entry), stages or all_stages(), home=home)
 
 
+INDEX = "video_index"
+
+
+def stages_of(view: View) -> dict[str, Stage]:
+    """The stages that concern the dataset, upstream before downstream: all, or, where it is only searched, those that
+    its index is made with."""
+    if not view.entry.search_only:
+        return dict(view.stages)
+    wanted = {INDEX}
+    for name, stage in reversed(list(view.stages.items())):
+        wanted.update(stage.upstream if name in wanted else ())
+    return {name: stage for name, stage in view.stages.items() if name in wanted}
+
+
 @contextlib.contextmanager
 def writing(
     view: View,
@@ -143,7 +157,7 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
     kept: stages that the build leaves out. They are planned as well, but downstream stages see their present tables.
     """
     plans = []
-    for name, stage in view.stages.items():
+    for name, stage in stages_of(view).items():
         try:
             rows = stage.planned_rows(view)
         except NotYetKnown as reason:

@@ -61,6 +61,8 @@ class ModelStage(Stage):
     group = "checkpoints"
     stops_at_errors = True
     row_files = "*-*"
+    searched_with: tuple[str, ...] = ()
+    """The rows that a dataset needs which is only searched."""
     columns = {
         "path": c.PATH,
         "digest": c.DIGEST,
@@ -110,11 +112,15 @@ class ModelStage(Stage):
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
 
+    def concerns(self, view: View) -> bool:
+        return self.is_made((view.models_view() or view).config)
+
     def plan(self, view: View) -> dict[str, Row]:
-        models = view.models_view()
-        if not self.is_made((models or view).config):
+        models, only = view.models_view(), view.entry.search_only
+        if not self.concerns(view) or (only and not self.searched_with):
             return {}
-        return self.own_rows(view) if models is None else self._borrowed_rows(view, models)
+        rows = self.own_rows(view) if models is None else self._borrowed_rows(view, models)
+        return {row_id: row for row_id, row in rows.items() if not only or row_id in self.searched_with}
 
     def _borrowed_rows(self, view: View, models: View) -> dict[str, Row]:
         rows = models.rows(self.name, [self.key, "row_version", "options", "path"])

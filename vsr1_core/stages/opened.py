@@ -13,6 +13,9 @@ from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import Method, settings_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vsr1_core.models.feature_store import FeatureStore
     from vsr1_core.models.protocols import Embedder, PolicyModel
     from vsr1_core.models.query_vectors import QueryVectors
@@ -58,6 +61,15 @@ class OpenedModels:
         """The search index of the videos of `split`."""
         row = loading.one_row(self.view, "video_index", split)
         return self._piece(f"index/{split}", row["row_version"], lambda: _read_index(row["path"]))
+
+    def unrelated_scores(self, split: str) -> NDArray[np.float64] | None:
+        """The best score of each unrelated text (`search.unrelated`) on the videos of `split`. The texts are embedded
+        once per embedder, as their vectors are kept like those of any query. None where the embedder's own vectors have
+        another size than those of the index."""
+        if self.embedder.embedding_size != self.index(split).vectors.shape[1]:
+            return None
+        version = (self._version("video_index", split), self._version("base_models", "embedder"))
+        return self._piece(f"unrelated/{split}", version, lambda: _unrelated(self.index(split), self.plain))
 
     def policy(self, method: Method) -> PolicyModel:
         """The policy that `method` searches with. It is opened again when the embedder changes as well, because a
@@ -108,6 +120,12 @@ class OpenedModels:
                 self._kept.pop(old, None)
             self._kept[name] = (version, open_it())
         return self._kept[name][1]
+
+
+def _unrelated(index: VideoIndex, plain: QueryVectors) -> NDArray[np.float64]:
+    from vsr1_core.search.unrelated import UNRELATED, best_scores
+
+    return best_scores(index, plain.get(UNRELATED).float().cpu().numpy())
 
 
 def _read_index(path: str) -> VideoIndex:

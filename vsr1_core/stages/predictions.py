@@ -97,9 +97,12 @@ class Predictions(ModelRows):
         turns = num_turns_of(self.method, recipe)
         return [self.method.name, turns, recipe.max_new_tokens, *asked_with(config)]
 
+    def concerns(self, view: View) -> bool:
+        return self.method.name in methods_of(view.config)
+
     def plan(self, view: View) -> dict[str, Row]:
         model = (self.method.model, self.method.row_id)
-        if self.method.name not in methods_of(view.config) or is_absent(view, *model):
+        if not self.concerns(view) or is_absent(view, *model):
             return {}
         indexes, vectors = view.versions("video_index"), view.versions("query_embeddings")
         checkpoint = view.version(*model)

@@ -71,10 +71,13 @@ class VerificationProbe(ModelRows):
     def recipe(self, config: Configuration) -> Any:
         return [config.evaluation.max_new_tokens]
 
+    def concerns(self, view: View) -> bool:
+        return self.method.name in methods_of(view.config)
+
     def plan(self, view: View) -> dict[str, Row]:
         """The rows; a new index leaves a row unchanged as long as the same wrong video ranks first."""
         model = (self.method.model, self.method.row_id)
-        if self.method.name not in methods_of(view.config) or is_absent(view, *model):
+        if not self.concerns(view) or is_absent(view, *model):
             return {}
         checkpoint = view.version(*model)
         frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())

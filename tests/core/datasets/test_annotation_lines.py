@@ -113,6 +113,35 @@ def test_other_spellings_of_the_splits_are_these_splits(tmp_path: Path) -> None:
     assert [row.split for row in jsonl(tmp_path, fig(split=" Dev")).values() if isinstance(row, Moment)] == ["val"]
 
 
+def test_times_of_a_clock_are_seconds(tmp_path: Path) -> None:
+    rows = csv(tmp_path, HEAD + "v1,0:00,1:02.5,a\nv2,01:00:03,1:00:04,b\nv3,0:61,0:70,c\nv4,1:2:3:4,9,d\n")
+    assert [(row.start_s, row.end_s) for row in rows.values() if isinstance(row, Moment)] == [(0, 62.5), (3603, 3604)]
+    assert "start must be a number of seconds, got '0:61'" in reasons(rows)["a.csv:4"]
+    assert "got '1:2:3:4'" in reasons(rows)["a.csv:5"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_array_of_objects_is_read_item_by_item(tmp_path: Path, suffix: str, indent: int | None) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(json.dumps([fig(), fig(desc_id=2, time=[5]), fig(desc_id=3)], indent=indent))
+    rows = read(path)
+    assert queries(rows) == ["a man", "a man"]
+    assert list(reasons(rows)) == [f"a{suffix}:2"]
+    assert "time must be [start, end]" in reasons(rows)[f"a{suffix}:2"]
+    path.write_text("[" + json.dumps(fig()))
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        read(path)
+
+
+def test_a_line_without_an_id_that_says_the_same_again_counts_once(tmp_path: Path) -> None:
+    rows = csv(tmp_path, HEAD + "v1,0,5,a dog\nv1.mp4,0.0,5,a dog\nv1,5,9,a dog\n")
+    assert [row.start_s for row in rows.values() if isinstance(row, Moment)] == [0, 5]
+    assert "the line says the same as a.csv:2" in reasons(rows)["a.csv:3"]
+    with_ids = csv(tmp_path, "id,video,start,end,query\n1,v1,0,5,a dog\n2,v1,0,5,a dog\n")
+    assert len(queries(with_ids)) == 2
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not on this machine")
 def test_the_shared_cases_have_their_right_values() -> None:
     assert list(reasons(read(CASES / "unquoted_comma.csv"))) == ["unquoted_comma.csv:2"]

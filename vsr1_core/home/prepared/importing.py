@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +18,21 @@ from pathlib import Path
 
 import polars as pl
 
+from vsr1_core.datasets import sources
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.datasets.verified import Moment
 from vsr1_core.home.prepared.documents import Line
 from vsr1_core.home.prepared.folder import Prepared, read_prepared
 from vsr1_core.home.prepared.layout import SPLITS, VIDEO_VECTORS, PreparedSplit, of_length_1, splits_of
 from vsr1_core.home.prepared.rows import INDEX_FILES, ImportedTable, imported_tables
 from vsr1_core.home.prepared.training_files import TrainingPlaces, find_training_files
-from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_stem, write_json
+from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_stem, read_json, write_json
 from vsr1_core.rows.imported import (
     DOCUMENT_COLUMNS,
     FORM,
     Imported,
+    forget_import,
     import_folder,
     put_in_force,
     remove_older,
@@ -55,6 +57,17 @@ class Summary:
     num_rows: Mapping[str, int]
     num_imported: Mapping[str, int]
     notes: Sequence[str]
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence about each asset of which not all rows were imported."""
+        fewer = {asset: n - self.num_imported[asset] for asset, n in self.num_rows.items()}
+        return [
+            f"{asset}: {n:,} of {self.num_rows[asset]:,} rows were left out, because they do not fit the files of this "
+            "dataset; a build makes its own"
+            for asset, n in fewer.items()
+            if n > 0
+        ]
 
 
 def import_prepared(
@@ -84,7 +97,8 @@ def import_prepared(
 
     Raises:
         PreparedError: The folder is not sound; the message names everything that is wrong, and nothing was changed.
-        ValueError: The vectors are not those of the dataset's embedder; nothing was changed.
+        ValueError: The ids are those of another dataset, or the vectors are not those of the dataset's embedder;
+            nothing was changed.
         OSError: The frames have to be copied, and the disk has no space for them; or something else writes the dataset.
     """
     with writing(view, f"an import of {root}", wait=wait, log=execution.log) as held:
@@ -95,9 +109,10 @@ def import_prepared(
 
 def _take_in(view: View, prepared: Prepared, execution: Execution, copy: bool, with_vectors: bool) -> Summary:
     """Write the import and put it in force, as the only writer of the dataset."""
+    _refuse_foreign(prepared, view)
     _check_space(prepared, view, copy)
     notes = [*prepared.notes, *(_compare_vectors(prepared, view, execution) if with_vectors else ())]
-    notes += _place_annotations(prepared, view.entry)
+    notes += _place_annotations(prepared, view)
     tables = imported_tables(view, prepared, with_vectors)
     import_id = _import_id(prepared, tables)
     imported = Imported(import_folder(view.lake, view.entry.name, import_id))
@@ -109,6 +124,34 @@ def _take_in(view: View, prepared: Prepared, execution: Execution, copy: bool, w
     remove_older(view.lake, view.entry.name)
     num_rows = {table.asset: len(table.ids) for table in tables}
     return Summary(num_rows, {asset: stored[asset] for asset in num_rows}, notes)
+
+
+def _refuse_foreign(prepared: Prepared, view: View) -> None:
+    """Raise ValueError where the folder is that of another dataset, by the ids of its videos or queries."""
+    entry, advice = view.entry, "import it under the name of its own dataset: --dataset NAME"
+    benchmark = BENCHMARKS.get(entry.corpus)
+    videos = sorted({video_id for split in prepared.splits.values() for video_id in split.video_ids})
+    strange = [video_id for video_id in videos if benchmark and not benchmark.is_video_id(video_id)]
+    if benchmark and strange:
+        raise ValueError(
+            f"{len(strange):,} of the {len(videos):,} videos in {prepared.root} have ids that {entry.name} does not "
+            f"have (such as {strange[0]!r}; they look like {benchmark.id_example}): {advice}"
+        )
+    known, queries = _known_queries(view), {i for split in prepared.splits.values() for i in split.annotated}
+    if known and queries and not known & queries:
+        raise ValueError(
+            f"{entry.name} has {len(known):,} annotated queries, and not one of them is among the {len(queries):,} in "
+            f"{prepared.root}: {advice}"
+        )
+
+
+def _known_queries(view: View) -> set[str]:
+    """The ids of the queries that are annotated already; empty where nothing is."""
+    try:
+        found = sources.moments(view.entry, view.config)
+    except FileNotFoundError:
+        return set()
+    return {query_id for query_id, row in found.items() if isinstance(row, Moment)}
 
 
 def _compare_vectors(prepared: Prepared, view: View, execution: Execution) -> Iterator[str]:
@@ -154,21 +197,49 @@ def _check_space(prepared: Prepared, view: View, copy: bool) -> None:
         )
 
 
-def _place_annotations(prepared: Prepared, entry: DatasetEntry) -> list[str]:
+def _place_annotations(prepared: Prepared, view: View) -> list[str]:
     """Copy the annotation files that the dataset lacks. Files that it has stay, and rows that do not fit them are not
     imported. Returns a sentence per file that was written or differs."""
-    notes = []
-    for split, target in _annotation_files(entry).items():
+    notes, record = [], _written_path(view)
+    for split, target in _annotation_files(view.entry).items():
         if split not in prepared.splits:
             continue
         source = prepared.splits[split].annotations
         if not target.exists():
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
+            before = read_json(record) if record.exists() else {}
+            write_json(record, {**before, target.name: digest_file(target)})
             notes.append(f"wrote {target.name} to {target.parent}")
         elif digest_file(target) != digest_file(source):
             notes.append(f"{target} differs from {source}: the former is used, and only rows that fit it are imported")
     return notes
+
+
+def _written_path(view: View) -> Path:
+    """The record of the annotation files that imports wrote: name -> digest."""
+    return view.lake.imported(view.entry.name) / "written.json"
+
+
+def forget(view: View) -> list[Path]:
+    """Undo all imports of the dataset: their rows, their files, and the annotation files that they wrote. The caller
+    holds the lease.
+
+    Returns:
+        The annotation files that were deleted; those that were changed since stay.
+
+    Raises:
+        ValueError: Nothing was imported.
+    """
+    record = _written_path(view)
+    written = read_json(record) if record.exists() else {}
+    if not forget_import(view.lake, view.entry.name):
+        raise ValueError(f"nothing was imported for {view.entry.name}")
+    paths = [(Path(view.entry.annotations).absolute() / name, digest) for name, digest in sorted(written.items())]
+    deleted = [path for path, digest in paths if path.is_file() and digest_file(path) == digest]
+    for path in deleted:
+        path.unlink()
+    return deleted
 
 
 def _annotation_files(entry: DatasetEntry) -> dict[str, Path]:
@@ -273,6 +344,7 @@ def _store(view: View, execution: Execution) -> dict[str, int]:
         if stage.imports == "none":
             continue
         stage.build(view, execution, only_imported=stage.imports == "rows")
-        inputs = view.table(name).rows(["row_inputs"])["row_inputs"].to_list()
-        num_imported[name] = sum("imported" in json.loads(text) for text in inputs)
+        planned = stage.planned_rows(view)  # a row that does not hold any more stays until a build replaces it
+        stored = view.table(name).rows([stage.key])[stage.key]
+        num_imported[name] = sum(row_id in planned and planned[row_id].is_imported for row_id in stored)
     return num_imported

@@ -102,6 +102,11 @@ class Qwen3VLEmbedder:
     def size(self) -> ModelSize:
         return size_of(self.model.config, self.model)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """True: it was trained on pictures and videos, and reads as many frames as there are."""
+        return True
+
     def query_tokens(self, queries: Sequence[str]) -> list[int]:
         return [len(part.before) + len(part.after) for part in self._split(queries)]
 

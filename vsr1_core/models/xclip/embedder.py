@@ -83,6 +83,11 @@ class XCLIPEmbedder:
     def size(self) -> ModelSize:
         return size_of(self.model)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """False: it mixes a fixed number of frames, and was trained on moving ones only."""
+        return False
+
     def query_tokens(self, queries: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._token_ids(queries)]
 
