@@ -58,8 +58,9 @@ TINY = Configuration(
         group_size=4,
         num_turns=2,
         max_new_tokens=120,
-        lr=2e-5,
-        refine_lr=1e-4,
+        matched_share=0.5,
+        lr=1e-5,
+        refine_lr=3e-5,
         warmup_steps=2,
         retrieval_weight=1.0,
         bf16=False,
@@ -77,7 +78,7 @@ EXPERIMENT = dataclasses.replace(
     sft=dataclasses.replace(TINY.sft, steps=700),
     fine_tuned=dataclasses.replace(TINY.fine_tuned, steps=400),
     hard_refine=dataclasses.replace(TINY.hard_refine, steps=400),
-    grpo=dataclasses.replace(TINY.grpo, steps=20, matched_share=0.5, lr=1e-5, refine_lr=3e-5),
+    grpo=dataclasses.replace(TINY.grpo, steps=20),
     evaluation=dataclasses.replace(
         TINY.evaluation,
         methods=(
