@@ -119,7 +119,7 @@ def heading_line(name: str, number: int, total: int) -> str:
 
 def _execution(context: dg.AssetExecutionContext, workplace: Workplace) -> Execution:
     """How the work of a run is done: as the workplace says, and as the tags of the run say."""
-    execution = workplace.execution(context.log.info)
+    execution = dataclasses.replace(workplace.execution(context.log.info), run_id=context.run.run_id)
     allows = context.run.tags.get(ALLOW_TAG) == "true"
     return dataclasses.replace(execution, max_removed=None) if allows else execution
 
@@ -142,7 +142,8 @@ def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.
         versions = {}
         for dataset in datasets:
             try:
-                versions[dataset] = stage.observe(workplace.view(dataset))
+                if version := stage.observe(workplace.view(dataset)):
+                    versions[dataset] = version
             except (OSError, ValueError, LookupError) as error:
                 context.log.warning(f"{stage.watches} of {dataset}: {error}")
         return dg.DataVersionsByPartition(versions)

@@ -19,6 +19,7 @@ from pipelines import (
     compare_commands,
     completion,
     config_commands,
+    correction_commands,
     dataset_commands,
     experiment_commands,
     hub_commands,
@@ -100,6 +101,7 @@ app = typer.Typer(
 build_command.register(app)
 app.add_typer(dataset_commands.datasets, name="dataset")
 app.add_typer(config_commands.configs, name="config")
+app.add_typer(correction_commands.corrections, name="corrections")
 app.add_typer(hub_commands.hub)
 app.add_typer(experiment_commands.experiments)
 app.add_typer(compare_commands.comparisons)
@@ -248,7 +250,9 @@ def sql(
     query: Annotated[
         str, typer.Argument(help="SQL of DuckDB. Without a query, the views are listed with what they contain.")
     ] = "",
-    output: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
+    output: Annotated[
+        str, typer.Option("--format", "-f", help="table, record (one line per column), csv or json.")
+    ] = "table",
     unrestricted: Annotated[
         bool,
         typer.Option("--unrestricted", help="Allow more than reading this home: COPY ... TO, files elsewhere."),
@@ -257,11 +261,14 @@ def sql(
     """Query the tables with SQL (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
     from vsr1_core.home import warehouse
 
-    check_choice("format", output, "table", "csv", "json")
+    check_choice("format", output, "table", "record", "csv", "json")
     home = read_settings().home
     frame = warehouse.query(home, query, not unrestricted) if query.strip() else warehouse.views(home)
-    if output == "table":
-        show.console().print(show.table("", frame.columns, frame.rows()))
+    out = show.console()
+    if output == "table" and show.fits(frame.width, out.width):
+        out.print(show.table("", frame.columns, frame.rows()))
+    elif output in ("table", "record"):
+        show.print_records(frame)
     else:
         show.print_frame(frame, output)
 

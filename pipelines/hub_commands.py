@@ -126,12 +126,21 @@ def export(
     to: Annotated[str, typer.Option("--to", help="Also push the folder to this repository on the hub: ORG/NAME.")] = "",
     public: PublicOption = False,
     stale: StaleOption = False,
+    form: Annotated[
+        str, typer.Option(help="tables, or fiftyone: annotated and predicted spans as temporal detections.")
+    ] = "tables",
 ) -> None:
-    """Write tables to a folder that `datasets.load_dataset` opens: Parquet files and a card."""
+    """Write tables to a folder that `datasets.load_dataset` opens: Parquet files and a card. Or write for FiftyOne."""
     from vsr1_core.home.hub import remote
     from vsr1_core.home.hub.tables import assets_of, export_tables
     from vsr1_core.home.staleness import require_current
 
+    check_choice("form", form, "tables", "fiftyone")
+    if form == "fiftyone":
+        if tables or to:
+            raise UserError("--tables and --to are for tables; leave them out with --form fiftyone")
+        _export_fiftyone(_view(dataset), folder, stale)
+        return
     names = [name.strip() for name in tables.split(",") if name.strip()]
     view = _view(dataset)
     if not stale:
@@ -141,3 +150,15 @@ def export(
     show.console().print(show.table(f"Wrote {folder}", ["table", "split", "rows"], rows))
     if to:
         typer.echo(f"Pushed: {remote.push(folder, to, 'dataset', public=public)}")
+
+
+def _export_fiftyone(view: View, folder: Path, stale: bool) -> None:
+    from vsr1_core.home.hub.fiftyone import export_fiftyone
+    from vsr1_core.home.hub.tables import assets_of
+    from vsr1_core.home.staleness import require_current
+
+    if not stale:
+        require_current(view, assets_of(view, ["moments", "predictions"]))
+    written = export_fiftyone(view, folder)
+    show.console().print(show.table(f"Wrote {folder}", ["field", "spans"], list(written.items())))
+    typer.echo(f"{folder}/README.md says how FiftyOne imports it.")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,10 +56,39 @@ def serve(
     port = free_port(host, port)
     token = read_token() or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(token, frozenset([*(name or []), *_own_names(host)]), any_address=host not in LOOPBACK)
-    state = state_of_home(settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui)
+    state = state_of_home(
+        settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui, build=build_hook(settings.home)
+    )
     url = f"http://{_local_name(host)}:{port}"
     typer.echo(f"Serving {settings.home} on {url}{f'/?token={token}' if token else ''}  (Ctrl-C stops it)")
     run(settings.home, state, access, host, port, url)
+
+
+def build_hook(home: Path) -> Callable[[str, Callable[[str], None]], str] | None:
+    """What the page's builds run: `vsr1 build` as a child, a Dagster run that the UI of this home shows. None without
+    Dagster."""
+    return partial(_build, home) if find_spec("dagster") is not None else None
+
+
+def _build(home: Path, dataset: str, told: Callable[[str], None]) -> str:
+    """Build a dataset of the home. Returns why the build stopped; empty where it ended well."""
+    arguments = [sys.executable, "-m", "vsr1_core", "build", f"--dataset={dataset}"]
+    environ = {**os.environ, "VSR1_HOME": str(home)}
+    errors = list[str]()
+    with subprocess.Popen(
+        arguments,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as child:
+        for line in child.stderr or ():
+            if errors or line.startswith("error: "):
+                errors.append(line.strip().removeprefix("error: "))
+            told(line.rstrip())
+    return "" if child.returncode == 0 else " ".join(errors) or f"the build ended with status {child.returncode}"
 
 
 def _own_names(host: str) -> list[str]:

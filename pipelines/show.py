@@ -191,6 +191,27 @@ def print_frame(frame: pl.DataFrame, output: str) -> None:
     typer.echo(frame_csv(frame) if output == "csv" else frame_json(frame), nl=output == "json")
 
 
+MIN_CELL = 9
+"""Columns of a terminal that a cell needs to be readable, with its border."""
+
+
+def fits(num_columns: int, width: int) -> bool:
+    """Whether a table of so many columns can be read in a terminal that is `width` wide."""
+    return num_columns * MIN_CELL <= width
+
+
+def print_records(frame: pl.DataFrame) -> None:
+    """Print each row as a block with one line per column; a value may take several lines."""
+    longest = max((len(name) for name in frame.columns), default=0)
+    for number, row in enumerate(frame.iter_rows(named=True), 1):
+        typer.echo(f"row {number:,} of {frame.height:,}")
+        for name, value in row.items():
+            lines = visible(text(value)).splitlines() or [""]
+            typer.echo(f"  {name:<{longest}}  " + f"\n{' ' * (longest + 4)}".join(lines))
+    if frame.is_empty():
+        typer.echo("no rows")
+
+
 def unused_table(files: Sequence[UnusedFile]) -> Table:
     """One line per model; other files are counted by suffix, because there are many of them."""
     groups: dict[tuple[str, str, str], list[UnusedFile]] = {}

@@ -30,11 +30,11 @@ def is_built(view: View) -> bool:
 def observations(view: View) -> Iterator[dg.AssetObservation]:
     """The current version of everything that the dataset reads on disk."""
     for stage in view.stages.values():
-        if stage.watches:
+        if stage.watches and (version := stage.observe(view)):
             yield dg.AssetObservation(
                 dg.AssetKey(stage.watches),
                 partition=view.entry.name,
-                tags={"dagster/data_version": stage.observe(view)},
+                tags={"dagster/data_version": version},
             )
 
 

@@ -67,9 +67,6 @@ def __dir__() -> list[str]:
 
 def _version() -> str:
     """The installed version; of a checkout that is not installed, `0+unknown`."""
-    from importlib.metadata import PackageNotFoundError, version
+    from vsr1_core.rows.checkout import version_of_package
 
-    try:
-        return version("videosearch-r1")
-    except PackageNotFoundError:
-        return "0+unknown"
+    return version_of_package() or "0+unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fake_results import CHECKPOINT_COLUMNS, PROBE_COLUMNS, commit_results, comm
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home import warehouse
+from vsr1_core.rows.build_history import folder_of, keep_changed_rows
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
@@ -29,9 +31,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two builds of a dataset with failures, probes, a codec that cannot be read, and a training curve."""
     home = tmp_path_factory.mktemp("home")
     lake, stages = Lake(home / "lake"), all_stages()
-    view = View(lake, DatasetEntry("toy", "toy"), NANO, stages)
-    for num_queries in (20, 40):
-        moments = commit_results(lake.root, "toy", num_queries=num_queries)
+    for num_queries, num_failed in ((20, 1), (40, 10)):
+        evaluation = dataclasses.replace(NANO.evaluation, num_resamples=num_queries)
+        view = View(lake, DatasetEntry("toy", "toy"), dataclasses.replace(NANO, evaluation=evaluation), stages)
+        moments = commit_results(lake.root, "toy", num_queries, num_failed)
         probes = [
             {"probe_id": f"{m['query_id']}/{side}", "query_id": m["query_id"], "label": label, "decision": "matched"}
             | {"matched_probability": 0.7}
@@ -39,7 +42,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for side, label in (("right", "matched"), ("wrong", "not_matched"))
         ]
         commit_rows(lake, "verification_probe.sqr_sft", "toy", "probe_id", PROBE_COLUMNS, probes)
-        stages["metrics"].build(view, Execution())
+        run_id = f"of {num_queries}"
+        stages["metrics"].build(view, Execution(run_id=run_id))
+        for name in ("predictions.fine_tuned", "predictions.sqr_sft"):
+            table = view.table(name)
+            keep_changed_rows(table, stages[name].kept_rows, folder_of(lake, name, "toy"), run_id)
     videos = [
         {"video_id": m["video_id"], "codec": "h264", "duration_s": 14.0, "bytes": 1000}
         | ({"error": "no frame can be decoded", "codec": None} if i == 0 else {})

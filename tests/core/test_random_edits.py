@@ -20,36 +20,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from tests.cheap_stages import cheap_stages
+from tests.few_stages import START, stages
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill
-from vsr1_core.configurations import NANO
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.increments import Plan
-from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
 
 NUM_SCRIPTS, NUM_PARTS = 200, 10
-METHODS = ("sqr_sft", "videosearch_r1")
-LEFT_OUT = ("fine_tuned", "hard_refine", "drop_above_positive", "verification_probe.sqr_sft")
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
-START = dataclasses.replace(
-    NANO,
-    evaluation=dataclasses.replace(NANO.evaluation, methods=METHODS, num_turns=1, num_resamples=1),
-    pool=dataclasses.replace(NANO.pool, num_matched=2, num_not_matched=3),
-    retrieval=dataclasses.replace(NANO.retrieval, top_k=4, num_hard_negatives=2),
-)
-
-
-def stages() -> dict[str, Stage]:
-    """Fresh ones: they hold nothing between builds."""
-    return {name: stage for name, stage in cheap_stages().items() if not _is_left_out(name)}
-
-
-def _is_left_out(name: str) -> bool:
-    method = name.partition(".")[2]
-    return name.startswith(LEFT_OUT) or bool(method and method not in METHODS)
 
 
 # ---- edits -------------------------------------------------------------------------------------------------------

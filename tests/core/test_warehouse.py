@@ -42,6 +42,8 @@ DESIGNED = {
     "outcomes": "dataset method query_id split query outcome gt_video_id video_id is_right_video",
     "verifications": "dataset method query_id turn video_id is_right_video decision matched_probability is_correct",
     "metrics_history": "dataset built_at data_version method metric value low high num_queries seed split",
+    "builds": "dataset run_id started_at ended_at seconds num_processed num_dropped num_failed assets",
+    "recipes": "dataset recipe key value",
     "failures": "dataset asset row_id error",
     "moments": "dataset query_id split query",
     "videos": "dataset video_id",

@@ -142,11 +142,14 @@ def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None
         (["dataset", "add", "../x", "--toy"], "cannot be the name of a dataset"),
         (["dataset", "add", "mine", "--toy", "--config", "huge"], "no configuration 'huge'; there are: tiny"),
         (["dataset", "remove", "mine"], "there is no registered dataset"),
-        (["sql", "select", "--format", "xml"], "use table, csv or json"),
+        (["sql", "select", "--format", "xml"], "use table, record, csv or json"),
         (["explain", "numbers", "nope"], "no row 'nope'; it has 3, e.g. a, b, c"),
         (["explain", "nope", "a"], "no asset 'nope'; there are: numbers"),
         (["explain", "numbers", "a", "--format", "xml"], "use tree or json"),
-        (["sql", "select * from nowhere"], "Table with name nowhere does not exist! The views are: failures, lake"),
+        (
+            ["sql", "select * from nowhere"],
+            "nowhere does not exist! The views are: builds, failures, lake",
+        ),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(home: Path, arguments: list[str], message: str) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.accessibility import focus_order, problems
 from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, running, state_of, write_home
+from tests.pages import open_page, opened_browser, until
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -23,42 +22,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    yield from opened_browser()
 
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """A page of 1280 pixels; nothing may be loaded from elsewhere, and no script may fail or be refused."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=address)
-    page, wrong = context.new_page(), list[str]()
-    page.set_default_timeout(15_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(address) else None)
-    page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
-    yield page
-    context.close()
-    assert wrong == []
+    yield from open_page(browser, address)
 
 
 def search(page: Any, text: str = "a dog") -> None:
     page.goto(f"/#/search?d={DATASET}&q={text.replace(' ', '+')}")
     page.wait_for_selector(".verdict.yes")
-
-
-def until(page: Any, holds: str) -> None:
-    """Wait until a JavaScript expression is true. The page's policy forbids `wait_for_function`, which evaluates text
-    inside it."""
-    deadline = time.monotonic() + 15
-    while not page.evaluate(holds):
-        assert time.monotonic() < deadline, f"{holds} did not become true: {page.inner_text('main')}"
-        page.wait_for_timeout(50)
 
 
 def wait_for_time(page: Any, seconds: float) -> None:
@@ -152,7 +126,7 @@ def test_queries_are_filtered_by_outcome_and_opened(page: Any) -> None:
 def test_two_methods_stand_side_by_side_with_their_bars_and_the_annotated_one(page: Any) -> None:
     page.goto(f"/#/query?d={DATASET}&id=q1_fig&a=sqr_sft&b=videosearch_r1")
     page.wait_for_selector(".columns .turn")
-    page.wait_for_function("document.querySelectorAll('.lane button').length === 2")  # drawn when the length is known
+    until(page, "document.querySelectorAll('.lane button').length === 2")  # drawn when the length is known
     titles = [bar.get_attribute("title") for bar in page.query_selector_all(".lane button")]
     assert titles == ["sqr_sft: 0:02 to 0:04", "annotated: 0:02 to 0:05"]
     outcomes = [badge.inner_text() for badge in page.query_selector_all(".columns h2 + .badge")]
@@ -171,6 +145,39 @@ def test_two_methods_stand_side_by_side_with_their_bars_and_the_annotated_one(pa
         "1",
         "1",
     ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_and_operated_by_everybody(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    for route in (f"search?q=a+dog&d={DATASET}", f"queries?d={DATASET}&m=*", f"query?d={DATASET}&id=q1_fig&a=sqr_sft"):
+        page.goto("about:blank")
+        page.goto(f"/#/{route}")
+        page.wait_for_selector(".turn, tr.pick")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert problems(page) == [], (route, width)
+    page.set_viewport_size({"width": 1280, "height": 844})
+    page.reload()
+    page.wait_for_selector(".turn")
+    assert focus_order(page, 5) == [
+        "Skip to the content",
+        "VideoSearch-R1",
+        "Search",
+        "Evaluated queries",
+        "Theme: auto",
+    ]
+
+
+def test_outcomes_of_another_method_stand_beside_and_can_be_filtered_by_what_differs(page: Any) -> None:
+    page.goto(f"/#/queries?d={DATASET}&m=sqr_sft&b=videosearch_r1&differs=1")
+    page.wait_for_selector("tr.pick")
+    assert [cell.inner_text() for cell in page.query_selector_all("tr.pick .badge")] == ["found", "wrongly rejected"]
+    page.click("tr.pick a")
+    page.wait_for_selector(".columns .turn")
+    assert [title.inner_text() for title in page.query_selector_all(".answer h2")] == ["sqr_sft", "videosearch_r1"]
+    page.goto(f"/#/queries?d={DATASET}&m=sqr_sft&b=@earlier&differs=1")
+    page.wait_for_selector("text=No query fits these filters.")
 
 
 @pytest.mark.parametrize("route", ["search?q=a+dog&d=" + DATASET, "queries", f"query?d={DATASET}&id=q1_fig"])

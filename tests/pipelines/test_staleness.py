@@ -84,7 +84,7 @@ def settle_as_planned(ticker: Ticker) -> dict[str, int]:
 def see(ticker: Ticker) -> set[str]:
     """Observe the files; what Dagster then marks is where the plan begins."""
     ticker.observe("small")
-    sources = {name for name, stage in cheap_main_stages().items() if stage.watches}
+    sources = {name for name, stage in cheap_main_stages().items() if stage.group == "sources"}
     stale = ticker.stale("small")
     assert stale == moving(plans(ticker)) & sources
     return stale

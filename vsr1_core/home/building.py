@@ -6,6 +6,8 @@ a run history, pools and sensors.
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,6 +51,7 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
         LeaseHeld: Something else writes the dataset; the message says what.
         ValueError: An asset cannot be built, or a blocking check failed; the message says why.
     """
+    execution = execution if execution.run_id else dataclasses.replace(execution, run_id=str(uuid.uuid4()))
     asked = set(names)
     wanted = [name for name in view.stages if name in asked]
     with writing(view, "a build", wait=wait, log=execution.log) as held:

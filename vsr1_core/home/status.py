@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,6 +46,42 @@ def causes(item: StagePlan) -> str:
         return ""
     why = [f"{cause} ({number:,})" for cause, number in item.plan.why().items()]
     return "; ".join([*why, *([f"kept as imported ({item.num_imported:,})"] if item.num_imported else [])])
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a build would do. num_rows: rows to make. num_dropped: rows to drop. assets: asset -> rows to make or drop.
+    later: assets whose rows are known only after others have run."""
+
+    num_rows: int
+    num_dropped: int
+    assets: Mapping[str, int]
+    later: list[str]
+
+    @property
+    def says(self) -> str:
+        """One sentence for people."""
+        if not self.assets and not self.later:
+            return "Nothing is left to build."
+        rows = "1 row" if self.num_rows == 1 else f"{self.num_rows:,} rows"
+        assets = "1 asset" if len(self.assets) == 1 else f"{len(self.assets):,} assets"
+        dropped = f", and drops {self.num_dropped:,}" if self.num_dropped else ""
+        later = f"; what {len(self.later):,} more assets need is known on the way" if self.later else ""
+        return f"A build makes {rows} of {assets}{dropped}{later}."
+
+
+def summary_of(plans: Iterable[StagePlan]) -> PlanSummary:
+    """Count what a plan would make."""
+    assets, later, num_rows, num_dropped = dict[str, int](), list[str](), 0, 0
+    for one in plans:
+        if one.plan is None:
+            later.append(one.asset)
+            continue
+        due, dropped = len(one.plan.due()), len(one.plan.orphaned)
+        num_rows, num_dropped = num_rows + due, num_dropped + dropped
+        if due or dropped:
+            assets[one.asset] = due + dropped
+    return PlanSummary(num_rows, num_dropped, assets, later)
 
 
 def status_frame(view: View) -> pl.DataFrame:

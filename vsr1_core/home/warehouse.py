@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from vsr1_core.home.history_views import kept_schema
 from vsr1_core.home.warehouse_views import HOME_VARIABLE, METRICS, MadeView, made_views, quoted_name, quoted_text
+from vsr1_core.rows.build_history import BUILDS, RECIPES
 from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
@@ -193,6 +195,12 @@ def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
         _write_empty(root / "schemas" / stage.name, {stage.key: pl.String, **BASE_COLUMNS, **stage.dtypes})
         if stage.name == METRICS:
             _write_empty(Lake(root).history(METRICS), {**HISTORY_COLUMNS, **stage.dtypes})
+        if (kept := kept_schema(stage)) is not None:
+            _write_empty(Lake(root).history(stage.name), kept)
+    for what in (BUILDS, RECIPES):
+        path = Lake(root).history(what) / "dataset=none" / "none.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
-from vsr1_core.rows.table import HISTORY_COLUMNS
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
@@ -33,6 +32,21 @@ OUTCOME_COLUMNS = (
     *("rank", "rank_gain", "num_turns", "num_text_tokens", "num_latent_tokens", "error"),
 )
 TURN_ORDER = ("turn", "video_id", "score", "rank", "decision", "reasoning", "start_s", "end_s")
+OUTCOME = """
+    CASE WHEN status <> 'ok' THEN 'no_prediction'
+         WHEN is_matched AND is_right_video AND iou >= 0.5 THEN 'found'
+         WHEN is_matched AND is_right_video THEN 'wrong_span'
+         WHEN is_matched THEN 'wrong_video_accepted'
+         WHEN was_shown THEN 'right_video_rejected'
+         ELSE 'never_shown' END AS outcome"""
+"""SQL with the same cases, in the same order, as `vsr1_core.evaluation.episodes.outcomes`."""
+JUDGED = """
+    coalesce(p.video_id = p.gt_video_id, false) AS is_right_video,
+    coalesce(p.decision = 'matched', false) AS is_matched"""
+SAYS_OUTCOME = (
+    "How the search ended: `found` (right video matched, IoU at least 0.5), `wrong_span`, "
+    "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
+)
 EPISODE_KEY = ("step", "sample", "query_id")
 HOME_VARIABLE = "vsr1_home"
 HOME = f"coalesce(getvariable('{HOME_VARIABLE}'), regexp_replace(current_setting('temp_directory'), '[^/]*$', ''))"
@@ -140,7 +154,7 @@ def predictions(tables: Tables) -> str | None:
     if stage is None:
         return None
     rest = [name for name in stage.columns if name not in (*PREDICTION_COLUMNS, "turns")]
-    return f"SELECT {_names([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
+    return f"SELECT {name_list([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
 
 
 _OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
@@ -185,16 +199,12 @@ def verifications(tables: Tables) -> str | None:
     {
         "rank_gain": "Number of places that refinement lifted the right video: `first_rank` - `rank`.",
         "is_right_video": "Whether the answered video is the right one.",
-        "outcome": (
-            "How the search ended: `found` (right video matched, IoU at least 0.5), `wrong_span`, "
-            "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
-        ),
+        "outcome": SAYS_OUTCOME,
     },
     like=PREDICTIONS,
 )
 def outcomes(tables: Tables) -> str | None:
-    """The SQL has the same cases, in the same order, as `vsr1_core.evaluation.episodes.outcomes`. A failed row has
-    only its id, so the query is read from `moments`."""
+    """A failed row has only its id, so the query is read from `moments`."""
     if tables.first(PREDICTIONS) is None or "moments" not in tables.stages:
         return None
     return f"""
@@ -202,20 +212,14 @@ def outcomes(tables: Tables) -> str | None:
             SELECT p.* REPLACE (coalesce(p.split, m.split) AS split, coalesce(p.query, m.query) AS query,
                                 coalesce(p.gt_video_id, m.video_id) AS gt_video_id),
                    p.first_rank - p.rank AS rank_gain,
-                   coalesce(p.video_id = p.gt_video_id, false) AS is_right_video,
-                   coalesce(p.decision = 'matched', false) AS is_matched,
+                   {JUDGED},
                    list_contains([turn.video_id FOR turn IN p.turns], p.gt_video_id) AS was_shown
             FROM {_with_method(PREDICTIONS)} p
             LEFT JOIN {_newest("moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
-            SELECT *, CASE WHEN status <> 'ok' THEN 'no_prediction'
-                           WHEN is_matched AND is_right_video AND iou >= 0.5 THEN 'found'
-                           WHEN is_matched AND is_right_video THEN 'wrong_span'
-                           WHEN is_matched THEN 'wrong_video_accepted'
-                           WHEN was_shown THEN 'right_video_rejected'
-                           ELSE 'never_shown' END AS outcome
+            SELECT *, {OUTCOME}
             FROM judged
         )
     """
@@ -230,7 +234,7 @@ def verification_probes(tables: Tables) -> str | None:
     stage = tables.first(PROBES)
     if stage is None:
         return None
-    columns = _names(["dataset", "method", *stage.columns, "status", "error", stage.key])
+    columns = name_list(["dataset", "method", *stage.columns, "status", "error", stage.key])
     return f"SELECT {columns} FROM {_with_method(PROBES)}"
 
 
@@ -288,25 +292,6 @@ def grpo_turns(tables: Tables) -> str | None:
 
 
 @sql_view(
-    "metrics_history",
-    "The metrics after each build that changed them, so that builds can be compared.",
-    {
-        "builds_ago": "How many states ago this one was: 0 for the present state, 1 for the one before it, and so on.",
-        "built_at": "Time (UTC) at which a build left the metrics in this state.",
-        "data_version": "Hash of all rows of `metrics` in this state.",
-    },
-    like=METRICS,
-)
-def metrics_history(tables: Tables) -> str | None:
-    if METRICS not in tables.stages:
-        return None
-    pattern = _pattern(f"lake/history/{METRICS}/dataset=*/*.parquet")
-    columns = _names(["dataset", *HISTORY_COLUMNS, *tables.stages[METRICS].columns])
-    age = "dense_rank() OVER (PARTITION BY dataset ORDER BY built_at DESC) - 1 AS builds_ago"
-    return f"SELECT {columns}, {age} FROM {_scan(pattern)}"
-
-
-@sql_view(
     "failures",
     "One row per failed row of any asset, with the reason.",
     {"asset": "Name of the asset that the failed row belongs to.", "row_id": "Id of the failed row in its asset."},
@@ -325,7 +310,7 @@ def lake(tables: Tables) -> str | None:
     return f"SELECT {HOME} || 'lake' AS path"
 
 
-def _pattern(below: str) -> str:
+def pattern_of(below: str) -> str:
     """SQL of a pattern of files below the home, whose own name is taken literally."""
     return rf"regexp_replace({HOME}, '([*?\[])', '[\1]', 'g') || {quoted_text(below)}"
 
@@ -338,9 +323,9 @@ def _newest(asset: str) -> str:
     listing still exist in the second one. With a window function DuckDB lists them in the other order, and one query in
     ten that ran during a commit found no rows.
     """
-    pattern = _pattern(f"lake/*/{asset}/dataset=*/rows*.parquet")
+    pattern = pattern_of(f"lake/*/{asset}/dataset=*/rows*.parquet")
     newest = f"SELECT max(file) AS newest FROM glob({pattern}) GROUP BY parse_dirpath(file)"
-    return f"(SELECT found.* FROM ({newest}) JOIN {_scan(pattern)} AS found ON found.filename = newest)"
+    return f"(SELECT found.* FROM ({newest}) JOIN {scan_of(pattern)} AS found ON found.filename = newest)"
 
 
 def _with_method(prefix: str) -> str:
@@ -350,7 +335,7 @@ def _with_method(prefix: str) -> str:
     return f"(SELECT *, {method} AS method FROM {_newest(prefix + '*')})"
 
 
-def _scan(pattern: str) -> str:
+def scan_of(pattern: str) -> str:
     return (
         f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true, "
         "hive_types = {'dataset': VARCHAR}, filename = true)"
@@ -361,7 +346,7 @@ def _fields(of: str, names: Iterable[str]) -> str:
     return ", ".join(f"{of}.{quoted_name(name)}" for name in names)
 
 
-def _names(names: Iterable[str]) -> str:
+def name_list(names: Iterable[str]) -> str:
     return ", ".join(quoted_name(name) for name in names)
 
 

@@ -15,7 +15,8 @@ from vsr1_core.home.running import RunningServer, announced
 from vsr1_core.home.search import SearchRequest, Told, search_together
 from vsr1_core.home.search_result import Found
 from vsr1_core.rows.lake import Lake
-from vsr1_core.serve import data_routes, errors, media_routes, page_routes, search_routes
+from vsr1_core.serve import correction_routes, data_routes, errors, media_routes, page_routes, search_routes
+from vsr1_core.serve.builds import BuildHook, Builds
 from vsr1_core.serve.engine import Engine, Limits
 from vsr1_core.serve.guards import Access, Guards
 from vsr1_core.serve.library import Library
@@ -23,7 +24,13 @@ from vsr1_core.serve.media import Conversions
 from vsr1_core.serve.state import ServerState
 from vsr1_core.stages.execution import Execution
 
-ROUTERS = (search_routes.router, data_routes.router, media_routes.router, page_routes.router)
+ROUTERS = (
+    search_routes.router,
+    data_routes.router,
+    correction_routes.router,
+    media_routes.router,
+    page_routes.router,
+)
 NUM_OPEN_DATASETS = 2
 """How many datasets keep their models open at once."""
 
@@ -57,9 +64,14 @@ def create_app(
 
 
 def state_of_home(
-    home: Path, execution: Callable[[], Execution], limits: Limits | None = None, ui_url: str = ""
+    home: Path,
+    execution: Callable[[], Execution],
+    limits: Limits | None = None,
+    ui_url: str = "",
+    build: BuildHook | None = None,
 ) -> ServerState:
-    """The state of a server of `home`, whose models are opened by its first search."""
+    """The state of a server of `home`, whose models are opened by its first search. build: what the page's builds run;
+    None where this machine cannot build."""
     limits = limits or Limits()
     opened = OpenedDatasets(home, execution, NUM_OPEN_DATASETS)
 
@@ -75,6 +87,7 @@ def state_of_home(
         limits=limits,
         open_datasets=opened.names,
         ui_url=ui_url,
+        builds=Builds(build),
     )
 
 

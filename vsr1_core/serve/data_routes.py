@@ -60,16 +60,23 @@ def predictions(
     split: Word = "",
     outcome: Word = "",
     text: Word = "",
+    beside: Word = "",
+    differs: bool = False,
     offset: Offset = 0,
     limit: Limit = 50,
 ) -> JSONResponse:
-    """Evaluated queries, with how each search ended."""
-    return _json(state.library.queries(dataset, QueryFilter(method, split, outcome, text, offset, limit)))
+    """Evaluated queries, with how each search ended.
+
+    `beside` is a method whose outcomes stand beside, or `@earlier` for those from before the last build that changed
+    them; `differs` leaves out where both are the same.
+    """
+    wanted = QueryFilter(method, split, outcome, text, offset, limit, beside, differs)
+    return _json(state.library.queries(dataset, wanted))
 
 
 @router.get("/api/datasets/{dataset}/prediction", responses=NOT_THERE)
 def prediction(dataset: str, state: State, id: Id) -> JSONResponse:  # noqa: A002  # the name in the address
-    """One evaluated query: what is annotated, and what each method answered, turn by turn."""
+    """One evaluated query: what is annotated, what each method answered, turn by turn, and after earlier builds."""
     return _json(state.library.query(dataset, id))
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from vsr1_core.home.correcting import Conflict
 from vsr1_core.serve.engine import Busy
+
+_FOLDERS = re.compile(r"(?<![\w./])(?:/[\w.@+~-]+)+/")
+
+
+def without_folders(text: str) -> str:
+    """A message without the folders of this machine: only names of files are left."""
+    return _FOLDERS.sub("", text)
 
 
 def answer_to(error: Exception) -> tuple[int, str]:
@@ -17,9 +27,11 @@ def answer_to(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         return 404, "a file of this row is missing; build the dataset again"
     if isinstance(error, LookupError) and not isinstance(error, KeyError | IndexError):
-        return 404, str(error)
+        return 404, without_folders(str(error))
+    if isinstance(error, Conflict):
+        return 409, str(error)
     if isinstance(error, ValueError):
-        return 400, str(error)
+        return 400, without_folders(str(error))
     return 500, "the server made a mistake; its log says which"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,17 @@ OUTCOMES = {
 """Outcomes of the view `outcomes` -> how the page calls them."""
 
 
+EARLIER = "@earlier"
+"""In place of a method: what the same method answered before the last build that changed its answer."""
+BUILT_AT = "%Y-%m-%dT%H:%M:%S.%f"
+MAX_EARLIER = 50
+"""How many earlier answers to a query are listed."""
+
+
 @dataclass(frozen=True)
 class QueryFilter:
-    """Which evaluated queries are listed. Empty values filter nothing. text: what the query contains."""
+    """Which evaluated queries are listed. Empty values filter nothing. text: what the query contains. beside: a method
+    whose outcomes stand beside, or EARLIER; differs: only queries whose outcome is another one there."""
 
     method: str = ""
     split: str = ""
@@ -37,13 +45,27 @@ class QueryFilter:
     text: str = ""
     offset: int = 0
     limit: int = 50
+    beside: str = ""
+    differs: bool = False
 
     def where(self, dataset: str) -> str:
         """The condition in SQL; every value is quoted."""
         asked = {"method": self.method, "split": self.split, "outcome": self.outcome}
         same = [f"{name} = {quoted_text(value)}" for name, value in asked.items() if value]
         has = [f"contains(lower(query), {quoted_text(self.text.lower())})"] if self.text else []
-        return " AND ".join([f"dataset = {quoted_text(dataset)}", *same, *has])
+        other = ["beside_outcome <> outcome"] if self.beside and self.differs else []
+        return " AND ".join([f"dataset = {quoted_text(dataset)}", *same, *has, *other])
+
+    def source(self, dataset: str) -> str:
+        """SQL of the outcomes, with what stands beside as `beside_outcome`, `beside_rank` and `beside_built_at`."""
+        other = "SELECT query_id, method, outcome AS beside_outcome, rank AS beside_rank"
+        of_dataset = f"dataset = {quoted_text(dataset)}"
+        if self.beside == EARLIER:
+            before = f"{other}, built_at AS beside_built_at FROM prediction_history WHERE {of_dataset}"
+            return f"outcomes LEFT JOIN ({before} AND states_ago = 1) USING (query_id, method)"
+        named = f"{other}, NULL::TIMESTAMP AS beside_built_at FROM outcomes WHERE {of_dataset}"
+        of_method = f"{named} AND method = {quoted_text(self.beside)}"
+        return f"outcomes LEFT JOIN (SELECT * EXCLUDE (method) FROM ({of_method})) USING (query_id)"
 
 
 @dataclass(frozen=True)
@@ -85,12 +107,14 @@ class Library:
         """Evaluated queries with their outcomes, and how many there are of each outcome under the other filters."""
         self.view(dataset)
         columns = "method, query_id, split, query, outcome, gt_video_id, video_id, iou, first_rank, rank, num_turns"
+        source, built = wanted.source(dataset), f"strftime(beside_built_at, '{BUILT_AT}') AS beside_built_at"
         rows = self._sql(
-            f"SELECT {columns} FROM outcomes WHERE {wanted.where(dataset)} ORDER BY query_id, method "
+            f"SELECT {columns}, beside_outcome, beside_rank, {built} "
+            f"FROM {source} WHERE {wanted.where(dataset)} ORDER BY query_id, method "
             f"LIMIT {int(wanted.limit)} OFFSET {int(wanted.offset)}"
         )
-        without = QueryFilter(wanted.method, wanted.split, "", wanted.text).where(dataset)
-        counted = self._sql(f"SELECT outcome, count(*) AS n FROM outcomes WHERE {without} GROUP BY outcome")
+        without = replace(wanted, outcome="").where(dataset)
+        counted = self._sql(f"SELECT outcome, count(*) AS n FROM {source} WHERE {without} GROUP BY outcome")
         counts = {row["outcome"]: row["n"] for row in counted}
         total = counts.get(wanted.outcome, 0) if wanted.outcome else sum(counts.values())
         return {"total": total, "counts": counts, "queries": rows}
@@ -109,7 +133,20 @@ class Library:
             answers.append({**row, "outcome": outcomes.get(row["method"]), "turns": of_method})
         names = list(ALL)
         answers.sort(key=lambda row: names.index(row["method"]) if row["method"] in ALL else len(names))
-        return {"moment": moments.row(0, named=True), "answers": answers}
+        return {
+            "moment": moments.row(0, named=True),
+            "answers": answers,
+            "earlier": self.earlier(dataset, query_id),
+        }
+
+    def earlier(self, dataset: str, query_id: str) -> list[dict[str, Any]]:
+        """What each method answered to the query after earlier builds, newest first."""
+        where = f"dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)}"
+        return self._sql(
+            f"SELECT * EXCLUDE (dataset, is_gone) REPLACE (strftime(built_at, '{BUILT_AT}') AS built_at) "
+            f"FROM prediction_history WHERE {where} AND states_ago > 0 AND NOT is_gone "
+            f"ORDER BY built_at DESC, method LIMIT {MAX_EARLIER}"
+        )
 
     def _sql(self, sql: str) -> list[dict[str, Any]]:
         return warehouse.query(self.home, sql).to_dicts()

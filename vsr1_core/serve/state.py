@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from vsr1_core.serve.builds import Builds
 from vsr1_core.serve.engine import Engine, Limits
 from vsr1_core.serve.library import Library
 from vsr1_core.serve.media import Conversions
@@ -18,7 +19,7 @@ from vsr1_core.serve.metrics import RequestCounts
 @dataclass
 class ServerState:
     """open_datasets: names of the datasets whose models are open. instance: tells this start from others. ui_url: where
-    Dagster's UI runs, for links to assets; empty for none."""
+    Dagster's UI runs, for links to assets; empty for none. builds: those that the page started."""
 
     library: Library
     engine: Engine
@@ -26,6 +27,7 @@ class ServerState:
     limits: Limits = field(default_factory=Limits)
     open_datasets: Callable[[], list[str]] = list
     ui_url: str = ""
+    builds: Builds = field(default_factory=Builds)
     requests: RequestCounts = field(default_factory=RequestCounts)
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
 

@@ -13,12 +13,14 @@ import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configuration
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows import build_history
 from vsr1_core.rows.boundary import Made, bounded
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
+from vsr1_core.settings import settings_of
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 from vsr1_core.stages.execution import Execution
 
@@ -206,9 +208,11 @@ class Stage(ABC):
     unversioned_columns: tuple[str, ...] = ()
     """Known columns that are no part of the row version: each build updates them in unchanged rows."""
     watches: str = ""
-    """Name of the observed asset that stands for the files on disk; only sources have one."""
+    """Name of the observed asset that stands for files on disk that the stage reads; empty where it reads none."""
     row_files: str = ""
     """Glob pattern of the files in the asset's folder that belong to one row each (its `path`); empty for none."""
+    keeps_rows: bool = False
+    """Whether its rows are kept as each build left them, so that builds can be compared (`kept_rows`)."""
     stops_at_errors: bool = False
     """Whether what `make` raises stops the build. In other stages it fails the rows that cause it (`rows.boundary`)."""
     is_known_before: bool = False
@@ -287,7 +291,8 @@ class Stage(ABC):
         return []
 
     def observe(self, view: View) -> str:
-        """One version of everything that a source finds on disk: that of all its planned rows."""
+        """One version of everything that a source finds on disk: that of all its planned rows. Empty where there is
+        nothing to observe yet."""
         return fingerprint(self.inputs_of(view, self.planned_rows(view)))
 
     def due(self, view: View) -> Plan:
@@ -331,7 +336,21 @@ class Stage(ABC):
             log=run.log,
         )
         self.after_build(view)
+        if run.run_id:
+            self._note(view, outcome, run.run_id)
         return outcome
+
+    def _note(self, view: View, outcome: Outcome, run_id: str) -> None:
+        """Keep what the build did (`rows.build_history`)."""
+        lake, table, config = view.lake, view.table(self.name), view.config
+        build_history.note_step(lake, table, outcome, run_id, settings_of(config), config.name)
+        if self.keeps_rows:
+            folder = build_history.folder_of(lake, self.name, table.dataset)
+            build_history.keep_changed_rows(table, self.kept_rows, folder, run_id)
+
+    def kept_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What is kept of rows as each build left them: the key and some columns. Only for stages with `keeps_rows`."""
+        raise NotImplementedError(f"{self.name} keeps no rows of earlier builds")
 
     def _made(self, view: View, rows: Mapping[str, Row], run: Execution, made_before: Mapping[str, Row]) -> Made:
         """The finished rows: imported rows as they were imported, and the others as this stage makes them."""

@@ -12,6 +12,7 @@ from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.evaluation.refinement import warnings_by_split
 from vsr1_core.stages.base import Check, View
+from vsr1_core.stages.corrections import corrected_moments, corrections_file
 
 MAX_FAILED_SHARE = 0.05
 UNIT_TOLERANCE = 1e-3
@@ -67,6 +68,16 @@ def unknown_videos(view: View, asset: str) -> str:
     known = view.table("videos").rows(["video_id"])
     strange = view.rows(asset, ["video_id"]).join(known, on="video_id", how="anti")["video_id"].unique().sort()
     return f"{len(strange):,} videos of {asset} are not in videos, e.g. {strange[0]}" if len(strange) else ""
+
+
+def open_conflicts(view: View, asset: str) -> str:
+    """Check that every correction that was not undone is applied."""
+    judged = corrected_moments(view).judged if (path := corrections_file(view)) and path.is_file() else []
+    open_ones = [one for one in judged if one.state == "conflict"]
+    if not open_ones:
+        return ""
+    first = f"that of {open_ones[0].correction.query_id}: {open_ones[0].detail}"
+    return f"{len(open_ones):,} corrections are not applied, e.g. {first} (vsr1 corrections list {view.entry.name})"
 
 
 def unknown_queries(view: View, asset: str) -> str:
@@ -130,6 +141,9 @@ SOME_READABLE = Check(
 )
 VIDEOS_KNOWN = Check(
     "videos_are_known", "Every annotated video has a row in `videos`.", unknown_videos, needs=("videos",)
+)
+CORRECTIONS_APPLY = Check(
+    "corrections_apply", "Every correction fits what is annotated by now.", open_conflicts, blocking=False
 )
 QUERIES_KNOWN = Check(
     "queries_are_known", "Every row belongs to a row of `moments`.", unknown_queries, needs=("moments",)

@@ -23,8 +23,8 @@ from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.corrections import annotated_moments, corrected_moments, corrections_file
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.kept_ids import with_kept_ids
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
 
@@ -301,8 +301,9 @@ class Moments(FromDisk):
         "annotation": found_by(_of_annotations, "annotation_files"),
         "video": known("videos", "video_id"),
     }
+    watches = "corrections_on_disk"
     imports = "whole"
-    checks = (checks.SOME_USABLE, checks.VIDEOS_KNOWN)
+    checks = (checks.SOME_USABLE, checks.VIDEOS_KNOWN, checks.CORRECTIONS_APPLY)
     columns = {
         "split": c.SPLIT,
         "query": c.QUERY,
@@ -316,16 +317,35 @@ class Moments(FromDisk):
 
     def plan(self, view: View) -> dict[str, Row]:
         videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
-        found = with_kept_ids(sources.moments(view.entry, view.config), view.table(self.name))
-        return {i: self._row(m, videos) for i, m in found.items()}
+        published = annotated_moments(view)
+        found = corrected_moments(view, published)
+        rows = {}
+        for query_id, moment in found.moments.items():
+            inputs = {"annotation": published[query_id].version} if query_id in published else {}
+            if query_id in found.versions:
+                inputs["correction"] = found.versions[query_id]
+            rows[query_id] = self._row(moment, inputs, videos)
+        return rows
 
-    def _row(self, moment: Moment | BadLine, videos: Mapping[str, str]) -> Row:
-        inputs = {"annotation": moment.version}
+    def _row(self, moment: Moment | BadLine, inputs: dict[str, str], videos: Mapping[str, str]) -> Row:
         if isinstance(moment, BadLine):
             return Row(inputs, failed(moment.reason), facts=moment)
         if moment.duration_s is None:
             inputs["video"] = videos.get(moment.video_id, "missing")
         return Row(inputs, self._columns(moment), facts=moment)
+
+    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
+        """A query that a person rejected is gone on purpose."""
+        rejected = corrected_moments(view).rejected
+        return [query_id for query_id in plan.orphaned if query_id not in rejected][len(plan.new) :]
+
+    def records(self, view: View) -> list[Path]:
+        return [path] if (path := corrections_file(view)) else []
+
+    def observe(self, view: View) -> str:
+        """The version of the corrections alone: `annotation_files` stands for the annotations. Empty without any."""
+        path = corrections_file(view)
+        return digest_file(path) if path is not None and path.is_file() else ""
 
     def _columns(self, moment: Moment) -> dict[str, Any]:
         return {name: getattr(moment, name) for name in self.columns}

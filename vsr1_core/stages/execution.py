@@ -56,6 +56,8 @@ class Execution:
     """Whether videos are read in other processes even with one worker. Only there can memory and time be bounded."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that trainings also report to, by TRL's names: trackio, tensorboard, wandb."""
+    run_id: str = ""
+    """The build that the work belongs to, which is noted in the history of builds; empty where nothing is noted."""
     log: Callable[[str], None] = lambda line: None
     """Called with each line about the progress; a `Log` also shows steps."""
 

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from vsr1_core.search.turns import BestAnswer, Episode
 
 
+KEPT_OF_PREDICTIONS = (
+    *("split", "query", "gt_video_id", "gt_start_s", "gt_end_s", "video_id", "rank", "first_rank", "decision"),
+    *("start_s", "end_s", "iou", "num_turns", "num_text_tokens", "num_latent_tokens", "matched_probability"),
+    "checkpoint",
+)
+"""The columns that are kept of each prediction as each build left it."""
+
+
 class Predictions(ModelRows):
     """One row per query of the evaluated splits; no rows where the configuration does not report the method, or where
     the dataset has nothing to train its checkpoint on.
@@ -41,6 +49,7 @@ class Predictions(ModelRows):
     key = "query_id"
     group = "evaluation"
     version = 8
+    keeps_rows = True
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,
@@ -91,6 +100,11 @@ class Predictions(ModelRows):
             "checkpoint": one(method.model, method.row_id),
             "embedder": EMBEDDER,
         }
+
+    def kept_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows without their turns, of which only the shown videos are kept."""
+        shown = pl.col("turns").list.eval(pl.element().struct.field("video_id")).alias("shown_video_ids")
+        return rows.select(self.key, *KEPT_OF_PREDICTIONS, "error", shown)
 
     def recipe(self, config: Configuration) -> Any:
         recipe = config.evaluation

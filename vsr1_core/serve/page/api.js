@@ -15,6 +15,11 @@ export async function get(path, query = {}) {
   return (await answer(await fetch(`${path}?${asked}`))).json();
 }
 
+export async function post(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  return (await answer(await fetch(path, { method: "POST", headers, body: JSON.stringify(body) }))).json();
+}
+
 export const of = (dataset, rest) => `/api/datasets/${encodeURIComponent(dataset)}/${rest}`;
 
 const known = new Map();

@@ -3,7 +3,8 @@
 import { get } from "/page/api.js";
 import { h, put } from "/page/dom.js";
 import { Player } from "/page/player.js";
-import { queriesView, queryView } from "/page/queries.js";
+import { queriesView } from "/page/queries.js";
+import { queryView } from "/page/query.js";
 import { searchView } from "/page/search.js";
 
 const main = document.getElementById("main");

@@ -59,6 +59,9 @@ export function turnCard(dataset, turn, open, rightVideo) {
 
 const isSame = (left, right) => left.slice(0, right.length).join("\n") === right.slice(0, left.length).join("\n");
 
+// What may be wider than the screen; a keyboard can scroll it.
+export const scrolling = (label, ...content) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
+
 // Places of the first videos in each ranking, one column per ranking, as far down as all of them are known. `marked` is
 // drawn thick. The last ranking of a search that ended with a match is that of its last turn, and not drawn again.
 export function moves(rankings, marked) {
@@ -91,5 +94,5 @@ export function moves(rankings, marked) {
     if (last < rows)
       drawn.append(svg("text", { x: x(columns.length - 1) + 12, y: y(last) + 4, "font-weight": bold }, short(name)));
   });
-  return h("div", { class: "scroll" }, drawn);
+  return scrolling("How the ranking moved", drawn);
 }

@@ -2,6 +2,7 @@
 
 import { facts, fileOf } from "/page/api.js";
 import { h, put, seconds } from "/page/dom.js";
+import { SpanEditor } from "/page/spans.js";
 
 export class Player {
   constructor() {
@@ -36,11 +37,25 @@ export class Player {
       return;
     }
     if (this.id !== video) return; // another one was opened meanwhile
+    this.editor = null;
     this.draw(shown);
     if (isSame && this.video.readyState > 0) this.seek(this.start);
     else if (!this.facts.has_file) this.say("Only frames of this video were kept; its file is not here.");
     else if (this.facts.plays) this.load(false);
     else this.convert(`Browsers do not play this file (${this.facts.codec || "unknown codec"})`);
+  }
+
+  // The video itself, with the bars that it has if it is open already.
+  async show(dataset, video, start) {
+    if (this.dataset !== dataset || this.id !== video || !this.facts) await this.open(dataset, video, [], start);
+    this.element.hidden = false;
+  }
+
+  // Let a person drag a span; null takes it away again.
+  edit(span, changed) {
+    this.editor?.element.remove();
+    this.editor = span && new SpanEditor(this.length, span, (to, edge) => { this.seek(edge); changed(to); });
+    if (this.editor) this.timeline.prepend(this.editor.element);
   }
 
   load(isConverted) {
