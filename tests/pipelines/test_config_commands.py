@@ -130,7 +130,7 @@ def test_models_are_named_on_the_command_line(home: Path, clips: list[str], tmp_
 
 
 def test_tiny_models_need_annotations_to_be_trained_on(home: Path, clips: list[str]) -> None:
-    assert "has no annotations: give --annotations" in refused("dataset", "add", "m", *clips[:2], "--models-from", "")
+    assert "has no annotations: give --annotations" in refused("dataset", "add", "m", *clips[:2], "--train-own")
 
 
 def test_a_dataset_whose_configuration_is_gone_says_so_and_hides_no_other(home: Path, clips: list[str]) -> None:
