@@ -180,7 +180,14 @@ def test_outcomes_of_another_method_stand_beside_and_can_be_filtered_by_what_dif
     page.wait_for_selector("text=No query fits these filters.")
 
 
-@pytest.mark.parametrize("route", ["search?q=a+dog&d=" + DATASET, "queries", f"query?d={DATASET}&id=q1_fig"])
+@pytest.mark.parametrize(
+    "route",
+    [
+        "search?q=a+dog&d=" + DATASET,
+        f"queries?d={DATASET}&m=sqr_sft&b=videosearch_r1",
+        f"query?d={DATASET}&id=q1_fig&b=videosearch_r1",
+    ],
+)
 def test_a_phone_needs_no_sideways_scrolling(page: Any, route: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"/#/{route}")
