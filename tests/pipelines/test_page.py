@@ -118,7 +118,7 @@ def test_queries_are_filtered_by_outcome_and_opened(page: Any) -> None:
     assert "o=right_video_rejected" in page.url
     page.click("tr.pick a")
     page.wait_for_selector(".turn")
-    assert page.inner_text("section.card h2 >> nth=1") == "videosearch_r1"
+    assert page.inner_text("section.card:has(.turn) h2") == "videosearch_r1"
     page.go_back()
     page.wait_for_selector("tr.pick")
 
