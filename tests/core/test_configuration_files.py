@@ -49,8 +49,8 @@ def test_a_file_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert differences(TINY, config) == {
         "retrain": ("auto", "manual"),
         "models.options.num_soft_tokens": (8, 4),
-        "sft.steps": (300, 900),
-        "grpo.lr": (2e-5, 1.0),
+        "sft.steps": (TINY.sft.steps, 900),
+        "grpo.lr": (TINY.grpo.lr, 1.0),
     }
     assert (config.name, type(config.grpo.lr)) == ("longest", float)
     assert files.configuration_names(tmp_path) == [*CONFIGURATIONS, "longer", "longest"]
