@@ -43,7 +43,7 @@ def test_the_version_is_that_of_the_library() -> None:
         (["plan", "-d", "tpy"], "no dataset 'tpy'; did you mean 'toy'? known: activitynet"),
         (["plan", "-d", "zzz"], "no dataset 'zzz'; known: activitynet"),
         (["explain", "frame_tensor", "a"], "no asset 'frame_tensor'; did you mean 'frame_tensors'? there are:"),
-        (["sql", "select 1", "-f", "jason"], "there is no format 'jason'; did you mean 'json'? use table, csv or json"),
+        (["sql", "select 1", "-f", "jason"], "there is no format 'jason'; did you mean 'json'? use table"),
         (["serach", "x"], "Did you mean 'search'"),
         (["plan", "--datset", "toy"], "Did you mean '--dataset'"),
     ],
