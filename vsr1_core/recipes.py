@@ -67,6 +67,17 @@ class FrameRecipe:
 
 
 @dataclass(frozen=True)
+class SegmentRecipe:
+    """What is embedded, ranked and shown: whole videos, or overlapping windows of those that are longer than a window.
+    `vsr1_core.segments` has the rules. A video whose frames were imported is never divided."""
+
+    window_s: Weight = 0.0
+    """Length of a window in seconds, and of the longest video that is one segment; 0 divides no video."""
+    overlap: Annotated[float, Range(0, 0.5)] = 0.25
+    """Share of a window that the next one shows as well."""
+
+
+@dataclass(frozen=True)
 class MethodOptions:
     """How the soft query modules of a policy work. A policy is made with these options and stores them: training,
     search and evaluation read the options of the policy, never those of a recipe."""
@@ -386,6 +397,7 @@ class Configuration:
     hard_refine: SFTRecipe = SFTRecipe(refine="text")
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()
+    segments: SegmentRecipe = field(default=SegmentRecipe(), metadata=ADDED)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (dotted field, requirement) for each value that would make a method differ from what its name says."""

@@ -12,6 +12,7 @@ from vsr1_core.datasets.registry import load_entries
 from vsr1_core.home import warehouse
 from vsr1_core.home.search import built_methods
 from vsr1_core.home.warehouse_views import quoted_text
+from vsr1_core.segments import video_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.methods import ALL
@@ -87,9 +88,10 @@ class Library:
         view = self.view(name)
         methods = built_methods(view)
         indexes = view.rows("video_index", ["split", "num_videos"])
+        segments = view.rows("video_embeddings", ["video_id"])["video_id"]
         return {
             "name": name,
-            "num_videos": view.rows("video_embeddings", ["video_id"]).height,
+            "num_videos": len({video_of(segment_id) for segment_id in segments}),
             "splits": dict(indexes.iter_rows()),
             "methods": [{"name": m.name, "label": m.label, "says": m.says} for m in methods],
             "evaluated": [
