@@ -158,7 +158,10 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 
 def reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    meanings = [[f"`{metric.name}`", metric.better, metric.says] for metric in all_metrics().values()]
+    known = set(inputs.metrics["metric"]) | {
+        metric.name for metric in all_metrics().values() if metric.section != "windows"
+    }
+    meanings = [[f"`{m.name}`", m.better, m.says] for m in all_metrics().values() if m.name in known]
     return [
         "## How to read the numbers",
         "",
