@@ -158,7 +158,7 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
             "split": split,
             "gt_video_id": right[row],
             "rank": ranks[row],
-            "score": float((own @ vectors[row]).max()) if len(own) else None,
+            "score": max((float(vectors[row] @ vector) for vector in own), default=None),
             "top_video_ids": top_ids[row],
             "top_scores": top_scores[row],
         }
