@@ -285,6 +285,8 @@ def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
     """Lines that say what was registered, and which commands come next and what they do."""
     name, source, needed = entry.name, entry.models_from, "base_models" if entry.search_only else ""
     yield f"Added {name}, to be built with the configuration {entry.config}."
+    if entry.window_s:
+        yield f"Videos longer than {entry.window_s:g} s are searched in windows of that length; --window changes it."
     if entry.kind == "verified":
         yield f"First: vsr1 dataset check {name} (says which files are missing)"
     if source and not _is_built(home, source, needed):
@@ -310,8 +312,7 @@ def _work(home: Path, entry: DatasetEntry) -> Iterator[str]:
     """What the first build does, step by step."""
     if entry.kind == "toy":
         yield "renders the videos"
-    window_s = configuration_of(home, entry).segments.window_s
-    yield f"samples frames, of videos beyond {window_s:g} s in windows" if window_s else "samples frames"
+    yield "samples frames"
     if entry.models_from:
         yield f"uses the {'embedder' if entry.search_only else 'models'} of {entry.models_from}"
     else:
