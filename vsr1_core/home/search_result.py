@@ -58,6 +58,14 @@ class Hit:
     window_start_s: float | None = None
     window_end_s: float | None = None
 
+    @property
+    def clip_s(self) -> tuple[float, float] | None:
+        """(start, end) of what is to be played or cut out, in seconds: the span, else the window, else None."""
+        for start_s, end_s in ((self.start_s, self.end_s), (self.window_start_s, self.window_end_s)):
+            if start_s is not None and end_s is not None:
+                return start_s, end_s
+        return None
+
 
 @dataclass(frozen=True)
 class RankedVideo:

@@ -48,8 +48,9 @@ def asked_versions(view: View) -> dict[str, str]:
 
 
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
-    """Query id -> ids of the videos of all moments in the split with the same query text, including its own video, and
-    of the windows that show any part of such a moment. Other windows of these videos are wrong for the query."""
+    """Query id -> ids of the videos of all moments in the split with the same query text, including its own video. A
+    video that is searched in windows is named by those that show any part of such a moment: its other windows are wrong
+    for the query."""
     columns = ["query_id", "split", "query", "video_id", "start_s", "end_s"]
     texts = view.rows("moments", columns).filter(pl.col("split") == split).with_columns(text=COMPARED_TEXT)
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
@@ -61,7 +62,8 @@ def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[st
     shown: dict[str, set[str]] = {}
     for text, *moment in texts.select("text", "video_id", "start_s", "end_s").iter_rows():
         shown.setdefault(text, set()).update(s for s in windows.get(moment[0], ()) if touches(s, *moment))
-    return {query_id: never[query_id] | shown[text] for query_id, text in texts.select("query_id", "text").iter_rows()}
+    of_texts = texts.select("query_id", "text").iter_rows()
+    return {query_id: (never[query_id] - windows.keys()) | shown[text] for query_id, text in of_texts}
 
 
 def right_segments(view: View) -> dict[str, str | None]:
