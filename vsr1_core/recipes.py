@@ -14,6 +14,7 @@ from vsr1_core.input_form import OURS, QUERY_INSTRUCTION, InputForm
 from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
 from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import ADDED
+from vsr1_core.segments import SegmentRecipe
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 """The course of the learning rate after the warmup; the names are those of the transformers library."""
@@ -64,17 +65,6 @@ class FrameRecipe:
             yield "max_pixels", "has to be at least 137625 with frames.rule = 'official', which enlarges small frames"
         if self.rule != "ours" and self.size_multiple != 32:
             yield "size_multiple", f"has to be 32 with frames.rule = {self.rule!r}"
-
-
-@dataclass(frozen=True)
-class SegmentRecipe:
-    """What is embedded, ranked and shown: whole videos, or overlapping windows of those that are longer than a window.
-    `vsr1_core.segments` has the rules. A video whose frames were imported is never divided."""
-
-    window_s: Weight = 0.0
-    """Length of a window in seconds, and of the longest video that is one segment; 0 divides no video."""
-    overlap: Annotated[float, Range(0, 0.5)] = 0.25
-    """Share of a window that the next one shows as well."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from vsr1_core.limits import Range, Weight
 
 _WINDOW = re.compile(r"(.+)//(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", re.DOTALL)
 _MARK = "//"
@@ -21,6 +25,17 @@ LEAST_SHARE = 0.5
 """A window is right for a moment if it holds this share of the shorter one of both. With at most a half, each moment
 has a right window, because the windows overlap or touch: of two neighbours, one holds half of what lies across their
 border."""
+
+
+@dataclass(frozen=True)
+class SegmentRecipe:
+    """What is embedded, ranked and shown: whole videos, or overlapping windows of those that are longer than a window.
+    A video whose frames were imported is never divided."""
+
+    window_s: Weight = 0.0
+    """Length of a window in seconds, and of the longest video that is one segment; 0 divides no video."""
+    overlap: Annotated[float, Range(0, 0.5)] = 0.25
+    """Share of a window that the next one shows as well."""
 
 
 def windows_of(duration_s: float, window_s: float, overlap: float) -> list[tuple[float, float]]:

@@ -24,11 +24,11 @@ from vsr1_core.home.search import SearchRequest, search_together
 from vsr1_core.home.search_result import Found
 from vsr1_core.media import decode
 from vsr1_core.media.decode import Frames, sample_frames, sample_windows
-from vsr1_core.recipes import FrameRecipe, SegmentRecipe
+from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.lake import Lake
 from vsr1_core.search.index import build_index, read_index
-from vsr1_core.segments import is_right, window_id, window_of, windows_of
+from vsr1_core.segments import SegmentRecipe, is_right, window_id, window_of, windows_of
 from vsr1_core.stages.base import Row, View
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
 from vsr1_core.stages.execution import Execution

@@ -22,9 +22,10 @@ from polars.testing import assert_frame_equal
 
 from tests.few_stages import START, stages
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill
-from vsr1_core.recipes import Configuration, SegmentRecipe
+from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.increments import Plan
+from vsr1_core.segments import SegmentRecipe
 from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph

@@ -14,8 +14,7 @@ from vsr1_core.configurations import NANO
 from vsr1_core.evaluation.episodes import load_episodes, outcomes
 from vsr1_core.home import warehouse
 from vsr1_core.reasoning.conversation import parse_answer
-from vsr1_core.recipes import SegmentRecipe
-from vsr1_core.segments import clipped, is_right, touches, video_of, window_of
+from vsr1_core.segments import SegmentRecipe, clipped, is_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.moments import right_segments, same_text_videos, windows_by_video
 from vsr1_core.stages.reporting import annotated_queries

@@ -11,7 +11,7 @@ from vsr1_core.configuration_files import write_configuration
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry, builtin_entries, configuration_of, own_configuration, save_entry
 from vsr1_core.home.adding import OWN_WINDOW_S, Wanted, entry_of, frames_of, new_window_s, next_steps
-from vsr1_core.recipes import SegmentRecipe
+from vsr1_core.segments import SegmentRecipe
 from vsr1_core.settings import nested
 
 

@@ -63,7 +63,7 @@ def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[st
     for text, *moment in texts.select("text", "video_id", "start_s", "end_s").iter_rows():
         shown.setdefault(text, set()).update(s for s in windows.get(moment[0], ()) if touches(s, *moment))
     of_texts = texts.select("query_id", "text").iter_rows()
-    return {query_id: (never[query_id] - windows.keys()) | shown[text] for query_id, text in of_texts}
+    return {query_id: never[query_id].difference(windows) | shown[text] for query_id, text in of_texts}
 
 
 def right_segments(view: View) -> dict[str, str | None]:
