@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from vsr1_core.home.segment_sql import is_right, segments_of
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
-from vsr1_core.segments import LEAST_SHARE, WINDOW_PATTERN
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
@@ -177,7 +177,7 @@ def turns(tables: Tables) -> str | None:
     source = _with_method(PREDICTIONS)
     truth = "gt_video_id, gt_start_s, gt_end_s"
     unnested = f"SELECT dataset, method, query_id, {truth}, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
-    right = f"{_is_right('t.video_id', '')} AS is_right_video"
+    right = f"{is_right('t.video_id', '')} AS is_right_video"
     return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({unnested})"
 
 
@@ -217,7 +217,7 @@ def outcomes(tables: Tables) -> str | None:
                                 coalesce(p.gt_video_id, m.video_id) AS gt_video_id),
                    p.first_rank - p.rank AS rank_gain,
                    {JUDGED},
-                   list_contains([{_is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
+                   list_contains([{is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
             FROM {_with_method(PREDICTIONS)} p
             LEFT JOIN {_newest("moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
@@ -243,13 +243,7 @@ def outcomes(tables: Tables) -> str | None:
 def segments(tables: Tables) -> str | None:
     if "frame_tensors" not in tables.stages:
         return None
-    video, first, last = (f"regexp_extract(video_id, '{WINDOW_PATTERN}', {group})" for group in (1, 2, 3))
-    return f"""
-        SELECT dataset, video_id AS segment_id, coalesce(nullif({video}, ''), video_id) AS video_id,
-               coalesce(try_cast({first} AS DOUBLE), 0) AS start_s,
-               coalesce(try_cast({last} AS DOUBLE), duration_s) AS end_s, splits, num_frames
-        FROM {_newest("frame_tensors")} WHERE status = 'ok'
-    """
+    return segments_of(_newest("frame_tensors"))
 
 
 @sql_view(
@@ -367,17 +361,6 @@ def scan_of(pattern: str) -> str:
         f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true, "
         "hive_types = {'dataset': VARCHAR}, filename = true)"
     )
-
-
-def _is_right(segment: str, of: str) -> str:
-    """SQL of `segments.is_right` for the id `segment` and the moment in the columns `<of>gt_video_id`, ..."""
-    video, first, last = (f"regexp_extract({segment}, '{WINDOW_PATTERN}', {group})" for group in (1, 2, 3))
-    first, last = (f"try_cast({bound} AS DOUBLE)" for bound in (first, last))
-    start, end = f"{of}gt_start_s", f"{of}gt_end_s"
-    held = f"least({end}, {last}) - greatest({start}, {first})"
-    enough = f"greatest(0, {LEAST_SHARE} * least({end} - {start}, {last} - {first}))"
-    is_window = f"({video} = {of}gt_video_id AND {held} >= {enough})"
-    return f"(coalesce({segment} = {of}gt_video_id, false) OR coalesce({is_window}, false))"
 
 
 def _fields(of: str, names: Iterable[str]) -> str:
