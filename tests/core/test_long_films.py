@@ -112,6 +112,9 @@ class _ColourSearch(OpenedModels):
     def plain(self) -> Any:
         return self
 
+    def unrelated_scores(self, split: str) -> None:
+        """Vectors of colours say nothing about other texts."""
+
     def get(self, texts: list[str]) -> torch.Tensor:
         return torch.from_numpy(np.stack([vector_of_text(text) for text in texts]))
 
