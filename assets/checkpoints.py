@@ -9,6 +9,7 @@ import polars as pl
 
 from assets._factory import GPU, AssetInfo
 from assets._metadata import cell, drawn, fitting, picture
+from vsr1_core.segments import is_right
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.method_styles import STYLES
@@ -40,8 +41,9 @@ def _episode_text(episode: dict[str, Any]) -> str:
     parts = [name for name in episode if name.startswith("reward_")]
     rewards = ", ".join(f"{name.removeprefix('reward_')} {episode[name]:.2f}" for name in parts)
     lines = [f"**{cell(episode['query'], 200)}** (step {episode['step']}, sample {episode['sample']}): {rewards}"]
+    moment = (episode["gt_video_id"], episode["gt_start_s"], episode["gt_end_s"])
     for turn in episode["turns"]:
-        shown = "the right video" if turn["video_id"] == episode["gt_video_id"] else cell(turn["video_id"])
+        shown = "the right video" if is_right(turn["video_id"], *moment) else cell(turn["video_id"])
         rank = turn["rank"] or "-"
         lines.append(f"{turn['turn']}. Shown {shown} (right video at rank {rank}): {cell(turn['text'], 500)}")
     return "\n".join(lines)

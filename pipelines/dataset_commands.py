@@ -197,6 +197,10 @@ def dataset_add(
     search_only: Annotated[
         bool, typer.Option("--search-only", help="Only rank its videos by the embedder: no policy, nothing trained.")
     ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Seconds: longer videos are searched in overlapping windows of this length; 0: as a whole."),
+    ] = None,
 ) -> None:
     """Register a dataset: your own videos, or the folders of a VERIFIED FIG dataset.
 
@@ -209,7 +213,8 @@ def dataset_add(
     _refuse_contradictions(models_from, train_own, search_only, policy)
     changes = [*model_assignments(policy, embedder), *(assignments or [])]
     source = "" if train_own else models_from
-    wanted = Wanted(name, videos, annotations, source, config, bool(policy or embedder), toy, kind, search_only)
+    own = bool(policy or embedder)
+    wanted = Wanted(name, videos, annotations, source, config, own, toy, kind, search_only, window)
     with chosen_configuration(settings, name, base_of(settings.home, wanted), changes) as chosen:
         entry = entry_of(settings.home, wanted, chosen)
         lines = (what_was_found(entry), *borrowed(settings.home, entry, changes))

@@ -28,8 +28,12 @@ def _tables(found: Found) -> None:
         out.print(table("What the policy was shown", header, map(_turn_cells, found.turns)))
     header = ["rank", "last ranking", "score", "first rank", "turn", "decision", "start_s", "end_s", "first ranking"]
     firsts = (place.video for place in found.first)
-    rows = ([*_hit_cells(hit), first, hit.path] for hit, first in zip(found, firsts, strict=False))
-    out.print(table("The last ranking, and the first one beside it", [*header, "path"], rows))
+    parts = ["window"] if any(hit.window_start_s is not None for hit in found) else []
+    rows = (
+        [*_hit_cells(hit), first, *(_window(hit) for _ in parts), hit.path]
+        for hit, first in zip(found, firsts, strict=False)
+    )
+    out.print(table("The last ranking, and the first one beside it", [*header, *parts, "path"], rows))
     out.print(_searched_by(found), markup=False, highlight=False)
 
 
@@ -66,6 +70,7 @@ def _record(found: Found) -> None:
         _fields(
             {
                 "video": turn.video,
+                "window": _window(turn),
                 "place in the last ranking": turn.last_rank,
                 "decision": turn.decision,
                 "probability of a match": _short(turn.matched_probability),
@@ -76,12 +81,17 @@ def _record(found: Found) -> None:
         )
     for hit in found:
         _block(f"rank {hit.rank}")
-        places = {"video": hit.video, "score": hit.score, "first rank": hit.first_rank}
+        places = {"video": hit.video, "window": _window(hit), "score": hit.score, "first rank": hit.first_rank}
         _fields({**places, "turn": hit.turn, "decision": hit.decision, "span": _span(hit), "path": hit.path})
 
 
 def _span(said: Hit | ShownTurn) -> str | None:
     return None if said.start_s is None else f"{said.start_s:g} to {said.end_s:g} s"
+
+
+def _window(said: Hit | ShownTurn) -> str | None:
+    """The window of a long video; None for a whole one."""
+    return None if said.window_start_s is None else f"{said.window_start_s:g} to {said.window_end_s:g} s"
 
 
 def _block(name: str) -> None:

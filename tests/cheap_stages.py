@@ -21,6 +21,7 @@ import polars as pl
 
 from vsr1_core.rows.files import digest_file, write_json
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import video_of
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.base_models import BaseModels
 from vsr1_core.stages.embeddings import QueryEmbeddings, VideoEmbeddings
@@ -158,7 +159,7 @@ class CheapPredictions(Predictions):
             "gt_video_id": moment["video_id"],
             "gt_start_s": moment["start_s"],
             "gt_end_s": moment["end_s"],
-            "video_id": best,
+            "video_id": video_of(best),
             "rank": first_rank,
             "first_rank": first_rank,
             "decision": decision,

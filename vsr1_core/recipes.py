@@ -14,6 +14,7 @@ from vsr1_core.input_form import OURS, QUERY_INSTRUCTION, InputForm
 from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
 from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import ADDED
+from vsr1_core.segments import SegmentRecipe
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 """The course of the learning rate after the warmup; the names are those of the transformers library."""
@@ -386,6 +387,7 @@ class Configuration:
     hard_refine: SFTRecipe = SFTRecipe(refine="text")
     grpo: GRPORecipe = GRPORecipe()
     evaluation: EvalRecipe = EvalRecipe()
+    segments: SegmentRecipe = field(default=SegmentRecipe(), metadata=ADDED)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (dotted field, requirement) for each value that would make a method differ from what its name says."""

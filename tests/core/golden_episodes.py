@@ -93,6 +93,7 @@ GOLDEN = {
     "first_recall_at_5": 3 / 6,
     "first_recall_at_10": 4 / 6,
     "first_recall_at_100": 4 / 6,
+    **dict.fromkeys(("segment_recall_at_1", "segment_recall_at_5", "segment_recall_at_10"), float("nan")),
     "recall_at_1": 2 / 6,
     "recall_at_5": 2 / 6,
     "recall_at_10": 3 / 6,

@@ -88,6 +88,13 @@ def test_a_new_query_counts_only_behind_the_answer_that_counts():
     assert parse_answer("who knows <query>a dog</query>", 9.0).new_query == "a dog"
 
 
+def test_a_span_lies_in_what_the_window_shows() -> None:
+    text = "<answer>matched</answer> <start>80.0</start> <end>100.5</end>"
+    inside, before = parse_answer(text, 210.0, 90.0), parse_answer(text, 30.0, 10.0)
+    assert (inside.start_s, inside.end_s) == (90.0, 100.5)
+    assert (before.start_s, before.end_s) == (30.0, 30.0)
+
+
 def test_what_is_written_is_read_back():
     match = parse_answer(MATCH, 30.0)
     assert (match.decision, match.start_s, match.end_s, match.reasoning) == (

@@ -20,7 +20,7 @@ from vsr1_core.datasets.format import AnnotationFile, DatasetFormat
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment, make_moment
 from vsr1_core.home import warehouse, warehouse_views
-from vsr1_core.home.adding import Wanted, entry_of
+from vsr1_core.home.adding import OWN_WINDOW_S, Wanted, entry_of
 from vsr1_core.home.explain import explain
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
@@ -114,7 +114,9 @@ def test_a_dataset_format_is_one_module_of_formats(tmp_path: Path, monkeypatch: 
     (tmp_path / "lines.txt").write_text("a\t1\t3\ta thing moves\nb\t0\t1\tnobody has this\n")
     wanted = Wanted("mine", tmp_path, tmp_path / "lines.txt", "", "nano", kind="tabbed")
     entry = entry_of(tmp_path, wanted, "nano")
-    assert entry == DatasetEntry("mine", "tabbed", str(tmp_path), str(tmp_path / "lines.txt"), "nano")
+    assert entry == DatasetEntry(
+        "mine", "tabbed", str(tmp_path), str(tmp_path / "lines.txt"), "nano", window_s=OWN_WINDOW_S
+    )
     with pytest.raises(ValueError, match="dataset kind 'other' is not one of folder, tabbed, toy, verified"):
         entry_of(tmp_path, dataclasses.replace(wanted, kind="other"), "nano")
     with pytest.raises(ValueError, match="charades has a kind of its own; leave --kind out"):

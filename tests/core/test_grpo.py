@@ -134,7 +134,7 @@ def some_match(monkeypatch: pytest.MonkeyPatch) -> None:
 def let_some_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random texts hold no answers: let one in three count as a match of the first second."""
 
-    def parse(text: str, duration_s: float) -> Answer:
+    def parse(text: str, last_s: float, first_s: float = 0.0) -> Answer:
         is_match = len(text.encode()) % 3 == 0
         span = (0.0, 1.0) if is_match else (None, None)
         return Answer("matched" if is_match else "not_matched", *span, text)

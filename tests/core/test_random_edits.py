@@ -25,12 +25,14 @@ from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.increments import Plan
+from vsr1_core.segments import SegmentRecipe
 from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
 
 NUM_SCRIPTS, NUM_PARTS = 200, 10
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
+IN_WINDOWS = dataclasses.replace(START, segments=SegmentRecipe(window_s=4.0))
 
 
 # ---- edits -------------------------------------------------------------------------------------------------------
@@ -149,6 +151,7 @@ def change_recipe(at: Edited, a: int, b: int) -> None:
         {"pool": dataclasses.replace(at.config.pool, num_not_matched=1 + b % 4)},
         {"sft": dataclasses.replace(at.config.sft, lr=0.1 * (b + 1))},
         {"evaluation": dataclasses.replace(at.config.evaluation, max_new_tokens=8 + b)},
+        {"segments": SegmentRecipe(window_s=(0.0, 3.0, 4.0)[b % 3], overlap=0.25)},
     )
     at.config = dataclasses.replace(at.config, **changes[a % len(changes)])
 
@@ -218,20 +221,30 @@ def _digests(path: Path) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the corpus before any edit, and its lake."""
+    return _built(tmp_path_factory, START)
+
+
+@pytest.fixture(scope="module")
+def built_in_windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every video in two windows."""
+    return _built(tmp_path_factory, IN_WINDOWS)
+
+
+def _built(tmp_path_factory: pytest.TempPathFactory, config: Configuration) -> Path:
     home = tmp_path_factory.mktemp("edits") / "home"
     world = fill(SmallWorld(home), num_train=2, num_test=2)
-    build(world.view(stages(), START))
+    build(world.view(stages(), config))
     shutil.copytree(home, home.with_name("saved"))
     return home
 
 
-def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]]) -> None:
+def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]], config: Configuration = START) -> None:
     """Edit the corpus, rebuild what is due, and compare each table with one built from scratch."""
     shutil.rmtree(home)
     saved = home.with_name("saved")
     shutil.copytree(saved, home, ignore=shutil.ignore_patterns("lake"))
     shutil.copytree(saved / "lake", home / "lake", copy_function=os.link)  # it renames what it writes: files stay
-    at = Edited(fill(SmallWorld(home), num_train=2, num_test=2))
+    at = Edited(fill(SmallWorld(home), num_train=2, num_test=2), config)
     apply(at, script)
     rebuilt = at.world.view(stages(), at.config)
     build_as_planned(rebuilt, at.execution)
@@ -251,9 +264,21 @@ PARTS = [pytest.param(part, marks=MARKS if part > 1 else MARKS[:1]) for part in 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, part: int) -> None:
-    @seed(part)
+    compare_after_scripts(built, START, part, NUM_SCRIPTS // NUM_PARTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, NUM_PARTS))])
+def test_the_same_holds_where_videos_are_searched_in_windows(built_in_windows: Path, part: int) -> None:
+    compare_after_scripts(built_in_windows, IN_WINDOWS, part, 5)
+
+
+def compare_after_scripts(home: Path, config: Configuration, number: int, num_scripts: int) -> None:
+    """`rebuild_and_compare` after each of so many random scripts, which `number` draws."""
+
+    @seed(number)
     @settings(
-        max_examples=NUM_SCRIPTS // NUM_PARTS,
+        max_examples=num_scripts,
         deadline=None,
         database=None,
         phases=[Phase.generate],  # a script is short enough to be read as it is; shrinking one takes many minutes
@@ -262,11 +287,11 @@ def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built
     @given(script=SCRIPTS)
     def every_script(script: list[tuple[Edit, int, int]]) -> None:
         tried.append(script)
-        rebuild_and_compare(built, script)
+        rebuild_and_compare(home, script, config)
 
     tried: list[Any] = []
     every_script()
-    assert len(tried) == NUM_SCRIPTS // NUM_PARTS
+    assert len(tried) == num_scripts
 
 
 def _plans(view: View) -> dict[str, Plan]:

@@ -21,12 +21,12 @@ from fake_results import (
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
-from vsr1_core.evaluation.metrics import all_metrics, metrics_of
+from vsr1_core.evaluation.metrics import all_metrics, metrics_in, metrics_of
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 
-NUM_METRICS, NUM_OF_PROBES = len(all_metrics()), len(metrics_of("probes"))
+NUM_METRICS, NUM_OF_PROBES = len(all_metrics()) - len(metrics_in("windows")), len(metrics_of("probes"))
 SCORING = ("metrics", "refinement_curves", "report")
 NUM_OF_EPISODES = NUM_METRICS - NUM_OF_PROBES
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import vsr1_core.home.search
 from pipelines import search_command
 from pipelines.cli import app
+from pipelines.show_search import print_found
 from tests.videos import write_video
 from vsr1_core.home.search import SearchRequest
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
@@ -126,6 +127,19 @@ def test_options_that_do_not_fit_together_are_refused(answered: Asked, arguments
     assert result.exit_code == 1
     assert says in " ".join(result.output.split())
     assert not answered
+
+
+def test_the_window_of_a_long_video_is_said_where_there_is_one(
+    answered: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = (Hit(1, "film", 0.7, window_start_s=90.0, window_end_s=210.5), Hit(2, "pool", 0.5))
+    found = Found("x", "mine", "test", hits, first=FIRST)
+    assert [hit.clip_s for hit in (*found, FOUND[0])] == [(90.0, 210.5), None, (3.0, 6.5)]
+    print_found(found, "record")
+    assert "  window: 90 to 210.5 s" in capsys.readouterr().out.splitlines()
+    print_found(found, "table")
+    assert "90 to 210.5 s" in capsys.readouterr().out
+    assert "window" not in run()[0]
 
 
 def test_the_verdict_says_when_nothing_matched_or_nothing_was_verified() -> None:

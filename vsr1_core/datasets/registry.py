@@ -32,7 +32,8 @@ class DatasetEntry:
     weights (`recipes.TinyRecipe.noise`). embedder, policy: folders or hub ids that replace the
     models of the configuration; with an embedder and no policy, videos are ranked but not verified. same_corpus_as: the
     dataset whose files and imports this one reads, under the name of that dataset; empty when it has its own.
-    search_only: it has an embedder and an index and nothing else: no policy is fetched, trained or asked.
+    search_only: it has an embedder and an index and nothing else: no policy is fetched, trained or asked. window_s:
+    length of the windows in which longer videos are searched, in place of the configuration's; 0 keeps that.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DatasetEntry:
     policy: str = ""
     same_corpus_as: str = ""
     search_only: bool = False
+    window_s: float = 0.0
 
     @property
     def corpus(self) -> str:
@@ -122,6 +124,8 @@ def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
     if entry.embedder:
         models = dataclasses.replace(config.models, embedder=entry.embedder, policy=entry.policy)
         config = dataclasses.replace(config, models=models)
+    if entry.window_s:
+        config = dataclasses.replace(config, segments=dataclasses.replace(config.segments, window_s=entry.window_s))
     config = config if entry.seed is None else with_seed(config, entry.seed, entry.noise)
     return without_policy(config) if entry.search_only else config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from vsr1_core.evaluation.spans import BoolArray, FloatArray, temporal_iou
+from vsr1_core.segments import is_right
 
 
 def floats(values: pl.Series) -> FloatArray:
@@ -18,8 +19,14 @@ def equals(values: pl.Series, text: str) -> BoolArray:
 
 
 def is_right_video(frame: pl.DataFrame) -> BoolArray:
-    """Where video_id is the row's gt_video_id; False where no video is named."""
-    return (frame["video_id"] == frame["gt_video_id"]).fill_null(False).to_numpy()
+    """Where video_id is the row's gt_video_id, or a window that is right for its moment; False where it is null."""
+    found = (frame["video_id"] == frame["gt_video_id"]).fill_null(False).to_numpy()
+    windows = frame["video_id"].str.contains("//", literal=True).fill_null(False).to_numpy()
+    if windows.any():
+        rows = frame.select("video_id", "gt_video_id", "gt_start_s", "gt_end_s").filter(windows).iter_rows()
+        found = found.copy()
+        found[windows] = [is_right(*row) for row in rows]
+    return found
 
 
 def span_iou(frame: pl.DataFrame) -> FloatArray:

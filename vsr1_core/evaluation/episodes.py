@@ -13,6 +13,7 @@ import polars as pl
 
 from vsr1_core.evaluation.columns import equals, floats, is_right_video, ok_rows, span_iou
 from vsr1_core.evaluation.spans import BoolArray, FloatArray, IntArray, as_ranks
+from vsr1_core.segments import is_right
 
 OUTCOMES = {
     "found": "right video accepted, IoU at least 0.5",
@@ -68,6 +69,9 @@ class Episodes:
     num_query_tokens: FloatArray
     """Tokens of the queries that were written anew; they are among the text tokens."""
     verifications: Verifications
+    segment_rank: FloatArray | None = None
+    """Rank of the best right segment among the windows and whole videos of the last ranking; infinite where it is not
+    among the first that are kept. None where no video is searched in windows."""
 
     def per_query(self, counted: BoolArray) -> FloatArray:
         """How many of each query's verifications are counted, shape (Q,), by `counted` of shape (V,)."""
@@ -116,7 +120,19 @@ def load_episodes(moments: pl.DataFrame, predictions: pl.DataFrame) -> Episodes:
         num_latent_tokens=np.nan_to_num(floats(frame["num_latent_tokens"])),
         num_query_tokens=np.nan_to_num(floats(frame["num_query_tokens"])),
         verifications=_verifications(frame),
+        segment_rank=_segment_ranks(truth, predictions),
     )
+
+
+def _segment_ranks(truth: pl.DataFrame, predictions: pl.DataFrame) -> FloatArray | None:
+    if "top_video_ids" not in predictions.columns:
+        return None
+    tops = predictions.select("query_id", "top_video_ids").drop_nulls()
+    if not tops["top_video_ids"].explode().drop_nulls().str.contains("//", literal=True).any():
+        return None
+    columns = ("gt_video_id", "gt_start_s", "gt_end_s", "top_video_ids")
+    rows = truth.join(tops, on="query_id", how="left").sort("query").select(columns).iter_rows()
+    return np.array([next((n for n, s in enumerate(top or (), 1) if is_right(s, *gt)), np.inf) for *gt, top in rows])
 
 
 def _verifications(frame: pl.DataFrame) -> Verifications:
@@ -143,7 +159,7 @@ def cut_after(episodes: Episodes, num_turns: int) -> Episodes:
     """The same episodes as if the search had stopped after `num_turns` shown videos.
 
     An episode ends with its first match, so its answer is the answer of its last turn. What the best answer would have
-    been is not known, so `best_iou` is NaN.
+    been is not known, so `best_iou` is NaN, and there are no ranks of segments.
     """
     v = episodes.verifications
     allowed = np.flatnonzero(v.turn <= num_turns)
@@ -167,6 +183,7 @@ def cut_after(episodes: Episodes, num_turns: int) -> Episodes:
         is_right_video=is_right,
         iou=np.where(is_matched & is_right, last(v.iou, 0.0), 0.0),
         best_iou=np.full(len(episodes.query_ids), np.nan),
+        segment_rank=None,
         num_text_tokens=spent(v.num_text_tokens),
         num_latent_tokens=spent(v.num_latent_tokens),
         num_query_tokens=spent(v.num_query_tokens),

@@ -17,7 +17,15 @@ from vsr1_core.evaluation.probes import Probes
 from vsr1_core.evaluation.scores import Parts, Ratio
 
 Section = Literal[
-    "first ranking", "last ranking", "moments", "best answers", "verification", "balanced set", "tokens", "further"
+    "first ranking",
+    "last ranking",
+    "windows",  # of datasets whose long videos are searched in windows; others have no rows of these metrics
+    "moments",
+    "best answers",
+    "verification",
+    "balanced set",
+    "tokens",
+    "further",
 ]
 """The table of the report that a metric is a column of."""
 Place = Literal[

@@ -104,6 +104,20 @@ def recall(episodes: Episodes, k: int) -> Parts:
 
 
 @episode_metric(
+    "segment_recall_at_{k}",
+    label="R@{k} of windows",
+    short="R@{k}, windows",
+    says="Share of queries with a right one among the first {k} windows and whole videos of the last ranking.",
+    section="windows",
+    k=(1, 5, 10),
+)
+def segment_recall(episodes: Episodes, k: int) -> Parts:
+    if episodes.segment_rank is None:
+        return Ratio(np.zeros(len(episodes.query_ids)), np.zeros(len(episodes.query_ids)))
+    return over_all(episodes.segment_rank <= k)
+
+
+@episode_metric(
     "mrr",
     label="MRR",
     says="Mean of 1 / rank of the right video in the last ranking; 0 if it has no rank.",

@@ -14,6 +14,7 @@ from vsr1_core.evaluation.metrics import all_metrics
 from vsr1_core.evaluation.report_data import Analysis, ReportInputs, answers_of, plot_lines
 from vsr1_core.evaluation.row_types import AnswerRow, TurnRow, typed_rows
 from vsr1_core.input_form import InputForm
+from vsr1_core.segments import is_right
 
 NUM_WORST = 10
 
@@ -105,7 +106,8 @@ def _episode(row: AnswerRow, ending: str) -> list[str]:
     where = f"{code(row['gt_video_id'])}, {row['gt_start_s']:.1f} to {row['gt_end_s']:.1f} s"
     lines = ["", f"**{text_cell(row['query'], 300)}** ({code(row['query_id'])}; right: {where}): {ending}.", ""]
     for turn in row["turns"] or []:
-        shown = "the right video" if turn["video_id"] == row["gt_video_id"] else code(turn["video_id"])
+        is_shown = is_right(turn["video_id"], row["gt_video_id"], row["gt_start_s"], row["gt_end_s"])
+        shown = "the right video" if is_shown else code(turn["video_id"])
         ranked = f"right video at rank {turn['rank'] or '-'}"
         lines.append(f"{turn['turn']}. Shown: {shown} ({ranked}). Decision: {_decision(turn)}.")
         if turn["reasoning"]:
@@ -156,7 +158,10 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 
 def reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
-    meanings = [[f"`{metric.name}`", metric.better, metric.says] for metric in all_metrics().values()]
+    known = set(inputs.metrics["metric"]) | {
+        metric.name for metric in all_metrics().values() if metric.section != "windows"
+    }
+    meanings = [[f"`{m.name}`", m.better, m.says] for m in all_metrics().values() if m.name in known]
     return [
         "## How to read the numbers",
         "",

@@ -46,6 +46,9 @@ def retrieval(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     if inputs.num_videos:
         chance = ", ".join(f"R@{k} {100 * min(1, k / inputs.num_videos):.1f}" for k in RECALL_KS)
         lines += ["", f"Chance among {inputs.num_videos:,} videos: {chance}."]
+    if methods := has_values(inputs, metrics_in("windows")):
+        counted_by = "Counted by windows: a right one holds at least half of the moment, or of itself if that is less."
+        lines += ["", counted_by, "", *metric_table(inputs, metrics_in("windows"), methods)]
     return [*lines, *plot_lines(analysis, "recall"), *plot_lines(analysis, "ranks")]
 
 

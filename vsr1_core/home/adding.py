@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vsr1_core.configuration_files import load_configuration
@@ -20,6 +20,7 @@ from vsr1_core.datasets.registry import (
     DatasetEntry,
     configuration_of,
     get_entry,
+    load_entries,
     models_owner,
     own_configuration,
     without_policy,
@@ -29,6 +30,8 @@ from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.files import check_name
 from vsr1_core.stages.graph import open_view
 
+OWN_WINDOW_S = 120.0
+"""Length of a window of the videos of a new dataset of one's own, in seconds."""
 NUM_READ = 1000
 """How many lines of annotations are read when a dataset is added, unless all are needed."""
 OF_MODELS = ("frames", "models", *TRAININGS)
@@ -50,6 +53,8 @@ class Wanted:
     """A kind of dataset of `datasets.formats`; empty chooses by name and files."""
     search_only: bool = False
     """An embedder and an index, and nothing else."""
+    window_s: float | None = None
+    """Length of the windows in which longer videos are searched; 0: videos are searched as a whole."""
 
 
 def base_of(home: Path, wanted: Wanted) -> str:
@@ -81,6 +86,10 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
         raise ValueError(f"--kind {wanted.kind}: {wanted.name} has a kind of its own; leave --kind out")
     if wanted.search_only and (wanted.toy or wanted.name in BENCHMARKS or wanted.annotations is not None):
         raise ValueError("--search-only is for a folder of videos that nothing is annotated of: give --videos alone")
+    if wanted.window_s is not None and wanted.window_s < 0:
+        raise ValueError(f"--window is a number of seconds, 0 for whole videos, not {wanted.window_s:g}")
+    if wanted.window_s is not None and (wanted.toy or wanted.name in BENCHMARKS):
+        raise ValueError(f"--window is for a folder of your own videos, and {wanted.name} is none: leave it out")
     if wanted.kind == "toy":
         raise ValueError(
             "videos of the kind toy are rendered, and no video files are read: give --toy in place of --kind"
@@ -133,7 +142,18 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
     only = wanted.search_only
-    return DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
+    window_s = new_window_s(home, name, config) if wanted.window_s is None else wanted.window_s
+    entry = DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
+    return replace(entry, window_s=window_s)
+
+
+def new_window_s(home: Path, name: str, config: str) -> float:
+    """The `window_s` of the entry of a folder of videos: OWN_WINDOW_S, unless the configuration has windows of its own.
+    A dataset that is registered already keeps what it has, so that none of its rows moves."""
+    known = load_entries(home).get(name)
+    if known is not None:
+        return known.window_s
+    return 0.0 if load_configuration(home, config).segments.window_s else OWN_WINDOW_S
 
 
 def annotation_findings(home: Path, entry: DatasetEntry) -> Iterator[str]:
@@ -265,6 +285,8 @@ def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
     """Lines that say what was registered, and which commands come next and what they do."""
     name, source, needed = entry.name, entry.models_from, "base_models" if entry.search_only else ""
     yield f"Added {name}, to be built with the configuration {entry.config}."
+    if entry.window_s:
+        yield f"Videos longer than {entry.window_s:g} s are searched in windows of that length; --window changes it."
     if entry.kind == "verified":
         yield f"First: vsr1 dataset check {name} (says which files are missing)"
     if source and not _is_built(home, source, needed):
@@ -329,7 +351,9 @@ def frames_of(home: Path, entry: DatasetEntry) -> str:
     if isinstance(config, str):
         return config
     differs = config.frames != own_configuration(home, entry).frames
-    return frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
+    text = frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
+    window_s = config.segments.window_s
+    return text + (f"; of videos longer than {window_s:g} s in windows of that length" if window_s else "")
 
 
 def frames_text(recipe: FrameRecipe) -> str:

@@ -16,6 +16,7 @@ from vsr1_core.media.sampling import num_frames
 from vsr1_core.models.memory import BF16, CPU_MOST, CPU_SHARE, FP32, GIB, GPU_SHARE, Factor, Learning, Passes
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
+from vsr1_core.segments import windows_of
 from vsr1_core.stages import methods
 from vsr1_core.stages.execution import Execution
 
@@ -82,7 +83,7 @@ def processor(num_cores: int, memory: float, has_bf16: bool) -> Device:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The size of a corpus, by split: seconds of each video, frames of each video, and the number of queries."""
+    """The size of a corpus, by split: seconds and frames of each segment, and the number of queries."""
 
     durations_s: Mapping[str, Sequence[float]]
     frames: Mapping[str, Sequence[int]]
@@ -107,9 +108,17 @@ def read_corpus(entry: DatasetEntry, config: Configuration) -> Corpus:
             durations.setdefault(moment.split, {})[moment.video_id] = moment.duration_s or moment.end_s
     if not queries:
         raise FileNotFoundError(f"{entry.name} has no annotations yet, so there is nothing to forecast from")
-    seconds = {split: list(videos.values()) for split, videos in durations.items()}
+    seconds = {
+        split: [s for v in videos.values() for s in _segments_s(v, config)] for split, videos in durations.items()
+    }
     frames = {split: [num_frames(s, config.frames) for s in each] for split, each in seconds.items()}
     return Corpus(seconds, frames, queries)
+
+
+def _segments_s(duration_s: float, config: Configuration) -> list[float]:
+    """The length of each segment of a video in seconds."""
+    windows = windows_of(duration_s, config.segments.window_s, config.segments.overlap)
+    return [end_s - start_s for start_s, end_s in windows] or [duration_s]
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class SavedClip:
 def save_clips(found: Found, folder: Path, number: int, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[SavedClip]:
     """Save the first `number` hits into `folder`, which is made where it is missing.
 
-    A hit with a span is cut out exactly, as an mp4; a video without one is copied as it is. A file that is there
-    already is never written over: the new one gets a further number.
+    A hit with a span, or a window of a long video, is cut out exactly, as an mp4; another video is copied as it is.
+    A file that is there already is never written over: the new one gets a further number.
 
     Raises:
         WriteRefused: The disk is full, or may not be written.
@@ -53,7 +53,7 @@ def save_clips(found: Found, folder: Path, number: int, limits: VideoLimits = DE
 
 
 def _saved(hit: Hit, source: Path, folder: Path, limits: VideoLimits) -> SavedClip:
-    if hit.start_s is None or hit.end_s is None:
+    if hit.clip_s is None:
         target = _free(folder, clip_name(hit), source.suffix.lower())
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
@@ -61,13 +61,13 @@ def _saved(hit: Hit, source: Path, folder: Path, limits: VideoLimits) -> SavedCl
     from vsr1_core.media.cut import cut_span
 
     target = _free(folder, clip_name(hit), ".mp4")
-    return SavedClip(hit, target, cut_span(source, target, (hit.start_s, hit.end_s), limits))
+    return SavedClip(hit, target, cut_span(source, target, hit.clip_s, limits))
 
 
 def clip_name(hit: Hit) -> str:
     """The name of a hit's file, without suffix: its rank, its video, and its span. It is never a path."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", hit.video).strip("_")[-MAX_NAME:] or "video"
-    span = "" if hit.start_s is None else f"_{hit.start_s:.1f}-{hit.end_s:.1f}s"
+    span = "" if hit.clip_s is None else f"_{hit.clip_s[0]:.1f}-{hit.clip_s[1]:.1f}s"
     return f"{hit.rank:02d}_{readable}{span}"
 
 

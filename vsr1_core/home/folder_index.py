@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.home.adding import require_videos
+from vsr1_core.home.adding import new_window_s, require_videos
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import ModelSource, model_source
 from vsr1_core.home.search import SearchRequest, search_once
 from vsr1_core.home.search_result import Found
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import video_of
 
 if TYPE_CHECKING:
     from vsr1_core.home.building import BuiltAsset
@@ -100,7 +102,8 @@ class Index:
         source = model_source(models, place, config)
         policy = "" if source.stands_for else source.policy
         own = DatasetEntry(name, "folder", str(path), config=source.config, embedder=source.embedder, policy=policy)
-        save_entry(place.path, own)
+        window_s = new_window_s(place.path, name, source.config)
+        save_entry(place.path, dataclasses.replace(own, window_s=window_s))
         index = cls(path, place, name, source)
         index.refresh()
         return index
@@ -115,7 +118,8 @@ class Index:
     @property
     def videos(self) -> list[str]:
         """The ids of the videos that can be searched: their paths below the folder, without the suffix."""
-        return list(self.home.view(self.dataset).rows("video_embeddings", ["video_id"])["video_id"])
+        segments = self.home.view(self.dataset).rows("video_embeddings", ["video_id"])["video_id"]
+        return list(dict.fromkeys(map(video_of, segments)))
 
     @property
     def failures(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import polars as pl
 
+from vsr1_core.home.segment_sql import is_right
 from vsr1_core.home.warehouse_views import (
     JUDGED,
     METRICS,
@@ -129,7 +130,8 @@ def prediction_history(tables: Tables) -> str | None:
     pattern = pattern_of(f"lake/history/{PREDICTIONS}*/dataset=*/*.parquet")
     method = r"regexp_extract(filename, '.*/predictions\.([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1) AS method"
     age = "row_number() OVER (PARTITION BY dataset, method, query_id ORDER BY built_at DESC) - 1 AS states_ago"
-    shown = "coalesce(list_contains(p.shown_video_ids, p.gt_video_id), false) AS was_shown"
+    right = f"[{is_right('shown', 'p.')} FOR shown IN p.shown_video_ids]"
+    shown = f"coalesce(list_contains({right}, true), false) AS was_shown"
     kept = name_list([*KEPT_OF_PREDICTIONS, "status", "error"])
     return f"""
         SELECT dataset, method, query_id, {age}, built_at, run_id, is_gone,

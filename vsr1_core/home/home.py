@@ -86,6 +86,7 @@ class Home:
         models_from: str | None = None,
         toy: bool = False,
         search_only: bool = False,
+        window_s: float | None = None,
     ) -> DatasetEntry:
         """Register a dataset, or replace its registration. No video is read and nothing is built yet.
 
@@ -99,6 +100,8 @@ class Home:
                 dataset train its own models. By default `toy`, unless `config` names published models.
             toy: Render a corpus of moving shapes instead; `config` says how large.
             search_only: Embed and rank the videos, and nothing else: no policy is fetched, trained or asked.
+            window_s: Videos longer than this many seconds are searched in overlapping windows of this length; 0
+                searches whole videos. By default 120 for a folder that is not registered yet.
 
         Returns:
             The entry as it was saved.
@@ -116,7 +119,9 @@ class Home:
         folder, annotated = (None if path is None else Path(path).expanduser() for path in (videos, annotations))
         if folder is None and not toy and name not in BENCHMARKS:
             raise ValueError(f"give the folder of videos: add_dataset({name!r}, videos=...)")
-        wanted = adding.Wanted(name, folder, annotated, models_from, config, toy=toy, search_only=search_only)
+        wanted = adding.Wanted(
+            name, folder, annotated, models_from, config, toy=toy, search_only=search_only, window_s=window_s
+        )
         chosen = adding.base_of(self.path, wanted)
         load_configuration(self.path, chosen)
         entry = adding.entry_of(self.path, wanted, chosen)

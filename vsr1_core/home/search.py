@@ -5,6 +5,7 @@ A request is checked before torch is imported or a model is opened.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import polars as pl
 
 from vsr1_core.home.search_result import Found, Hit, RankedVideo, ShownTurn
 from vsr1_core.rows.texts import did_you_mean
+from vsr1_core.segments import best_of_each, video_of, window_of
 from vsr1_core.stages import loading
 from vsr1_core.stages.base import View
 from vsr1_core.stages.methods import ALL, BASIC, Method
@@ -237,7 +239,7 @@ class _Rankings:
 
     def places(self, vector: Vectors, top_k: int) -> tuple[RankedVideo, ...]:
         exclude = [self.exclude] if vector is self.last else None
-        ids, scores = self.index.search(vector, top_k, exclude=exclude)
+        ids, scores = self.index.search_distinct(vector, top_k, exclude=exclude)
         return _places(tuple(zip(ids[0], scores[0], strict=True)))
 
     def ranks(self, vector: Vectors, videos: Sequence[str]) -> dict[str, int | None]:
@@ -253,13 +255,16 @@ def _vectors(episode: Episode) -> tuple[Vectors, Vectors]:
 
 
 def _places(ranked: Ranked) -> tuple[RankedVideo, ...]:
-    return tuple(RankedVideo(video_id, round(score, 4)) for video_id, score in ranked)
+    """Each video once, with its best window."""
+    kept = (ranked[place] for place in best_of_each([segment_id for segment_id, _ in ranked]))
+    return tuple(RankedVideo(video_of(s), round(score, 4), *(window_of(s) or ())) for s, score in kept)
 
 
 def _shown(number: int, turn: Turn) -> ShownTurn:
+    start_s, end_s = window_of(turn.video_id) or (None, None)
     return ShownTurn(
         turn=number,
-        video=turn.video_id,
+        video=video_of(turn.video_id),
         score=round(turn.score, 4),
         decision=turn.answer.decision,
         matched_probability=turn.decoded.matched_probability,
@@ -269,6 +274,8 @@ def _shown(number: int, turn: Turn) -> ShownTurn:
         new_query=turn.answer.new_query,
         num_latent_tokens=turn.decoded.num_latent_tokens,
         ranking=_places(turn.ranked),
+        window_start_s=start_s,
+        window_end_s=end_s,
     )
 
 
@@ -289,12 +296,12 @@ def _found(opened: OpenedModels, request: SearchRequest, ranked: _Rankings, epis
 def _hits(
     places: Sequence[RankedVideo], first_ranks: dict[str, int | None], turns: Iterable[ShownTurn]
 ) -> tuple[Hit, ...]:
-    said = {turn.video: turn for turn in turns}
+    said = {(turn.video, turn.window_start_s): turn for turn in turns}
     names = ("turn", "decision", "matched_probability", "start_s", "end_s", "reasoning")
     hits = []
     for rank, place in enumerate(places, 1):
-        hit = Hit(rank, place.video, place.score, first_rank=first_ranks[place.video])
-        if turn := said.get(place.video):
+        hit = Hit(rank, first_rank=first_ranks[place.video], **dataclasses.asdict(place))
+        if turn := said.get((place.video, place.window_start_s)):
             hit = replace(hit, **{name: getattr(turn, name) for name in names})
         hits.append(hit)
     return tuple(hits)

@@ -34,6 +34,9 @@ class Hit:
         start_s: Where the moment begins, in seconds from the video's start; None unless it matched with a span.
         end_s: Where the moment ends, in seconds from the video's start; None unless it matched with a span.
         reasoning: What the policy wrote before it decided.
+        window_start_s: Start of the window of a long video that ranks highest, in seconds from the video's start; None
+            where the video is searched as a whole. Turn, decision and span are about this window.
+        window_end_s: End of that window.
 
     Example:
         >>> hit = Hit(rank=1, video="kitchen/morning", score=0.71, decision="matched", start_s=3.0, end_s=7.5)
@@ -52,19 +55,33 @@ class Hit:
     start_s: float | None = None
     end_s: float | None = None
     reasoning: str | None = None
+    window_start_s: float | None = None
+    window_end_s: float | None = None
+
+    @property
+    def clip_s(self) -> tuple[float, float] | None:
+        """(start, end) of what is to be played or cut out, in seconds: the span, else the window, else None."""
+        for start_s, end_s in ((self.start_s, self.end_s), (self.window_start_s, self.window_end_s)):
+            if start_s is not None and end_s is not None:
+                return start_s, end_s
+        return None
 
 
 @dataclass(frozen=True)
 class RankedVideo:
-    """One place of a ranking.
+    """One place of a ranking. A video has one place, that of its best window.
 
     Attributes:
         video: The video's id.
         score: Cosine of the query, as it stood then, and the video, rounded to 4 digits.
+        window_start_s: Start of the window that ranks here, in seconds from the video's start; None for a whole video.
+        window_end_s: End of that window.
     """
 
     video: str
     score: float
+    window_start_s: float | None = None
+    window_end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,8 @@ class ShownTurn:
         num_latent_tokens: How many soft tokens the query got after this turn.
         ranking: The first videos of this turn's ranking, best first, at most 10.
         last_rank: Place of the shown video in the last ranking, from 1; None while the search still runs.
+        window_start_s: Start of the window that was shown, in seconds from the video's start; None for a whole video.
+        window_end_s: End of that window.
     """
 
     turn: int
@@ -98,6 +117,8 @@ class ShownTurn:
     num_latent_tokens: int = 0
     ranking: tuple[RankedVideo, ...] = ()
     last_rank: int | None = None
+    window_start_s: float | None = None
+    window_end_s: float | None = None
 
 
 @dataclass(frozen=True)

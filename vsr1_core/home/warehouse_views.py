@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from vsr1_core.home.segment_sql import is_right, segments_of
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
@@ -157,7 +158,9 @@ def predictions(tables: Tables) -> str | None:
     return f"SELECT {name_list([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
 
 
-_OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {"is_right_video": "Whether the shown video is the right one."}
+_OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {
+    "is_right_video": "Whether the right video is shown; of a long one, a window that holds enough of the moment."
+}
 
 
 @sql_view(
@@ -172,8 +175,9 @@ def turns(tables: Tables) -> str | None:
         return None
     ordered = [*TURN_ORDER, *(name for name in RANKED_TURN_COLUMNS if name not in TURN_ORDER)]
     source = _with_method(PREDICTIONS)
-    unnested = f"SELECT dataset, method, query_id, gt_video_id, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
-    right = "t.video_id IS NOT DISTINCT FROM gt_video_id AS is_right_video"
+    truth = "gt_video_id, gt_start_s, gt_end_s"
+    unnested = f"SELECT dataset, method, query_id, {truth}, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
+    right = f"{is_right('t.video_id', '')} AS is_right_video"
     return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({unnested})"
 
 
@@ -213,7 +217,7 @@ def outcomes(tables: Tables) -> str | None:
                                 coalesce(p.gt_video_id, m.video_id) AS gt_video_id),
                    p.first_rank - p.rank AS rank_gain,
                    {JUDGED},
-                   list_contains([turn.video_id FOR turn IN p.turns], p.gt_video_id) AS was_shown
+                   list_contains([{is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
             FROM {_with_method(PREDICTIONS)} p
             LEFT JOIN {_newest("moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
@@ -223,6 +227,23 @@ def outcomes(tables: Tables) -> str | None:
             FROM judged
         )
     """
+
+
+@sql_view(
+    "segments",
+    "One row per segment that is indexed and shown: a whole video, or a window of a long one.",
+    {
+        "segment_id": c.SEGMENT_SAYS,
+        "video_id": "Id of the video that the segment belongs to.",
+        "start_s": "Start of the segment, in seconds from the video's first frame.",
+        "end_s": "End of the segment, in seconds from the video's first frame.",
+    },
+    like="frame_tensors",
+)
+def segments(tables: Tables) -> str | None:
+    if "frame_tensors" not in tables.stages:
+        return None
+    return segments_of(_newest("frame_tensors"))
 
 
 @sql_view(

@@ -69,6 +69,60 @@ def sample_frames(path: Path, recipe: FrameRecipe, limits: VideoLimits = DEFAULT
     return backend(_Source(Path(path), recipe, limits))
 
 
+def sample_windows(
+    path: Path, recipe: FrameRecipe, windows: Sequence[tuple[float, float]], limits: VideoLimits = DEFAULT_LIMITS
+) -> Iterator[Frames | VideoError]:
+    """Sample the windows (start, end) of a video, each as if it were a video, in one pass over the file.
+
+    Windows are in seconds from the first frame, ascending, and so are the times of the sampled frames. Yields one
+    result per window, in order: its frames, with the duration of the window, or why it has none. Only the frames of
+    windows that overlap are held at a time, so memory does not grow with the length of the video.
+
+    Raises VideoError and ModuleNotFoundError as `sample_frames`, and ValueError for a decoder other than PyAV.
+    """
+    if _BACKENDS.get(recipe.backend) is not _with_pyav:
+        raise ValueError(f"windows are sampled by PyAV alone: set frames.backend to auto or pyav, not {recipe.backend}")
+    source = _Source(Path(path), recipe, limits)
+    index = source.read_index()
+    wanted = [_times_in(index, window, recipe) for window in windows]
+    order = sorted((time_s, number) for number, times in enumerate(wanted) for time_s in times)
+    held: dict[int, list[_Picked]] = {}
+    with source.opened(index) as (container, stream):
+        _refuse_work(source, stream, index.frame_at(windows[-1][1]) + 1)
+        frames = decoded_frames(container, stream)
+        times = np.array([time_s for time_s, _ in order])
+        picked = _pick(frames, index, times, _painter(source, stream))
+        for _, number in order:
+            frame = next(picked, None)
+            if frame is None:
+                raise _undecodable(source, stream, index)
+            held.setdefault(number, []).append(frame)
+            if len(held[number]) == len(wanted[number]):
+                yield _window(source, index, windows[number], wanted[number], held.pop(number))
+
+
+def _times_in(index: PacketIndex, window: tuple[float, float], recipe: FrameRecipe) -> np.ndarray:
+    """The sample times of a window: those of a video that begins and ends with it."""
+    start_s, end_s = window
+    last_s = index.times_s[index.frame_at(end_s - 0.001)]
+    return start_s + frame_times(end_s - start_s, last_s - start_s, recipe)
+
+
+def _window(
+    source: _Source, index: PacketIndex, window: tuple[float, float], wanted: np.ndarray, picked: Sequence[_Picked]
+) -> Frames | VideoError:
+    try:
+        _refuse_gaps(source.path.name, index, wanted, picked)
+    except VideoError as error:
+        return error
+    return _as_frames(picked, window[1] - window[0], index.start_s)
+
+
+def _undecodable(source: _Source, stream: VideoStream, index: PacketIndex) -> VideoError:
+    hint = undecodable_hint(stream, source.limits)
+    return VideoError(f"{source.path.name}: none of its {len(index.times_s)} frames can be decoded{hint}")
+
+
 @dataclass(frozen=True)
 class _Source:
     """The file, and how it is to be sampled."""
@@ -91,16 +145,15 @@ def _with_pyav(source: _Source) -> Frames:
     path, index = source.path, source.read_index()
     wanted = frame_times(index.end_s, index.times_s[-1], source.recipe)
     num_sought = _num_sought(index, wanted)
-    picked, hint = None, ""
+    picked = None
     if index.is_seekable and index.are_stamped and num_sought < len(index.times_s) / 2:
         picked = _by_seeking(source, index, wanted, num_sought)
     if picked is None:
         with source.opened(index) as (container, stream):
             _refuse_work(source, stream, len(index.times_s))
             picked = list(_pick(decoded_frames(container, stream), index, wanted, _painter(source, stream)))
-            hint = undecodable_hint(stream, source.limits)
-    if not picked:
-        raise VideoError(f"{path.name}: none of its {len(index.times_s)} frames can be decoded{hint}")
+            if not picked:
+                raise _undecodable(source, stream, index)
     _refuse_gaps(path.name, index, wanted, picked)
     return _as_frames(picked, index.end_s, index.start_s)
 
@@ -215,7 +268,7 @@ def _seek(container: InputContainer, stream: VideoStream, time_s: float) -> None
 def _refuse_gaps(name: str, index: PacketIndex, wanted: np.ndarray, picked: Sequence[_Picked]) -> None:
     """Raise VideoError when most of the sample times got a frame from a distant time, because the right one cannot be
     decoded."""
-    spacing_s = float(wanted[-1]) / max(1, len(wanted) - 1)
+    spacing_s = float(wanted[-1] - wanted[0]) / max(1, len(wanted) - 1)
     allowed_s = max(0.5, spacing_s)
     off = [abs(index.times_s[index.frame_at(t)] - p.time_s) > allowed_s for t, p in zip(wanted, picked, strict=True)]
     if sum(off) * 2 > len(off):

@@ -105,8 +105,9 @@ def answer_text(
     return f"{think} {MATCH_TO_SPAN}{start_s:.1f}</start> <end>{end_s:.1f}</end>"
 
 
-def parse_answer(text: str, duration_s: float) -> Answer:
-    """Parse a completion (without its prompt) about a video of `duration_s` seconds. No text raises an error.
+def parse_answer(text: str, last_s: float, first_s: float = 0.0) -> Answer:
+    """Parse a completion (without its prompt) about what a video shows from `first_s` to `last_s` seconds. No text
+    raises an error.
 
     The first answer tag counts, and its span has to be between this tag and the next answer tag. Decisions and seconds
     are read in several spellings (docs/method.md). The time is linear in the length of the text.
@@ -116,7 +117,7 @@ def parse_answer(text: str, duration_s: float) -> Answer:
     decision = _decision(content)
     next_answer = _find("<answer>", text, answer_end) if opened >= 0 else -1
     rest = text[answer_end:] if next_answer < 0 else text[answer_end:next_answer]
-    start_s, end_s = _span(rest, duration_s) if decision == "matched" else (None, None)
+    start_s, end_s = _span(rest, first_s, last_s) if decision == "matched" else (None, None)
     reasoning, _ = _between("think", text, 0)
     return Answer(
         decision=decision,
@@ -184,13 +185,13 @@ def _decision(content: str | None) -> Decision:
     return "not_matched" if _NOT_MATCHED.fullmatch(word) else "unknown"
 
 
-def _span(text: str, duration_s: float) -> tuple[float | None, float | None]:
-    """(start, end) in seconds, clamped to [0, duration] and swapped if reversed; (None, None) unless both tags contain
-    finite numbers."""
+def _span(text: str, first_s: float, last_s: float) -> tuple[float | None, float | None]:
+    """(start, end) in seconds, clamped to [first_s, last_s] and swapped if reversed; (None, None) unless both tags
+    contain finite numbers."""
     start_s, end_s = (_seconds(_between(tag, text, 0)[0]) for tag in ("start", "end"))
     if start_s is None or end_s is None:
         return None, None
-    low, high = sorted(min(max(value, 0.0), duration_s) for value in (start_s, end_s))
+    low, high = sorted(min(max(value, first_s), last_s) for value in (start_s, end_s))
     return low, high
 
 

@@ -1,5 +1,8 @@
 """The search loop: retrieve, verify, refine (by soft tokens or by words), and search again, for many queries at once.
 
+What is retrieved and shown is a segment: a video, or a window of a long one; `video_id` names either
+(`vsr1_core.segments`).
+
 In every turn, all queries that are still open are one batch, sorted by prompt length and decoded in chunks. Sampling
 (for GRPO) and greedy search use the same code. Metrics, tables and training are elsewhere.
 """
@@ -25,6 +28,7 @@ from vsr1_core.recipes import Refine
 from vsr1_core.search.decoding_batches import decode_in_batches
 from vsr1_core.search.index import VideoIndex
 from vsr1_core.search.turns import BestAnswer, Episode, EpisodeQuery, Turn, best_turn
+from vsr1_core.segments import shown_span
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class EpisodeSettings:
     refine: Refine = "soft"
     """`none` never changes the query, `soft` adds soft tokens to it, `text` searches for what the policy rewrote."""
     exclude_rejected: bool = False
-    """A video that was rejected is not shown again for the same query."""
+    """A video, or window, that was rejected is not shown again for the same query."""
     last_latents: bool = False
     """A query carries only the latents of its last turn, whatever the checkpoint says."""
     decode: DecodeSettings = field(default_factory=DecodeSettings)
@@ -70,11 +74,11 @@ def verify(
     batch_size: int,
     generator: torch.Generator | None = None,
 ) -> list[Verification]:
-    """Ask the policy about each pair (query text, video id). If `settings` ask for latents, they follow every answer
+    """Ask the policy about each pair (query text, segment id). If `settings` ask for latents, they follow every answer
     that is not a match.
 
     Prompts of similar length are decoded together, in batches that fit into the budget of `features`, of at most
-    `batch_size`. At most `features.max_bytes` of features are held at a time. `durations_s`: video id -> seconds.
+    `batch_size`. At most `features.max_bytes` of features are held at a time. `durations_s`: segment id -> seconds.
     Returns one verification per pair, in order.
     """
     asked: list[Verification] = []
@@ -84,10 +88,16 @@ def verify(
         prompts = prompts_of(policy, [text for text, _ in some], [f.layout for f in videos])
         outputs = decode_in_batches(policy, prompts, videos, settings, batch_size, features.budget, generator)
         asked += (
-            Verification(prompt, decoded, parse_answer(decoded.text, durations_s[video_id]))
+            Verification(prompt, decoded, _answer(decoded.text, video_id, durations_s))
             for prompt, decoded, (_, video_id) in zip(prompts, outputs, some, strict=True)
         )
     return asked
+
+
+def _answer(text: str, segment_id: str, durations_s: Mapping[str, float]) -> Answer:
+    """The parsed answer, whose span lies in what the segment shows."""
+    first_s, last_s = shown_span(segment_id, durations_s[segment_id])
+    return parse_answer(text, last_s, first_s)
 
 
 def prompts_of(policy: PolicyModel, queries: Sequence[str], layouts: Sequence[Any]) -> list[Prompt]:
@@ -102,7 +112,7 @@ class Searcher:
     """Searches for queries with a policy, an embedder and an index.
 
     index: over vectors of `embedder`, of size D. features: of the videos in the index, by the encoder of the policy.
-    durations_s: video id -> seconds. plain: known vectors of plain queries by `embedder`; they are not used if the
+    durations_s: segment id -> seconds. plain: known vectors of plain queries by `embedder`; they are not used if the
     policy has a query head.
 
     Example:
@@ -217,7 +227,7 @@ class Searcher:
                 self.features.budget,
             )
         return {
-            i: (parse_answer(MATCH_TO_SPAN + d.text, self.durations_s[turn.video_id]), d.num_text_tokens)
+            i: (_answer(MATCH_TO_SPAN + d.text, turn.video_id, self.durations_s), d.num_text_tokens)
             for i, turn, d in zip(forced, turns, outputs, strict=True)
         }
 

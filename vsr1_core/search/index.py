@@ -1,4 +1,6 @@
-"""The search engine: a FAISS index over unit video vectors, its files, and exact ranks. No model and no tables here.
+"""The search engine: a FAISS index over unit vectors of segments, its files, and exact ranks. No model, no tables here.
+
+A segment is a whole video or a window of a long one (`vsr1_core.segments`); an index may hold both.
 
 Scores are inner products of unit vectors, which are cosines. On disk an index is two files: `index.faiss`, and
 `id_map.json`, a JSON list whose n-th entry is the id of the n-th vector. Load FAISS files only from people you trust.
@@ -11,21 +13,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.segments import best_of_each, video_of
 
+Value = TypeVar("Value")
 Vectors = NDArray[np.float32]
 Exclude = Sequence[Collection[str]]
-"""For each query, the ids of the videos that a search must not return."""
+"""For each query, the ids of the segments that a search must not return."""
 
 TIE = 1e-6
 """Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
 UNIT_TOLERANCE = 1e-3
 QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
+RANKED_AT_ONCE = 64
+"""Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
 MIN_VECTORS_PER_LIST = 39
 """FAISS warns if there are fewer vectors per k-means centroid."""
 REPAIR_GPU = (
@@ -36,8 +42,8 @@ REPAIR_GPU = (
 
 @dataclass(frozen=True, eq=False)
 class VideoIndex:
-    """An index of V videos. `vectors` float32 [V, D] are their unit vectors, `ids` their names, and `faiss_index` holds
-    the same vectors."""
+    """An index of V segments. `vectors` float32 [V, D] are their unit vectors, `ids` their names, and `faiss_index`
+    holds the same vectors. Where no video is divided, segments are videos."""
 
     ids: tuple[str, ...]
     vectors: Vectors
@@ -45,22 +51,35 @@ class VideoIndex:
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """Video id -> its row in `vectors`."""
-        return {video_id: row for row, video_id in enumerate(self.ids)}
+        """Segment id -> its row in `vectors`."""
+        return {segment_id: row for row, segment_id in enumerate(self.ids)}
+
+    @cached_property
+    def rows_of(self) -> dict[str, list[int]]:
+        """Video id -> the rows of its segments in `vectors`."""
+        found: dict[str, list[int]] = {}
+        for row, segment_id in enumerate(self.ids):
+            found.setdefault(video_of(segment_id), []).append(row)
+        return found
+
+    @cached_property
+    def has_windows(self) -> bool:
+        """Whether any video is there as several segments, or as a part of it."""
+        return self.rows_of.keys() != self.row_of.keys()
 
     def search(
         self, queries: NDArray[Any], k: int, exclude: Exclude | None = None
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """Find the k best videos for each query.
+        """Find the k best segments for each query.
 
         Args:
             queries: Unit vectors [Q, D].
-            k: How many videos to find, at least 1.
-            exclude: For each query, ids of videos that must not be found.
+            k: How many segments to find, at least 1.
+            exclude: For each query, ids of segments that must not be found.
 
         Returns:
             For each query a list of ids, best first, and a list of their cosines. A list is shorter than k if fewer
-            videos are left, and empty if all are excluded.
+            segments are left, and empty if all are excluded.
 
         Raises:
             ValueError: k is below 1, a vector is not a unit vector, or its size is not that of the index.
@@ -68,13 +87,32 @@ class VideoIndex:
         ids, scores, _ = self.search_and_rank(queries, k, [None] * len(queries), exclude)
         return ids, scores
 
+    def search_distinct(
+        self, queries: NDArray[Any], k: int, exclude: Exclude | None = None, per_video: bool = True
+    ) -> tuple[list[list[str]], list[list[float]]]:
+        """Like `search`, without near-duplicates: the best segment of each of the k best videos.
+
+        per_video: False keeps every window that overlaps no better one, so that a video may be found several times.
+        """
+        wanted = k
+        while True:
+            ids, scores = self.search(queries, wanted, exclude)
+            places = [list(best_of_each(found, per_video))[:k] for found in ids]
+            is_done = all(len(kept) == k or len(found) < wanted for kept, found in zip(places, ids, strict=True))
+            if is_done or wanted >= len(self.ids) or not self.has_windows:
+                return [_at(*row) for row in zip(ids, places, strict=True)], [
+                    _at(*row) for row in zip(scores, places, strict=True)
+                ]
+            wanted = min(4 * wanted, len(self.ids))
+
     def ranks(
         self, queries: NDArray[Any], right_ids: Sequence[str | None], exclude: Exclude | None = None
     ) -> list[int | None]:
-        """The exact rank of each query's right video: 1 + the number of videos with a strictly higher score.
+        """The exact rank of each query's right video: 1 + the number of videos with a strictly higher score. The score
+        of a video is that of its best segment.
 
-        All videos but the excluded ones are compared, whatever the kind of the FAISS index. The rank is None if the
-        right video is None, excluded, or not in the index.
+        All segments but the excluded ones are compared, whatever the kind of the FAISS index. The rank is None if the
+        right video is None, or has no segment in the index that is not excluded.
         """
         return self._found(self._checked(queries), 0, right_ids, exclude)[2]
 
@@ -92,12 +130,13 @@ class VideoIndex:
         if len(right_ids) != len(queries):
             raise ValueError(f"{len(queries)} queries but {len(right_ids)} right videos")
         banned = [set(e) for e in exclude] if exclude is not None else [set[str]()] * len(queries)
+        wholes = [None] * len(queries) if self.has_windows else right_ids
         ids: list[list[str]] = []
         scores: list[list[float]] = []
         ranks: list[int | None] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            limits = self._limits(queries[part], right_ids[part], banned[part])
+            limits = self._limits(queries[part], wholes[part], banned[part])
             more = k and min(k + max(map(len, banned[part])), len(self.ids))
             top_scores, columns, higher = self._compared(queries[part], more, limits)
             for row, out in enumerate(banned[part]):
@@ -112,7 +151,29 @@ class VideoIndex:
                 known = np.isfinite(limit)
                 fewer = self._num_higher_among(out, queries[start + row], limit) if known else 0
                 ranks.append(1 + int(higher[row]) - fewer if known else None)
-        return ids, scores, ranks
+        return ids, scores, self._ranks_of_videos(queries, right_ids, banned) if self.has_windows else ranks
+
+    def _ranks_of_videos(
+        self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]
+    ) -> list[int | None]:
+        """The rank of each query's right video where a video may have several segments."""
+        grouped = np.array([row for rows in self.rows_of.values() for row in rows])
+        begins = np.cumsum([0, *map(len, self.rows_of.values())])[:-1]
+        number_of = {video_id: number for number, video_id in enumerate(self.rows_of)}
+        known = [i for i, right in enumerate(right_ids) if right in self.rows_of]
+        ranks: list[int | None] = [None] * len(queries)
+        for start in range(0, len(known), RANKED_AT_ONCE):
+            some = known[start : start + RANKED_AT_ONCE]
+            scores = queries[some] @ self.vectors.T
+            for row, i in enumerate(some):
+                scores[
+                    row, [self.row_of[segment_id] for segment_id in banned[i] if segment_id in self.row_of]
+                ] = -np.inf
+            best = np.maximum.reduceat(scores[:, grouped], begins, axis=1)
+            for row, i in enumerate(some):
+                own = best[row, number_of[str(right_ids[i])]]
+                ranks[i] = 1 + int((best[row] > own + TIE).sum()) if np.isfinite(own) else None
+        return ranks
 
     def _limits(self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]) -> Vectors:
         """For each query, the score above which a video ranks higher than the right one: [Q]. Infinite where the right
@@ -167,11 +228,15 @@ class VideoIndex:
         return queries
 
 
+def _at(values: Sequence[Value], places: Sequence[int]) -> list[Value]:
+    return [values[place] for place in places]
+
+
 def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", gpu: bool = False) -> VideoIndex:
-    """Build an index over video vectors.
+    """Build an index over vectors of segments.
 
     Args:
-        ids: Names of the V videos.
+        ids: Ids of the V segments; in a corpus without windows, of the videos.
         vectors: Their unit vectors [V, D].
         kind: `flat` (exact), `ivf` or `hnsw`.
         gpu: Keep the FAISS index on the first GPU.

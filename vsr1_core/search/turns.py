@@ -1,4 +1,8 @@
-"""An episode and its turns: what is asked, what was shown, what the policy answered. `search.episodes` plays them."""
+"""An episode and its turns: what is asked, what was shown, what the policy answered. `search.episodes` plays them.
+
+A `video_id` of what was shown, ranked or rejected may name a window of a video (`vsr1_core.segments`); `gt_video_id`
+never does.
+"""
 
 from __future__ import annotations
 

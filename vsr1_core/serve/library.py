@@ -12,6 +12,7 @@ from vsr1_core.datasets.registry import load_entries
 from vsr1_core.home import warehouse
 from vsr1_core.home.search import built_methods
 from vsr1_core.home.warehouse_views import quoted_text
+from vsr1_core.segments import best_of_each, video_of, window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.methods import ALL
@@ -87,9 +88,10 @@ class Library:
         view = self.view(name)
         methods = built_methods(view)
         indexes = view.rows("video_index", ["split", "num_videos"])
+        segments = view.rows("video_embeddings", ["video_id"])["video_id"]
         return {
             "name": name,
-            "num_videos": view.rows("video_embeddings", ["video_id"]).height,
+            "num_videos": len({video_of(segment_id) for segment_id in segments}),
             "splits": dict(indexes.iter_rows()),
             "methods": [{"name": m.name, "label": m.label, "says": m.says} for m in methods],
             "evaluated": [
@@ -129,7 +131,7 @@ class Library:
         turns = self._sql(f"SELECT * FROM turns {where} ORDER BY turn")
         answers = []
         for row in self._sql(f"SELECT * FROM predictions {where}"):
-            of_method = [turn for turn in turns if turn["method"] == row["method"]]
+            of_method = [_of_video(turn) for turn in turns if turn["method"] == row["method"]]
             answers.append({**row, "outcome": outcomes.get(row["method"]), "turns": of_method})
         names = list(ALL)
         answers.sort(key=lambda row: names.index(row["method"]) if row["method"] in ALL else len(names))
@@ -150,3 +152,18 @@ class Library:
 
     def _sql(self, sql: str) -> list[dict[str, Any]]:
         return warehouse.query(self.home, sql).to_dicts()
+
+
+def _of_video(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with the video whose window was shown, the window apart, and each video of the ranking once."""
+    start_s, end_s = window_of(turn["video_id"]) or (None, None)
+    top, scores = turn["top_video_ids"] or [], turn["top_scores"] or []
+    places = list(best_of_each(top))
+    return {
+        **turn,
+        "video_id": video_of(turn["video_id"]),
+        "window_start_s": start_s,
+        "window_end_s": end_s,
+        "top_video_ids": [video_of(top[place]) for place in places],
+        "top_scores": [scores[place] for place in places],
+    }

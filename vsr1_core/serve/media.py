@@ -15,6 +15,7 @@ from vsr1_core.media.convert import convert_for_browsers, plays_in_browsers
 from vsr1_core.rows.files import file_stem
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.rows.workers import map_in_processes
+from vsr1_core.segments import video_of
 from vsr1_core.stages.base import View
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime"}
@@ -51,10 +52,13 @@ class Playable:
 
 def facts_of(view: View, video_id: str) -> VideoFacts:
     """LookupError: the dataset has no such video."""
-    video, frames = _row(view, "videos", video_id), _row(view, "frame_tensors", video_id)
-    if video is None and frames is None:
+    video, frames = _row(view, "videos", video_id), _frames(view, video_id)
+    if video is None and not frames:
         raise LookupError(f"dataset {view.entry.name!r} has no usable video {video_id!r}")
-    known = {**(frames or {}), **{name: value for name, value in (video or {}).items() if value is not None}}
+    known = {
+        **(frames[0].row if frames else {}),
+        **{name: value for name, value in (video or {}).items() if value is not None},
+    }
     path = Path(str((video or {}).get("path") or ""))
     return VideoFacts(
         video_id=video_id,
@@ -65,7 +69,7 @@ def facts_of(view: View, video_id: str) -> VideoFacts:
         codec=(video or {}).get("codec"),
         has_file=path.is_file(),
         plays=plays_in_browsers(path, (video or {}).get("codec")),
-        frames_s=list((frames or {}).get("timestamps_s") or []),
+        frames_s=[frame.time_s for frame in frames],
     )
 
 
@@ -74,16 +78,35 @@ def thumbnail(view: View, video_id: str, number: int) -> bytes:
     from vsr1_core.media.encode import jpeg_bytes
     from vsr1_core.media.frame_store import read_frames, resized
 
-    row = _row(view, "frame_tensors", video_id)
-    if row is None:
+    frames = _frames(view, video_id)
+    if not frames:
         raise LookupError(f"dataset {view.entry.name!r} has no frames of the video {video_id!r}")
-    frames = read_frames(row["path"])
     if not 0 <= number < len(frames):
         raise LookupError(
             f"the video {video_id!r} has {len(frames)} frames, counted from 0; there is no frame {number}"
         )
+    row, place = frames[number].row, frames[number].place
     width = max(1, round(row["width"] * THUMBNAIL_HEIGHT / row["height"]))
-    return jpeg_bytes(resized(frames[number : number + 1], THUMBNAIL_HEIGHT, width)[0])
+    return jpeg_bytes(resized(read_frames(row["path"])[place : place + 1], THUMBNAIL_HEIGHT, width)[0])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A stored frame: its time in the video, the row of `frame_tensors` that has it, and its place there."""
+
+    time_s: float
+    row: dict[str, Any]
+    place: int
+
+
+def _frames(view: View, video_id: str) -> list[_Frame]:
+    """The stored frames of a video in the order of time; those that several of its windows share, once."""
+    segments = view.rows("frame_tensors").filter(pl.col("video_id").str.starts_with(video_id))
+    rows = (row for row in segments.iter_rows(named=True) if video_of(row["video_id"]) == video_id)
+    frames = (_Frame(time_s, row, place) for row in rows for place, time_s in enumerate(row["timestamps_s"] or ()))
+    if video_id in segments["video_id"]:  # a whole video: its frames are numbered as they are stored
+        return list(frames)
+    return list({frame.time_s: frame for frame in sorted(frames, key=lambda frame: frame.time_s)}.values())
 
 
 def original(view: View, video_id: str) -> Playable:

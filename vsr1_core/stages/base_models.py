@@ -13,14 +13,15 @@ from vsr1_core.input_form import PUBLISHED, QUERY_INSTRUCTION
 from vsr1_core.models.published import hub_name, wrapper_of
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
 from vsr1_core.rows.versions import canonical, fingerprint
+from vsr1_core.segments import clipped, is_right, shown_span
 from vsr1_core.stages import checks
 from vsr1_core.stages.adopted import needs_base_policy
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.loading import asked_with, frames_of, one_row
+from vsr1_core.stages.loading import asked_with, frames_to_embed, one_row
 from vsr1_core.stages.model_content import fetched_name, model_identity
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
-from vsr1_core.stages.moments import IS_TRAIN
+from vsr1_core.stages.moments import IS_TRAIN, windows_by_video
 from vsr1_core.stages.reads import every
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _trained_base(stage: BaseModels, view: View, run: Execution, writes: bool) -
     recipe, prompt, instruction = models.tiny, models.options.system_prompt, models.query_instruction
     moments = view.rows("moments").filter(IS_TRAIN)
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").filter(IN_TRAIN).to_dicts()}
-    load = lambda video_id: frames_of(frames[video_id])  # noqa: E731
+    load = lambda segment_id: frames_to_embed(frames[segment_id])  # noqa: E731
     embedder, curve = train_base(recipe, prompt, events, load, _vocabulary(moments, instruction), run.log, instruction)
     if not writes:
         return []
@@ -155,16 +156,20 @@ def _tiny_policy(stage: BaseModels, view: View, embedder: TinyModel, digest: str
 
 
 def _captioned_events(view: View) -> dict[str, list[EventNote]]:
-    """Readable train video -> its captioned events, in the order of their times."""
+    """Readable train segment -> the captioned events that it is right for, in the order of their times, which count
+    from its start."""
     from vsr1_core.reasoning.tasks import EventNote
 
-    readable = set(train_videos(view)["video_id"])
+    readable, windows = set(train_videos(view)["video_id"]), windows_by_video(view)
     columns = ("video_id", "start_s", "end_s", "plain_query")
     moments = view.rows("moments").filter(IS_TRAIN).sort("video_id", "start_s", "query_id").select(columns)
     events: dict[str, list[EventNote]] = {}
-    for video_id, *note in moments.iter_rows():
-        if video_id in readable:
-            events.setdefault(video_id, []).append(EventNote(*note))
+    for video_id, *span, caption in moments.iter_rows():
+        for segment_id in windows.get(video_id, [video_id]):
+            if segment_id in readable and is_right(segment_id, video_id, *span):
+                first_s, _ = shown_span(segment_id, 0.0)
+                start_s, end_s = clipped(segment_id, *span)
+                events.setdefault(segment_id, []).append(EventNote(start_s - first_s, end_s - first_s, caption))
     return events
 
 

@@ -64,6 +64,9 @@ IDS: Mapping[str, str] = {
 }
 """Keys that several tables share."""
 
+SEGMENT_SAYS = "Id of the video, or of a window of a long one: `VIDEO//START-END`, in seconds of the source."
+"""Meaning of a `video_id` that may name a window."""
+
 PATH = text("Path of the file or folder on disk.")
 DIGEST = text("Hash of the content of the file or folder.")
 BYTES = integer("Size of the file in bytes.")
@@ -81,8 +84,8 @@ END_S = number("End of the span, in seconds from the video's first frame.")
 CLOCK_START_S = number("Time that the file's own clock shows at the first frame, in seconds.")
 DURATION_S = number("Length of the video in seconds.")
 LABEL = text("Right decision about the shown video: `matched` or `not_matched`.")
-SHOWN_VIDEO_ID = text("Id of the video that the policy is shown.")
-NEGATIVE_IDS = texts("Ids of wrong videos: training pushes the refined query away from them.")
+SHOWN_VIDEO_ID = text("Id of the video, or window, that the policy is shown.")
+NEGATIVE_IDS = texts("Ids of wrong videos or windows: training pushes the refined query away from them.")
 NEGATIVE_SCORES = scores("Cosine of each negative video and the query before refinement.")
 VECTOR = Column(pl.List(pl.Float32), "Embedding: a vector of length 1, float32.")
 RANK = integer(
@@ -93,7 +96,7 @@ DECISION = text(
     "What the policy decided about the shown video: `matched`, `not_matched`, or `unknown` where it cannot be read."
 )
 TOP: Mapping[str, Column] = {
-    "top_video_ids": texts("Ids of the first videos of the ranking, best first: at most 10."),
+    "top_video_ids": texts("Ids of the first videos or windows of the ranking, best first: at most 10."),
     "top_scores": scores("Cosine of the query, as it stood then, and each video of `top_video_ids`."),
 }
 MATCHED_PROBABILITY = number("Probability that the policy gave to `matched` against `not_matched` where it decided.")

@@ -64,12 +64,17 @@ def query_version(query: str, split: str, video_id: str) -> str:
 
 
 class VideoEmbeddings(ModelRows):
-    """One vector per video. It depends on the sampled frames and the embedder."""
+    """One vector per segment. It depends on the sampled frames and the embedder.
+
+    The embedder reads a window as if it were a video: the times that it is told count from the window's start, so that
+    the same scene has the same vector wherever it is in a film.
+    """
 
     name = "video_embeddings"
     key = "video_id"
+    key_says = c.SEGMENT_SAYS
     group = "embeddings"
-    says = "One embedding per video, of its sampled frames: a float32 vector of length 1."
+    says = "One embedding per video, or per window of a long one, of its sampled frames: a float32 vector of length 1."
     reads = {
         "frames": same("frame_tensors"),
         "splits": same("frame_tensors"),
@@ -93,11 +98,11 @@ class VideoEmbeddings(ModelRows):
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         from vsr1_core.models.video_vectors import embedded_videos
-        from vsr1_core.stages.loading import budget_of, frames_of
+        from vsr1_core.stages.loading import budget_of, frames_to_embed
 
         run = opened.execution
         frames = {r["video_id"]: r for r in opened.view.rows("frame_tensors").to_dicts()}
-        videos = ((video_id, frames_of(frames[video_id])) for video_id in rows)
+        videos = ((video_id, frames_to_embed(frames[video_id])) for video_id in rows)
         for video_id, vector in embedded_videos(opened.embedder, videos, budget_of(run), run.batch_size):
             yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 

@@ -17,6 +17,7 @@ import polars as pl
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import clipped, is_right
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Imports, Row, Stage, View
 from vsr1_core.stages.columns import Column
@@ -46,7 +47,8 @@ _NEGATIVES: Mapping[str, Column] = {"negative_ids": c.NEGATIVE_IDS, "negative_sc
 
 
 class SFTExamples(Stage):
-    """Rows of stage 1: the pairs of the pool with the answer to learn. The span is the query's, in its right video."""
+    """Rows of stage 1: the pairs of the pool with the answer to learn. The span is the query's, in its right video; in
+    a window it is the part of the span that the window shows."""
 
     name = "sft_examples"
     key = "query_id"
@@ -87,14 +89,15 @@ class SFTExamples(Stage):
         traces = {r["query_id"]: r for r in view.rows("reasoning_traces").filter(due).to_dicts()}
         for query_id, row in rows.items():
             trace, moment = traces[query_id], row.facts
-            span = (moment["start_s"], moment["end_s"]) if trace["label"] == "matched" else ()
+            span = clipped(trace["shown_video_id"], moment["start_s"], moment["end_s"])
+            span_to_learn = span if trace["label"] == "matched" else ()
             yield {
                 "query_id": query_id,
                 **moment,
                 **negatives[query_id],
                 "shown_video_id": trace["shown_video_id"],
                 "label": trace["label"],
-                "answer": answer_text(trace["trace"], trace["label"] == "matched", *span),
+                "answer": answer_text(trace["trace"], trace["label"] == "matched", *span_to_learn),
             }
 
     def after_build(self, view: View) -> None:
@@ -204,7 +207,7 @@ class GRPOPrompts(Stage):
     imports = "rows"
     columns = {
         **_OF_MOMENT,
-        "retrieved_video_id": c.text("Id of the video that ranks first by the query's own text."),
+        "retrieved_video_id": c.text("Id of the video, or window, that ranks first by the query's own text."),
         "label": c.LABEL,
         **_NEGATIVES,
     }
@@ -232,9 +235,9 @@ class GRPOPrompts(Stage):
         rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
         for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(rows))).iter_rows():
             moment = rows[query_id].facts
-            video_id = moment["gt_video_id"]
+            span = (moment["gt_video_id"], moment["start_s"], moment["end_s"])
             if rank is None:
-                reason = f"its video {video_id} is not in the index, so no search can find it"
+                reason = f"its video {span[0]} is not in the index, so no search can find it"
                 yield {"query_id": query_id, "error": reason}
                 continue
             yield {
@@ -242,7 +245,7 @@ class GRPOPrompts(Stage):
                 **moment,
                 **negatives[query_id],
                 "retrieved_video_id": top[0],
-                "label": "matched" if top[0] == video_id else "not_matched",
+                "label": "matched" if is_right(top[0], *span) else "not_matched",
             }
 
     def after_build(self, view: View) -> None:

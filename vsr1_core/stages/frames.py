@@ -1,10 +1,12 @@
-"""The sampled frames of each video: a file on disk and a row about it. `media.decode` decodes the video."""
+"""The sampled frames of each segment: a file on disk and a row about it. `media.decode` decodes the video."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -13,27 +15,42 @@ from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.recipes import Configuration, FrameRecipe
 from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
+from vsr1_core.segments import video_of, window_id, window_of, windows_of
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
+from vsr1_core.stages.corpus import failed
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.reads import same
+from vsr1_core.stages.reads import of_video
+
+if TYPE_CHECKING:
+    from vsr1_core.media.container import VideoError
+    from vsr1_core.media.decode import Frames
+
+DEADLINE_S = 900.0
+"""Seconds that sampling may take; as `VideoLimits.cpu_s`, for each half hour of a video that is sampled in windows."""
+HALF_HOUR_S = 1800.0
 
 
 class FrameTensors(Stage):
-    """One row and one `.npy` file (uint8 [T, H, W, 3]) per video.
+    """One row and one `.npy` file (uint8 [T, H, W, 3]) per segment: a whole video, or a window of a long one.
 
-    timestamps_s: the source time of each frame, in seconds from the video's first frame; the file's own clock shows
-    start_s at that frame. content: the version of the pixels, which stages that read no splits depend on. height,
-    width: the size that models are shown; the array of an imported video may have another size.
+    All windows of a file are sampled in one pass over it. timestamps_s: the source time of each frame, in seconds from
+    the video's first frame; the file's own clock shows start_s at that frame. content: the version of the pixels, which
+    stages that read no splits depend on. height, width: the size that models are shown; the array of an imported video
+    may have another size.
     """
 
     name = "frame_tensors"
     key = "video_id"
+    key_says = c.SEGMENT_SAYS
     group = "media"
-    says = "One uint8 array [T, H, W, 3] of evenly sampled frames per video, with the true time of each in seconds."
-    reads = {"video": same("videos"), "splits": same("videos")}
+    says = (
+        "One uint8 array [T, H, W, 3] of evenly sampled frames per video, or per window of a long one, with the true "
+        "time of each in seconds."
+    )
+    reads = {"video": of_video("videos"), "splits": of_video("videos")}
     imports = "rows"
     kept_inputs = ("splits",)
     row_files = "*.npy"
@@ -48,7 +65,7 @@ class FrameTensors(Stage):
         "timestamps_s": Column(
             pl.List(pl.Float64), "Source time of each sampled frame, in seconds from the video's first frame."
         ),
-        "duration_s": c.DURATION_S,
+        "duration_s": c.number("Length of the video, or of the window, in seconds."),
         "start_s": c.CLOCK_START_S,
         "bytes": c.BYTES,
     }
@@ -57,36 +74,73 @@ class FrameTensors(Stage):
         return config.frames
 
     def plan(self, view: View) -> dict[str, Row]:
-        rows, folder, recipe = {}, view.files(self.name).absolute(), canonical(view.config.frames)
-        columns = ["video_id", "content", "splits", "path", "bytes", "mtime_ns"]
-        for video_id, source, splits, *stamp in view.rows("videos", columns).iter_rows():
-            content = fingerprint([source, recipe, self.version])
-            known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(video_id)}.npy"}
-            rows[video_id] = Row({"video": source, "splits": " ".join(splits)}, known, facts=FileStamp(*stamp))
+        rows: dict[str, Row] = {}
+        folder, recipe = view.files(self.name).absolute(), canonical(view.config.frames)
+        for video_id, source, splits, stamp, duration_s in self._videos(view):
+            inputs = {"video": source, "splits": " ".join(splits)}
+            try:
+                windows = windows_of(duration_s, view.config.segments.window_s, view.config.segments.overlap)
+            except ValueError as error:
+                rows[video_id] = Row(inputs, {"splits": splits, **failed(f"{Path(stamp.path).name}: {error}")})
+                continue
+            for segment_id in [window_id(video_id, *window) for window in windows] or [video_id]:
+                content = fingerprint([source, recipe, self.version, *(window_of(segment_id) or ())])
+                known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(segment_id)}.npy"}
+                rows[segment_id] = Row(inputs, known, facts=stamp)
         return rows
+
+    def _videos(self, view: View) -> Iterator[tuple[str, str, list[str], FileStamp, float]]:
+        """(video id, content, splits, file, seconds) of each usable video; 0 s where no video is divided. Raises
+        NotYetKnown while a length that decides about windows is still to be read."""
+        columns = ["video_id", "content", "splits", "path", "bytes", "mtime_ns"]
+        if not view.config.segments.window_s:
+            for video_id, source, splits, *stamp in view.rows("videos", columns).iter_rows():
+                yield video_id, source, splits, FileStamp(*stamp), 0.0
+            return
+        imported = view.imported_rows(self.name)
+        videos = view.results("videos", [*columns, "duration_s"])
+        for video_id, source, splits, *stamp, duration_s in videos.iter_rows():
+            is_whole = video_id in imported or duration_s is None
+            yield video_id, source, splits, FileStamp(*stamp), 0.0 if is_whole else duration_s
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         done = {row["video_id"]: row for row in view.table(self.name).ok_rows().iter_rows(named=True)}
-        tasks, limits = [], run.video_limits
-        for video_id, row in rows.items():
-            known, old = row.known, done.get(video_id)
-            if old and old["content"] == known["content"] and Path(known["path"]).is_file():
+        targets: dict[str, dict[str, str]] = {}
+        for segment_id, row in rows.items():
+            known, old = row.known, done.get(segment_id)
+            if "error" in known:
+                yield {"video_id": segment_id, "splits": known["splits"], "error": known["error"]}
+            elif old and old["content"] == known["content"] and Path(known["path"]).is_file():
                 yield {**old, **known}  # only the splits changed
             else:
-                tasks.append((video_id, row.facts, known["path"], view.config.frames, limits, run.has_own_processes))
-        for result in run.map_rows(_sample_video, tasks, view.folders):
-            video_id = result.item[0]
-            yield {"video_id": video_id, **rows[video_id].known, **(result.value or {"error": result.error})}
+                targets.setdefault(video_of(segment_id), {})[segment_id] = known["path"]
+        how = (view.config.frames, run.video_limits, run.has_own_processes)
+        tasks = [(video_id, rows[next(iter(of))].facts, of, *how) for video_id, of in targets.items()]
+        deadline_s = DEADLINE_S * max((_half_hours(of) for of in targets.values()), default=1)
+        for result in run.map_rows(_sample_video, tasks, view.folders, deadline_s):
+            for segment_id in result.item[2]:
+                made = result.value[segment_id] if result.value else {"error": result.error}
+                yield {"video_id": segment_id, **rows[segment_id].known, **made}
 
 
-def _sample_video(task: tuple[str, FileStamp, str, FrameRecipe, VideoLimits, bool]) -> dict[str, Any]:
+def _half_hours(targets: Mapping[str, str]) -> int:
+    """How many half hours of a video are sampled in windows; 1 for a whole video, of which few frames are decoded."""
+    last_s = max((window_of(segment_id) or (0.0, 0.0))[1] for segment_id in targets)
+    return max(1, math.ceil(last_s / HALF_HOUR_S))
+
+
+def _sample_video(
+    task: tuple[str, FileStamp, dict[str, str], FrameRecipe, VideoLimits, bool],
+) -> dict[str, dict[str, Any]]:
+    """Sample the segments of one video. Segment id -> columns of its row, or `error`."""
     from vsr1_core.media.cage import caged
 
-    _, source, target, recipe, limits, is_own_process = task
+    _, source, targets, recipe, limits, is_own_process = task
     if not is_own_process:
-        return _sampled(source, Path(target), recipe, limits)
+        return _sampled(source, targets, recipe, limits)
+    limits = dataclasses.replace(limits, cpu_s=limits.cpu_s * _half_hours(targets))
     with caged(Path(source.path).name, limits, _most_bytes(recipe)):
-        return _sampled(source, Path(target), recipe, limits)
+        return _sampled(source, targets, recipe, limits)
 
 
 def _most_bytes(recipe: FrameRecipe) -> int:
@@ -95,11 +149,30 @@ def _most_bytes(recipe: FrameRecipe) -> int:
     return (recipe.max_frames + 1) * pixels * 3 + 4096
 
 
-def _sampled(source: FileStamp, target: Path, recipe: FrameRecipe, limits: VideoLimits) -> dict[str, Any]:
-    from vsr1_core.media.decode import sample_frames
+def _sampled(
+    source: FileStamp, targets: Mapping[str, str], recipe: FrameRecipe, limits: VideoLimits
+) -> dict[str, dict[str, Any]]:
+    from vsr1_core.media.decode import sample_frames, sample_windows
+
+    path, made = Path(source.path), {}
+    windows = {segment_id: window for segment_id in targets if (window := window_of(segment_id)) is not None}
+    for segment_id in targets.keys() - windows:
+        made[segment_id] = _stored(sample_frames(path, recipe, limits), Path(targets[segment_id]), source)
+    if windows:
+        ordered = sorted(windows, key=windows.__getitem__)
+        sampled = sample_windows(path, recipe, [windows[segment_id] for segment_id in ordered], limits)
+        for segment_id, frames in zip(ordered, sampled, strict=True):
+            made[segment_id] = _stored(frames, Path(targets[segment_id]), source)
+        source.check()
+    return made
+
+
+def _stored(frames: Frames | VideoError, target: Path, source: FileStamp) -> dict[str, Any]:
+    """Write the frames of a segment, and return the columns of its row."""
     from vsr1_core.media.frame_store import write_frames
 
-    frames = sample_frames(Path(source.path), recipe, limits)
+    if isinstance(frames, ValueError):
+        return {"error": str(frames)}
     source.check()
     write_frames(target, frames.pixels)
     return {

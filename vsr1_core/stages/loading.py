@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import polars as pl
 
 from vsr1_core.input_form import QUERY_INSTRUCTION
 from vsr1_core.recipes import Configuration, MethodOptions
+from vsr1_core.segments import window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution, TextWriterName
 from vsr1_core.stages.imported_vectors import check_imported
@@ -188,6 +190,15 @@ def frames_of(row: dict[str, Any]) -> VideoFrames:
     return VideoFrames(resized(read_frames(Path(row["path"])), row["height"], row["width"]), row["timestamps_s"])
 
 
+def frames_to_embed(row: dict[str, Any]) -> VideoFrames:
+    """The same frames as the embedder is shown them: the times of a window count from its start."""
+    frames = frames_of(row)
+    window = window_of(row["video_id"])
+    if window is None:
+        return frames
+    return dataclasses.replace(frames, timestamps_s=[max(0.0, time_s - window[0]) for time_s in frames.timestamps_s])
+
+
 def layouts_of(view: View, video_ids: Sequence[str], encoder: VideoEncoder) -> list[Any]:
     """The encoder's layout of each video, which prompts are built from, in the order of `video_ids`. Reads no frame."""
     columns = ["video_id", "height", "width", "timestamps_s"]
@@ -200,7 +211,7 @@ def _layout_of(encoder: VideoEncoder, row: dict[str, Any]) -> Any:
 
 
 def durations_of(view: View) -> dict[str, float]:
-    """Video id -> length in seconds, of every video that has frames."""
+    """Segment id -> length in seconds, of every segment that has frames."""
     return dict(view.rows("frame_tensors", ["video_id", "duration_s"]).iter_rows())
 
 

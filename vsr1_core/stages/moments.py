@@ -1,4 +1,4 @@
-"""What several stages read of the moments: the train rows, and the videos that are right for a query text."""
+"""What several stages read of the moments: the train rows, and the videos and windows that are right for a query."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 
 IS_TRAIN = pl.col("split") == "train"
@@ -47,9 +48,44 @@ def asked_versions(view: View) -> dict[str, str]:
 
 
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
-    """Query id -> ids of the videos of all moments in the split with the same query text, including its own video."""
-    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(pl.col("split") == split)
-    texts = moments.with_columns(text=COMPARED_TEXT)
+    """Query id -> ids of the videos of all moments in the split with the same query text, including its own video. A
+    video that is searched in windows is named by those that show any part of such a moment: its other windows are wrong
+    for the query."""
+    columns = ["query_id", "split", "query", "video_id", "start_s", "end_s"]
+    texts = view.rows("moments", columns).filter(pl.col("split") == split).with_columns(text=COMPARED_TEXT)
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
     pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
-    return {query_id: frozenset(videos) for query_id, videos in pairs}
+    never = {query_id: frozenset(videos) for query_id, videos in pairs}
+    windows = windows_by_video(view)
+    if not windows:
+        return never
+    shown: dict[str, set[str]] = {}
+    for text, *moment in texts.select("text", "video_id", "start_s", "end_s").iter_rows():
+        shown.setdefault(text, set()).update(s for s in windows.get(moment[0], ()) if touches(s, *moment))
+    of_texts = texts.select("query_id", "text").iter_rows()
+    return {query_id: never[query_id].difference(windows) | shown[text] for query_id, text in of_texts}
+
+
+def right_segments(view: View) -> dict[str, str | None]:
+    """Train query id -> the segment of its right video that holds most of its moment; None where no window does."""
+    windows, found = windows_by_video(view), {}
+    for query_id, moment in train_moments(view).items():
+        video_id = moment["gt_video_id"]
+        segment_ids = windows.get(video_id, [video_id])
+        found[query_id] = best_right(segment_ids, video_id, moment["start_s"], moment["end_s"])
+    return found
+
+
+def windows_by_video(view: View) -> dict[str, list[str]]:
+    """Video id -> ids of its windows that have frames, in the order of time. Whole videos are not among them."""
+    if not view.config.segments.window_s:
+        return {}
+    found: dict[str, list[str]] = {}
+    for segment_id in view.rows("frame_tensors", ["video_id"])["video_id"]:
+        if window_of(segment_id) is not None:
+            found.setdefault(video_of(segment_id), []).append(segment_id)
+    return {video_id: sorted(ids, key=_window) for video_id, ids in found.items()}
+
+
+def _window(segment_id: str) -> tuple[float, float]:
+    return window_of(segment_id) or (0.0, 0.0)

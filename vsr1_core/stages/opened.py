@@ -54,7 +54,7 @@ class OpenedModels:
 
     @property
     def durations_s(self) -> Mapping[str, float]:
-        """Video id -> length in seconds, of every video that has frames."""
+        """Segment id -> length in seconds, of every segment that has frames."""
         return self._piece("durations", self._frames_version(), lambda: loading.durations_of(self.view))
 
     def index(self, split: str) -> VideoIndex:

@@ -10,9 +10,17 @@ import polars as pl
 
 from vsr1_core.rows.imported import ImportedRow
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import is_right, touches
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
-from vsr1_core.stages.moments import IS_TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.moments import (
+    IS_TRAIN,
+    asked_versions,
+    right_segments,
+    same_text_videos,
+    train_moments,
+    windows_by_video,
+)
 from vsr1_core.stages.reads import same
 
 _SameText = Mapping[str, frozenset[str]]
@@ -25,7 +33,8 @@ class Top1Pool(Stage):
 
     Queries are drawn by a hash of (seed, query id), so a changed row does not reshuffle the others. There are fewer
     rows than asked for where there are too few queries. Left out are queries whose right video is not in the index,
-    queries whose first video is wrong but has a moment with the same text, because its label is undecidable, and
+    queries whose first video is wrong but has a moment with the same text, or whose first window shows a smaller part
+    of the moment than a right one does, because its label is undecidable, and
     queries whose first video the teacher cannot describe: the template teacher reads its annotated moments, a model
     its stored frames.
     With `fill_matched`, where too few right videos rank first, spare queries are shown their right video although it
@@ -72,9 +81,10 @@ class Top1Pool(Stage):
         if pool.random_share:
             chosen |= self._shown_any(view, rankings, never, {q: candidates[q] for q in not_matched})
         if pool.fill_matched:
+            right = right_segments(view)
+            spare = [query_id for query_id in spare if right[query_id] is not None]
             for query_id in spare[: max(0, pool.num_matched - len(matched))]:
-                right = candidates[query_id]["gt_video_id"]
-                chosen[query_id] = {"label": "matched", "shown_video_id": right, "gt_video_id": right}
+                chosen[query_id] = {**candidates[query_id], "label": "matched", "shown_video_id": right[query_id] or ""}
         return {query_id: _row(known) for query_id, known in chosen.items()}
 
     @staticmethod
@@ -99,11 +109,14 @@ class Top1Pool(Stage):
     @staticmethod
     def _candidates(view: View, rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
         """Query id -> columns of its row, of every query that may be drawn."""
-        found, described = {}, _describable(view)
+        found, described, moments = {}, _describable(view), train_moments(view)
         for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
             shown = top[0]
-            if shown in described and query_id in never and (shown == video_id or shown not in never[query_id]):
-                label = "matched" if shown == video_id else "not_matched"
+            if shown not in described or query_id not in never:
+                continue
+            is_matched = is_right(shown, video_id, moments[query_id]["start_s"], moments[query_id]["end_s"])
+            if is_matched or shown not in never[query_id]:
+                label = "matched" if is_matched else "not_matched"
                 found[query_id] = {"label": label, "shown_video_id": shown, "gt_video_id": video_id}
         return found
 
@@ -116,10 +129,13 @@ def _row(known: Mapping[str, str]) -> Row:
 
 
 def _describable(view: View) -> frozenset[str]:
-    """The videos that the teacher can describe: it needs their stored frames, or their annotated moments."""
+    """The segments that the teacher can describe: it needs their stored frames, or annotated moments in them."""
     if view.config.teacher.asks_a_model:
         return frozenset(view.rows("frame_tensors", ["video_id"])["video_id"])
-    return frozenset(view.rows("moments", ["video_id", "split"]).filter(IS_TRAIN)["video_id"])
+    moments = view.rows("moments", ["video_id", "start_s", "end_s", "split"]).filter(IS_TRAIN).drop("split").rows()
+    windows = windows_by_video(view)
+    shown = {s for moment in moments for s in windows.get(moment[0], ()) if touches(s, *moment)}
+    return frozenset(video_id for video_id, *_ in moments) | shown
 
 
 def _train_rankings(view: View) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, RankedTurnRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import video_of
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
@@ -43,7 +44,8 @@ class Predictions(ModelRows):
 
     video_id, start_s, end_s, iou: the strict answer, a miss where nothing was matched. best_*: the answer of the answer
     policy `best` (`search.turns.BestAnswer`). num_best_tokens were decoded for its span alone and are no part of
-    num_text_tokens.
+    num_text_tokens. Answers and ranks are about videos; what was ranked and shown, in `top_video_ids` and `turns`, may
+    be windows of them.
     """
 
     key = "query_id"
@@ -201,14 +203,14 @@ def prediction_row(
         "gt_video_id": moment["video_id"],
         "gt_start_s": moment["start_s"],
         "gt_end_s": moment["end_s"],
-        "video_id": last.video_id if matched else episode.final_video_id,
+        "video_id": video_of(last.video_id if matched else episode.final_video_id),
         "rank": episode.final_rank,
         "first_rank": episode.first_rank,
         "decision": last.answer.decision,
         "start_s": start_s,
         "end_s": end_s,
         "iou": _iou(moment, last.video_id, start_s, end_s),
-        "best_video_id": best.video_id if best else None,
+        "best_video_id": video_of(best.video_id) if best else None,
         "best_turn": best.turn if best else None,
         "best_start_s": best.start_s if best else None,
         "best_end_s": best.end_s if best else None,
@@ -227,11 +229,11 @@ def prediction_row(
     }
 
 
-def _iou(moment: MomentRow, video_id: str, start_s: float | None, end_s: float | None) -> float:
-    """Temporal IoU of a span of `video_id` and the moment; 0 in a wrong video and without a span."""
+def _iou(moment: MomentRow, segment_id: str, start_s: float | None, end_s: float | None) -> float:
+    """Temporal IoU of a span of a segment's video and the moment; 0 in a wrong video and without a span."""
     from vsr1_core.evaluation.spans import temporal_iou
 
-    if video_id != moment["video_id"] or start_s is None or end_s is None:
+    if video_of(segment_id) != moment["video_id"] or start_s is None or end_s is None:
         return 0.0
     return float(temporal_iou(start_s, end_s, moment["start_s"], moment["end_s"]))
 

@@ -11,12 +11,13 @@ import polars as pl
 from vsr1_core.evaluation.row_types import MomentRow, ProbeRow, typed_rows
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.segments import best_right, clipped
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.methods import PROBED, Method, asked_as, methods_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
-from vsr1_core.stages.moments import same_text_videos
+from vsr1_core.stages.moments import same_text_videos, windows_by_video
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
 
@@ -35,7 +36,8 @@ class VerificationProbe(ModelRows):
 
     Nothing is searched for, so both labels are equally frequent, whereas the verdicts of a search are mostly about
     wrong videos. A query whose right video has no frames is left out. A query without a wrong video has only the probe
-    of its right video.
+    of its right video. Of a video that is searched in windows, the window with most of the moment is shown, and the
+    span is compared with the part of the moment that it shows.
     """
 
     key = "probe_id"
@@ -136,19 +138,23 @@ class ShownPair(TypedDict):
 def probes_of(view: View) -> dict[str, ShownPair]:
     """Probe id -> what is shown and what is right.
 
-    The wrong video is the first video of the first ranking that is not right, has no moment with the same query text,
-    and has frames. Raises NotYetKnown while that ranking is still to be made.
+    The wrong video is the first one of the first ranking that is not right, shows nothing of a moment with the same
+    query text, and has frames. Raises NotYetKnown while that ranking is still to be made.
     """
     probes: dict[str, ShownPair] = {}
     with_frames = set(view.rows("frame_tensors", ["video_id"])["video_id"])
+    windows = windows_by_video(view)
     for split in view.config.evaluation.splits:
         of_split = pl.col("split") == split
         ranked = dict(view.results("first_ranking", ["query_id", "top_video_ids"], of_split).iter_rows())
         never = same_text_videos(view, split)
-        moments = view.rows("moments").filter(of_split & pl.col("video_id").is_in(list(with_frames)))
+        moments = view.rows("moments").filter(of_split & pl.col("video_id").is_in([*with_frames, *windows]))
         for moment in typed_rows(moments, MomentRow):
-            query_id = moment["query_id"]
-            shown = {"right": ("matched", moment["video_id"])}
+            query_id, span = moment["query_id"], (moment["start_s"], moment["end_s"])
+            right = best_right(windows.get(moment["video_id"], [moment["video_id"]]), moment["video_id"], *span)
+            if right is None:
+                continue
+            shown = {"right": ("matched", right)}
             candidates = (v for v in ranked.get(query_id, ()) if v not in never[query_id] and v in with_frames)
             if (wrong := next(candidates, None)) is not None:
                 shown["wrong"] = ("not_matched", wrong)
@@ -160,8 +166,8 @@ def probes_of(view: View) -> dict[str, ShownPair]:
                     "split": split,
                     "label": label,
                     "shown_video_id": video_id,
-                    "gt_start_s": moment["start_s"],
-                    "gt_end_s": moment["end_s"],
+                    "gt_start_s": clipped(right, *span)[0],
+                    "gt_end_s": clipped(right, *span)[1],
                 }
     return probes
 

@@ -9,12 +9,18 @@ from collections.abc import Callable
 
 import polars as pl
 
+from vsr1_core.segments import video_of
 from vsr1_core.stages.base import Read, Row, RowIds, View
 
 
 def same(asset: str) -> Read:
     """The row of `asset` that has the same id as the reading row."""
     return Read((asset,), lambda view, row_id, row: [(asset, [row_id])])
+
+
+def of_video(asset: str) -> Read:
+    """The row of `asset` about the video whose segment the reading row is."""
+    return Read((asset,), lambda view, row_id, row: [(asset, [video_of(row_id)])])
 
 
 def one(asset: str, row_id: str) -> Read:

@@ -99,6 +99,8 @@ class Metrics(ScoreStage):
         for split, method, truth, inputs in _scored_methods(view):
             of_probes = _probe_inputs(view, method, truth, train)
             for name, metric in all_metrics().items():
+                if metric.section == "windows" and not view.config.segments.window_s:
+                    continue
                 known = {"method": method, "metric": name, "split": split}
                 reads = of_probes if metric.source == "probes" else inputs
                 rows[_metric_id(view, method, name, split)] = Row(reads, known)

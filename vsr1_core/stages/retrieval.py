@@ -35,7 +35,7 @@ def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
 
 
 class VideoIndexes(Stage):
-    """One FAISS index per split, of all its videos. A new video rewrites the index of its split from stored vectors."""
+    """One FAISS index per split, of all its segments. A new one rewrites the index of its split from stored vectors."""
 
     name = "video_index"
     key = "split"
@@ -76,7 +76,7 @@ class VideoIndexes(Stage):
                 yield {"split": split, "error": f"the videos of split {split!r} cannot be indexed: {error}"}
                 continue
             write_index(folder, index)
-            yield {"split": split, "path": str(folder), "num_videos": len(index.ids), "dim": vectors.shape[1]}
+            yield {"split": split, "path": str(folder), "num_videos": len(index.rows_of), "dim": vectors.shape[1]}
 
 
 def members_version(members: Iterable[tuple[str, str]]) -> str:
@@ -88,7 +88,8 @@ class FirstRanking(Stage):
     """All videos of the split, ranked by the query's own text.
 
     rank: the exact rank of the right video, whatever kind the index is; null when the video is not in the index because
-    it could not be decoded or embedded. top_*: the first `top_k` videos.
+    it could not be decoded or embedded. A video that is searched in windows counts with its best one. top_*: the first
+    `top_k` segments.
     """
 
     name = "first_ranking"
@@ -106,7 +107,7 @@ class FirstRanking(Stage):
         "gt_video_id": c.GT_VIDEO_ID,
         "rank": c.RANK,
         "score": Column(pl.Float32, "Cosine of the query and the right video; null where the video is not indexed."),
-        "top_video_ids": c.texts("Ids of the highest-ranking videos, best first."),
+        "top_video_ids": c.texts("Ids of the highest-ranking videos or windows, best first."),
         "top_scores": c.scores("Cosine of the query and each of `top_video_ids`, in the same order."),
     }
 
@@ -151,13 +152,13 @@ def _ranked(index: VideoIndex, queries: pl.DataFrame, top_k: int) -> Iterator[di
     vectors, right = as_matrix(queries["vector"]), queries["gt_video_id"].to_list()
     top_ids, top_scores, ranks = index.search_and_rank(vectors, top_k, right)
     for row, (query_id, split) in enumerate(queries.select("query_id", "split").iter_rows()):
-        at = index.row_of.get(right[row])
+        own = index.vectors[index.rows_of.get(right[row], [])]
         yield {
             "query_id": query_id,
             "split": split,
             "gt_video_id": right[row],
             "rank": ranks[row],
-            "score": None if at is None else float(vectors[row] @ index.vectors[at]),
+            "score": max((float(vectors[row] @ vector) for vector in own), default=None),
             "top_video_ids": top_ids[row],
             "top_scores": top_scores[row],
         }
@@ -182,7 +183,7 @@ class HardNegatives(Stage):
     """For each train query, the wrong videos that rank highest, best first.
 
     The right video is never among them, nor is a video that has a moment with the same query text: it would be right
-    as well.
+    as well. Of a video that is searched in windows, those that show nothing of such a moment are wrong.
     """
 
     name = "hard_negatives"
@@ -193,11 +194,12 @@ class HardNegatives(Stage):
         "first_ranking": same("first_ranking"),
         "moments": found_by(_with_the_same_text, "moments"),
     }
+    uses = ("frame_tensors",)
     imports = "rows"
     checks = (checks.QUERIES_KNOWN,)
     columns = {
         "split": c.SPLIT,
-        "video_ids": c.texts("Ids of the wrong videos that rank highest, best first."),
+        "video_ids": c.texts("Ids of the wrong videos or windows that rank highest, best first."),
         "scores": c.scores("Cosine of the query and each of `video_ids`, in the same order."),
     }
 

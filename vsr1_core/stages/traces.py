@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -13,6 +13,7 @@ from vsr1_core.reasoning.tasks import EventNote, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import Inputs, fingerprint
+from vsr1_core.segments import clipped, touches, video_of
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, View
 from vsr1_core.stages.execution import Execution
@@ -23,7 +24,7 @@ from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 
 def _told_to_the_teacher(view: View, row_id: str, row: Row) -> RowIds:
-    shown = pl.col("video_id") == row.known["shown_video_id"]
+    shown = pl.col("video_id") == video_of(row.known["shown_video_id"])
     return [("moments", row_ids(view, "moments", IS_TRAIN & (shown | (pl.col("query_id") == row_id))))]
 
 
@@ -107,21 +108,34 @@ def _read_by_a_model(task: TeacherTask) -> Inputs:
 
 def _teacher_tasks(view: View) -> list[TeacherTask]:
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
-    asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in(pool["shown_video_id"])
+    shown_videos = {segment_id: video_of(segment_id) for segment_id in pool["shown_video_id"]}
+    asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in([*shown_videos.values()])
     moments = list(typed_rows(view.rows("moments").filter(IS_TRAIN & (asked | shown_ones)), MomentRow))
-    notes = {m["query_id"]: _event_note(m) for m in moments}
-    queries = {m["query_id"]: m["query"] for m in moments}
-    events = defaultdict(set)
+    of_query = {m["query_id"]: m for m in moments}
+    of_video = defaultdict(list)
     for moment in moments:
-        events[moment["video_id"]].add(notes[moment["query_id"]])
+        of_video[moment["video_id"]].append(moment)
+    events = {segment_id: _events_in(segment_id, of_video[of]) for segment_id, of in shown_videos.items()}
     frames = _stored_frames(view) if view.config.teacher.asks_a_model else {}
     return [
         TeacherTask(
-            query_id, queries[query_id], label, shown, notes[query_id], tuple(sorted(events[shown])), frames.get(shown)
+            query_id,
+            of_query[query_id]["query"],
+            label,
+            shown,
+            _event_note(of_query[query_id], shown if label == "matched" else ""),
+            events[shown],
+            frames.get(shown),
         )
         for query_id, label, shown in pool.iter_rows()
-        if query_id in notes
+        if query_id in of_query
     ]
+
+
+def _events_in(segment_id: str, moments: Sequence[MomentRow]) -> tuple[EventNote, ...]:
+    """The events of a video's `moments` that a segment shows, in the order of time; each is cut to what it shows."""
+    shown = (m for m in moments if touches(segment_id, m["video_id"], m["start_s"], m["end_s"]))
+    return tuple(sorted({_event_note(moment, segment_id) for moment in shown}))
 
 
 def _stored_frames(view: View) -> dict[str, StoredFrames]:
@@ -130,10 +144,11 @@ def _stored_frames(view: View) -> dict[str, StoredFrames]:
     return {video_id: StoredFrames(path, tuple(times or ()), content) for video_id, path, times, content in rows}
 
 
-def _event_note(moment: MomentRow) -> EventNote:
-    """The moment in plain words: its plain caption, or its query where the dataset has no plain captions."""
+def _event_note(moment: MomentRow, segment_id: str) -> EventNote:
+    """The moment in plain words: its plain caption, or its query where the dataset has no plain captions. Its times are
+    cut to what the segment shows; those of an empty id are not."""
     caption = " ".join((moment["plain_query"] or moment["query"]).split()).rstrip(".")
-    return EventNote(moment["start_s"], moment["end_s"], caption)
+    return EventNote(*clipped(segment_id, moment["start_s"], moment["end_s"]), caption)
 
 
 STAGES: tuple[type[ModelRows], ...] = (ReasoningTraces,)

@@ -31,7 +31,7 @@ from vsr1_core.stages.model_folders import (
     options_of,
     train_videos,
 )
-from vsr1_core.stages.moments import same_text_videos, train_moments
+from vsr1_core.stages.moments import right_segments, same_text_videos, train_moments
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, every, one
 from vsr1_core.stages.turns import TURN
@@ -205,12 +205,24 @@ class SFTCheckpoint(TrainedStage):
         return TrainingResult(curve, {"num_examples": len(data.examples)})
 
 
+POSITIVE = "positive_id"
+
+
+def _with_positives(view: View, examples_asset: str) -> Iterator[dict[str, Any]]:
+    """The rows that a checkpoint is trained on, sorted by id. POSITIVE is the segment that a refined query is drawn to:
+    the right video, or its window with most of the moment. A query is left out where no window has enough of it."""
+    right = right_segments(view)
+    for row in view.rows(examples_asset).sort("query_id").iter_rows(named=True):
+        if (positive := right.get(row["query_id"], row["gt_video_id"])) is not None:
+            yield {**row, POSITIVE: positive}
+
+
 def _sft_data(view: View, examples_asset: str, policy: PolicyModel, run: Execution, train_vision: bool) -> SFTData:
     from vsr1_core.stages.loading import frame_store, layouts_of, vectors_of
     from vsr1_core.training.examples import build_examples
     from vsr1_core.training.sft import SFTData
 
-    rows = view.rows(examples_asset).sort("query_id").to_dicts()
+    rows = [{**row, "gt_video_id": row[POSITIVE]} for row in _with_positives(view, examples_asset)]
     store = frame_store(view, policy.encoder, run, is_learning=train_vision)
     layouts = layouts_of(view, [r["shown_video_id"] for r in rows], policy.encoder)
     examples = build_examples(policy, rows, layouts)
@@ -267,7 +279,7 @@ class GRPOCheckpoint(TrainedStage):
         from vsr1_core.stages.loading import vectors_of
         from vsr1_core.training.grpo import GRPOPrompt
 
-        rows = view.rows(self.trained.examples).sort("query_id").to_dicts()
+        rows = list(_with_positives(view, self.trained.examples))
         if not rows:
             raise ValueError(f"stage 2 has no prompts to train on: {self.trained.examples} is empty")
         vectors = vectors_of(view, "query_embeddings", [r["query_id"] for r in rows])
@@ -282,6 +294,7 @@ class GRPOCheckpoint(TrainedStage):
                 negative_ids=tuple(r["negative_ids"]),
                 is_matched=r["label"] == "matched",
                 vector=vector,
+                positive_id=r[POSITIVE],
             )
             for r, vector in zip(rows, vectors, strict=True)
         ]

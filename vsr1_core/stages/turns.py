@@ -11,7 +11,7 @@ from vsr1_core.stages.columns import Column, dtypes
 
 TURN_COLUMNS: Mapping[str, Column] = {
     "turn": c.integer("Number of the turn in its episode, counted from 1."),
-    "video_id": c.text("Id of the video that the policy was shown in this turn."),
+    "video_id": c.text("Id of the video, or window, that the policy was shown in this turn."),
     "score": c.number("Cosine of the query, as it stood in this turn, and the shown video."),
     "rank": c.integer("Rank of the right video in this turn's ranking; null where it is not indexed."),
     "decision": c.DECISION,

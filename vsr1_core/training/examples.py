@@ -43,6 +43,7 @@ class SFTExample:
     """Whether the answer ends with <REFINE>."""
     shown_video_id: str
     gt_video_id: str
+    """The right segment: the right video, or the window of it that the refined query is drawn to."""
     negative_ids: tuple[str, ...]
 
 

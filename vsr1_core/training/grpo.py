@@ -81,7 +81,7 @@ def train_grpo(
         index: The index that is searched.
         features: Vision features of the videos in the index.
         vectors: Video id -> unit vector [D] of each right video, and of each video that may be a negative.
-        durations_s: Video id -> seconds, for every video in the index.
+        durations_s: Segment id -> seconds, for every segment in the index.
         never: Query id -> videos that must not be its negatives.
         recipe: What is trained, and how.
         run: Where the state is kept, and what is logged.
@@ -114,7 +114,7 @@ def _check_prompts(prompts: Sequence[GRPOPrompt], vectors: Mapping[str, Tensor])
         raise ValueError(
             "stage 2 has no prompts to train on, because grpo_prompts is empty; check that there is a split named train"
         )
-    lost = sorted({p.gt_video_id for p in prompts if p.gt_video_id not in vectors})
+    lost = sorted({p.right_segment_id for p in prompts if p.right_segment_id not in vectors})
     if lost:
         raise ValueError(
             f"{len(lost)} right videos have no vector, e.g. {', '.join(lost[:3])}; build video_embeddings and "

@@ -24,6 +24,7 @@ from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Searcher
 from vsr1_core.search.turns import Episode, EpisodeQuery, Turn
+from vsr1_core.segments import clipped, is_right
 from vsr1_core.training.examples import choose_negatives
 from vsr1_core.training.losses import group_advantages, retrieval_losses
 from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecord, check_weights, score_episode
@@ -33,7 +34,7 @@ from vsr1_core.training.rewards import EpisodeRecord, RewardBreakdown, TurnRecor
 class GRPOPrompt:
     """One row of grpo_prompts: a query, its moment in seconds, its hard negatives, and whether the first search finds
     the right video. vector: the stored unit vector [D] of the query, by which `first_ranking` ranks; a query without
-    one is embedded."""
+    one is embedded. positive_id: the segment that the refined query is drawn to; empty for the right video itself."""
 
     query_id: str
     query: str
@@ -44,6 +45,11 @@ class GRPOPrompt:
     negative_ids: tuple[str, ...] = ()
     is_matched: bool = False
     vector: Tensor | None = field(default=None, compare=False)
+    positive_id: str = ""
+
+    @property
+    def right_segment_id(self) -> str:
+        return self.positive_id or self.gt_video_id
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class RolloutSampler:
         padded = pad_sequence(list(negatives), batch_first=True)
         mask = pad_sequence([torch.ones(len(n), dtype=torch.bool) for n in negatives], batch_first=True)
         device = query_vectors.device
-        positives = torch.stack([self.vectors[p.gt_video_id] for p in prompts])
+        positives = torch.stack([self.vectors[p.right_segment_id] for p in prompts])
         return retrieval_losses(
             query_vectors,
             positives.to(device),
@@ -140,27 +146,32 @@ class RolloutSampler:
     def _negatives(self, prompt: GRPOPrompt) -> Tensor:
         """Vectors [K, D] of the negatives, chosen as in stage 1: a wrong video that ranks first comes first in
         `negative_ids`."""
-        never = self.never.get(prompt.query_id, frozenset()) | {prompt.gt_video_id}
+        never = self.never.get(prompt.query_id, frozenset()) | {prompt.right_segment_id}
         ids = choose_negatives(prompt.negative_ids, self.corpus_ids, never, self.recipe.num_negatives, self.rng)
-        size = len(self.vectors[prompt.gt_video_id])
+        size = len(self.vectors[prompt.right_segment_id])
         return torch.stack([self.vectors[video_id] for video_id in ids]) if ids else torch.zeros(0, size)
 
 
 def episode_record(
     prompt: GRPOPrompt, episode: Episode, retrieval_loss: float, system_prompt: str = ""
 ) -> EpisodeRecord:
-    """The facts about an episode that rewards read. `system_prompt` is the policy's own."""
+    """The facts about an episode that rewards read. `system_prompt` is the policy's own. The right span is cut to what
+    the last turn shows, where that is a right window."""
+    moment = (prompt.gt_video_id, prompt.start_s, prompt.end_s)
+    span, last_id = moment[1:], episode.turns[-1].video_id if episode.turns else ""
+    if is_right(last_id, *moment):
+        span = clipped(last_id, *span)
     turns = [
         TurnRecord(
             text=turn.decoded.text,
             decision=turn.answer.decision,
-            shown_is_right=turn.video_id == prompt.gt_video_id,
+            shown_is_right=is_right(turn.video_id, *moment),
             start_s=turn.answer.start_s,
             end_s=turn.answer.end_s,
         )
         for turn in episode.turns
     ]
-    return EpisodeRecord(turns, prompt.start_s, prompt.end_s, retrieval_loss, system_prompt)
+    return EpisodeRecord(turns, *span, retrieval_loss, system_prompt)
 
 
 @dataclass(frozen=True)

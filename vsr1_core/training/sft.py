@@ -22,6 +22,7 @@ from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.protocols import Embedder, PolicyModel
 from vsr1_core.models.soft_query import start_among_words
 from vsr1_core.recipes import SFTRecipe
+from vsr1_core.segments import video_of
 from vsr1_core.training import lora
 from vsr1_core.training.examples import PART_NAMES, SFTExample
 from vsr1_core.training.lora import Adapters
@@ -89,8 +90,8 @@ def _held_out(examples: Sequence[SFTExample], recipe: SFTRecipe) -> list[SFTExam
     They come from the train split, because not every dataset has a validation split, and traces are written only for
     train rows.
     """
-    share = {v: _draw(recipe.seed, v) for v in {e.gt_video_id for e in examples}}
-    held_out = [e for e in examples if share[e.gt_video_id] < recipe.validation_share]
+    share = {v: _draw(recipe.seed, v) for v in {video_of(e.gt_video_id) for e in examples}}
+    held_out = [e for e in examples if share[video_of(e.gt_video_id)] < recipe.validation_share]
     if not held_out or len(held_out) == len(examples):
         raise ValueError(
             f"early stopping needs {recipe.validation_share:.0%} of {len(share)} videos for validation, which leaves "

@@ -25,6 +25,7 @@ from vsr1_core.home.prepared.training_files import GRPO, HARD_NEGATIVES, SFT, ST
 from vsr1_core.home.staleness import require_current
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.rows.files import atomic_folder, write_json, write_jsonl
+from vsr1_core.segments import window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.examples import published_grpo_row, published_prompt, published_sft_row
 
@@ -67,6 +68,11 @@ def export_prepared(view: View, target: Path, copy: bool = False, stale: bool = 
     for asset in NEEDED:
         view.table(asset).manifest()  # raises where the table is not built
     unsafe = [v for v in view.rows("video_embeddings", ["video_id"])["video_id"] if not is_file_name(v)]
+    if any(window_of(v) is not None for v in unsafe):
+        raise ValueError(
+            f"the prepared layout knows whole videos only, and long ones of {view.entry.name} are searched in windows: "
+            f"add it under another name with --window 0"
+        )
     if unsafe:
         raise ValueError(
             f"the prepared layout names a file after each video, and {len(unsafe):,} ids cannot be file names, e.g. "

@@ -35,24 +35,29 @@ export function outcome(name, labels) {
   return h("span", { class: `badge ${OUTCOME_KINDS[name] || "no"}` }, (labels && labels[name]) || name || "not evaluated");
 }
 
+// The window of a long video that ranks here or was shown; null where the video is searched as a whole.
+export const windowOf = (said) => (said && (said.window_start_s ?? null) !== null ? [said.window_start_s, said.window_end_s] : null);
+
 export const spanOf = (said) => (said && said.start_s !== null && said.start_s !== undefined ? [said.start_s, said.end_s] : null);
 
 // One turn: the shown video, the decision, its probability, and what the policy said. `open` shows it in the player.
 export function turnCard(dataset, turn, open, rightVideo) {
-  const span = spanOf(turn);
+  const span = spanOf(turn), part = windowOf(turn);
   const name = h("button", { type: "button", class: "break", onclick: () => open(turn) }, `▶ ${turn.video}`);
   const isRight = rightVideo === undefined ? null
-    : h("span", { class: "small soft" }, turn.video === rightVideo ? "the right video" : "another video");
+    : h("span", { class: "small soft" }, turn.is_right_video ?? turn.video === rightVideo ? "the right video"
+      : turn.video === rightVideo ? "another part of the right video" : "another video");
   const surely = turn.matched_probability;
   return h("li", { class: `turn ${turn.decision}` },
     h("div", { class: "row" }, h("h3", {}, `Turn ${turn.turn}`), decision(turn.decision), name, isRight),
     h("div", { class: "row small soft" },
       h("span", {}, `probability of a match ${percent(surely)}`),
       h("span", { class: "bar" }, h("i", { style: { width: `${(surely || 0) * 100}%` } })),
+      part && h("span", {}, `window ${seconds(part[0])} to ${seconds(part[1])}`),
       span && h("span", {}, `${seconds(span[0])} to ${seconds(span[1])}`),
       turn.last_rank && h("span", {}, `place ${turn.last_rank} in the last ranking`),
       turn.num_latent_tokens > 0 && h("span", {}, `${turn.num_latent_tokens} soft tokens added`)),
-    strip(dataset, turn.video, span),
+    strip(dataset, turn.video, span || part),
     turn.reasoning && h("p", { class: "says" }, turn.reasoning),
     turn.new_query && h("p", { class: "small" }, `searched anew for: ${turn.new_query}`));
 }

@@ -3,7 +3,7 @@
 import { get, of } from "/page/api.js";
 import { Corrector } from "/page/corrections.js";
 import { h, options, put, seconds } from "/page/dom.js";
-import { moves, outcome, scrolling, spanOf, turnCard } from "/page/parts.js";
+import { moves, outcome, scrolling, spanOf, turnCard, windowOf } from "/page/parts.js";
 import { Player } from "/page/player.js";
 
 const dayOf = (built) => built.replace("T", " ").slice(0, 16);
@@ -54,7 +54,7 @@ export function queryView(place, asked, context) {
       const predicted = kind === "truth" ? [] : [{ kind, label: "predicted", span: spanOf(said) }];
       for (const [side, colour] of shown)
         if (kind === "truth" && side.answer.video_id === said.video) predicted.push({ kind: colour, label: side.label, span: spanOf(side.answer) });
-      player.open(dataset, said.video, [...predicted, ...bars], spanOf(said)?.[0] ?? (bars.length ? truth[0] : 0));
+      player.open(dataset, said.video, [...predicted, ...bars], (spanOf(said) || windowOf(said))?.[0] ?? (bars.length ? truth[0] : 0));
     };
     const select = (name, label, values, value) => h("label", {}, label, options(
       h("select", { onchange: (event) => context.go("query", { d: dataset, id, a: first?.key, b: second?.key, [name]: event.target.value }) }), values, value));

@@ -2,7 +2,7 @@
 
 import { search } from "/page/api.js";
 import { h, options, put, seconds } from "/page/dom.js";
-import { decision, moves, spanOf, strip, turnCard } from "/page/parts.js";
+import { decision, moves, spanOf, strip, turnCard, windowOf } from "/page/parts.js";
 import { Player } from "/page/player.js";
 
 export function searchView(place, asked, { datasets, go }) {
@@ -94,7 +94,7 @@ export function searchView(place, asked, { datasets, go }) {
 
   function show(said) {
     const span = spanOf(said);
-    player.open(dataset.value, said.video, [{ kind: "first", label: "predicted", span }], span ? span[0] : 0);
+    player.open(dataset.value, said.video, [{ kind: "first", label: "predicted", span }], (span || windowOf(said))?.[0] ?? 0);
     for (const card of hits.querySelectorAll(".hit")) card.setAttribute("aria-current", String(card.dataset.video === said.video));
   }
 
@@ -115,14 +115,14 @@ export function searchView(place, asked, { datasets, go }) {
   }
 
   function card(name, hit) {
-    const span = spanOf(hit), up = hit.first_rank - hit.rank;
+    const span = spanOf(hit), part = windowOf(hit), up = hit.first_rank - hit.rank;
     const moved = up > 0 ? `▲ from ${hit.first_rank}` : up < 0 ? `▼ from ${hit.first_rank}` : "as at first";
     return h("button", { type: "button", class: "hit", "data-video": hit.video, onclick: () => pickOne(hit) },
       h("span", { class: "row" }, h("span", { class: "rank" }, hit.rank), h("span", { class: "grow break" }, hit.video),
         hit.decision && decision(hit.decision)),
-      strip(name, hit.video, span),
+      strip(name, hit.video, span || part),
       h("span", { class: "row small soft mono" }, h("span", {}, `similarity ${hit.score.toFixed(3)}`), h("span", {}, moved),
-        span && h("span", {}, `${seconds(span[0])} to ${seconds(span[1])}`)));
+        (span || part) && h("span", {}, `${span ? "" : "window "}${seconds((span || part)[0])} to ${seconds((span || part)[1])}`)));
   }
 
   return { player, leave: () => { stop?.abort(); player.close(); }, items: () => [...hits.querySelectorAll(".hit")], box };
