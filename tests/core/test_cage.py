@@ -39,7 +39,7 @@ def poster(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(paths: list[Path], limits: VideoLimits, folder: Path) -> list[Any]:
     """The results of one worker that samples these videos in turn."""
-    tasks = [(p.name, read_stamp(p), str(folder / f"{p.stem}.npy"), RECIPE, limits, True) for p in paths]
+    tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, RECIPE, limits, True) for p in paths]
     return list(map_in_processes(_sample_video, tasks, 1, 60))
 
 
@@ -48,7 +48,7 @@ def test_a_video_that_needs_too_much_memory_fails_alone(tmp_path: Path, clip: Pa
     assert bad.error is not None
     assert "poster.mkv needs more than 0.03 GiB of memory, which the video limits (memory_gb)" in bad.error
     assert good.error is None
-    assert good.value["num_frames"] == 8
+    assert good.value["clip.mp4"]["num_frames"] == 8
     (enough,) = sampled([poster], VideoLimits(), tmp_path)
     assert enough.error is None
 
