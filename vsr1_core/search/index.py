@@ -157,9 +157,7 @@ class VideoIndex:
         self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]
     ) -> list[int | None]:
         """The rank of each query's right video where a video may have several segments."""
-        grouped = np.array([row for rows in self.rows_of.values() for row in rows])
-        begins = np.cumsum([0, *map(len, self.rows_of.values())])[:-1]
-        number_of = {video_id: number for number, video_id in enumerate(self.rows_of)}
+        grouped, begins, number_of = self._by_video
         known = [i for i, right in enumerate(right_ids) if right in self.rows_of]
         ranks: list[int | None] = [None] * len(queries)
         for start in range(0, len(known), RANKED_AT_ONCE):
@@ -174,6 +172,14 @@ class VideoIndex:
                 own = best[row, number_of[str(right_ids[i])]]
                 ranks[i] = 1 + int((best[row] > own + TIE).sum()) if np.isfinite(own) else None
         return ranks
+
+    @cached_property
+    def _by_video(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+        """The rows [V] of all segments, those of one video together; where each video begins in them; and video id ->
+        which of these it is."""
+        rows = [row for rows in self.rows_of.values() for row in rows]
+        begins = np.cumsum([0, *map(len, self.rows_of.values())])[:-1]
+        return np.array(rows), begins, {video_id: number for number, video_id in enumerate(self.rows_of)}
 
     def _limits(self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]) -> Vectors:
         """For each query, the score above which a video ranks higher than the right one: [Q]. Infinite where the right
@@ -194,11 +200,13 @@ class VideoIndex:
         if k and not self._is_flat:
             best, rows = self.faiss_index.search(queries, k)
             k = 0
-        if not k and not np.isfinite(limits).any():
+        is_ranked = bool(np.isfinite(limits).any())
+        if not k and not is_ranked:
             return best, rows, higher
         for start in range(0, len(self.vectors), VIDEOS_AT_ONCE):
             scores = queries @ self.vectors[start : start + VIDEOS_AT_ONCE].T
-            higher += (scores > limits[:, None]).sum(axis=1)
+            if is_ranked:
+                higher += (scores > limits[:, None]).sum(axis=1)
             if k:
                 top = _best(scores, k)
                 best = np.concatenate([best, np.take_along_axis(scores, top, 1)], axis=1)
@@ -210,8 +218,8 @@ class VideoIndex:
 
     @cached_property
     def _is_flat(self) -> bool:
-        """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product is then
-        2.5 to 3.5 times faster than its search (`tests/benchmarks/test_search.py`), and gives the ranks, too."""
+        """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product then
+        gives the ranks, too, and is faster than its search for several queries (`tests/benchmarks/test_search.py`)."""
         return isinstance(self.faiss_index, _faiss().IndexFlat)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
