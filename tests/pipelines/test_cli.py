@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 import pipelines.definitions
 import pipelines.resources
-import vsr1_core.stages.graph
 from pipelines.cli import app
+from tests.command_line import use_stages
 from tests.fakes import fake_stages, write_numbers
 from vsr1_core.home.warehouse_views import VIEWS
 from vsr1_core.rows.lake import Lake
@@ -25,10 +25,7 @@ from vsr1_core.rows.lease import hold
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (pipelines.definitions, pipelines.resources, vsr1_core.stages.graph):
-        monkeypatch.setattr(module, "all_stages", fake_stages)
-    monkeypatch.setenv("VSR1_HOME", str(tmp_path))
-    monkeypatch.setenv("VSR1_DEVICE", "cpu")
+    use_stages(monkeypatch, fake_stages, tmp_path)
     write_numbers(tmp_path, "toy", {"a": 1, "b": 2, "c": -3})
     return tmp_path
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import pipelines.definitions
-import pipelines.resources
-import vsr1_core.stages.graph
 from pipelines.cli import app
 from tests.cheap_stages import cheap_stages
+from tests.command_line import use_stages
 from tests.small_world import SmallWorld, clip, fill
 from vsr1_core.datasets.registry import get_entry
 from vsr1_core.home.search import SearchRequest, best_method, method_of
@@ -25,10 +23,7 @@ MADE += ["base_models", "video_embeddings", "video_index"]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (pipelines.definitions, pipelines.resources, vsr1_core.stages.graph):
-        monkeypatch.setattr(module, "all_stages", cheap_stages)
-    for name, value in {"HOME": tmp_path, "DEVICE": "cpu", "WORKERS": 1}.items():
-        monkeypatch.setenv(f"VSR1_{name}", str(value))
+    use_stages(monkeypatch, cheap_stages, tmp_path)
     (tmp_path / "clips").mkdir()
     for number in range(3):
         (tmp_path / f"clips/{number}.mp4").write_bytes(clip(number))

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import pipelines.definitions
-import pipelines.resources
-import vsr1_core.stages.graph
 from pipelines import sync_command
 from pipelines.builds import BuildOptions
 from pipelines.cli import app
 from tests.cheap_stages import cheap_stages
+from tests.command_line import use_stages
 from tests.small_world import SmallWorld, clip, fill
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.stages.execution import Execution
@@ -28,10 +26,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a dataset `mine` that is searched only, and built."""
-    for module in (pipelines.definitions, pipelines.resources, vsr1_core.stages.graph):
-        monkeypatch.setattr(module, "all_stages", cheap_stages)
-    for name, value in {"HOME": tmp_path, "DEVICE": "cpu", "WORKERS": 1}.items():
-        monkeypatch.setenv(f"VSR1_{name}", str(value))
+    use_stages(monkeypatch, cheap_stages, tmp_path)
     fill(SmallWorld(tmp_path), num_train=1, num_test=0).register()
     folder = tmp_path / "clips"
     folder.mkdir()

@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 import pipelines.definitions
 import pipelines.resources
-import vsr1_core.stages.graph
 from pipelines.cli import app
+from tests.command_line import use_stages
 from vsr1_core.home.home import Home
 from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.rows.files import write_json
@@ -34,11 +34,7 @@ def corpus_stages() -> dict[str, Stage]:
 @pytest.fixture
 def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the dataset `mine`: two files, of which nothing here opens one."""
-    monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("VSR1_WORKERS", "1")
-    monkeypatch.setenv("VSR1_DEVICE", "cpu")
-    for module in (pipelines.definitions, pipelines.resources, vsr1_core.stages.graph):
-        monkeypatch.setattr(module, "all_stages", corpus_stages)
+    use_stages(monkeypatch, corpus_stages, tmp_path / "home")
     folder = tmp_path / "clips"
     folder.mkdir()
     for name in ("a", "b"):
