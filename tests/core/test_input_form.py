@@ -290,8 +290,9 @@ def test_the_soft_query_modules_compute_in_float32_also_under_autocast() -> None
 
 
 @pytest.fixture
-def loader_log(caplog: pytest.LogCaptureFixture) -> Any:
+def loader_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
     logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", False)  # transformers sets it where the variable CI is set
     logger.addHandler(caplog.handler)
     yield lambda: [r.getMessage() for r in caplog.records if "LOAD REPORT" in r.getMessage()]
     logger.removeHandler(caplog.handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.slow
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 NAMES = list("abcdefghijkl")
+LOST = r"a worker was lost \(Actor(Died|Unavailable)Error\)"
+"""Ray says the one or the other of a worker that was killed, by whether it has noticed the death of its process yet."""
 SAID = ("predictions.sqr_sft", "verification_probe.sqr_sft", "reasoning_traces")
 """Stages that are built here; those that embed are upstream of them."""
 
@@ -67,10 +70,8 @@ def test_rows_that_end_their_worker_are_found_and_given_up(cluster: Any, tmp_pat
     log = list[str]()
     results = outcomes(made(cluster, tmp_path, [*NAMES[:6], "crash", "broken"], size=8, log=log.append))
     errors = {item: r.error for item, r in results.items() if r.error}
-    assert errors == {
-        "crash": "a worker was lost (ActorDiedError), 3 times with this row",
-        "broken": "a worker's GPU failed, 3 times with this row",
-    }
+    assert re.fullmatch(f"{LOST}, 3 times with this row", errors.pop("crash"))
+    assert errors == {"broken": "a worker's GPU failed, 3 times with this row"}
     assert "its 8 unfinished rows are started again" in log[0]
     assert len(log) <= 8
 
@@ -158,7 +159,7 @@ def test_workers_killed_in_the_middle_cost_no_row_and_change_none(world: World, 
     first = next(rows)
     kill_model_workers(cluster)
     world.check("predictions.sqr_sft", [first, *rows])
-    assert any("a worker was lost (ActorDiedError)" in line for line in log)
+    assert re.search(LOST, "\n".join(log))
 
 
 @pytest.mark.sweep
