@@ -6,13 +6,15 @@ The group modules declare what a single stage shows beyond that. No stage is nam
 # No `from __future__ import annotations` here: Dagster reads the annotation of `context` as a class.
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dagster as dg
 
+from assets._checks import check_results, check_specs
+from assets._keys import Workplace, asset_key
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
 from assets._runs import writing_in_run
 from assets.handle import Handle
@@ -27,6 +29,9 @@ Extras = Callable[[View, str], Mapping[str, Any]]
 library itself, so that importing this package stays cheap."""
 
 
+RETRY_TAG = "vsr1/retry_failed"
+"""Tag of a run that makes failed rows again."""
+
 GPU, DECODE = "gpu", "decode"
 """The pools: assets that run a model, and assets that decode video. dagster.yaml says how many assets of a pool run at
 once."""
@@ -39,14 +44,6 @@ OWNERS = {
 """Group -> the team that answers questions about its assets."""
 
 
-class Workplace(Protocol):
-    """What the body of an asset needs from outside; `pipelines.resources` implements it."""
-
-    def view(self, dataset: str) -> View: ...
-
-    def execution(self, log: Callable[[str], None]) -> Execution: ...
-
-
 @dataclass(frozen=True)
 class AssetInfo:
     """What only Dagster needs to know about a stage: technologies, extra metadata, and the pool in which it queues."""
@@ -55,11 +52,6 @@ class AssetInfo:
     kinds: frozenset[str] = frozenset({"parquet"})
     extras: Extras | None = None
     pool: str | None = None
-
-
-def asset_key(stage_name: str) -> dg.AssetKey:
-    """`predictions.zero_shot` -> predictions/zero_shot. A `+` is not allowed in a key and becomes `_`."""
-    return dg.AssetKey([part.replace("+", "_") for part in stage_name.split(".")])
 
 
 def code_version(stage: Stage) -> str:
@@ -72,11 +64,13 @@ def code_version(stage: Stage) -> str:
 
 def stage_asset(
     stage: Stage,
+    stages: Mapping[str, Stage],
     info: AssetInfo,
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> dg.AssetsDefinition:
-    """The asset of one stage. Its body reads the upstream handles, runs the row loop, and returns its own handle."""
+    """The asset of one stage. Its body reads the upstream handles, runs the row loop and the checks of the table, and
+    yields its own handle."""
     ins = {name.replace(".", "__").replace("+", "_"): dg.AssetIn(key=asset_key(name)) for name in stage.upstream}
 
     @dg.asset(
@@ -90,18 +84,21 @@ def stage_asset(
         partitions_def=partitions_def,
         automation_condition=automation_condition,
         code_version=code_version(stage),
+        check_specs=check_specs(stage, stages, partitions_def),
         io_manager_key="handles",
         required_resource_keys={"workplace"},
         pool=info.pool,
         metadata={"dagster/column_schema": column_schema(stage)},
     )
-    def body(context: dg.AssetExecutionContext, **handles: Handle) -> dg.MaterializeResult[Handle]:
+    def body(context: dg.AssetExecutionContext, **handles: Handle) -> Iterator[Any]:
         workplace: Workplace = context.resources.workplace
         context.log.info(heading_line(stage.name, *_place_in_run(context)))
         with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
             outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
-        return materialization(view, stage, outcome, info.extras)
+        # Yielded, not returned: of a result that is returned beside checks, Dagster stores no handle.
+        yield materialization(view, stage, outcome, info.extras)
+        yield from check_results(stage, view)
 
     return body
 
@@ -119,9 +116,13 @@ def heading_line(name: str, number: int, total: int) -> str:
 
 def _execution(context: dg.AssetExecutionContext, workplace: Workplace) -> Execution:
     """How the work of a run is done: as the workplace says, and as the tags of the run say."""
-    execution = dataclasses.replace(workplace.execution(context.log.info), run_id=context.run.run_id)
-    allows = context.run.tags.get(ALLOW_TAG) == "true"
-    return dataclasses.replace(execution, max_removed=None) if allows else execution
+    run, execution = context.run, workplace.execution(context.log.info)
+    return dataclasses.replace(
+        execution,
+        run_id=run.run_id,
+        retry_failed=run.tags.get(RETRY_TAG) == "true",
+        max_removed=None if run.tags.get(ALLOW_TAG) == "true" else execution.max_removed,
+    )
 
 
 def observed_asset(stage: Stage, partitions_def: dg.PartitionsDefinition) -> dg.SourceAsset:
@@ -204,14 +205,15 @@ def summary_line(name: str, outcome: Outcome) -> str:
 
 
 def build_stage_assets(
-    stages: Iterable[Stage],
+    stages: Mapping[str, Stage],
     infos: Mapping[str, AssetInfo],
     partitions_def: dg.PartitionsDefinition,
     automation_condition: dg.AutomationCondition | None = None,
 ) -> list[dg.AssetsDefinition | dg.SourceAsset]:
     """One asset per stage, and one more for the files that each source watches. The keys of `infos` are names of stages
     up to their first dot."""
-    listed = list(stages)
-    info_of = {stage.name: infos.get(stage.name.split(".")[0], AssetInfo(stage.name)) for stage in listed}
-    made = [stage_asset(stage, info_of[stage.name], partitions_def, automation_condition) for stage in listed]
-    return [*(observed_asset(stage, partitions_def) for stage in listed if stage.watches), *made]
+    made = []
+    for name, stage in stages.items():
+        info = infos.get(name.split(".")[0], AssetInfo(name))
+        made.append(stage_asset(stage, stages, info, partitions_def, automation_condition))
+    return [*(observed_asset(stage, partitions_def) for stage in stages.values() if stage.watches), *made]

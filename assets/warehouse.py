@@ -7,7 +7,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets._factory import OWNERS, asset_key
+from assets._factory import OWNERS
+from assets._keys import asset_key
 from vsr1_core.stages.base import Stage
 
 

@@ -18,7 +18,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from assets._factory import asset_key
+from assets._keys import asset_key
 from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE, is_built
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.graph import open_view, plan_graph, stamp

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from assets._factory import asset_key
+from assets._factory import RETRY_TAG
+from assets._keys import asset_key
 from assets._runs import LEASE_TAG
 from pipelines.bars import bars_on_terminal
 from pipelines.commands import say
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
-from pipelines.resources import resource_config
 from pipelines.settings import Settings
 from pipelines.watching import UNUSABLE, report_observations
 from vsr1_core.home.building import BuiltAsset
@@ -29,6 +29,7 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view, stages_of
 from vsr1_core.stages.removals import ALLOW_TAG
 
+RUN_CONFIG: Mapping[str, Any] = {"loggers": {"progress": {}}}
 ExecutorName = Literal["in-process", "multiprocess"]
 
 
@@ -83,18 +84,17 @@ def run_build(
     """
     defs = defs or build_defs(settings)
     keys = select_assets(defs, assets, open_view(settings.home, dataset))
-    config = _run_config(settings, options.retry_failed)
     with (
         _lease(settings, dataset, options.wait) as lease,
         open_instance(settings.home) as instance,
         free_places_assigned(instance),
     ):
-        tags = process_tags() | {LEASE_TAG: lease.run} | ({ALLOW_TAG: "true"} if options.allow_removals else {})
+        tags = process_tags() | {LEASE_TAG: lease.run} | _tags(options)
         close_dead_runs(instance, settings.home)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
         if options.executor == "multiprocess":
-            result = _run_multiprocess(instance, dataset, keys, config, tags)
+            result = _run_multiprocess(instance, dataset, keys, tags)
         else:
             job = defs.resolve_job_def(WHOLE_GRAPH)
             with bars_on_terminal():
@@ -102,11 +102,18 @@ def run_build(
                     instance=instance,
                     partition_key=dataset,
                     asset_selection=keys,
-                    run_config=config,
+                    run_config=RUN_CONFIG,
                     raise_on_error=False,
                     tags=tags,
                 )
         return _summary(instance, result.run_id, result.success)
+
+
+def _tags(options: BuildOptions) -> dict[str, str]:
+    """What a run is to do beyond the usual, as tags of the run. Its configuration would hold a copy of all settings,
+    the home's path among them, with which the run would be repeated in the UI after the home was moved."""
+    asked = {RETRY_TAG: options.retry_failed, ALLOW_TAG: options.allow_removals}
+    return {tag: "true" for tag, is_asked in asked.items() if is_asked}
 
 
 @contextlib.contextmanager
@@ -121,14 +128,13 @@ def _run_multiprocess(
     instance: dg.DagsterInstance,
     dataset: str,
     keys: Sequence[dg.AssetKey],
-    config: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> Any:
     """Run each step in a process of its own, which costs about 3 s of imports per step."""
     with dg.execute_job(
         dg.reconstructable(whole_graph),
         instance=instance,
-        run_config=config,
+        run_config=RUN_CONFIG,
         tags={**tags, "dagster/partition": dataset},
         asset_selection=list(keys),
     ) as result:
@@ -177,13 +183,6 @@ def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:
             f"there is no asset or group {part!r}{meant or ';'} there are: {', '.join(sorted(set(known)))}"
         )
     return dg.AssetSelection.from_string(part)
-
-
-def _run_config(settings: Settings, retry_failed: bool) -> dict[str, Any]:
-    config: dict[str, Any] = {"loggers": {"progress": {}}}
-    if retry_failed:  # run config replaces the whole resource, so all of its fields are needed
-        config["resources"] = {"workplace": {"config": {**resource_config(settings), "retry_failed": True}}}
-    return config
 
 
 def _summary(instance: dg.DagsterInstance, run_id: str, success: bool) -> BuildResult:

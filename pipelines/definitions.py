@@ -13,7 +13,6 @@ from assets import checkpoints, corpus, embeddings, evaluation, grpo, media, ret
 from assets._factory import AssetInfo, build_stage_assets
 from assets.warehouse import warehouse_asset
 from pipelines.automation import Planner, automation_sensor, when_inputs_changed
-from pipelines.checks import build_checks
 from pipelines.io import HandleIOManager
 from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
@@ -45,7 +44,7 @@ def build_defs(
 def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapping[str, Any]) -> dg.Definitions:
     partitions_def = dataset_partitions(settings.home)
     condition = when_inputs_changed(Planner(settings.home, stages))
-    assets = build_stage_assets(stages.values(), ASSET_INFOS, partitions_def, condition)
+    assets = build_stage_assets(stages, ASSET_INFOS, partitions_def, condition)
     assets.append(warehouse_asset(stages, settings.home, partitions_def, condition))
     groups = {stage.group for stage in stages.values()} | {"warehouse"}
     resources = {
@@ -55,7 +54,6 @@ def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapp
     }
     return dg.Definitions(
         assets=assets,
-        asset_checks=build_checks(stages.values(), partitions_def),
         jobs=build_jobs(partitions_def, groups),
         sensors=[watching_sensor(settings.home, stages), automation_sensor()],
         resources=resources,

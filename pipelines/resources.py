@@ -29,7 +29,6 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     ray: str = ""
     model_workers: int = 0
     batch_size: int = 32
-    retry_failed: bool = False
     cache_gb: float = 20.0
     processes: int = 0
     micro_batch_size: int = 0
@@ -51,16 +50,11 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
         names = [field.name for field in dataclasses.fields(Settings)]
         values = {name: getattr(self, name) for name in names}
         settings = Settings(**{**values, "home": Path(self.home), "trackers": tuple(self.trackers)})
-        return dataclasses.replace(execution_of(settings, log, self.retry_failed), batch_size=self.batch_size)
+        return dataclasses.replace(execution_of(settings, log), batch_size=self.batch_size)
 
 
 def workplace(settings: Settings) -> WorkplaceResource:
     """The resource for these settings, after checking that the datasets' registry can be read."""
     get_entry(settings.home, "toy")
-    return WorkplaceResource(**resource_config(settings))
-
-
-def resource_config(settings: Settings) -> dict[str, Any]:
-    """The fields of the resource, in the form that run config needs too."""
     fields = dataclasses.asdict(settings)
-    return {**fields, "home": str(settings.home), "trackers": list(settings.trackers)}
+    return WorkplaceResource(**{**fields, "home": str(settings.home), "trackers": list(settings.trackers)})

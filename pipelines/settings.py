@@ -211,7 +211,7 @@ def prepare_process() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bool = False) -> Execution:
+def execution_of(settings: Settings, log: Callable[[str], Any]) -> Execution:
     """How work runs under these settings. The teacher's endpoint is read from the environment."""
     device = choose_device(settings.device)
     return Execution(
@@ -219,7 +219,6 @@ def execution_of(settings: Settings, log: Callable[[str], Any], retry_failed: bo
         workers=settings.workers,
         ray=settings.ray,
         model_workers=settings.model_workers,
-        retry_failed=retry_failed,
         endpoint=read_endpoint(),
         cache_bytes=int(settings.cache_gb * (1 << 30)),
         processes=choose_processes(settings.processes, device),

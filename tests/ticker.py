@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
-from assets._factory import asset_key
+from assets._keys import asset_key
 from pipelines.definitions import build_defs
 from pipelines.resources import WorkplaceResource
 from pipelines.settings import Settings

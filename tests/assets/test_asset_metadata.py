@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from assets._factory import asset_key, code_version, outcome_metadata, summary_line
+from assets._factory import code_version, outcome_metadata, summary_line
+from assets._keys import asset_key
 from assets._metadata import (
     cell,
     contact_sheet,

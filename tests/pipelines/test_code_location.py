@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "trl", "faiss", "av", "decord", "datasets", "peft", "matplotlib", "duckdb")
 
 
+@pytest.mark.slow
 def test_importing_the_definitions_loads_no_heavy_package(tmp_path: Path) -> None:
     """Every step, sensor tick and reload pays for this import; with torch it takes several seconds more."""
     code = (
@@ -102,7 +103,7 @@ def test_jobs_are_partitioned_by_dataset(name: str) -> None:
 def test_definitions_are_valid() -> None:
     import dagster as dg
 
-    from assets._factory import asset_key
+    from assets._keys import asset_key
     from pipelines.definitions import defs
     from vsr1_core.stages.graph import all_stages
 

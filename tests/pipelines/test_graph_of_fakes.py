@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets._factory import RETRY_TAG
 from assets.handle import Handle
 from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
@@ -32,13 +33,15 @@ def instance() -> Any:
         yield instance
 
 
-def fake_defs(home: Path, **options: Any) -> dg.Definitions:
-    workplace = workplace_of(fake_stages)(home=str(home), device="cpu", **options)
+def fake_defs(home: Path) -> dg.Definitions:
+    workplace = workplace_of(fake_stages)(home=str(home), device="cpu")
     return build_defs(Settings(home, "cpu"), fake_stages(), {"workplace": workplace})
 
 
-def build(home: Path, instance: dg.DagsterInstance, raise_on_error: bool = True, **options: Any) -> Any:
-    job = fake_defs(home, **options).resolve_job_def("whole_graph")
+def build(
+    home: Path, instance: dg.DagsterInstance, raise_on_error: bool = True, tags: Mapping[str, str] | None = None
+) -> Any:
+    job = fake_defs(home).resolve_job_def("whole_graph")
     names = [[name] for name in fake_stages()]
     return job.execute_in_process(
         instance=instance,
@@ -46,6 +49,7 @@ def build(home: Path, instance: dg.DagsterInstance, raise_on_error: bool = True,
         asset_selection=[dg.AssetKey(name) for name in names],
         raise_on_error=raise_on_error,
         run_config={"loggers": {"progress": {}}},
+        tags=tags,
     )
 
 
@@ -92,11 +96,12 @@ def test_failed_rows_are_shown_and_do_not_stop_the_graph(home: Path, instance: d
     assert result.success
 
 
+@pytest.mark.slow
 def test_failed_rows_run_again_only_when_asked(home: Path, instance: dg.DagsterInstance) -> None:
     write_numbers(home, "toy", {"a": -1})
     build(home, instance)
     assert metadata_of(build(home, instance))["squares"]["rows/processed"] == 0
-    assert metadata_of(build(home, instance, retry_failed=True))["squares"]["rows/processed"] == 1
+    assert metadata_of(build(home, instance, tags={RETRY_TAG: "true"}))["squares"]["rows/processed"] == 1
 
 
 def test_a_failed_blocking_check_stops_what_is_downstream(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.resources import resource_config, workplace
+from pipelines.resources import workplace
 from pipelines.settings import read_settings
 from vsr1_core.home.execution import choose_processes
 
@@ -33,16 +33,13 @@ def test_an_address_that_is_no_cluster_is_refused(text: str) -> None:
     assert [read_settings({"VSR1_RAY": text}).ray for text in ("", "auto", "head:6379")] == ["", "auto", "head:6379"]
 
 
-def test_settings_reach_the_stages_also_where_run_config_gives_them(tmp_path: Path) -> None:
+def test_settings_reach_the_stages(tmp_path: Path) -> None:
     environ = {"VSR1_CACHE_GB": "0.5", "VSR1_WORKERS": "3", "VSR1_DEVICE": "cpu", "VSR1_PROCESSES": "2"}
     environ |= {"VSR1_HOME": str(tmp_path), "VSR1_TEXT_WRITER": "vllm", "VSR1_RAY": "auto"}
     environ |= {"VSR1_ROLLOUT_WRITER": "vllm", "VSR1_MAX_REMOVED": "0.5"}
     environ |= {"VSR1_MODEL_WORKERS": "4"}
     environ |= {"VSR1_SAVE_STEPS": "0", "VSR1_TRACKERS": "tensorboard, trackio,"}
-    settings = read_settings(environ)
-    given = workplace(settings)
-    assert type(given)(**resource_config(settings)) == given
-    execution = given.execution(print)
+    execution = workplace(read_settings(environ)).execution(print)
     assert (execution.device, execution.workers, execution.cache_bytes) == ("cpu", 3, 1 << 29)
     assert (execution.ray, execution.model_workers, execution.max_removed) == ("auto", 4, 0.5)
     assert (execution.processes, execution.text_writer, execution.rollout_writer) == (2, "vllm", "vllm")
