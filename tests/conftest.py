@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from pipelines.settings import prepare_process
 
 prepare_process()  # before anything imports torch
 os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer
+
+MEMORY = Path("/dev/shm")  # of Linux
+ROOM = 8 << 30
+"""Bytes; the tests write about 1 GiB."""
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+    # The tests' homes are in memory: a build calls fsync thousands of times, and a disk that others use as well takes
+    # milliseconds for each. pytest removes all but what failed (`tmp_path_retention_policy`).
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 LONGEST = (
     "test_daemon.py",

@@ -48,6 +48,7 @@ def home(tmp_path: Path, models: dict[str, Path]) -> Home:
     return made
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_prompt(
     home: Home, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path) -> None:
     assert memory._free_in_group(tmp_path) == memory._free_in_group(tmp_path / "none") == float("inf")
 
 
+@pytest.mark.slow
 def test_stages_of_a_process_share_what_was_found_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_budget_of_this_process", functools.cache(Budget))
     said: list[str] = []
@@ -164,6 +165,7 @@ def test_a_query_costs_what_its_tokens_cost() -> None:
     assert passes.text([short, long]) == 2 * passes.text([long])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["videos", "answers"])
 def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(what: str) -> None:
     small, large = 24 << 20, 192 << 20

@@ -60,6 +60,7 @@ def test_models_that_are_nobodys_are_refused(tmp_path: Path) -> None:
         configuration_of(tmp_path, lost)
 
 
+@pytest.mark.slow
 def test_a_chain_of_borrowing_is_built_with_the_models_at_its_end(tmp_path: Path) -> None:
     """The dataset in between need not be built."""
     world = fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()
@@ -81,6 +82,7 @@ def test_a_chain_of_borrowing_is_built_with_the_models_at_its_end(tmp_path: Path
     assert stamp(open_view(tmp_path, "last", cheap_stages())) != before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_owner_does_not_make_is_no_matter_of_building_the_borrower(tmp_path: Path) -> None:
     world = fill(SmallWorld(tmp_path), num_train=3, num_test=2)
     write_configuration(tmp_path, "few", "nano", {"evaluation": {"methods": ["sqr_sft"]}}, "test")

@@ -28,6 +28,7 @@ def rows(corrected: CorrectedWorld, sql: str) -> list[dict[str, Any]]:
     return warehouse.query(corrected.world.home, sql).to_dicts()
 
 
+@pytest.mark.slow
 def test_what_each_build_did_and_left_can_be_compared(corrected: CorrectedWorld) -> None:
     view = view_of(corrected.world)
     (first,) = rows(corrected, "from builds where dataset = 'small'")
@@ -65,6 +66,7 @@ def test_what_each_build_did_and_left_can_be_compared(corrected: CorrectedWorld)
     undo(view, made.correction_id)
 
 
+@pytest.mark.slow
 def test_a_dropped_prediction_is_kept_as_gone_and_a_torn_line_is_left_out(corrected: CorrectedWorld) -> None:
     view = view_of(corrected.world)
     made = correct(view, WantedCorrection("reject", "911_fig"))

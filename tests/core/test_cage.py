@@ -43,6 +43,7 @@ def sampled(paths: list[Path], limits: VideoLimits, folder: Path) -> list[Any]:
     return list(map_in_processes(_sample_video, tasks, 1, 60))
 
 
+@pytest.mark.slow
 def test_a_video_that_needs_too_much_memory_fails_alone(tmp_path: Path, clip: Path, poster: Path) -> None:
     bad, good = sampled([poster, clip], VideoLimits(memory_gb=0.03), tmp_path)
     assert bad.error is not None
@@ -53,6 +54,7 @@ def test_a_video_that_needs_too_much_memory_fails_alone(tmp_path: Path, clip: Pa
     assert enough.error is None
 
 
+@pytest.mark.slow
 def test_processor_time_is_bounded_for_each_task_and_not_for_the_worker(tmp_path: Path) -> None:
     burning = [0.7, 60.0, 0.7, 0.7]
     begun = time.process_time()

@@ -69,6 +69,7 @@ def test_bytes_are_those_of_the_shapes() -> None:
     assert stages["sft_checkpoint"].gpu > 16 * text, "weights, gradients and two moments in fp32"
 
 
+@pytest.mark.slow
 def test_every_configuration_of_published_models_is_forecast_and_larger_ones_take_more() -> None:
     names = [f"qwen3-vl-{size}" for size in ("2b", "4b", "8b")]
     sums = [sum(e.hours for e in by_stage(base(name=name)).values()) for name in names]

@@ -181,6 +181,7 @@ def test_two_files_with_one_id_are_reported(clips: Corpus) -> None:
     assert clips.rows("frame_tensors")["a"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_bad_files_and_lines_are_failed_rows(clips: Corpus) -> None:
     (clips.root / "videos/bad.mp4").write_text("no video")
     with (clips.root / "a.jsonl").open("a") as out:
@@ -214,6 +215,7 @@ def test_a_csv_without_durations_takes_them_from_the_videos(tmp_path: Path) -> N
     assert due(made) == {}
 
 
+@pytest.mark.slow
 def test_the_toy_corpus_is_made_and_made_once(tmp_path: Path) -> None:
     entry = DatasetEntry("toy", "toy", str(tmp_path / "data/toy/videos"), str(tmp_path / "data/toy"))
     made = Corpus(tmp_path, entry)
@@ -256,6 +258,7 @@ def test_a_newer_probe_reads_what_an_older_one_refused_and_decodes_nothing_else(
     assert set(made.rows("frame_tensors")) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_charades_without_videos_lists_each_missing_one(shared_data: Path, tmp_path: Path) -> None:
     entry = DatasetEntry("charades", "verified", str(tmp_path / "videos"), str(shared_data / "verified_fig"))
     made = Corpus(tmp_path, entry)
@@ -269,6 +272,7 @@ def test_charades_without_videos_lists_each_missing_one(shared_data: Path, tmp_p
     assert made.rows("frame_tensors") == {}
 
 
+@pytest.mark.slow
 def test_real_clips_are_all_ok_and_have_the_time_stamps_of_ffprobe(shared_data: Path, tmp_path: Path) -> None:
     clips = shared_data / "clips"
     made = Corpus(tmp_path, DatasetEntry("clips", "folder", str(clips / "videos"), str(clips / "annotations.jsonl")))
@@ -287,6 +291,7 @@ def test_real_clips_are_all_ok_and_have_the_time_stamps_of_ffprobe(shared_data: 
         assert len(times) % 2 == 0
 
 
+@pytest.mark.slow
 def test_odd_videos_are_decoded_or_failed_rows(shared_data: Path, tmp_path: Path) -> None:
     made = Corpus(tmp_path, DatasetEntry("odd", "folder", str(shared_data / "odd_videos")))
     made.build(workers=2)

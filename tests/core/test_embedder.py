@@ -72,6 +72,7 @@ def test_latents_follow_the_query_in_the_own_template(appends: bool) -> None:
         assert tokenizer.decode(split.after) == closing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("appends", [False, True])
 def test_latents_follow_the_query_in_1000_real_queries_with_the_real_tokenizer(
     appends: bool, shared_data: Path
@@ -82,6 +83,7 @@ def test_latents_follow_the_query_in_1000_real_queries_with_the_real_tokenizer(
     assert_latents_follow_the_query(qwen_tokenizer(appends), queries, closing)
 
 
+@pytest.mark.slow
 def test_the_real_tokenizer_is_the_published_one() -> None:
     tokenizer = qwen_tokenizer()
     composed, apart = "caf\u00e9", "cafe\u0301"
@@ -121,6 +123,7 @@ WRAPPED = [151652, *PUBLISHED_IDS[14:34], 151653]
 """The same between the template's own vision tokens, as transformers has written it since 5.10."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["published", "template"])
 def test_the_token_ids_of_a_video_are_the_published_ones(wrapper: VideoWrapper) -> None:
     tokenizer = qwen_tokenizer(appends_end_of_text=True)

@@ -91,6 +91,7 @@ def encode_all(home: Path, **execution: Any) -> int:
     return sum(sizes)
 
 
+@pytest.mark.slow
 def test_a_second_process_computes_no_vision_pass_and_finds_equal_features(home: Path) -> None:
     assert encode_all(home) == len(video_ids(home)) == 36
     call = f"from pathlib import Path; from tests.core.{Path(__file__).stem} import encode_all as f; "
@@ -109,6 +110,7 @@ def test_a_second_process_computes_no_vision_pass_and_finds_equal_features(home:
         torch.testing.assert_close(one.deepstack, other.deepstack)
 
 
+@pytest.mark.slow
 def test_stages_share_features_as_long_as_training_leaves_the_tower_alone(home: Path) -> None:
     assert 0 < build(home, "predictions.zero_shot") <= 8
     assert 0 < build(home, "fine_tuned_checkpoint") <= 24

@@ -350,6 +350,7 @@ def test_loss_equals_the_one_worked_out_by_hand(world: World, some_match: None, 
     assert float(found) == pytest.approx(expected + 0.3 * float(search.mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
 def test_micro_batches_and_checkpointing_change_nothing(
     world: World, some_match: None, tmp_path: Path, loss_type: str
@@ -364,6 +365,7 @@ def test_micro_batches_and_checkpointing_change_nothing(
     assert grads[0] == pytest.approx(grads[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_training_twice(world: World, tmp_path: Path) -> None:
     again = copy.deepcopy(world)
     recipe = replace(RECIPE, steps=2, queries_per_step=1)
@@ -375,6 +377,7 @@ def test_a_seed_gives_the_same_training_twice(world: World, tmp_path: Path) -> N
     assert other.episodes != first.episodes
 
 
+@pytest.mark.slow
 def test_every_reward_is_logged_apart_and_episodes_can_be_read(world: World, tmp_path: Path) -> None:
     result = world.train(replace(RECIPE, steps=2, queries_per_step=1, bf16=True), tmp_path)
     by_name = {name: [p for p in result.curve if p.name == name] for name in {p.name for p in result.curve}}

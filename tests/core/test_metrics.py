@@ -80,6 +80,7 @@ def test_the_public_oracle_is_reproduced() -> None:
 ranks_or_missing = st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @given(ranks_or_missing)
 def test_recall_grows_with_k_and_bounds_mrr(ranks: list[int | None]) -> None:
     found = values(score(ranked(ranks)))
@@ -90,6 +91,7 @@ def test_recall_grows_with_k_and_bounds_mrr(ranks: list[int | None]) -> None:
     assert recalls == [found[f"first_recall_at_{k}"] for k in (1, 5, 10, 100)]
 
 
+@pytest.mark.slow
 @given(ranks_or_missing)
 def test_a_missing_rank_is_the_worst_rank(ranks: list[int | None]) -> None:
     known = [rank for rank in ranks if rank is not None]

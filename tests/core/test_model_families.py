@@ -122,6 +122,7 @@ def view_of(home: Path) -> View:
     return open_view(home, "nano")
 
 
+@pytest.mark.slow
 def test_queries_and_videos_are_embedded_by_the_family_of_the_folder(home: Path) -> None:
     view = view_of(home)
     embedder = embedder_of(view, Execution())

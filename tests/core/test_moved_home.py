@@ -88,6 +88,7 @@ def moved(home: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_nothing_is_due_in_a_moved_home_and_all_its_paths_are_its_own(built: Path, tmp_path: Path) -> None:
     home = moved(built, tmp_path / "moved")
     view = opened(home)
@@ -121,6 +122,7 @@ def test_a_copied_home_does_what_it_did_when_the_old_one_is_gone(built: Path, tm
         hidden.rename(built)
 
 
+@pytest.mark.slow
 def test_a_home_of_absolute_paths_is_migrated_by_the_next_build(written_before: Path, tmp_path: Path) -> None:
     home, saved = written_before, tmp_path / "saved"
     shutil.copytree(home, saved)

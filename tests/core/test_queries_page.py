@@ -60,6 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sql", queries(), ids=lambda sql: " ".join(sql.split())[:60])
 def test_a_query_of_the_page_answers(home: Path, sql: str) -> None:
     frame = warehouse.query(home, sql)

@@ -30,7 +30,7 @@ from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
 
-NUM_SCRIPTS, NUM_PARTS = 200, 10
+NUM_SCRIPTS, NUM_PARTS = 200, 20
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
 IN_WINDOWS = dataclasses.replace(START, segments=SegmentRecipe(window_s=4.0))
 

@@ -193,6 +193,7 @@ def moves_any(view: View, before: dict[str, dict[str, str]], config: Configurati
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_each_field_moves_a_version_or_is_listed_as_unused(view: View, name: str) -> None:
     config = fitted(EVERY[name])

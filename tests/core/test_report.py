@@ -66,6 +66,7 @@ def toy_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(inputs_for(80, num_missing=3), tmp_path_factory.mktemp("toy") / "report")
 
 
+@pytest.mark.slow
 def test_a_report_shows_each_score_as_the_table_has_it(toy_report: Path) -> None:
     inputs = inputs_for(80, num_missing=3)
     row = inputs.metrics.filter((pl.col("method") == "sqr_sft") & (pl.col("metric") == "vcmr_0.5")).row(0, named=True)

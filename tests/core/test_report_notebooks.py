@@ -77,6 +77,7 @@ def test_a_notebook_carries_no_outputs_and_defines_nothing(path: Path) -> None:
     assert not any(line.startswith(("def ", "class ")) for cell in cells for line in cell.source.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_shows_results(path: Path, built_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = outputs_of(path, built_home, monkeypatch)
@@ -84,6 +85,7 @@ def test_a_notebook_shows_results(path: Path, built_home: Path, monkeypatch: pyt
     assert "shape: (0," not in shown or path.stem == "explore_dataset"  # it has no videos table here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_before_anything_is_built(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warehouse.refresh(tmp_path, stages())

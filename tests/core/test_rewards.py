@@ -196,6 +196,7 @@ print(json.dumps([found, earned.total, said[0][0]]))
 """
 
 
+@pytest.mark.slow
 def test_a_reward_added_by_one_function_is_weighed_stored_and_described(tmp_path):
     out = subprocess.run([sys.executable, "-c", ADDED, str(tmp_path)], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr

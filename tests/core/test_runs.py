@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Callable[[], Any], type, Train, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +110,7 @@ def without_times(result: Any) -> Any:
     return without_times(result.curve), result.episodes
 
 
+@pytest.mark.slow
 def test_a_finished_training_that_was_not_committed_takes_no_further_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def moved_and_apart(first: World, second: World, before: dict[str, Tensor]) -> t
     return moved, max(float((ours[name] - theirs[name]).abs().max()) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"batch_size": 4, "gradient_accumulation": 2}, {"gradient_checkpointing": True}])
 def test_accumulation_and_checkpointing_change_nothing_but_memory(change: dict[str, Any], tmp_path: Path) -> None:
     plain, other = make_world(), make_world()
@@ -166,6 +167,7 @@ def test_accumulation_and_checkpointing_change_nothing_but_memory(change: dict[s
     assert apart < 0.02 * moved, "by rounding only"
 
 
+@pytest.mark.slow
 def test_adapters_learn_in_place_of_the_text_model_and_are_merged(tmp_path: Path) -> None:
     world, again = make_world(), make_world()
     before = weights_of(world.policy.model)
@@ -211,6 +213,7 @@ def test_a_training_without_progress_on_held_out_videos_stops_early(world: World
     assert {point.step for point in curve} == {1, 2}
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.0])
 
@@ -245,6 +248,7 @@ def test_validation_holds_out_whole_videos_and_more_rows_move_none(world: World)
         sft._held_out(world.data.examples, replace(recipe, validation_share=0.0))
 
 
+@pytest.mark.slow
 def test_in_batch_positives_that_share_the_querys_text_are_no_negatives(world: World, tmp_path: Path) -> None:
     everything = frozenset(world.data.vectors)
     recipe = replace(RECIPE, in_batch_positives=True)
@@ -313,6 +317,7 @@ def test_latents_that_start_among_words_have_their_scale_and_a_gradient_of_their
     assert changed(model, before) == set()
 
 
+@pytest.mark.slow
 def test_noise_moves_what_learns_by_rounding_and_leaves_the_tower(tmp_path: Path) -> None:
     first, second = make_world(), make_world()
     before = weights_of(first.policy.model)

@@ -213,6 +213,7 @@ def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_
     assert all(p.grad is not None for name, p in world.policy.model.named_parameters() if "lora_" in name)
 
 
+@pytest.mark.slow
 def test_adapters_learn_in_stage_2_and_are_merged(world_trained_with_adapters: tuple[World, dict[str, Tensor]]) -> None:
     world, before = world_trained_with_adapters
     after = weights_of(world)
@@ -235,6 +236,7 @@ def world_trained_with_adapters(tmp_path_factory: pytest.TempPathFactory) -> tup
     return world, before
 
 
+@pytest.mark.slow
 def test_adapters_learn_beside_a_base_in_bf16(some_match: None, tmp_path: Path) -> None:
     world = make_world()
     world.policy.model.bfloat16()
@@ -301,6 +303,7 @@ def with_vllm(world: World) -> LearningFakeLLM:
     return llm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_vllm_samples_from_the_weights_of_every_step(
     some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lora_rank: int

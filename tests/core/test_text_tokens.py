@@ -65,6 +65,7 @@ def test_there_are_200_hostile_texts_and_the_tokenizers_own_way_takes_most_of_th
     assert len(forged) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("add_special_tokens", [False, True])
 def test_ordinary_texts_have_the_tokens_that_the_tokenizer_gives_the_whole(
     tokenizer: Tokenizer, add_special_tokens: bool

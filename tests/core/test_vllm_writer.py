@@ -41,6 +41,7 @@ from vsr1_core.reasoning.conversation import build_messages
 from vsr1_core.rows.files import read_json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["own", "qwen"])
 def test_the_requests_placeholder_stands_for_exactly_the_prompts_video(which: str) -> None:
     policy, prompts, features = world()

@@ -246,6 +246,7 @@ def test_every_view_says_what_it_holds(home: Path) -> None:
     assert all(comments.values())
 
 
+@pytest.mark.slow
 def test_every_column_says_what_it_means(tmp_path: Path) -> None:
     """Stages and views say them where they are declared."""
     warehouse.refresh(tmp_path)

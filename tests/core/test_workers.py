@@ -34,6 +34,7 @@ def test_a_crash_fails_only_the_row_in_flight() -> None:
     assert sorted(str(r.value) for r in results.values()) == ["A", "B", "C", "D"]
 
 
+@pytest.mark.slow
 def test_a_row_past_its_deadline_is_stopped() -> None:
     started = time.monotonic()
     results = {r.item: r for r in map_rows(misbehave, ["hang", "a"], 2, deadline_s=2)}

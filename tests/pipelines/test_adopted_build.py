@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipelines.builds import run_build
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
@@ -16,6 +18,7 @@ from vsr1_core.stages.graph import open_view
 TRAINING = {"top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts", "sft_checkpoint"}
 
 
+@pytest.mark.slow
 def test_the_predictions_of_an_adopted_checkpoint_are_built_without_its_training_data(tmp_path: Path) -> None:
     fill(SmallWorld(tmp_path), num_train=2, num_test=2).register()
     view = open_view(tmp_path, "small", cheap_stages())

@@ -58,6 +58,7 @@ def test_help_shows_examples() -> None:
         assert name in out
 
 
+@pytest.mark.slow
 def test_the_plan_says_beforehand_what_the_build_then_does(home: Path) -> None:
     assert counts() == {
         "numbers": {"new": 3, "stale": 0, "orphaned": 0, "failed": 0, "unchanged": 0},
@@ -72,6 +73,7 @@ def test_the_plan_says_beforehand_what_the_build_then_does(home: Path) -> None:
     assert after["total"]["unchanged"] == 2
 
 
+@pytest.mark.slow
 def test_the_plan_counts_due_rows_by_cause_and_explain_names_them(home: Path) -> None:
     ok("build")
     write_numbers(home, "toy", {"a": 5, "b": 2, "c": -3, "d": 4})
@@ -98,6 +100,7 @@ def test_plan_status_and_list_write_nothing(home: Path) -> None:
     assert sorted(home.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_second_build_runs_nothing_and_failed_rows_only_when_asked(home: Path) -> None:
     ok("build")
     again = run("build").output
@@ -105,6 +108,7 @@ def test_a_second_build_runs_nothing_and_failed_rows_only_when_asked(home: Path)
     assert "squares: 1 rows processed" in run("build", "--retry-failed").output
 
 
+@pytest.mark.slow
 def test_a_part_is_built_with_all_it_needs_and_no_more(home: Path) -> None:
     ok("build", "--assets", "squares")
     after = counts()
@@ -113,12 +117,14 @@ def test_a_part_is_built_with_all_it_needs_and_no_more(home: Path) -> None:
     assert after["total"]["new"] == 2
 
 
+@pytest.mark.slow
 def test_a_group_can_be_named(home: Path) -> None:
     ok("build", "--assets", "sources")
     assert counts()["squares"]["new"] == 3
     assert counts()["numbers"]["unchanged"] == 3
 
 
+@pytest.mark.slow
 def test_a_stage_that_breaks_stops_the_build_with_its_reason(home: Path) -> None:
     (home / "data/toy/numbers.txt").write_text("a one\n")
     message = refused("build")
@@ -168,6 +174,7 @@ def test_a_folder_of_videos_is_checked_counted_and_registered(home: Path, tmp_pa
     assert (videos / "a.mp4").exists()
 
 
+@pytest.mark.slow
 def test_sql_answers_in_three_formats(home: Path) -> None:
     ok("build")
     query = "select asset, row_id, error from failures where dataset = 'toy'"
@@ -183,6 +190,7 @@ def test_sql_without_a_query_lists_the_views(home: Path) -> None:
     assert {"view": "failures", "holds": says, "columns": "dataset, asset, row_id, error"} in views
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_marked_as_failed_and_gives_its_slots_back(home: Path) -> None:
     """Also one whose process id is alive again, as that of a container's first process is after a restart, and one of
     another container, which lost the lease of its dataset."""
@@ -220,6 +228,7 @@ def test_a_later_process_with_the_number_of_a_killed_ui_is_not_it() -> None:
     assert not instance._is_alive(os.getpid(), 0.0)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_killed_ui_is_marked_as_failed_too(home: Path) -> None:
     import dagster as dg
     from dagster._core.events import EngineEventData

@@ -133,6 +133,7 @@ def test_tiny_models_need_annotations_to_be_trained_on(home: Path, clips: list[s
     assert "has no annotations: give --annotations" in refused("dataset", "add", "m", *clips[:2], "--train-own")
 
 
+@pytest.mark.slow
 def test_a_dataset_whose_configuration_is_gone_says_so_and_hides_no_other(home: Path, clips: list[str]) -> None:
     run("dataset", "add", "mine", *clips, "--set", "retrieval.index=hnsw")
     (home / "configurations/mine.toml").unlink()

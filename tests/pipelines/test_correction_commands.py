@@ -55,6 +55,7 @@ def test_corrections_are_listed_undone_and_exported(world: SmallWorld, tmp_path:
     assert (refused.exit_code, "has no correction 'nope'" in refused.output) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_wide_result_is_printed_one_line_per_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
     wide = "select " + ", ".join(f"{number} as column_{number}" for number in range(30))

@@ -155,6 +155,7 @@ def test_a_folder_of_fig_files_is_taken_under_any_name(home: Path, clips: Path, 
     assert "is a folder without files" in add_again(clips, "--annotations", str(clips))
 
 
+@pytest.mark.slow
 def test_a_dataset_is_removed_with_its_rows_unless_another_one_uses_them(home: Path, clips: Path) -> None:
     view = open_view(home, "mine")
     for name in ("annotation_files", "raw_videos", "videos"):
@@ -175,6 +176,7 @@ def test_a_clean_dataset_exits_with_0(clips: Path) -> None:
     assert "agree with the annotations" in result.stdout
 
 
+@pytest.mark.slow
 def test_findings_exit_with_1_and_come_as_table_csv_and_json(clips: Path) -> None:
     (clips / "a.mp4").rename(clips / "b.mp4")
     table = run("dataset", "check", "mine")

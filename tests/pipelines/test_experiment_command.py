@@ -90,6 +90,7 @@ def test_what_trains_needs_train_videos(tmp_path: Path) -> None:
     check_can_train(entry, TINY)
 
 
+@pytest.mark.slow
 def test_an_experiment_on_ones_own_dataset_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
     fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()

@@ -83,6 +83,7 @@ def test_a_free_place_of_a_pool_reaches_the_step_that_missed_it(
     assert is_claimed
 
 
+@pytest.mark.slow
 def test_a_step_that_waits_for_a_place_in_a_pool_says_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

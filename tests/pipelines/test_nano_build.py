@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from tests.nano_home import NanoBuild, copy_nano_home, rows_processed, vsr1
 from vsr1_core.models.checkpoints import load_policy
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import launch as launching
@@ -26,135 +26,116 @@ from vsr1_core.training import sft
 pytestmark = pytest.mark.slow
 
 
-def run(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def processed(output: str) -> dict[str, int]:
-    """asset -> rows processed, from the progress lines."""
-    found = re.findall(r"^(\S+): ([\d,]+) rows processed", output, re.MULTILINE)
-    return {name: int(number.replace(",", "")) for name, number in found}
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NanoBuild]:
+    found = copy_nano_home(tmp_path_factory, tmp_path_factory.mktemp("copy") / "home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VSR1_HOME", str(folder))
+        patch.setenv("VSR1_HOME", str(found.home))
         patch.setenv("VSR1_DEVICE", "cpu")
-        run("dataset", "add", "nano", "--toy", "--config", "nano")
-        yield folder
+        yield found
 
 
-@pytest.fixture(scope="module")
-def built(home: Path) -> dict[str, Any]:
-    """The plan before, what the first build then did, and the plan after it."""
-    before = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
-    output = run("build", "-d", "nano").output
-    after = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
-    return {"before": before, "processed": processed(output), "after": after}
+@pytest.fixture
+def home(built: NanoBuild) -> Path:
+    return built.home
 
 
-def test_every_stage_ran_and_none_failed_a_row(home: Path, built: dict[str, Any]) -> None:
-    view = open_view(home, "nano")
+def test_every_stage_ran_and_none_failed_a_row(home: Path, built: NanoBuild) -> None:
+    view = open_view(home, "toy")
     manifests = {name: view.table(name).manifest() for name in all_stages()}
-    assert set(built["processed"]) == set(manifests)
+    assert set(built.processed) == set(manifests)
     assert {name: m["num_failed"] for name, m in manifests.items() if m["num_failed"]} == {}
     for name in ("videos", "moments", "frame_tensors", "video_embeddings", "metrics", "report", "grpo_checkpoint"):
         assert manifests[name]["num_rows"] > 0, name
 
 
-def test_what_was_planned_is_what_ran(built: dict[str, Any]) -> None:
-    known = {name: c["new"] + c["stale"] for name, c in built["before"].items() if "waits_for" not in c}
-    assert {name: built["processed"][name] for name in known} == known
+def test_what_was_planned_is_what_ran(built: NanoBuild) -> None:
+    known = {name: c["new"] + c["stale"] for name, c in built.before.items() if "waits_for" not in c}
+    assert {name: built.processed[name] for name in known} == known
     assert known["videos"] > 0
 
 
-def test_after_a_build_nothing_is_due(built: dict[str, Any]) -> None:
-    assert {n: c for n, c in built["after"].items() if c["new"] or c["stale"] or c["orphaned"]} == {}
+def test_after_a_build_nothing_is_due(built: NanoBuild) -> None:
+    assert {n: c for n, c in built.after.items() if c["new"] or c["stale"] or c["orphaned"]} == {}
 
 
 def test_a_copy_searches_and_answers_sql_when_the_home_is_gone(
-    home: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied, hidden = tmp_path / "copied", tmp_path / "hidden"
     shutil.copytree(home, copied)
     home.rename(hidden)
     try:
         monkeypatch.setenv("VSR1_HOME", str(copied))
-        assets = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+        assets = json.loads(vsr1("plan", "-d", "toy", "--json").stdout)["assets"]
         assert {n: c for n, c in assets.items() if c["new"] or c["stale"] or c["orphaned"]} == {}
-        (hit, *_) = json.loads(run("search", "a red circle", "-d", "nano", "--format", "json").stdout)["hits"]
+        (hit, *_) = json.loads(vsr1("search", "a red circle", "-d", "toy", "--format", "json").stdout)["hits"]
         assert hit["path"].startswith(str(copied))
-        assert "recall_at_1" in run("sql", "select distinct metric from metrics").stdout
-        assert str(copied) in run("report", "-d", "nano").stdout
+        assert "recall_at_1" in vsr1("sql", "select distinct metric from metrics").stdout
+        assert str(copied) in vsr1("report", "-d", "toy").stdout
     finally:
         hidden.rename(home)
 
 
-def test_a_second_build_redoes_no_row(home: Path, built: dict[str, Any]) -> None:
-    again = processed(run("build", "-d", "nano").output)
-    assert set(again) == set(built["processed"])
+def test_a_second_build_redoes_no_row(built: NanoBuild) -> None:
+    again = rows_processed(vsr1("build", "-d", "toy").output)
+    assert set(again) == set(built.processed)
     assert set(again.values()) == {0}
 
 
-def test_metrics_and_report_answer(home: Path, built: dict[str, Any]) -> None:
-    query = "select method, metric, value from metrics where dataset = 'nano' and metric = 'recall_at_10'"
-    rows = json.loads(run("sql", query, "--format", "json").stdout)
+def test_metrics_and_report_answer(home: Path) -> None:
+    query = "select method, metric, value from metrics where dataset = 'toy' and metric = 'recall_at_10'"
+    rows = json.loads(vsr1("sql", query, "--format", "json").stdout)
     assert {row["method"] for row in rows} >= {"zero_shot", "fine_tuned", "sqr_sft", "videosearch_r1"}
-    out = run("report", "-d", "nano").stdout
+    out = vsr1("report", "-d", "toy").stdout
     assert "recall_at_10" in out
     path = Path("".join(out.split("Report:")[1].split()))
     assert path.is_file()
 
 
-def test_what_stage_2_did_in_training_can_be_read(home: Path, built: dict[str, Any]) -> None:
+def test_what_stage_2_did_in_training_can_be_read(home: Path) -> None:
     query = "select sample, reward_total, e.query, t.turn, t.text from grpo_turns t join grpo_episodes e using "
-    rows = json.loads(run("sql", query + "(dataset, step, sample, query_id)", "--format", "json").stdout)
+    rows = json.loads(vsr1("sql", query + "(dataset, step, sample, query_id)", "--format", "json").stdout)
     assert {row["sample"] for row in rows} == {0, 1}
     assert {row["turn"] for row in rows} == {1, 2}
     assert all(row["query"] and row["reward_total"] is not None for row in rows)
 
 
-def test_search_returns_ranked_videos(home: Path, built: dict[str, Any]) -> None:
-    out = run("search", "a red circle moves left", "--dataset", "nano", "--top-k", "3").stdout
+def test_search_returns_ranked_videos(home: Path) -> None:
+    out = vsr1("search", "a red circle moves left", "--dataset", "toy", "--top-k", "3").stdout
     assert "rank" in out
 
 
-def test_a_run_in_several_processes_finds_the_same_tables(home: Path, built: dict[str, Any]) -> None:
-    out = run("build", "-d", "nano", "--assets", "moments", "--executor", "multiprocess").stdout
+def test_a_run_in_several_processes_finds_the_same_tables(home: Path) -> None:
+    out = vsr1("build", "-d", "toy", "--assets", "moments", "--executor", "multiprocess").stdout
     line = next(line for line in out.splitlines() if "moments" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")][2] == "0"
 
 
-def test_a_pushed_checkpoint_can_take_the_place_of_a_training(home: Path, built: dict[str, Any]) -> None:
+def test_a_pushed_checkpoint_can_take_the_place_of_a_training(home: Path) -> None:
     out = home / "pushed"
-    run("push", "sft_checkpoint", "-d", "nano", "--to", "me/nano-sft", "--dry-run", str(out))
+    vsr1("push", "sft_checkpoint", "-d", "toy", "--to", "me/nano-sft", "--dry-run", str(out))
     assert "| test | sqr_sft | recall_at_1 |" in (out / "README.md").read_text()
-    pulled = run("pull", str(out), "-d", "nano", "--as", "grpo_checkpoint").output
-    plan = json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]
+    pulled = vsr1("pull", str(out), "-d", "toy", "--as", "grpo_checkpoint").output
+    plan = json.loads(vsr1("plan", "-d", "toy", "--json").stdout)["assets"]
     Path("".join(pulled.split("delete")[1].split())).unlink()
     due = {name for name, counts in plan.items() if counts.get("stale")}
     assert {"grpo_checkpoint", "predictions.videosearch_r1"} <= due
     assert not {"sft_checkpoint", "predictions.sqr_sft"} & due
-    assert json.loads(run("plan", "-d", "nano", "--json").stdout)["assets"]["grpo_checkpoint"]["stale"] == 0
+    assert json.loads(vsr1("plan", "-d", "toy", "--json").stdout)["assets"]["grpo_checkpoint"]["stale"] == 0
 
 
-def test_tables_are_exported_for_others(home: Path, built: dict[str, Any]) -> None:
-    out = run("export", str(home / "exported"), "-d", "nano", "--tables", "moments,sft_examples").output
+def test_tables_are_exported_for_others(home: Path) -> None:
+    out = vsr1("export", str(home / "exported"), "-d", "toy", "--tables", "moments,sft_examples").output
     assert "sft_examples" in out
     assert sorted(path.name for path in (home / "exported" / "moments").iterdir()) == [
         "test.parquet", "train.parquet", "val.parquet",
     ]  # fmt: skip
 
 
-def test_other_options_make_the_policy_anew_and_leave_the_embedder(
-    home: Path, built: dict[str, Any], tmp_path: Path
-) -> None:
+def test_other_options_make_the_policy_anew_and_leave_the_embedder(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
-    view = open_view(tmp_path / "home", "nano")
+    view = open_view(tmp_path / "home", "toy")
     before = {row["model_id"]: row for row in view.rows("base_models").to_dicts()}
     options = replace(view.config.models.options, num_soft_tokens=3, seed=5)
     view.config = replace(view.config, models=replace(view.config.models, options=options))
@@ -168,9 +149,9 @@ def test_other_options_make_the_policy_anew_and_leave_the_embedder(
     assert not torch.equal(old.refine_projector[0].weight, new.refine_projector[0].weight)
 
 
-def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
-    view, lines = open_view(tmp_path / "home", "nano"), list[str]()
+    view, lines = open_view(tmp_path / "home", "toy"), list[str]()
     stage = view.stages["grpo_checkpoint"]
     assert isinstance(stage, TrainedStage)
     (row,) = stage.make(view, stage.plan(view), Execution(processes=3, log=lines.append))
@@ -181,13 +162,11 @@ def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, built: d
     assert "grpo_checkpoint: a step of 2 can be shared evenly by 2 processes, not by more" in lines
 
 
-def test_as_many_processes_train_as_can_share_a_step(
-    home: Path, built: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_processes_train_as_can_share_a_step(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1 in two processes is trained in `tests.core.test_processes`."""
     started = list[tuple[str, int]]()
     monkeypatch.setattr(launching, "launch", lambda _, asset, how: started.append((asset, how.processes)) or [])
-    view, lines = open_view(home, "nano"), list[str]()
+    view, lines = open_view(home, "toy"), list[str]()
     stage = view.stages["sft_checkpoint"]
     assert isinstance(stage, TrainedStage)
     for processes in (2, 3, 4, 5):
@@ -200,16 +179,16 @@ def test_as_many_processes_train_as_can_share_a_step(
 
 
 def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
-    home: Path, built: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.setenv("VSR1_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("VSR1_SAVE_STEPS", "1")
     monkeypatch.setattr(sft, "LOGGING_STEPS", 1)
-    table = open_view(tmp_path / "home", "nano").table("sft_checkpoint")
+    table = open_view(tmp_path / "home", "toy").table("sft_checkpoint")
     expected = table.rows().to_dicts()
     shutil.rmtree(table.folder)
-    trainer = table.folder.parents[2] / "files/sft_checkpoint/nano/trainer"
+    trainer = table.folder.parents[2] / "files/sft_checkpoint/toy/trainer"
     step = sft.RefineSFTTrainer.training_step
 
     def break_in_the_second(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -219,10 +198,10 @@ def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
 
     with monkeypatch.context() as patch:
         patch.setattr(sft.RefineSFTTrainer, "training_step", break_in_the_second)
-        broken = CliRunner().invoke(app, ["build", "-d", "nano", "--assets", "sft_checkpoint"])
+        broken = CliRunner().invoke(app, ["build", "-d", "toy", "--assets", "sft_checkpoint"])
     assert broken.exit_code == 1
     assert [path.name for path in trainer.glob("*/*")] == ["checkpoint-1"]
-    output = run("build", "-d", "nano", "--assets", "sft_checkpoint").output
-    assert "nano/sft_checkpoint: continues from step 1" in output
+    output = vsr1("build", "-d", "toy", "--assets", "sft_checkpoint").output
+    assert "toy/sft_checkpoint: continues from step 1" in output
     assert [row["digest"] for row in table.rows().to_dicts()] == [row["digest"] for row in expected]
     assert not trainer.exists()

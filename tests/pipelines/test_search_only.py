@@ -56,6 +56,7 @@ def add(home: Path, *options: str) -> str:
     return ok("dataset", "add", "mine", "--videos", str(home / "clips"), *options)
 
 
+@pytest.mark.slow
 def test_a_searched_folder_needs_the_embedder_alone_of_the_models_that_it_borrows(
     home: Path, lender: SmallWorld
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_face_is_light_to_import(tmp_path: Path) -> None:
     assert not {"torch", "polars", "numpy", "duckdb", "dagster", "transformers"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_every_name_of_the_face_is_there_without_dagster(tmp_path: Path) -> None:
     code = (
         "import vsr1_core, vsr1_core.search.episodes\n"

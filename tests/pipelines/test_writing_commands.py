@@ -53,6 +53,7 @@ def build(*options: str) -> Result:
     return run("build", "--dataset", "mine", "--assets", "raw_videos", *options)
 
 
+@pytest.mark.slow
 def test_an_empty_mount_point_stops_a_build_that_may_not_remove(videos: Path) -> None:
     assert build().exit_code == 0
     for path in videos.iterdir():
@@ -118,6 +119,7 @@ def test_pruning_deletes_nothing_while_one_of_its_datasets_is_written(
     assert "Deleted 1 of 1" in run("prune", "--delete").output
 
 
+@pytest.mark.slow
 def test_a_build_that_waits_goes_on_when_the_other_writer_has_ended(videos: Path) -> None:
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(build("--wait")))
@@ -129,6 +131,7 @@ def test_a_build_that_waits_goes_on_when_the_other_writer_has_ended(videos: Path
     assert results[0].exit_code == 0, results[0].output
 
 
+@pytest.mark.slow
 def test_a_run_of_the_ui_that_meets_another_writer_fails_and_says_why(videos: Path) -> None:
     """Its steps do not wait: they may hold a place in a pool that the writer needs next."""
     from pipelines.instance import open_instance
@@ -145,6 +148,7 @@ def test_a_run_of_the_ui_that_meets_another_writer_fails_and_says_why(videos: Pa
     assert read_holding(lease_of(videos)).members == {}
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = corpus.RawVideos.make
 

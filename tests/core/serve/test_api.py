@@ -99,6 +99,7 @@ def test_videos_are_listed_by_id(client: TestClient) -> None:
     assert client.get(f"{OF}/videos", params={"limit": 1, "offset": 1}).json()["videos"][0]["video_id"] == VIDEOS[1 - 1]
 
 
+@pytest.mark.slow
 def test_evaluated_queries_are_filtered_by_outcome_and_counted(client: TestClient) -> None:
     everything = client.get(f"{OF}/predictions").json()
     assert (everything["total"], everything["counts"]) == (2, {"found": 1, "right_video_rejected": 1})

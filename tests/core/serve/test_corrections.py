@@ -67,6 +67,7 @@ def build(client: TestClient) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_exactly_the_planned_rows_are_rebuilt_and_undoing_brings_the_old_ones_back(
     asked: TestClient, corrected: CorrectedWorld, tmp_path: Path
 ) -> None:

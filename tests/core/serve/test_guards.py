@@ -163,6 +163,7 @@ def test_a_body_that_does_not_end_or_does_not_come_is_given_up(home: Path) -> No
         assert exchange(address, b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_odd_requests_get_an_answer_and_no_server_error(client: TestClient) -> None:
     """Each kind of route with values that no client should send; a fixed seed."""
     rng = random.Random(0)
