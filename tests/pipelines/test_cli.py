@@ -102,10 +102,16 @@ def test_plan_status_and_list_write_nothing(home: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_build_runs_nothing_and_failed_rows_only_when_asked(home: Path) -> None:
+    from pipelines.instance import open_instance
+
     ok("build")
     again = run("build").output
     assert all(f"{name}: 0 rows processed" in again for name in fake_stages())
     assert "squares: 1 rows processed" in run("build", "--retry-failed").output
+    with open_instance(home) as instance:
+        last = instance.get_runs(limit=1)[0]
+    assert last.tags["vsr1/retry_failed"] == "true"
+    assert str(home) not in str(last.run_config), "a run that is repeated after a move reads the home of then"
 
 
 @pytest.mark.slow
