@@ -19,7 +19,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContext
 
 from assets._keys import asset_key
-from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE, is_built
+from pipelines.watching import UNUSABLE, is_built
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.graph import open_view, plan_graph, stamp
 
@@ -210,18 +210,3 @@ class _Questions:
 def _is_requested(context: dg.AutomationContext, key: dg.AssetKey, dataset: str) -> bool:
     requested = context.request_subsets_by_key.get(key)
     return requested is not None and dataset in requested.expensively_compute_partition_keys()
-
-
-def automation_sensor() -> dg.AutomationConditionSensorDefinition:
-    """The sensor that evaluates the condition above, once it is turned on. It starts one run per dataset, and never a
-    backfill."""
-    return dg.AutomationConditionSensorDefinition(
-        "run_what_changed",
-        target=dg.AssetSelection.all(),
-        description="Rebuilds assets that are behind their inputs. The first build of a dataset is started by hand.",
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
-        run_tags={"vsr1/started_by": "run_what_changed"},
-        emit_backfills=False,
-        use_user_code_server=True,
-    )

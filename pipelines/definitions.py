@@ -12,7 +12,8 @@ import dagster as dg
 from assets import checkpoints, corpus, embeddings, evaluation, grpo, media, retrieval, sft, sources
 from assets._factory import AssetInfo, build_stage_assets
 from assets.warehouse import warehouse_asset
-from pipelines.automation import Planner, automation_sensor, when_inputs_changed
+from pipelines.automation import Planner, when_inputs_changed
+from pipelines.automation_sensor import automation_sensor
 from pipelines.io import HandleIOManager
 from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
@@ -55,7 +56,7 @@ def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapp
     return dg.Definitions(
         assets=assets,
         jobs=build_jobs(partitions_def, groups),
-        sensors=[watching_sensor(settings.home, stages), automation_sensor()],
+        sensors=[watching_sensor(settings.home, stages), automation_sensor(settings.home, stages)],
         resources=resources,
         executor=executor(),
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},

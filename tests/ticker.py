@@ -36,7 +36,8 @@ class Ticker:
 
     def __init__(self, home: Path, instance: dg.DagsterInstance, stages: Stages) -> None:
         self.home, self.instance, self.stages = home, instance, stages
-        self.cursor: Any = None
+        self.cursor: str | None = None
+        self.told: Any = None
         self.names = {asset_key(name): name for name in stages()}
         self.reload()
 
@@ -45,6 +46,7 @@ class Ticker:
         workplace = workplace_of(self.stages)(home=str(self.home), device="cpu", workers=1)
         self.defs = build_defs(Settings(self.home, "cpu", 1), self.stages(), {"workplace": workplace})
         self.graph = self.defs.resolve_asset_graph()
+        self.sensor = self.defs.resolve_sensor_def("run_what_changed")
 
     def build(self, dataset: str) -> None:
         """The whole graph, as `vsr1 build` runs it."""
@@ -72,13 +74,19 @@ class Ticker:
         return ran
 
     def ask(self) -> dict[str, set[dg.AssetKey]]:
-        result: Any = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.cursor)
-        self.cursor = result.cursor
+        """Dataset -> assets of the run that the sensor asks for."""
+        self.told = self.look()
+        self.cursor = self.told.cursor
         asked: dict[str, set[dg.AssetKey]] = {}
-        for key in self.graph.materializable_asset_keys:
-            for dataset in result.get_requested_partitions(key):
-                asked.setdefault(dataset, set()).add(key)
+        for request in self.told.run_requests or []:
+            assert request.partition_key not in asked, "one run per dataset"
+            asked[str(request.partition_key)] = set(request.asset_selection or [])
         return asked
+
+    def look(self) -> Any:
+        """One tick of the sensor, as the daemon asks for it."""
+        with dg.build_sensor_context(self.instance, self.cursor, definitions=self.defs) as context:
+            return self.sensor.evaluate_tick(context)
 
     def settle(self, dataset: str, max_ticks: int = 6) -> list[dict[str, int]]:
         """Tick until nothing more is asked for; what each run made for `dataset`. Nothing else may be asked for."""

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from pipelines.automation import Outlook, Planner
+from pipelines.automation_sensor import QUIET
 from tests.fakes import Numbers, Squares, fake_stages, write_numbers
 from tests.ticker import Ticker
 from vsr1_core.configuration_files import write_configuration
@@ -176,3 +177,26 @@ def test_a_dataset_that_was_never_built_is_never_asked_for(settled: Ticker) -> N
     settled.reload()
     assert settled.tick() == {}
     assert settled.tick() == {}
+
+
+@pytest.mark.slow
+def test_a_tick_with_nothing_moved_evaluates_nothing(settled: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[str]()
+    look = Planner.outlook
+    monkeypatch.setattr(
+        Planner, "outlook", lambda self, dataset, log: looks.append(dataset) or look(self, dataset, log)
+    )
+    assert settled.tick() == {}
+    assert (settled.told.skip_message, looks) == (QUIET, [])
+    edit(settled, b=4)
+    assert settled.tick() == {"toy": {"numbers": 1, "squares": 1}}
+    assert settled.told.skip_message is None
+    assert settled.tick() == {"toy": {"total": 1, "warehouse": 0}}
+    assert settled.tick() == {}
+    assert settled.told.skip_message != QUIET, "runs ended since the look that asked for them"
+    looks.clear()
+    assert settled.tick() == {}
+    assert (settled.told.skip_message, looks) == (QUIET, [])
+    settled.reload()
+    assert settled.tick() == {}
+    assert settled.told.skip_message != QUIET, "the code may be another one"

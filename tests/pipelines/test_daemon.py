@@ -19,6 +19,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from pipelines.instance import dagster_home
 from tests.fakes import write_numbers
@@ -80,7 +81,7 @@ class Server:
         since = time.time()
 
         def is_quiet() -> bool:
-            open_runs = self.instance.get_run_records(dg.RunsFilter(statuses=list(NOT_FINISHED)))
+            open_runs = self.instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
             ended = [record.end_time or 0.0 for record in self.instance.get_run_records(limit=5)]
             looked = [t for t in self.ticks() if t.timestamp > max([since, *ended]) and t.end_timestamp]
             return not open_runs and len(looked) >= 2 and not any(t.run_ids for t in looked)
@@ -93,12 +94,6 @@ class Server:
         states = self.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
         state = next(s for s in states if s.instigator_name == "run_what_changed")
         return list(self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=5))
-
-
-NOT_FINISHED = (
-    *(dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING),
-    *(dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING),
-)
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
