@@ -157,9 +157,9 @@ def materialization(
 ) -> dg.MaterializeResult[Handle]:
     """The result of an asset for Dagster: its handle, its data version, and its metadata."""
     manifest = outcome.manifest
-    metadata = outcome_metadata(view.table(stage.name), view.files(stage.name), outcome)
-    if extras is not None and manifest["num_ok"]:
-        metadata.update(extras(view, stage.name))
+    # The UI keeps this order: what is worth looking at comes before what is counted.
+    shown = extras(view, stage.name) if extras is not None and manifest["num_ok"] else {}
+    metadata = {**shown, **outcome_metadata(view.table(stage.name), view.files(stage.name), outcome)}
     return dg.MaterializeResult(
         value=Handle(stage.name, view.entry.name, manifest["data_version"], manifest["num_rows"]),
         data_version=dg.DataVersion(manifest["data_version"]),

@@ -8,10 +8,7 @@ layers would run once for each of them; trainings are among these assets.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,53 +16,8 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContext
 
 from assets._keys import asset_key
-from pipelines.watching import UNUSABLE, is_built
-from vsr1_core.stages.base import Stage, View
-from vsr1_core.stages.graph import open_view, plan_graph, stamp
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a build of one dataset would do.
-
-    due: Stages with rows to make or to drop.
-    unknown: Stages that cannot be planned before other stages have run.
-    held: Stages that train, where the configuration says that trainings are started by hand.
-    """
-
-    due: frozenset[str] = frozenset()
-    unknown: frozenset[str] = frozenset()
-    held: frozenset[str] = frozenset()
-
-
-class Planner:
-    """Keeps the outlook of each dataset, and plans a dataset again when its files or tables have changed."""
-
-    def __init__(self, home: Path, stages: Mapping[str, Stage]) -> None:
-        self.home, self.stages = home, dict(stages)
-        self._known: dict[str, tuple[str, Outlook]] = {}
-
-    def outlook(self, dataset: str, log: logging.Logger) -> Outlook:
-        """The outlook of `dataset`. If it cannot be planned at all (its files are gone), every stage is unknown, so
-        none of them runs."""
-        try:
-            view = open_view(self.home, dataset, self.stages)
-            now = stamp(view)
-            if self._known.get(dataset, ("",))[0] != now:
-                self._known[dataset] = (now, self._look(view))
-            return self._known[dataset][1]
-        except UNUSABLE as error:
-            log.warning("%s is not rebuilt by itself: %s", dataset, error)
-            return Outlook(unknown=frozenset(self.stages))
-
-    def _look(self, view: View) -> Outlook:
-        if not is_built(view):
-            return Outlook(unknown=frozenset(self.stages))
-        by_hand = view.config.retrain == "manual"
-        held = frozenset(name for name, stage in self.stages.items() if by_hand and stage.trains(view))
-        plans = plan_graph(view, kept=held)
-        due = frozenset(p.asset for p in plans if p.plan and (p.plan.due() or p.plan.orphaned))
-        return Outlook(due, frozenset(p.asset for p in plans if p.plan is None), held)
+from pipelines.planner import Outlook, Planner
+from vsr1_core.stages.base import Stage
 
 
 class Holds(dg.AutomationCondition):  # type: ignore[misc]

@@ -15,7 +15,8 @@ import dagster as dg
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from pipelines.watching import SECONDS_BETWEEN_TICKS, UNUSABLE
+from pipelines.planner import UNUSABLE
+from pipelines.watching import SECONDS_BETWEEN_TICKS
 from vsr1_core.datasets.registry import load_entries
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.graph import open_view, stamp

@@ -18,8 +18,9 @@ from pipelines.commands import say
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
+from pipelines.planner import UNUSABLE
 from pipelines.settings import Settings
-from pipelines.watching import UNUSABLE, report_observations
+from pipelines.watching import report_observations
 from vsr1_core.home.building import BuiltAsset
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import Lease

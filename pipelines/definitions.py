@@ -12,11 +12,12 @@ import dagster as dg
 from assets import checkpoints, corpus, embeddings, evaluation, grpo, media, retrieval, sft, sources
 from assets._factory import AssetInfo, build_stage_assets
 from assets.warehouse import warehouse_asset
-from pipelines.automation import Planner, when_inputs_changed
+from pipelines.automation import when_inputs_changed
 from pipelines.automation_sensor import automation_sensor
 from pipelines.io import HandleIOManager
 from pipelines.jobs import build_jobs, executor
 from pipelines.partitions import dataset_partitions
+from pipelines.planner import Planner
 from pipelines.progress import progress_logger
 from pipelines.resources import workplace
 from pipelines.settings import Settings, prepare_process, read_settings
@@ -44,7 +45,8 @@ def build_defs(
 
 def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapping[str, Any]) -> dg.Definitions:
     partitions_def = dataset_partitions(settings.home)
-    condition = when_inputs_changed(Planner(settings.home, stages))
+    planner = Planner(settings.home, stages)
+    condition = when_inputs_changed(planner)
     assets = build_stage_assets(stages, ASSET_INFOS, partitions_def, condition)
     assets.append(warehouse_asset(stages, settings.home, partitions_def, condition))
     groups = {stage.group for stage in stages.values()} | {"warehouse"}
@@ -56,7 +58,7 @@ def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapp
     return dg.Definitions(
         assets=assets,
         jobs=build_jobs(partitions_def, groups),
-        sensors=[watching_sensor(settings.home, stages), automation_sensor(settings.home, stages)],
+        sensors=[watching_sensor(settings.home, planner), automation_sensor(settings.home, stages)],
         resources=resources,
         executor=executor(),
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},

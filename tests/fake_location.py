@@ -10,7 +10,7 @@ import sys
 
 import dagster as dg
 
-from pipelines import automation, definitions, watching
+from pipelines import automation_sensor, definitions, watching
 from pipelines.instance import open_instance
 from pipelines.resources import WorkplaceResource
 from pipelines.settings import read_settings
@@ -30,7 +30,7 @@ def unlucky(view: View, asset: str) -> str:
 
 
 Numbers.checks = (Check("is_lucky", f"No {UNLUCKY}.", unlucky),)
-automation.SECONDS_BETWEEN_TICKS = watching.SECONDS_BETWEEN_TICKS = 1
+automation_sensor.SECONDS_BETWEEN_TICKS = watching.SECONDS_BETWEEN_TICKS = 1
 definitions.executor = lambda: dg.in_process_executor
 _settings = read_settings()
 _workplace = FakeWorkplace(home=str(_settings.home), device=_settings.device)

@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.automation import Outlook, Planner
 from pipelines.automation_sensor import QUIET
+from pipelines.planner import Outlook, Planner
 from tests.fakes import Numbers, Squares, fake_stages, write_numbers
 from tests.ticker import Ticker
 from vsr1_core.configuration_files import write_configuration

@@ -80,6 +80,11 @@ def read_holding(folder: Path) -> Holding:
     return Holding(**{**raw, "members": members})
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process that is known to be alive holds the lease in `folder`."""
+    return any(member.process.state() == "alive" for member in read_holding(folder).members.values())
+
+
 @dataclass(frozen=True)
 class Lease:
     """A lease that this process holds, alone or with other processes of the same run.
