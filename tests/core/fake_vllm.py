@@ -107,31 +107,52 @@ class FakeLLM:
 
 class LearningFakeLLM(FakeLLM):
     """A FakeLLM with weights of its own, which change only as `vllm.LLM` lets them. As with vLLM's prefix cache, the
-    answer to a prompt stays what it was until that cache is dropped."""
+    answer to a prompt stays what it was until that cache is dropped; as with its cache of read videos, new weights
+    empty it in the worker and not in the scheduler; as on a CPU, the output layer has to be derived anew."""
 
     def __init__(self, policy: LoadedPolicy) -> None:
         super().__init__(replace(policy, model=copy.deepcopy(policy.model).eval(), writer=None))
         self.taken: list[str] = []
         self._cached: dict[Any, Any] = {}
+        self._caches_differ = self._head_is_old = False
 
     def _answer(self, asked: dict[str, Any], params: dict[str, Any]) -> Any:
+        assert not self._caches_differ, "Encoder cache miss: the scheduler believes that videos are read already"
+        assert not self._head_is_old, "logits are made with the words' vectors of before"
         video = asked.get("multi_modal_data", {}).get("video", {}).get("video_embeds", torch.zeros(0))
         key = (*asked["prompt_token_ids"], params["temperature"], params["seed"], video.numpy().tobytes())
         if key not in self._cached:
             self._cached[key] = super()._answer(asked, params)
         return self._cached[key]
 
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
+        return [getattr(self, method)(**kwargs)]
+
+    @torch.no_grad()
+    def reload_weights(self, weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = {name: p for name, p in self.policy.model.named_parameters() if not is_soft_query(name)}
+        self.taken = []
+        for name, tensor in weights_iterator:
+            own[name].copy_(tensor)
+            self.taken.append(name)
+        assert set(self.taken) == set(own), "of a matrix that is given in part, vLLM leaves the rest undefined"
+        self._caches_differ = self._head_is_old = True
+
     def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
         return [function(self)]
 
-    @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        own = {name: p for name, p in self.policy.model.named_parameters() if not is_soft_query(name)}
-        self.taken = []
-        for name, tensor in weights:
-            own[name].copy_(tensor)
-            self.taken.append(name)
-        return set(self.taken)
+    def get_language_model(self) -> Any:
+        return SimpleNamespace(lm_head=SimpleNamespace(quant_method=self))
+
+    def process_weights_after_loading(self, head: Any) -> None:
+        self._head_is_old = False
+
+    @property
+    def llm_engine(self) -> Any:
+        return self
+
+    def reset_encoder_cache(self) -> None:
+        self._caches_differ = False
 
     def reset_prefix_cache(self) -> None:
         self._cached.clear()

@@ -100,9 +100,11 @@ def world() -> World:
 short_video = partial(random_video, max_pairs=2)
 
 
-def make_world(video: Callable[[int, Qwen3VLConfig], VideoPatches] = short_video) -> World:
-    """`video`: (number, config) -> one of the eight videos that are searched."""
-    policy, embedder = tiny_policy(num_soft_tokens=3), tiny_embedder()
+def make_world(
+    video: Callable[[int, Qwen3VLConfig], VideoPatches] = short_video, config: Qwen3VLConfig | None = None
+) -> World:
+    """`video`: (number, config) -> one of the eight videos that are searched. `config`: of the policy."""
+    policy, embedder = tiny_policy(num_soft_tokens=3, config=config), tiny_embedder()
     _let_texts_end(policy)
     videos = {f"v{i}": video(i, policy.model.config) for i in range(8)}
     with torch.no_grad():

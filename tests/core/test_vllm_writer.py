@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.core import naive
 from tests.core.fake_vllm import (
@@ -156,11 +156,31 @@ def test_a_writer_stops_the_one_before_it(tmp_path: Path, stopped: list[str]) ->
     assert stopped == [str(tmp_path / "first")], "or the second finds no memory"
 
 
-def world_of_vllm() -> World:
-    """Like `world`, with heads of 32: vLLM's attention in float32 takes no smaller ones."""
+def config_of_vllm() -> Qwen3VLConfig:
+    """A small config with heads of 32: vLLM's attention in float32 takes no smaller ones."""
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
-    policy = tiny_policy(config=small_config(head_dim=32, rope_parameters=rope))
+    return small_config(head_dim=32, rope_parameters=rope)
+
+
+def world_of_vllm() -> World:
+    """Like `world`, with a policy that vLLM reads."""
+    policy = tiny_policy(config=config_of_vllm())
     return policy, *prompts_with_videos(policy, range(20))
+
+
+def device_of_vllm(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device that the installed vLLM is built for; skips the test where it finds none."""
+    from vllm.platforms import current_platform
+
+    device: str = current_platform.device_type
+    if device not in ("cuda", "cpu"):
+        pytest.skip("this build of vLLM finds no device")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    return device
+
+
+def on_device(policy: LoadedPolicy, device: str) -> LoadedPolicy:
+    return LoadedPolicy(policy.model.to(device), policy.tokenizer)
 
 
 @pytest.mark.gpu
@@ -168,15 +188,10 @@ def world_of_vllm() -> World:
 def test_vllm_writes_what_the_loop_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32. Greedy texts may part where two tokens are all but equally likely, so log-probabilities up to there
     are compared, and most texts have to be equal to the end."""
-    from vllm.platforms import current_platform
-
-    device = current_platform.device_type
-    if device not in ("cuda", "cpu"):
-        pytest.skip("this build of vLLM finds no device")
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    device = device_of_vllm(monkeypatch)
     decide_after(common_token(world_of_vllm), monkeypatch)
     policy, prompts, features = world_of_vllm()
-    policy = LoadedPolicy(policy.model.to(device), policy.tokenizer)
+    policy = on_device(policy, device)
     features = [
         VideoFeatures(f.tokens.to(device), tuple(d.to(device) for d in f.deepstack), f.layout) for f in features
     ]

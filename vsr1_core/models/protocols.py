@@ -228,7 +228,7 @@ class TextWriter(Protocol):
         probability of a match, without latents."""
 
     def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Write with these weights from now on. `weights`: (name in a checkpoint, tensor) of all that have changed."""
+        """Write with these weights from now on. `weights`: (name in a checkpoint, tensor) of the whole policy."""
 
     def close(self) -> None:
         """Give back the memory that the engine holds; it writes nothing more."""

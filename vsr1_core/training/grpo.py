@@ -263,7 +263,7 @@ class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
         """Sample and score the episodes of a step. They are one item of the result, which TRL would shuffle."""
         self.policy.model.eval()
         if self.policy.writer is not None:
-            self.policy.writer.take_weights(lora.trained_weights(self.policy.model))
+            self.policy.writer.take_weights(lora.merged_weights(self.policy.model))
         with self.accelerator.autocast():
             rollouts = self.sampler.sample([self.prompts[row["prompt"]] for row in inputs])
         self.policy.model.train()

@@ -60,13 +60,14 @@ def attach(text_model: nn.Module, rank: int, seed: int) -> Adapters:
 
 
 @torch.no_grad()
-def trained_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of `model` that learn, one at a time, by their names without adapters. A layer with an adapter is
-    yielded with its adapter merged; the model itself does not change."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            base = module.get_base_layer().weight
-            yield f"{name}.weight", base + module.get_delta_weight(_NAME).to(base)
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All weights of `model`, one at a time, by their names without adapters. A layer with an adapter is yielded with
+    its adapter merged; the model itself does not change."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
+        layer, is_base, own = name.partition(".base_layer.")
+        if is_base:
+            change = adapted[layer].get_delta_weight(_NAME).to(parameter) if own == "weight" else 0.0
+            yield f"{layer}.{own}", parameter + change
+        elif "lora_" not in name:
             yield name, parameter.detach()

@@ -83,12 +83,23 @@ class VLLMWriter:
         """See `protocols.TextWriter`. The engine must have been opened with `learns`, so that it runs in this process:
         no weight is copied on its way. Soft query modules are left out, as in the export."""
         known = ((name, tensor) for name, tensor in weights if not is_soft_query(name))
-        self.llm.apply_model(lambda model: len(model.load_weights(known)))
+        # Not the model's `load_weights`: the backend of CPUs keeps matrices only in a form of its own, which vLLM makes
+        # anew in a reload. That empties the worker's cache of read videos, so the scheduler's has to be emptied too.
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": known})
+        self.llm.apply_model(_process_head)
+        self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()
 
     def close(self) -> None:
         """See `protocols.TextWriter`."""
         _stop_running()
+
+
+def _process_head(model: Any) -> None:
+    """Derive anew what vLLM derives from the weights of the output layer. A reload leaves this layer out where its
+    matrix is that of the input embeddings, and the backend of CPUs multiplies with a copy of its own."""
+    head = model.get_language_model().lm_head
+    head.quant_method.process_weights_after_loading(head)
 
 
 def open_writer(
