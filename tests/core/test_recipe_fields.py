@@ -27,6 +27,8 @@ from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import all_stages
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED_NANO = dataclasses.replace(
     NANO, name="published-nano", models=ModelRecipe("published/policy", "published/embedder")
 )
@@ -193,7 +195,6 @@ def moves_any(view: View, before: dict[str, dict[str, str]], config: Configurati
     return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_each_field_moves_a_version_or_is_listed_as_unused(view: View, name: str) -> None:
     config = fitted(EVERY[name])

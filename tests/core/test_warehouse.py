@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -50,13 +51,17 @@ DESIGNED = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A home with nothing built, in a folder whose name needs quoting everywhere."""
-    home = tmp_path / "it's [a] home=1"
-    home.mkdir()
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("empty")
     warehouse.refresh(home, fake_stages())
     return home
+
+
+@pytest.fixture
+def home(empty_home: Path, tmp_path: Path) -> Path:
+    """A home with nothing built, in a folder whose name needs quoting everywhere."""
+    return shutil.copytree(empty_home, tmp_path / "it's [a] home=1")
 
 
 @pytest.mark.parametrize("view", DESIGNED)
