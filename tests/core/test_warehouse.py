@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
