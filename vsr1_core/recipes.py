@@ -60,7 +60,7 @@ class FrameRecipe:
     """How the number of frames is made even and how their size is rounded: `ours` (never enlarged), `official` (as
     Qwen3-VL's own code; its limit is max_pixels = 786_432), or `paper` (as the authors' code). See `media.sampling`."""
     store: Literal["auto", "npy", "jpeg"] = field(default="auto", metadata=ADDED)
-    """How frames are kept: `npy` (as they were decoded) or `jpeg` (about a fourteenth of the bytes, at 40 dB). `auto`
+    """How frames are kept: `npy` (as they were decoded) or `jpeg` (about a sixteenth of the bytes, at 41 dB). `auto`
     is `jpeg` for a dataset that was added so (`DatasetEntry.frame_store`), else `npy`."""
     jpeg_quality: Annotated[int, Range(1, 100)] = field(default=90, metadata=ADDED)
     """Quality of the JPEGs, on the scale of libjpeg."""

@@ -23,7 +23,7 @@ from vsr1_core.stages.execution import Execution
 ASSUMED: Mapping[str, Factor] = {
     "decode_s": Factor(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
     "jpeg_share": Factor(
-        0.074, "bytes of a frame as JPEG of quality 90, per byte of its array; measured on 18 real clips: 0.03 to 0.15"
+        0.061, "bytes of a frame as JPEG of quality 90, per byte of its array; measured on 18 real clips: 0.03 to 0.15"
     ),
     "utilisation": Factor(0.24, "share of a GPU's peak that reading reaches; measured on one H100 with the 2B model"),
     "training_utilisation": Factor(0.05, "the same for a step of training; measured on one H100 with the 2B model"),
