@@ -3,7 +3,9 @@ frames."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import threading
 import zipfile
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from vsr1_core.media.frame_store import (
 )
 from vsr1_core.models.ahead import made_ahead
 from vsr1_core.recipes import FrameRecipe
+from vsr1_core.rows.files import WriteRefused
 
 JPEG = FrameRecipe(store="jpeg")
 LEAST_DB = 32.0
@@ -179,6 +182,32 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path, members: dict[s
         read_frames(archive_of(tmp_path / "a.zip", members, comment))
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.zip"])
+def test_a_file_that_was_cut_off_says_what_to_do(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_frames(path, drawn())
+    for content in (path.read_bytes()[:-1], b"", b"something else"):
+        path.write_bytes(content)
+        for read in (read_frames, frames_shape):
+            with pytest.raises(ValueError, match=rf"the frames .*{name} are damaged: .+; to make them again, delete"):
+                read(path)
+
+
+def test_a_full_disk_leaves_no_archive_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = jpeg_archive.jpeg_bytes
+
+    def full(frame: np.ndarray, quality: int) -> bytes:
+        if np.array_equal(frame, frames[3]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return encoded(frame, quality)
+
+    frames = drawn()
+    monkeypatch.setattr(jpeg_archive, "jpeg_bytes", full)
+    with pytest.raises(WriteRefused, match=r"a\.zip cannot be written: its disk is full"):
+        write_frames(tmp_path / "a.zip", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_file_says_how_it_is_made_again(tmp_path: Path) -> None:
     for read in (read_frames, frames_shape):
         with pytest.raises(FileNotFoundError, match="build frame_tensors again"):
@@ -226,6 +255,7 @@ def test_an_input_that_cannot_be_made_is_missed_in_its_turn_and_no_thread_is_lef
 # ---- real clips ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_clips_keep_their_quality_in_a_tenth_of_the_room(shared_data: Path, tmp_path: Path) -> None:
     sizes, recipe = [], FrameRecipe(max_frames=2)
     for number, path in enumerate(sorted((shared_data / "clips/videos").iterdir())):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.cheap_stages import cheap_stages
-from tests.core.tiny_models import tiny_embedder
+from tests.core.tiny_models import tiny_embedder, tiny_policy
 from tests.small_world import SmallWorld, build, fill, plans
 from vsr1_core.configuration_files import write_configuration
 from vsr1_core.configurations import CONFIGURATIONS, NANO
@@ -44,7 +44,7 @@ from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.embeddings import VideoEmbeddings
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import open_view
-from vsr1_core.stages.loading import frames_to_embed, videos_to_embed
+from vsr1_core.stages.loading import frame_store, frames_to_embed, videos_to_embed
 
 CPU = torch.device("cpu")
 
@@ -165,6 +165,7 @@ def test_a_dataset_that_borrows_models_takes_their_frames_and_keeps_them_its_own
 # ---- what a change makes again -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_change_of_the_store_makes_frames_again_and_what_follows_from_them(
     world: SmallWorld, stages: dict[str, Stage]
 ) -> None:
@@ -212,6 +213,7 @@ def test_a_home_with_jpegs_can_be_moved(world: SmallWorld, tmp_path: Path) -> No
     assert due(moved) == {}
 
 
+@pytest.mark.slow
 def test_two_stores_stand_beside_each_other_in_one_home(world: SmallWorld, stages: dict[str, Stage]) -> None:
     """A dataset of JPEGs searches with the models of one with arrays; neither makes anything of the other stale."""
     build(open_view(world.home, "small", stages))
@@ -270,6 +272,40 @@ def test_frames_that_are_decoded_ahead_are_those_that_are_decoded_when_needed(pa
         assert frames.timestamps_s == now.timestamps_s
 
 
+def test_features_of_frames_that_are_decoded_ahead_are_those_of_the_same_frames_one_by_one(packed: View) -> None:
+    encoder, run = tiny_policy().encoder, Execution(cache_bytes=0)
+    ahead, alone = (frame_store(packed, encoder, run) for _ in range(2))
+    alone.load_several = None
+    video_ids = list(rows_of(packed))
+    for one, other in zip(ahead.get(video_ids), alone.get(video_ids), strict=True):
+        assert one.layout == other.layout
+        torch.testing.assert_close(one.tokens, other.tokens, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_bounded_in_memory_and_file_size_writes_the_same_archives(
+    packed: View, tmp_path: Path
+) -> None:
+    world = fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()
+    few = {name: cheap_stages()[name] for name in OF_FRAMES}
+    build(world.view(few, JPEG), Execution(workers=2))
+    made = paths(world.view(few, JPEG))
+    assert {video_id: path.read_bytes() for video_id, path in made.items()} == {
+        video_id: path.read_bytes() for video_id, path in paths(packed).items()
+    }
+
+
+def test_deleting_the_table_makes_damaged_frames_again(world: SmallWorld) -> None:
+    few = {name: cheap_stages()[name] for name in OF_FRAMES}
+    build(world.view(few, JPEG))
+    before = {path: path.read_bytes() for path in paths(world.view(few, JPEG)).values()}
+    broken = next(iter(before))
+    broken.write_bytes(b"torn")
+    shutil.rmtree(world.view(few, JPEG).table("frame_tensors").folder)
+    build(world.view(few, JPEG))
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_damaged_file_fails_its_own_row_and_no_other(packed: View, tmp_path: Path) -> None:
     rows = rows_of(packed)
     broken = tmp_path / "torn.zip"
@@ -279,7 +315,7 @@ def test_a_damaged_file_fails_its_own_row_and_no_other(packed: View, tmp_path: P
     assert set(results) == set(rows)
     failed = {video_id: result.error for video_id, result in results.items() if result.error}
     assert list(failed) == ["train_1"]
-    assert failed["train_1"] == f"the frames {broken} are damaged: File is not a zip file"
+    assert failed["train_1"].startswith(f"the frames {broken} are damaged: File is not a zip file; to make them again")
 
 
 def _embedded(rows: dict[str, dict[str, Any]]) -> Iterator[Any]:

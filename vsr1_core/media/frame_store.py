@@ -82,7 +82,10 @@ def spread_numbers(num_frames: int, most: int) -> list[int]:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise jpeg_archive.damaged(path, error) from error
 
 
 def _missing(path: Path) -> FileNotFoundError:

@@ -98,7 +98,14 @@ def _opened(path: Path) -> Iterator[_Members]:
     except _OF_DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in _NUMBERS_OF_DAMAGE:
             raise
-        raise ValueError(f"the frames {path} are damaged: {error or 'the file ends too early'}") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What a file of frames that cannot be read is to be called, and what to do about it."""
+    why = str(error) or "the file ends too early"
+    remedy = "to make them again, delete the dataset's folder under lake/tables/frame_tensors and build"
+    return ValueError(f"the frames {path} are damaged: {why}; {remedy}")
 
 
 def _name(number: int) -> str:
