@@ -159,16 +159,16 @@ def _data_uri(png: bytes) -> str:
 
 
 def contact_sheet(paths: Sequence[str], num_columns: int = 8, cell_pixels: int = 96) -> bytes:
-    """A PNG with one line per video: evenly spaced frames of the `.npy` files `paths`, each uint8 [T, H, W, 3]."""
-    import numpy as np
+    """A PNG with one line per video: evenly spaced frames of the files of stored frames `paths`."""
     from PIL import Image, ImageOps
+
+    from vsr1_core.media.frame_store import frames_shape, read_frames, spread_numbers
 
     sheet = Image.new("RGB", (num_columns * cell_pixels, len(paths) * cell_pixels), "white")
     for line, path in enumerate(paths):
-        frames = np.load(path, mmap_mode="r")
-        for column, index in enumerate(np.linspace(0, len(frames) - 1, min(num_columns, len(frames))).round()):
-            frame = Image.fromarray(np.asarray(frames[int(index)]))
-            image = ImageOps.contain(frame, (cell_pixels - _GAP, cell_pixels - _GAP))
+        numbers = spread_numbers(frames_shape(path)[0], num_columns)
+        for column, frame in enumerate(read_frames(path, numbers)):
+            image = ImageOps.contain(Image.fromarray(frame), (cell_pixels - _GAP, cell_pixels - _GAP))
             sheet.paste(image, (column * cell_pixels, line * cell_pixels))
     return _png_of(sheet)
 

@@ -47,7 +47,8 @@ class ToyRecipe:
 
 @dataclass(frozen=True)
 class FrameRecipe:
-    """Frame sampling (docs/method.md, Data): how many frames a video gives, at which times, and in which size."""
+    """Frame sampling (docs/method.md, Data): how many frames a video gives, at which times, and in which size; and how
+    they are kept on disk."""
 
     fps: Positive = 1.0
     max_frames: Annotated[int, Range(2)] = 64
@@ -58,6 +59,21 @@ class FrameRecipe:
     rule: Literal["ours", "official", "paper"] = field(default="ours", metadata=ADDED)
     """How the number of frames is made even and how their size is rounded: `ours` (never enlarged), `official` (as
     Qwen3-VL's own code; its limit is max_pixels = 786_432), or `paper` (as the authors' code). See `media.sampling`."""
+    store: Literal["auto", "npy", "jpeg"] = field(default="auto", metadata=ADDED)
+    """How frames are kept: `npy` (as they were decoded) or `jpeg` (about a sixteenth of the bytes, at 41 dB). `auto`
+    is `jpeg` for a dataset that was added so (`DatasetEntry.frame_store`), else `npy`."""
+    jpeg_quality: Annotated[int, Range(1, 100)] = field(default=90, metadata=ADDED)
+    """Quality of the JPEGs, on the scale of libjpeg."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the fields that have no effect with the other values of this recipe; no version depends on them.
+        `npy` and `auto` are the same here: what a dataset was added with is filled in before."""
+        return () if self.store == "jpeg" else ("store", "jpeg_quality")
+
+    def stored_as(self, other: FrameRecipe) -> FrameRecipe:
+        """These frames, kept on disk as those of `other`."""
+        return replace(self, store=other.store, jpeg_quality=other.jpeg_quality)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, requirement) for each value that does not fit the other values."""
@@ -339,10 +355,10 @@ class GRPORecipe:
         return (*no_clip, *(() if self.queries_per_step > 1 else ("matched_share",)))
 
 
-TrainingRecipe = TypeVar("TrainingRecipe", SFTRecipe, GRPORecipe)
+WithUnused = TypeVar("WithUnused", FrameRecipe, SFTRecipe, GRPORecipe)
 
 
-def effective(recipe: TrainingRecipe) -> TrainingRecipe:
+def effective(recipe: WithUnused) -> WithUnused:
     """Set the fields that have no effect (`recipe.unused`) to their defaults. Versions are computed from the result."""
     defaults: dict[str, Any] = {f.name: f.default for f in fields(recipe) if f.name in recipe.unused}
     return replace(recipe, **defaults)

@@ -12,11 +12,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import vsr1_core as vsr1
-from vsr1_core.media.frame_store import read_frames
+from vsr1_core.media.frame_store import read_frames, spread_numbers
 
 CELL, GAP, COLUMNS, TEXT, LINES, MARGIN = 92, 4, 8, 410, 6, 16
 INK, PALE, GREEN, RED, PAPER = "#1f2430", "#7a8194", "#1b9e5a", "#c23b3b", "#ffffff"
@@ -45,11 +44,11 @@ def draw_search(query: str, hits: list[vsr1.Hit], frames: dict[str, dict[str, An
 
 
 def _draw_row(picture: Image.Image, draw: Any, top: int, hit: vsr1.Hit, frame_row: dict[str, Any]) -> None:
-    pixels, times = read_frames(frame_row["path"]), frame_row["timestamps_s"]
-    shown = np.unique(np.linspace(0, len(pixels) - 1, min(COLUMNS, len(pixels))).round().astype(int))
-    for place, number in enumerate(shown):
+    times = frame_row["timestamps_s"]
+    shown = spread_numbers(len(times), COLUMNS)
+    for place, (number, frame) in enumerate(zip(shown, read_frames(frame_row["path"], shown), strict=True)):
         left = MARGIN + place * (CELL + GAP)
-        picture.paste(Image.fromarray(pixels[number]).resize((CELL, CELL)), (left, top))
+        picture.paste(Image.fromarray(frame).resize((CELL, CELL)), (left, top))
         inside = hit.start_s is not None and hit.start_s <= times[number] <= hit.end_s
         draw.rectangle((left, top + CELL + 2, left + CELL, top + CELL + 7), fill=GREEN if inside else "#e4e7ee")
         draw.text((left, top + CELL + 10), f"{times[number]:.1f} s", fill=GREEN if inside else PALE, font=font(12))

@@ -61,6 +61,9 @@ def by_stage(forecast: Forecast) -> dict[str, Estimate]:
 def test_bytes_are_those_of_the_shapes() -> None:
     stages = by_stage(base())
     assert stages["frame_tensors"].disk == 2 * 30 * 200_704 * 3
+    packed = dataclasses.replace(CONFIG, frames=dataclasses.replace(CONFIG.frames, store="jpeg"))
+    share = by_stage(dataclasses.replace(base(), config=packed))["frame_tensors"].disk / stages["frame_tensors"].disk
+    assert 0.05 < share < 0.1
     assert stages["base_models"].disk == pytest.approx(2 * 2 * 2.127e9, rel=0.01)
     text, vision = base().writer.text, base().writer.vision
     assert stages["sft_checkpoint"].disk == 4 * text + 2 * vision

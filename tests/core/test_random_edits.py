@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
@@ -141,12 +141,15 @@ def touch_all(at: Edited, a: int, b: int) -> None:
         at.world.touch(path)
 
 
+STORES: tuple[Literal["auto", "npy", "jpeg"], ...] = ("auto", "npy", "jpeg")
+
+
 def change_recipe(at: Edited, a: int, b: int) -> None:
     models = at.config.models
     changes: tuple[dict[str, Any], ...] = (
         {"models": dataclasses.replace(models, tiny=dataclasses.replace(models.tiny, contrastive_lr=0.1 * (b + 1)))},
         {"models": dataclasses.replace(models, options=dataclasses.replace(models.options, num_soft_tokens=1 + b))},
-        {"frames": dataclasses.replace(at.config.frames, max_frames=2 + 2 * (b % 3))},
+        {"frames": dataclasses.replace(at.config.frames, max_frames=2 + 2 * (b % 3), store=STORES[b // 3 % 3])},
         {"retrieval": dataclasses.replace(at.config.retrieval, num_hard_negatives=1 + b % 3)},
         {"pool": dataclasses.replace(at.config.pool, num_not_matched=1 + b % 4)},
         {"sft": dataclasses.replace(at.config.sft, lr=0.1 * (b + 1))},

@@ -41,6 +41,7 @@ OTHERS: dict[str, Any] = {
     "toy.seconds_per_event": (4, 6),
     "frames.backend": "ffmpeg",
     "frames.rule": "paper",
+    "frames.store": "jpeg",
     "models.options.seed_hidden": "pre_norm",
     "models.options.form.video_wrapper": "template",
     "models.options.form.time_marks": "frame_count",
@@ -112,6 +113,8 @@ def unused(config: Configuration) -> dict[str, str]:
         found |= {f"{part}.{name}": why for name, why in unused_of_sft(getattr(config, part)).items()}
     if config.grpo.temperature != 1:
         found["grpo.clip"] = "the ratio that is clipped is 1"
+    if config.frames.store != "jpeg":
+        found["frames.jpeg_quality"] = "frames are kept as they were decoded"
     if not config.segments.window_s:
         found["segments.overlap"] = "no video is divided"
     if config.grpo.queries_per_step == 1:
@@ -222,6 +225,7 @@ def test_an_unused_field_counts_where_it_has_an_effect(view: View, name: str) ->
         ({"grpo.queries_per_step": 1}, ()),
         ({"grpo.temperature": 0.7}, ()),
         ({"segments.window_s": 4.0}, ("segments.overlap",)),
+        ({"frames.store": "jpeg"}, ("frames.jpeg_quality",)),
     ):
         changed = config
         for path, value in changes.items():
@@ -268,7 +272,8 @@ def test_the_query_instruction_moves_what_embeds_queries_and_no_video(view: View
 def test_a_setting_that_was_added_later_leaves_the_rows_of_existing_homes_as_they_are() -> None:
     """While it has its default, a version is what it was before the setting existed."""
     of_models = ((NANO.models.options, "form"), (NANO.models, "query_instruction"))
-    for recipe, added in ((NANO.frames, "rule"), *of_models, (NANO, "segments")):
+    of_frames = ((NANO.frames, "rule"), (NANO.frames, "store"), (NANO.frames, "jpeg_quality"))
+    for recipe, added in (*of_frames, *of_models, (NANO, "segments")):
         assert added not in canonical(recipe)
         assert added in canonical(with_value(recipe, added, another_of(getattr(recipe, added))))
 

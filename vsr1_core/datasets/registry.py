@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vsr1_core.configuration_files import load_configuration
 from vsr1_core.configurations import with_seed
@@ -34,6 +34,7 @@ class DatasetEntry:
     dataset whose files and imports this one reads, under the name of that dataset; empty when it has its own.
     search_only: it has an embedder and an index and nothing else: no policy is fetched, trained or asked. window_s:
     length of the windows in which longer videos are searched, in place of the configuration's; 0 keeps that.
+    frame_store: how its frames are kept where the configuration says `frames.store = "auto"`; empty for arrays.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DatasetEntry:
     same_corpus_as: str = ""
     search_only: bool = False
     window_s: float = 0.0
+    frame_store: Literal["", "jpeg"] = ""
 
     @property
     def corpus(self) -> str:
@@ -126,6 +128,8 @@ def own_configuration(home: Path, entry: DatasetEntry) -> Configuration:
         config = dataclasses.replace(config, models=models)
     if entry.window_s:
         config = dataclasses.replace(config, segments=dataclasses.replace(config.segments, window_s=entry.window_s))
+    if entry.frame_store and config.frames.store == "auto":
+        config = dataclasses.replace(config, frames=dataclasses.replace(config.frames, store=entry.frame_store))
     config = config if entry.seed is None else with_seed(config, entry.seed, entry.noise)
     return without_policy(config) if entry.search_only else config
 
@@ -139,12 +143,13 @@ def without_policy(config: Configuration) -> Configuration:
 
 def configuration_of(home: Path, entry: DatasetEntry) -> Configuration:
     """The configuration that `entry` is built with: its own one, with the frame and model recipes of the dataset whose
-    models it borrows. Models then see frames as they were trained on, and a policy keeps its options."""
+    models it borrows. Models then see frames as they were trained on, and a policy keeps its options. How frames are
+    kept on disk stays its own."""
     own = own_configuration(home, entry)
     if not entry.models_from:
         return own
     owner = own_configuration(home, models_owner(home, entry))
-    config = dataclasses.replace(own, frames=owner.frames, models=owner.models)
+    config = dataclasses.replace(own, frames=owner.frames.stored_as(own.frames), models=owner.models)
     return without_policy(config) if entry.search_only else config
 
 

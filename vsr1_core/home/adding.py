@@ -18,6 +18,7 @@ from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.registry import (
     REAL_CONFIG,
     DatasetEntry,
+    builtin_entries,
     configuration_of,
     get_entry,
     load_entries,
@@ -26,9 +27,12 @@ from vsr1_core.datasets.registry import (
     without_policy,
 )
 from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.media.jpeg_archive import SUFFIX as JPEG_SUFFIX
 from vsr1_core.recipes import TRAININGS, Configuration, FrameRecipe, ModelRecipe
 from vsr1_core.rows.files import check_name
-from vsr1_core.stages.graph import open_view
+from vsr1_core.rows.lake import Lake
+from vsr1_core.stages.base import View
+from vsr1_core.stages.graph import all_stages, open_view
 
 OWN_WINDOW_S = 120.0
 """Length of a window of the videos of a new dataset of one's own, in seconds."""
@@ -36,6 +40,8 @@ NUM_READ = 1000
 """How many lines of annotations are read when a dataset is added, unless all are needed."""
 OF_MODELS = ("frames", "models", *TRAININGS)
 """Recipes that have no effect where models are borrowed: those of the dataset that makes the models apply."""
+OF_DISK = ("frames.store", "frames.jpeg_quality")
+"""Settings of these recipes that have an effect all the same."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,9 @@ def entry_of(home: Path, wanted: Wanted, config: str) -> DatasetEntry:
         data = home / "data" / wanted.name
         return DatasetEntry(wanted.name, "toy", str(data / "videos"), str(data), config)
     if wanted.name in BENCHMARKS:
-        return _verified_entry(home, wanted, config)
+        return with_frame_store(home, _verified_entry(home, wanted, config))
     kind = wanted.kind or ("verified" if _has_fig_files(wanted.annotations) else "folder")
-    return _folder_entry(home, wanted, config, get_format(kind).kind)
+    return with_frame_store(home, _folder_entry(home, wanted, config, get_format(kind).kind))
 
 
 def _has_fig_files(annotations: Path | None) -> bool:
@@ -154,6 +160,19 @@ def new_window_s(home: Path, name: str, config: str) -> float:
     if known is not None:
         return known.window_s
     return 0.0 if load_configuration(home, config).segments.window_s else OWN_WINDOW_S
+
+
+def with_frame_store(home: Path, entry: DatasetEntry) -> DatasetEntry:
+    """The entry of a dataset that is added, with its `frame_store`: JPEGs for a new one whose configuration names
+    published models. What is registered already, or has frames, keeps what it has, so that none of its rows moves."""
+    known = load_entries(home).get(entry.name)
+    if known is not None and known != builtin_entries(home).get(entry.name):
+        return replace(entry, frame_store=known.frame_store)
+    config = load_configuration(home, entry.config)
+    paths = View(Lake(home / "lake"), entry, config, all_stages()).table("frame_tensors").rows(["path"])["path"]
+    kept = [path for path in paths if path]
+    is_jpeg = any(path.endswith(JPEG_SUFFIX) for path in kept) if kept else not config.models.is_tiny
+    return replace(entry, frame_store="jpeg" if is_jpeg else "")
 
 
 def annotation_findings(home: Path, entry: DatasetEntry) -> Iterator[str]:
@@ -265,7 +284,7 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
             f"{models_text(theirs.models)}: leave out --config to use the latter, or --models-from to make its own"
         )
     why = f"as the models of {owner.name} were trained with them"
-    if own.frames != theirs.frames:
+    if own.frames != theirs.frames.stored_as(own.frames):
         frames, others = frames_text(theirs.frames), frames_text(own.frames)
         yield f"{entry.name}: frames are sampled at {frames}, {why}; not at {others}, as {entry.config} says"
     if own.models != theirs.models:
@@ -273,7 +292,8 @@ def borrowed(home: Path, entry: DatasetEntry, changes: Sequence[str] = ()) -> It
             f"{entry.name}: sizes and options of the models are those of {owner.config}, {why}; not those of "
             f"{entry.config}"
         )
-    idle = [change for change in changes if change.partition(".")[0] in OF_MODELS]
+    keys = {change: change.partition("=")[0].strip() for change in changes}
+    idle = [change for change, key in keys.items() if key.partition(".")[0] in OF_MODELS and key not in OF_DISK]
     if idle:
         yield (
             f"{entry.name}: {', '.join(idle)} has no effect while the models of {owner.name} are used; to train its "
@@ -287,6 +307,8 @@ def next_steps(home: Path, entry: DatasetEntry) -> Iterator[str]:
     yield f"Added {name}, to be built with the configuration {entry.config}."
     if entry.window_s:
         yield f"Videos longer than {entry.window_s:g} s are searched in windows of that length; --window changes it."
+    if (frames := own_configuration(home, entry).frames).store == "jpeg":
+        yield f"Frames are kept as JPEGs of quality {frames.jpeg_quality}; frames.store=npy keeps them as decoded."
     if entry.kind == "verified":
         yield f"First: vsr1 dataset check {name} (says which files are missing)"
     if source and not _is_built(home, source, needed):
@@ -353,6 +375,7 @@ def frames_of(home: Path, entry: DatasetEntry) -> str:
     differs = config.frames != own_configuration(home, entry).frames
     text = frames_text(config.frames) + (f", as the models of {entry.models_from} saw" if differs else "")
     window_s = config.segments.window_s
+    text += f"; kept as JPEGs of quality {config.frames.jpeg_quality}" if config.frames.store == "jpeg" else ""
     return text + (f"; of videos longer than {window_s:g} s in windows of that length" if window_s else "")
 
 

@@ -22,6 +22,9 @@ from vsr1_core.stages.execution import Execution
 
 ASSUMED: Mapping[str, Factor] = {
     "decode_s": Factor(0.05, "processor seconds per second of 480p video; measured on 18 real clips: 0.007 to 0.13"),
+    "jpeg_share": Factor(
+        0.061, "bytes of a frame as JPEG of quality 90, per byte of its array; measured on 18 real clips: 0.03 to 0.15"
+    ),
     "utilisation": Factor(0.24, "share of a GPU's peak that reading reaches; measured on one H100 with the 2B model"),
     "training_utilisation": Factor(0.05, "the same for a step of training; measured on one H100 with the 2B model"),
     "cpu_bf16_flops": Factor(
@@ -228,9 +231,11 @@ def _frames(base: Forecast) -> Estimate:
     recipe, corpus = base.config.frames, base.corpus
     seconds = sum(sum(each) for each in corpus.durations_s.values())
     hours = seconds * ASSUMED["decode_s"].value / base.execution.workers / 3600
-    pixels = 3 * recipe.max_pixels
-    how = f"{len(corpus.all_frames):,} videos, at most {pixels:,} bytes per frame; {base.execution.workers} workers"
-    return Estimate("frame_tensors", sum(corpus.all_frames) * pixels, hours=hours, how=how)
+    is_jpeg = recipe.store == "jpeg"
+    per_frame = 3 * recipe.max_pixels * (ASSUMED["jpeg_share"].value if is_jpeg else 1)
+    size = f"about {per_frame:,.0f} bytes per frame as JPEG" if is_jpeg else f"at most {per_frame:,} bytes per frame"
+    how = f"{len(corpus.all_frames):,} videos, {size}; {base.execution.workers} workers"
+    return Estimate("frame_tensors", sum(corpus.all_frames) * per_frame, hours=hours, how=how)
 
 
 def _models(base: Forecast) -> Estimate:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.home.adding import new_window_s, require_videos
+from vsr1_core.home.adding import new_window_s, require_videos, with_frame_store
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import ModelSource, model_source
 from vsr1_core.home.search import SearchRequest, search_once
@@ -102,8 +102,8 @@ class Index:
         source = model_source(models, place, config)
         policy = "" if source.stands_for else source.policy
         own = DatasetEntry(name, "folder", str(path), config=source.config, embedder=source.embedder, policy=policy)
-        window_s = new_window_s(place.path, name, source.config)
-        save_entry(place.path, dataclasses.replace(own, window_s=window_s))
+        own = dataclasses.replace(own, window_s=new_window_s(place.path, name, source.config))
+        save_entry(place.path, with_frame_store(place.path, own))
         index = cls(path, place, name, source)
         index.refresh()
         return index

@@ -14,12 +14,12 @@ CLOCK_HZ = 1000
 """Ticks per second of a clip's clock."""
 
 
-def jpeg_bytes(pixels: np.ndarray) -> bytes:
-    """Encode one frame, uint8 [H, W, 3], as a JPEG."""
+def jpeg_bytes(pixels: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """Encode one frame, uint8 [H, W, 3], as a JPEG of `quality` (1 to 100) whose colour has half the size (4:2:0)."""
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling="4:2:0")
     return out.getvalue()
 
 

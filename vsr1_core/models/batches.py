@@ -19,6 +19,11 @@ from vsr1_core.models.memory import CPU_MOST, CPU_SHARE, GIB, GPU_SHARE, free_by
 T = TypeVar("T")
 R = TypeVar("R")
 
+GPU_AHEAD = 8 << 30
+"""Bytes of inputs that are made ahead of a GPU, at most: more than a batch of 32 videos of 64 frames."""
+CPU_AHEAD_SHARE = 0.25
+"""Share of the budget of a pass on a CPU that inputs may take which are made ahead of it."""
+
 
 def _warn(line: str) -> None:
     warnings.warn(line, RuntimeWarning, stacklevel=3)
@@ -41,6 +46,12 @@ class Budget:
         free = free_bytes(device)
         allowed = GPU_SHARE * free if device.type == "cuda" else min(CPU_SHARE * free, CPU_MOST)
         return min(self.limit, allowed)
+
+    def bytes_ahead(self, device: torch.device) -> float:
+        """What inputs may take in the memory of the machine that are made before the model on `device` needs them."""
+        if device.type == "cuda":
+            return min(CPU_SHARE * free_bytes(torch.device("cpu")), GPU_AHEAD)
+        return CPU_AHEAD_SHARE * self.bytes_on(device)
 
     def batches(
         self, items: Iterable[T], bytes_of: Callable[[Sequence[T]], float], device: torch.device, max_rows: int

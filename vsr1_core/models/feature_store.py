@@ -42,6 +42,8 @@ class FeatureStore:
     encoder: VideoEncoder
     load: Callable[[str], Any]
     """Video id -> the input of the encoder."""
+    load_several: Callable[[Sequence[str]], Iterator[Any]] | None = None
+    """The inputs of several videos, in order, which may be made ahead of the tower; by default `load`, one by one."""
     max_bytes: int = 2 << 30
     """Bytes of features in memory; at least one video is kept."""
     batch_size: int = 32
@@ -111,7 +113,8 @@ class FeatureStore:
 
     def _encoded(self, video_ids: Sequence[str]) -> dict[str, VideoFeatures]:
         """The features of these videos, encoded in batches that fit into the budget."""
-        videos = ((video_id, self.load(video_id)) for video_id in video_ids)
+        loaded = map(self.load, video_ids) if self.load_several is None else self.load_several(video_ids)
+        videos = zip(video_ids, loaded, strict=True)
         where = self.encoder.device, self.batch_size
         if not self.is_learning:
             made = self.budget.map(videos, self._pass_bytes, self._encode_to_keep, *where)

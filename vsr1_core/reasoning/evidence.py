@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vsr1_core.media.encode import jpeg_bytes, mp4_bytes
-from vsr1_core.media.frame_store import read_frames
+from vsr1_core.media.frame_store import frames_shape, read_frames, spread_numbers
 from vsr1_core.reasoning.tasks import ConfigurationError, Label, StoredFrames, TeacherTask
 from vsr1_core.recipes import EndpointRecipe
 
@@ -96,13 +96,11 @@ def build_messages(task: TeacherTask, recipe: EndpointRecipe) -> list[dict[str, 
 def chosen_frames(stored: StoredFrames, num_frames: int) -> tuple[np.ndarray, list[float]]:
     """Return at most `num_frames` frames, uint8 [n, H, W, 3], evenly spread from the first to the last one, and their n
     times in seconds. Raises OSError or ValueError when the stored frames are missing or do not fit their times."""
-    pixels = read_frames(stored.path)
-    if len(pixels) != len(stored.timestamps_s):
-        raise ValueError(
-            f"{stored.path} contains {len(pixels)} frames, but its row in frame_tensors says {len(stored.timestamps_s)}"
-        )
-    numbers = np.linspace(0, len(pixels) - 1, min(num_frames, len(pixels))).round().astype(int)
-    return pixels[numbers], [stored.timestamps_s[i] for i in numbers]
+    num_stored, num_times = frames_shape(stored.path)[0], len(stored.timestamps_s)
+    if num_stored != num_times:
+        raise ValueError(f"{stored.path} contains {num_stored} frames, but its row in frame_tensors says {num_times}")
+    numbers = spread_numbers(num_stored, num_frames)
+    return read_frames(stored.path, numbers), [stored.timestamps_s[i] for i in numbers]
 
 
 def _as_images(pixels: np.ndarray, timestamps_s: Sequence[float]) -> list[Part]:

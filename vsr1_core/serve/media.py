@@ -87,7 +87,7 @@ def thumbnail(view: View, video_id: str, number: int) -> bytes:
         )
     row, place = frames[number].row, frames[number].place
     width = max(1, round(row["width"] * THUMBNAIL_HEIGHT / row["height"]))
-    return jpeg_bytes(resized(read_frames(row["path"])[place : place + 1], THUMBNAIL_HEIGHT, width)[0])
+    return jpeg_bytes(resized(read_frames(row["path"], [place]), THUMBNAIL_HEIGHT, width)[0])
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,12 @@ class VideoEmbeddings(ModelRows):
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         from vsr1_core.models.video_vectors import embedded_videos
-        from vsr1_core.stages.loading import budget_of, frames_to_embed
+        from vsr1_core.stages.loading import budget_of, videos_to_embed
 
-        run = opened.execution
+        run, embedder = opened.execution, opened.embedder
         frames = {r["video_id"]: r for r in opened.view.rows("frame_tensors").to_dicts()}
-        videos = ((video_id, frames_to_embed(frames[video_id])) for video_id in rows)
-        for video_id, vector in embedded_videos(opened.embedder, videos, budget_of(run), run.batch_size):
+        videos = videos_to_embed(frames, list(rows), budget_of(run), embedder.device)
+        for video_id, vector in embedded_videos(embedder, videos, budget_of(run), run.batch_size):
             yield {"video_id": video_id, **rows[video_id].known, "vector": vector.tolist()}
 
 

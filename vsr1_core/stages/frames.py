@@ -1,4 +1,5 @@
-"""The sampled frames of each segment: a file on disk and a row about it. `media.decode` decodes the video."""
+"""The sampled frames of each segment: a file on disk and a row about it. `media.decode` decodes the video, and
+`media.frame_store` writes the file."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from vsr1_core.media.frame_store import most_bytes, suffix_of, write_frames
 from vsr1_core.media.sampling import RULES
 from vsr1_core.media.video_limits import VideoLimits
-from vsr1_core.recipes import Configuration, FrameRecipe
+from vsr1_core.recipes import Configuration, FrameRecipe, effective
 from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.segments import video_of, window_id, window_of, windows_of
@@ -34,7 +36,8 @@ HALF_HOUR_S = 1800.0
 
 
 class FrameTensors(Stage):
-    """One row and one `.npy` file (uint8 [T, H, W, 3]) per segment: a whole video, or a window of a long one.
+    """One row and one file of frames (uint8 [T, H, W, 3]) per segment: a whole video, or a window of a long one. The
+    file is an array or an archive of JPEGs (`frames.store`).
 
     All windows of a file are sampled in one pass over it. timestamps_s: the source time of each frame, in seconds from
     the video's first frame; the file's own clock shows start_s at that frame. content: the version of the pixels, which
@@ -47,13 +50,13 @@ class FrameTensors(Stage):
     key_says = c.SEGMENT_SAYS
     group = "media"
     says = (
-        "One uint8 array [T, H, W, 3] of evenly sampled frames per video, or per window of a long one, with the true "
-        "time of each in seconds."
+        "One file of evenly sampled frames per video, or per window of a long one, with the true time of each in "
+        "seconds: a uint8 array [T, H, W, 3], or an archive of JPEGs."
     )
     reads = {"video": of_video("videos"), "splits": of_video("videos")}
     imports = "rows"
     kept_inputs = ("splits",)
-    row_files = "*.npy"
+    row_files = "*-*.*"
     checks = (checks.SOME_USABLE, checks.SOME_READABLE)
     columns = {
         "path": c.PATH,
@@ -71,11 +74,12 @@ class FrameTensors(Stage):
     }
 
     def recipe(self, config: Configuration) -> FrameRecipe:
-        return config.frames
+        return effective(config.frames)
 
     def plan(self, view: View) -> dict[str, Row]:
         rows: dict[str, Row] = {}
-        folder, recipe = view.files(self.name).absolute(), canonical(view.config.frames)
+        suffix = suffix_of(view.config.frames)
+        folder, recipe = view.files(self.name).absolute(), canonical(self.recipe(view.config))
         for video_id, source, splits, stamp, duration_s in self._videos(view):
             inputs = {"video": source, "splits": " ".join(splits)}
             try:
@@ -85,7 +89,7 @@ class FrameTensors(Stage):
                 continue
             for segment_id in [window_id(video_id, *window) for window in windows] or [video_id]:
                 content = fingerprint([source, recipe, self.version, *(window_of(segment_id) or ())])
-                known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(segment_id)}.npy"}
+                known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(segment_id)}{suffix}"}
                 rows[segment_id] = Row(inputs, known, facts=stamp)
         return rows
 
@@ -144,9 +148,9 @@ def _sample_video(
 
 
 def _most_bytes(recipe: FrameRecipe) -> int:
-    """The size of the largest file of frames that a recipe can give, with the header of its array."""
+    """The size of the largest file of frames that a recipe can give."""
     pixels = max(recipe.max_pixels, recipe.size_multiple**2, *(rule.max_pixels for rule in RULES.values()))
-    return (recipe.max_frames + 1) * pixels * 3 + 4096
+    return most_bytes(recipe, pixels)
 
 
 def _sampled(
@@ -157,24 +161,22 @@ def _sampled(
     path, made = Path(source.path), {}
     windows = {segment_id: window for segment_id in targets if (window := window_of(segment_id)) is not None}
     for segment_id in targets.keys() - windows:
-        made[segment_id] = _stored(sample_frames(path, recipe, limits), Path(targets[segment_id]), source)
+        made[segment_id] = _stored(sample_frames(path, recipe, limits), recipe, Path(targets[segment_id]), source)
     if windows:
         ordered = sorted(windows, key=windows.__getitem__)
         sampled = sample_windows(path, recipe, [windows[segment_id] for segment_id in ordered], limits)
         for segment_id, frames in zip(ordered, sampled, strict=True):
-            made[segment_id] = _stored(frames, Path(targets[segment_id]), source)
+            made[segment_id] = _stored(frames, recipe, Path(targets[segment_id]), source)
         source.check()
     return made
 
 
-def _stored(frames: Frames | VideoError, target: Path, source: FileStamp) -> dict[str, Any]:
+def _stored(frames: Frames | VideoError, recipe: FrameRecipe, target: Path, source: FileStamp) -> dict[str, Any]:
     """Write the frames of a segment, and return the columns of its row."""
-    from vsr1_core.media.frame_store import write_frames
-
     if isinstance(frames, ValueError):
         return {"error": str(frames)}
     source.check()
-    write_frames(target, frames.pixels)
+    write_frames(target, frames.pixels, recipe.jpeg_quality)
     return {
         "num_frames": len(frames.pixels),
         "height": frames.pixels.shape[1],

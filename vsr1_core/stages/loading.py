@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from vsr1_core.models.protocols import Embedder, PolicyModel, VideoEncoder, VideoFrames
     from vsr1_core.models.query_vectors import QueryVectors
     from vsr1_core.models.tensor_folder import TensorFolder
+
+
+T = TypeVar("T")
+INPUT_SHARE = 5
+"""Bytes of a video's frames and of its patches in float32, per byte of its frames."""
 
 
 def one_row(view: View, asset: str, row_id: str) -> dict[str, Any]:
@@ -152,9 +157,12 @@ def frame_store(view: View, encoder: VideoEncoder, execution: Execution, is_lear
     disk = None if is_learning else _cache(view, "vision_features", execution)
     weights = encoder.digest() if disk is not None else ""
     key_of = lambda video_id: feature_key(weights, video_id, rows[video_id]["content"])  # noqa: E731
+    load = lambda video_id: encoder.prepare(frames_of(rows[video_id]))  # noqa: E731
+    size_of = lambda video_id: INPUT_SHARE * _frame_bytes(rows[video_id])  # noqa: E731
     return FeatureStore(
         encoder,
-        load=lambda video_id: encoder.prepare(frames_of(rows[video_id])),
+        load=load,
+        load_several=lambda video_ids: _made(rows, video_ids, load, size_of, budget_of(execution), encoder.device),
         batch_size=execution.batch_size,
         budget=budget_of(execution),
         layout_of=lambda video_id: _layout_of(encoder, rows[video_id]),
@@ -182,7 +190,7 @@ def _cache(view: View, what: str, execution: Execution) -> TensorFolder | None:
     return TensorFolder(view.lake.cache(what), execution.cache_bytes) if execution.cache_bytes else None
 
 
-def frames_of(row: dict[str, Any]) -> VideoFrames:
+def frames_of(row: Mapping[str, Any]) -> VideoFrames:
     """The frames of a `frame_tensors` row, resized to its height and width: imported arrays may have another size."""
     from vsr1_core.media.frame_store import read_frames, resized
     from vsr1_core.models.protocols import VideoFrames
@@ -190,7 +198,37 @@ def frames_of(row: dict[str, Any]) -> VideoFrames:
     return VideoFrames(resized(read_frames(Path(row["path"])), row["height"], row["width"]), row["timestamps_s"])
 
 
-def frames_to_embed(row: dict[str, Any]) -> VideoFrames:
+def _made(
+    rows: Mapping[str, Mapping[str, Any]],
+    video_ids: Sequence[str],
+    make: Callable[[str], T],
+    size_of: Callable[[str], float],
+    budget: Budget,
+    device: torch.device,
+) -> Iterator[T]:
+    """`make` of each video, in order. What decodes JPEGs is made in a thread ahead of the model on `device`, within
+    the budget; arrays are memory maps, which cost nothing to open."""
+    from vsr1_core.media.frame_store import is_decoded
+    from vsr1_core.models.ahead import made_ahead
+
+    if len(video_ids) < 2 or not any(is_decoded(rows[video_id]["path"]) for video_id in video_ids):
+        return map(make, video_ids)
+    return made_ahead(video_ids, make, size_of, budget.bytes_ahead(device))
+
+
+def videos_to_embed(
+    rows: Mapping[str, Mapping[str, Any]], video_ids: Sequence[str], budget: Budget, device: torch.device
+) -> Iterator[tuple[str, VideoFrames]]:
+    """Each video id with its frames as the embedder is shown them, in order. rows: id -> row of `frame_tensors`."""
+    frames = _made(rows, video_ids, lambda v: frames_to_embed(rows[v]), lambda v: _frame_bytes(rows[v]), budget, device)
+    return zip(video_ids, frames, strict=True)
+
+
+def _frame_bytes(row: Mapping[str, Any]) -> float:
+    return 3.0 * len(row["timestamps_s"]) * row["height"] * row["width"]
+
+
+def frames_to_embed(row: Mapping[str, Any]) -> VideoFrames:
     """The same frames as the embedder is shown them: the times of a window count from its start."""
     frames = frames_of(row)
     window = window_of(row["video_id"])

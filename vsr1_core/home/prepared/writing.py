@@ -23,7 +23,7 @@ from vsr1_core.home.prepared.layout import SPLITS
 from vsr1_core.home.prepared.rows import INDEX_FILES
 from vsr1_core.home.prepared.training_files import GRPO, HARD_NEGATIVES, SFT, STATS
 from vsr1_core.home.staleness import require_current
-from vsr1_core.media.frame_store import read_frames
+from vsr1_core.media.frame_store import EXACT, frames_shape, read_frames, write_frames
 from vsr1_core.rows.files import atomic_folder, write_json, write_jsonl
 from vsr1_core.segments import window_of
 from vsr1_core.stages.base import View
@@ -243,7 +243,7 @@ def _write_frames(view: View, split: str, folder: Path, copy: bool) -> None:
     frames = {r["video_id"]: r for r in view.rows("frame_tensors").iter_rows(named=True) if r["video_id"] in ids}
     sources = {r["video_id"]: r for r in view.rows("videos", ["video_id", "fps", "num_frames"]).to_dicts()}
     for video_id, row in frames.items():
-        bring(Path(row["path"]), folder / f"{video_id}.npy", copy)
+        _bring_frames(Path(row["path"]), folder / f"{video_id}.npy", copy)
     entries = _entries(view, f"{split}.frames", "frame_tensors", frames)
     lines = (
         json.loads(e.record)
@@ -254,12 +254,20 @@ def _write_frames(view: View, split: str, folder: Path, copy: bool) -> None:
     write_jsonl(folder / "meta.jsonl", lines)
 
 
+def _bring_frames(source: Path, target: Path, copy: bool) -> None:
+    """Put stored frames at `target`, which is always an array: JPEGs are decoded."""
+    if source.suffix == EXACT:
+        bring(source, target, copy)
+    else:
+        write_frames(target, read_frames(source))
+
+
 def _frames_meta(row: Mapping[str, Any], source: Mapping[str, Any], split: str, sample_fps: float) -> dict[str, Any]:
     """A line of meta.jsonl. The times are the true ones; frame numbers assume a source with a constant frame rate.
 
     source: the video's row of `videos`. sample_fps: the rate at which frames were sampled.
     """
-    num_frames, height, width = read_frames(row["path"]).shape[:3]
+    num_frames, height, width = frames_shape(row["path"])
     return {
         "source_duration_sec": row["duration_s"],
         "raw_fps": source["fps"],
