@@ -247,6 +247,19 @@ def test_a_commit_leaves_the_rows_that_a_query_may_be_reading(table: Table, monk
     assert table.rows()["value"].to_list() == [99]
 
 
+def test_large_files_that_were_replaced_go_before_there_are_many(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vsr1_core.rows.table as lake
+
+    monkeypatch.setattr(lake, "MAX_OLD_BYTES", 1)
+    for value in range(3):
+        table.commit(table.frame([row(value)]), {})
+    assert len(list(table.folder.glob("rows*.parquet"))) == 3, "a query may still read them"
+    monkeypatch.setattr(lake, "SUPERSEDED_S", -1.0)
+    table.commit(table.frame([row(9)]), {})
+    assert [path.name for path in table.folder.glob("rows*.parquet")] == [table.rows_path.name]
+
+
+
 def test_a_table_of_an_earlier_version_is_read_and_gone_on_with(table: Table) -> None:
     table.commit(table.frame([row(1)]), {})
     table.rows_path.rename(table.folder / "rows.parquet")

@@ -39,6 +39,8 @@ SUPERSEDED_S = 600.0
 """For this many seconds after a commit, queries may still read the file of rows that it replaced."""
 MAX_ROW_FILES = 8
 """When a table has more files of rows than this, a commit removes those that no query can still be reading."""
+MAX_OLD_BYTES = 256 << 20
+"""The same where those that newer ones replaced take more bytes than this."""
 HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
 """The columns that a kept state of a table has before the table's own columns. Times are UTC."""
 
@@ -210,7 +212,7 @@ class Table:
         the folder and has not opened its files yet would fail.
         """
         files = sorted(self.folder.glob("rows*.parquet"))
-        if len(files) > MAX_ROW_FILES:
+        if len(files) > MAX_ROW_FILES or sum(old.stat().st_size for old in files[:-1]) > MAX_OLD_BYTES:
             for old, newer in itertools.pairwise(files):
                 if time.time() - newer.stat().st_mtime > SUPERSEDED_S:
                     old.unlink()
