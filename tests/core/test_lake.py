@@ -259,7 +259,6 @@ def test_large_files_that_were_replaced_go_before_there_are_many(table: Table, m
     assert [path.name for path in table.folder.glob("rows*.parquet")] == [table.rows_path.name]
 
 
-
 def test_a_table_of_an_earlier_version_is_read_and_gone_on_with(table: Table) -> None:
     table.commit(table.frame([row(1)]), {})
     table.rows_path.rename(table.folder / "rows.parquet")
