@@ -31,6 +31,7 @@ from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_s
 from vsr1_core.rows.imported import (
     DOCUMENT_COLUMNS,
     FORM,
+    RECORD,
     Imported,
     forget_import,
     import_folder,
@@ -267,7 +268,7 @@ def _fill(
             target = imported.folder / "frames" / f"{file_stem(frames.video_id)}.npy"
             if not target.exists():  # a video of two splits has the same frames in both
                 bring(frames.path, target, copy)
-    write_json(imported.folder / "record.json", _record(prepared, tables))
+    write_json(imported.folder / RECORD, _record(prepared, tables))
 
 
 def _bring_vectors(imported: Imported, root: Path, split: PreparedSplit) -> None:
