@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.core.test_embedder import with_end_of_text
 from tests.core.test_policy_checkpoints import write_released
-from tests.core.tiny_models import write_published
+from tests.core.tiny_models import tiny_tokenizer, write_published
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import model_source
 from vsr1_core.models import checkpoints
+from vsr1_core.models.checkpoints import load_embedder
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
@@ -79,6 +81,18 @@ def test_a_name_without_a_revision_stays_at_what_was_fetched_first(
     view.config = dataclasses.replace(view.config, models=dataclasses.replace(view.config.models, options=options))
     build(view)
     assert asked == ["me/policy@c0ffee"]
+
+
+def test_a_tokenizer_without_an_end_token_is_named_once_in_a_build(tmp_path: Path, caplog: Any) -> None:
+    models, said = write_published(tmp_path / "models"), list[str]()
+    BaseModels().build(view_of(tmp_path, str(models), str(models)), Execution(log=said.append))
+    assert [line for line in said if f"The tokenizer of {models} appends no end token" in line] == said
+    assert len(said) == 1
+    load_embedder(models)
+    assert "end token" not in caplog.text
+    with_end_of_text(tiny_tokenizer()).save_pretrained(models)
+    BaseModels().build(view_of(tmp_path, str(models), str(models)), Execution(log=said.append))
+    assert len(said) == 1
 
 
 def test_a_policy_in_the_authors_form_is_no_base_policy_and_no_source_of_models(tmp_path: Path) -> None:

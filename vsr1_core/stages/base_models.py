@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ class BaseModels(ModelStage):
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:
-            yield from _resolved(view, rows)
+            yield from _resolved(view, rows, run.log)
         elif "embedder" in rows:
             yield from super().make_own(view, rows, run)
         else:  # only options of the policy changed: it takes the weights of the present embedder
@@ -201,9 +201,11 @@ def _place(name: str) -> dict[str, str]:
     return {"path": str(Path(name).absolute()), "source": name} if Path(name).is_dir() else {}
 
 
-def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Rows that point to the folders of the configured models. A model that cannot be fetched is a failed row."""
+def _resolved(view: View, ids: Iterable[str], log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Rows that point to the folders of the configured models. A model that cannot be fetched is a failed row. What is
+    peculiar about the embedder is said here, once, and not wherever it is opened."""
     from vsr1_core.models.checkpoints import fetch_model
+    from vsr1_core.models.registry import family_of
     from vsr1_core.models.weights import digest_weights
 
     recipe = view.config.models
@@ -215,6 +217,8 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
             folder = fetch_model(fetched_name(view, row_id, name))
             if made_with:
                 _check_options(name, folder, made_with)
+            elif notice := family_of(folder).insertion_place(folder).notice(name):
+                log(notice)
         except (OSError, ValueError) as error:
             yield {BaseModels.key: row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
             continue
