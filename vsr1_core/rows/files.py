@@ -267,6 +267,24 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         out.writelines(encoder.encode(row) + "\n" for row in rows)
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Append lines, each with its line break; the disk has them when this returns. A line that a killed process left
+    without its end is ended first, so that it costs no other one. Raises WriteRefused where the system refuses the
+    write."""
+    with refusals_explained(path, path):
+        _make_folder(path.parent, lasting=True)
+        is_new = not path.exists()
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            is_cut_off = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if is_cut_off else b"") + lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _put_on_disk(path.parent)
+
+
 def digest_file(path: Path) -> str:
     """The first 32 hex digits of the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
