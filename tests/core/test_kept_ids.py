@@ -50,8 +50,9 @@ def test_a_changed_text_keeps_its_row_where_video_and_span_stay(place: Path) -> 
     assert after["a cat sits"] == before["a cat sits"]
     plan = view.stages["moments"].due(view)
     assert (plan.due(), plan.orphaned) == ([], ()), "the second plan finds the same rows"
-    source = explain(view, "moments", after["a big dog runs"]).to_json()
-    assert "annotation_files" in source, "the row is still followed back to its file"
+    explained = explain(view, "moments", after["a big dog runs"])
+    assert "annotation_files" in explained.to_json(), "the row is still followed back to its file"
+    assert explained.source == "a.csv:2"
 
 
 def test_a_corrected_span_keeps_its_row_as_before(place: Path) -> None:
@@ -96,6 +97,7 @@ def test_what_was_corrected_stays_corrected_when_the_text_had_changed_before(
         view, after = built(place, CHANGED)
         assert [one.state for one in listed_corrections(view)] == ["applied"]
         assert after.get("a big dog runs") == (None if action == "reject" else ids["a big dog runs"])
+    assert action == "reject" or explain(view, "moments", after["a big dog runs"]).source == "a.csv:2"
 
 
 def test_a_rejected_query_does_not_come_back_under_the_id_of_another_one(place: Path) -> None:

@@ -22,7 +22,7 @@ from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corrections import annotated_moments, corrected_moments, corrections_file
+from vsr1_core.stages.corrections import annotated_at, annotated_moments, corrected_moments, corrections_file
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
@@ -183,7 +183,7 @@ def _file_facts(stamp: FileStamp, digest: str) -> dict[str, Any]:
 
 
 def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
-    place = sources.place_of(view.entry, view.config, row_id, row.facts)
+    place = annotated_at(view, row_id)
     return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 

@@ -22,6 +22,12 @@ def annotated_moments(view: View) -> dict[str, Moment | BadLine]:
     return with_kept_ids(sources.moments(view.entry, view.config), view.table("moments"), _corrections(view))
 
 
+def annotated_at(view: View, query_id: str) -> str | None:
+    """The `<file>:<line>` at which a row of `moments`, or a refused line, is annotated; None where it is not (any
+    more)."""
+    return sources.place_of(view.entry, view.config, query_id, annotated_moments(view).get(query_id))
+
+
 def corrected_moments(view: View, published: Mapping[str, Moment | BadLine] | None = None) -> Corrected:
     """What the annotation files say, with the corrections applied. published: where it was read already."""
     said = annotated_moments(view) if published is None else published

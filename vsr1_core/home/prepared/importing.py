@@ -234,7 +234,7 @@ def forget(view: View) -> list[Path]:
     """
     record = _written_path(view)
     written = read_json(record) if record.exists() else {}
-    if not forget_import(view.lake, view.entry.name):
+    if not forget_import(view.lake, view.entry.name) and not written:
         raise ValueError(f"nothing was imported for {view.entry.name}")
     paths = [(Path(view.entry.annotations).absolute() / name, digest) for name, digest in sorted(written.items())]
     deleted = [path for path, digest in paths if path.is_file() and digest_file(path) == digest]
