@@ -61,6 +61,18 @@ def test_a_folder_that_moved_changes_the_path_and_other_content_changes_the_vers
     assert build(view_of(tmp_path, str(moved), str(moved))).num_processed == 2
 
 
+def test_a_folder_that_is_named_from_where_one_is_stays_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    models = write_published(tmp_path / "here" / "models")
+    monkeypatch.chdir(tmp_path / "here")
+    view = view_of(tmp_path, "./models", "./models")
+    build(view)
+    for row in rows(view).values():
+        assert (row["path"], row["source"]) == (str(models), str(models)), "and not a folder of the home"
+
+
 def test_a_name_without_a_revision_stays_at_what_was_fetched_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,7 +198,9 @@ def made_options(recipe: ModelRecipe) -> MethodOptions:
 
 def _place(name: str) -> dict[str, str]:
     """Columns that say where a local folder is; empty for a model on the hub, whose folder a plan does not know."""
-    return {"path": str(Path(name).absolute()), "source": name} if Path(name).is_dir() else {}
+    if not Path(name).is_dir():
+        return {}
+    return dict.fromkeys(("path", "source"), str(Path(name).absolute()))  # a kept `./` is the home, not this folder
 
 
 def _resolved(view: View, ids: Iterable[str], log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -226,7 +228,7 @@ def _resolved(view: View, ids: Iterable[str], log: Callable[[str], None]) -> Ite
         if not Path(name).is_dir():
             record["revision"] = folder.name  # the hub client names a snapshot by its commit
         digest = digest_weights(folder)
-        source = name if Path(name).is_dir() else hub_name(name)[0]
+        source = _place(name).get("source", hub_name(name)[0])
         yield model_row(BaseModels.key, row_id, folder, digest, record, [], options) | {"source": source}
 
 
