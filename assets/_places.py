@@ -8,7 +8,7 @@ import dagster as dg
 
 
 def place_in_run(context: dg.AssetExecutionContext) -> tuple[int, int]:
-    """(which asset of its run this is, from 1; how many there are). Checks are steps too, and do not count.
+    """(which asset of its run this is, from 1; how many there are). A check that is a step of its own does not count.
 
     The place follows from the job alone, so that it is the same in a process of the step's own, where no event of the
     other steps is read. It is that of `start_order`.
