@@ -147,6 +147,23 @@ def _row_files(table: Table) -> list[Path]:
     return sorted(table.folder.glob("rows*.parquet"))
 
 
+def test_a_folder_that_cannot_be_replaced_stays_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, replace = tmp_path / "report", os.replace
+    with atomic_folder(place) as folder:
+        (folder / "report.md").write_text("old")
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name.endswith(".tmp"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(WriteRefused, match="report cannot be written: its disk failed"), atomic_folder(place) as folder:
+        (folder / "report.md").write_text("new")
+    assert (place / "report.md").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
 def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lines.jsonl"
     append_lines(path, "1\n2\n")

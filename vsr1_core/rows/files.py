@@ -155,7 +155,7 @@ def atomic_path(path: Path, lasting: bool = True) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It replaces `path` when the block ends without an exception, and is
-    deleted otherwise. Raises WriteRefused where the system refuses a write."""
+    deleted otherwise; then `path` stays as it was. Raises WriteRefused where the system refuses a write."""
     temporary = _hidden(path.parent, path.name, "tmp")
     try:
         with refusals_explained(path, temporary):
@@ -166,7 +166,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = _hidden(path.parent, path.name, "old")
                 os.replace(path, old)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(old, path)
+                    raise
                 _put_on_disk(path.parent)
                 shutil.rmtree(old)
             else:
