@@ -16,6 +16,7 @@ import dagster as dg
 from assets._checks import check_results, check_specs
 from assets._keys import Workplace, asset_key
 from assets._metadata import column_schema, failure_table, folder_bytes, reason_table, sample_table
+from assets._places import place_in_run
 from assets._runs import writing_in_run
 from assets.handle import Handle
 from vsr1_core.rows.increments import Outcome
@@ -92,7 +93,7 @@ def stage_asset(
     )
     def body(context: dg.AssetExecutionContext, **handles: Handle) -> Iterator[Any]:
         workplace: Workplace = context.resources.workplace
-        context.log.info(heading_line(stage.name, *_place_in_run(context)))
+        context.log.info(heading_line(stage.name, *place_in_run(context)))
         with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
             outcome = stage.build(view, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
@@ -101,12 +102,6 @@ def stage_asset(
         yield from check_results(stage, view)
 
     return body
-
-
-def _place_in_run(context: dg.AssetExecutionContext) -> tuple[int, int]:
-    """(which step of its run this is, in the order in which they start; number of steps of the run)."""
-    started = context.instance.get_records_for_run(context.run.run_id, of_type=dg.DagsterEventType.STEP_START)
-    return len(started.records), len(context.job_def.nodes)
 
 
 def heading_line(name: str, number: int, total: int) -> str:

@@ -16,6 +16,7 @@ from pipelines.commands import NameArgument, UserError, WaitOption, check_choice
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
+from vsr1_core.datasets.corrections import corrections_path
 from vsr1_core.datasets.file_check import KINDS, Finding, check_files
 from vsr1_core.datasets.registry import (
     DatasetEntry,
@@ -255,6 +256,9 @@ def dataset_remove(
         if not remove_entry(settings.home, name):
             raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
         num_bytes = delete_rows(held, name) if rows else 0
+    kept = corrections_path(settings.home, name)
+    if kept.exists():
+        typer.echo(f"What people corrected stays in {kept}.")
     if not rows:
         typer.echo(f"Removed {name} from the list. Its tables stay under {lake.root}; to delete them: --rows")
         return
@@ -263,7 +267,10 @@ def dataset_remove(
 
 
 def _refuse_where_others_use_it(settings: Settings, lake: Lake, name: str) -> None:
-    borrowers = {entry.name for entry in load_entries(settings.home).values() if entry.models_from == name}
-    users = sorted(borrowers | set(users_of(lake, all_stages(), name)))
+    entries = load_entries(settings.home).values()
+    users = {entry.name for entry in entries if name in (entry.models_from, entry.same_corpus_as)}
+    users |= {*users_of(lake, all_stages(), name)}
     if users:
-        raise UserError(f"{', '.join(users)} use models of {name}; remove these first, or leave out --rows")
+        raise UserError(
+            f"{', '.join(sorted(users))} use models or imports of {name}; remove these first, or leave out --rows"
+        )

@@ -88,6 +88,18 @@ def test_the_embedder_goes_out_with_the_policy_in_their_spelling(
     assert embedders_cosine(out, own) > 1 - 1e-6
 
 
+def test_the_training_file_of_an_adopted_checkpoint_keeps_the_prompt_that_stage_1_had(
+    home: Home, tmp_path: Path
+) -> None:
+    """Searches ask with other words than stage 1 (`released.search_prompt`), and both belong to the checkpoint."""
+    checkpoint = find_checkpoint(home.view, "sft_checkpoint")
+    options = {**checkpoint.row["options"], "form": {"sft_prompt": "As stage 1 asks."}}
+    changed = dataclasses.replace(checkpoint, row={**checkpoint.row, "options": options})
+    write_authors_folder(changed, tmp_path / "out", "me/authors")
+    rows = read_json(tmp_path / "out" / "train_oneturn.json")
+    assert {row["messages"][0]["content"] for row in rows} == {"As stage 1 asks."}
+
+
 def test_a_published_embedder_goes_out_as_it_is(tmp_path: Path) -> None:
     published, out = write_published(tmp_path / "published"), tmp_path / "out"
     config = read_json(published / "config.json")

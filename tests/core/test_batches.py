@@ -17,9 +17,9 @@ from tests.core.tiny_models import random_video, tiny_embedder, tiny_policy
 from vsr1_core.models import batches, memory
 from vsr1_core.models.batches import Budget, is_out_of_memory
 from vsr1_core.models.feature_store import FeatureStore
-from vsr1_core.models.memory import Passes
+from vsr1_core.models.memory import Passes, weight_bytes
 from vsr1_core.models.protocols import DecodeSettings, VideoFrames
-from vsr1_core.models.query_vectors import embedded_queries
+from vsr1_core.models.query_vectors import SoftTokens, embedded_queries
 from vsr1_core.models.video_vectors import embedded_videos
 from vsr1_core.search.episodes import verify
 from vsr1_core.stages import loading
@@ -135,11 +135,27 @@ def test_vectors_do_not_depend_on_the_batches() -> None:
     texts = ["a red circle", "a blue bar moves left on a black background", "a ring"]
     for whole, single in (
         (dict(embedded_videos(embedder, videos, b, 32)) for b in (Budget(), Budget(limit=1))),
-        (dict(embedded_queries(embedder, texts, b, 32)) for b in (Budget(), Budget(limit=1))),
+        (dict(zip(texts, embedded_queries(embedder, texts, b, 32), strict=True)) for b in (Budget(), Budget(limit=1))),
     ):
         assert list(whole) == list(single)
         for key, vector in whole.items():
             torch.testing.assert_close(vector, single[key], atol=1e-5, rtol=1e-5)
+
+
+def test_soft_tokens_count_in_the_size_of_a_batch_and_are_made_for_one_batch_at_a_time() -> None:
+    embedder, texts = tiny_embedder(), ["a ring", "a red circle", "a bar"]
+    soft = [torch.randn(count, embedder.hidden_size) for count in (40, 1, 3)]
+    made, passes = list[int](), Passes(embedder.size, weight_bytes(embedder.model))
+    lengths = embedder.query_tokens(texts)
+    two = passes.text([lengths[1] + 1, lengths[2] + 3])
+    carried = SoftTokens([40, 1, 3], lambda place: (made.append(place), soft[place])[1])
+    found = embedded_queries(embedder, texts, Budget(limit=two), 32, carried)
+    torch.testing.assert_close(next(found), embedder.embed_queries(texts[:1], soft[:1])[0], atol=1e-5, rtol=1e-5)
+    assert made == [0]
+    torch.testing.assert_close(
+        torch.stack(list(found)), embedder.embed_queries(texts[1:], soft[1:]), atol=1e-5, rtol=1e-5
+    )
+    assert made == [0, 1, 2]
 
 
 def test_answers_do_not_depend_on_the_batches_and_features_are_held_in_parts() -> None:

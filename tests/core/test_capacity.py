@@ -149,5 +149,8 @@ def test_the_corpus_is_read_off_the_annotations(tmp_path: Path) -> None:
     corpus = capacity.read_corpus(entry, CONFIG)
     assert corpus.num_queries == {"train": 4}
     assert sorted(corpus.frames["train"]) == [10, 64]
+    (tmp_path / "a.csv").write_text("video,start,end,query\na,20,30.5,late\na,0,2,early\n")
+    own = DatasetEntry("mine", "folder", str(tmp_path), str(tmp_path / "a.csv"), CONFIG.name)
+    assert capacity.read_corpus(own, CONFIG).durations_s == {"test": [30.5]}, "as long as its last moment at least"
     with pytest.raises(FileNotFoundError, match="no annotations"):
         capacity.read_corpus(dataclasses.replace(entry, annotations=str(tmp_path / "none")), CONFIG)

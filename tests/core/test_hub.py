@@ -27,6 +27,7 @@ from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
 
+PROMPT = "Is the moment in this video?"
 EMBEDDER = "Qwen/Qwen3-VL-Embedding-2B"
 
 
@@ -56,7 +57,8 @@ class Home:
         self.corpus: FakeCorpus = shape_corpus(folder, 4)
         self.given: list[Stage] = [
             Given(base_models.BaseModels(),
-                  [given_model("embedder", embedder, source), given_model("policy", embedder)]),
+                  [given_model("embedder", embedder, source),
+                   given_model("policy", embedder) | {"options": {"system_prompt": PROMPT}}]),
             Given(reporting.Metrics(), [metric("sqr_sft", "vcmr_0.5", 0.25), metric("fine_tuned", "vcmr_0.5", 0.5),
                                       metric("sqr_sft", "matched_recall", None)]),
             Given(corpus.AnnotationFiles(), [{"file_id": "a_test.jsonl", "digest": "d1d1"}]),
@@ -218,6 +220,7 @@ def test_datasets_opens_what_is_exported(home: Home, tmp_path: Path) -> None:
     assert set(opened("moments", "test").column_names) >= {"query_id", "query", "video_id", "start_s", "end_s"}
     sft = opened("sft_examples", "train")[0]
     assert [m["role"] for m in sft["messages"]] == ["system", "user", "assistant"]
+    assert sft["messages"][0]["content"] == PROMPT
     assert sft["meta"]["gold_label"] in ("pos", "neg")
     searched = list(methods.ALL)
     answers = opened("predictions", "test")

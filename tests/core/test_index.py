@@ -91,6 +91,17 @@ def test_excluded_videos_are_neither_found_nor_counted(vectors):
     assert index.search(vectors[:1], 2, exclude=[set(IDS)])[0] == [[]]
 
 
+@pytest.mark.parametrize("ids", [[f"v{i}" for i in range(40)], [f"v{i // 3}//{i}-{i + 2}" for i in range(40)]])
+def test_the_ranks_of_many_videos_are_those_of_each_alone(rng, ids):
+    index = build_index(ids, unit(rng, 40, 8))
+    videos, excluded = [*index.rows_of, "elsewhere"], {ids[0], ids[1], ids[2], ids[30]}
+    for query in unit(rng, 5, 8):
+        for exclude in ((), excluded):
+            alone = [index.ranks(query[None], [video], [exclude])[0] for video in videos]
+            assert index.ranks_of(query[None], videos, exclude) == alone
+            assert alone.count(None) == 1 + (bool(exclude) and (4 if "v39" in videos else 1))
+
+
 def test_no_queries_give_no_results(vectors):
     index = build_index(IDS, vectors)
     assert index.search(np.zeros((0, 16)), 3) == ([], [])

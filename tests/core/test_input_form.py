@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.core.test_embedder import with_end_of_text
 from tests.core.test_inputs import CONFIG, frames, processor
 from tests.core.test_policy_checkpoints import PROMPT, edit, write_released
 from tests.core.tiny_models import random_video, tiny_embedder, tiny_policy, tiny_tokenizer, write_published
@@ -307,17 +306,6 @@ def test_the_report_of_the_loader_is_silent_about_expected_tensors_only(tmp_path
     with pytest.raises(ValueError, match=r"missing model\.visual\.merger\.norm\.weight"):
         load_base_policy(str(published), SoftQueryConfig(48, 48))
     assert len(loader_log()) == 1
-
-
-def test_a_tokenizer_without_an_end_token_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_published(tmp_path)
-    load_body(tmp_path)
-    assert f"The tokenizer of {tmp_path} appends no end token" in caplog.text
-    assert "before <|im_end|>" in caplog.text
-    caplog.clear()
-    with_end_of_text(tiny_tokenizer()).save_pretrained(tmp_path)
-    load_body(tmp_path)
-    assert "end token" not in caplog.text
 
 
 def test_a_hub_model_is_fetched_in_a_pinned_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

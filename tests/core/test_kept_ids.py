@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.small_world import clip
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.home.correcting import WantedCorrection, correct, listed_corrections
 from vsr1_core.home.explain import explain
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
@@ -48,8 +50,9 @@ def test_a_changed_text_keeps_its_row_where_video_and_span_stay(place: Path) -> 
     assert after["a cat sits"] == before["a cat sits"]
     plan = view.stages["moments"].due(view)
     assert (plan.due(), plan.orphaned) == ([], ()), "the second plan finds the same rows"
-    source = explain(view, "moments", after["a big dog runs"]).to_json()
-    assert "annotation_files" in source, "the row is still followed back to its file"
+    explained = explain(view, "moments", after["a big dog runs"])
+    assert "annotation_files" in explained.to_json(), "the row is still followed back to its file"
+    assert explained.source == "a.csv:2"
 
 
 def test_a_corrected_span_keeps_its_row_as_before(place: Path) -> None:
@@ -75,6 +78,36 @@ def test_two_texts_at_one_place_take_one_row_each(place: Path) -> None:
     _, before = built(place, lines)
     _, after = built(place, {"one": "a,0,2,a big dog runs", "two": "a,0,2,a black cat sits"})
     assert set(after.values()) == set(before.values())
+
+
+CHANGED = {**LINES, "one": "a,0,2,a big dog runs"}
+
+
+@pytest.mark.parametrize(
+    ("action", "changes"), [("change", {"start_s": 0.5}), ("change", {"split": "test", "end_s": 1.5}), ("reject", {})]
+)
+def test_what_was_corrected_stays_corrected_when_the_text_had_changed_before(
+    place: Path, action: Any, changes: dict[str, Any]
+) -> None:
+    """The row is found by its annotated span, which the table does not have any more."""
+    built(place, LINES)
+    view, ids = built(place, CHANGED)
+    correct(view, WantedCorrection(action, ids["a big dog runs"], changes))
+    for _ in range(2):
+        view, after = built(place, CHANGED)
+        assert [one.state for one in listed_corrections(view)] == ["applied"]
+        assert after.get("a big dog runs") == (None if action == "reject" else ids["a big dog runs"])
+    assert action == "reject" or explain(view, "moments", after["a big dog runs"]).source == "a.csv:2"
+
+
+def test_a_rejected_query_does_not_come_back_under_the_id_of_another_one(place: Path) -> None:
+    lines = {"one": "a,0,2,a dog runs", "two": "a,0,2,a cat sits", "three": "b,0,2,a bird sings"}
+    view, ids = built(place, lines)
+    correct(view, WantedCorrection("reject", ids["a dog runs"]))
+    built(place, lines)
+    view, after = built(place, {**lines, "two": "a,0,2,a black cat sits"})
+    assert after == {"a black cat sits": ids["a cat sits"], "a bird sings": ids["a bird sings"]}
+    assert [one.state for one in listed_corrections(view)] == ["applied"]
 
 
 def test_an_id_of_ones_own_is_never_replaced(place: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from vsr1_core.rows.files import WriteRefused, atomic_folder, atomic_path, sweep_leftovers, write_json
+from vsr1_core.rows.files import WriteRefused, append_lines, atomic_folder, atomic_path, sweep_leftovers, write_json
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import SHARED_AGE_S, Lake
 from vsr1_core.rows.table import Table
@@ -145,3 +145,29 @@ def _killed(*_: Any) -> None:
 
 def _row_files(table: Table) -> list[Path]:
     return sorted(table.folder.glob("rows*.parquet"))
+
+
+def test_a_folder_that_cannot_be_replaced_stays_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, replace = tmp_path / "report", os.replace
+    with atomic_folder(place) as folder:
+        (folder / "report.md").write_text("old")
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name.endswith(".tmp"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(WriteRefused, match="report cannot be written: its disk failed"), atomic_folder(place) as folder:
+        (folder / "report.md").write_text("new")
+    assert (place / "report.md").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lines.jsonl"
+    append_lines(path, "1\n2\n")
+    path.write_bytes(path.read_bytes()[:-1])  # as a killed process may leave it
+    append_lines(path, "3\n")
+    append_lines(path, "4\n")
+    assert path.read_text() == "1\n2\n3\n4\n"

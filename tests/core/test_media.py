@@ -114,8 +114,8 @@ def test_seeking_finds_the_same_frames_as_a_full_pass(tmp_path: Path, monkeypatc
     path = write_video(tmp_path / "long.mp4", times, gop=3)
     few = FrameRecipe(fps=1.0, max_frames=6, max_pixels=64 * 64)
     sought: list[float] = []
-    seek = decode._seek
-    monkeypatch.setattr(decode, "_seek", lambda c, s, time_s: (sought.append(time_s), seek(c, s, time_s)))
+    seek = decode.seek
+    monkeypatch.setattr(decode, "seek", lambda c, s, time_s: (sought.append(time_s), seek(c, s, time_s)))
     by_seeking = assert_last_frame_at_or_before(path, times, few)
     assert len(sought) == 6
     monkeypatch.setattr(decode, "_num_sought", lambda index, wanted: len(index.times_s))

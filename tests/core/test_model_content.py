@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.core.test_embedder import with_end_of_text
 from tests.core.test_policy_checkpoints import write_released
-from tests.core.tiny_models import write_published
+from tests.core.tiny_models import tiny_tokenizer, write_published
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.home import Home
 from vsr1_core.home.model_source import model_source
 from vsr1_core.models import checkpoints
+from vsr1_core.models.checkpoints import load_embedder
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
@@ -59,6 +61,18 @@ def test_a_folder_that_moved_changes_the_path_and_other_content_changes_the_vers
     assert build(view_of(tmp_path, str(moved), str(moved))).num_processed == 2
 
 
+def test_a_folder_that_is_named_from_where_one_is_stays_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    models = write_published(tmp_path / "here" / "models")
+    monkeypatch.chdir(tmp_path / "here")
+    view = view_of(tmp_path, "./models", "./models")
+    build(view)
+    for row in rows(view).values():
+        assert (row["path"], row["source"]) == (str(models), str(models)), "and not a folder of the home"
+
+
 def test_a_name_without_a_revision_stays_at_what_was_fetched_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +93,18 @@ def test_a_name_without_a_revision_stays_at_what_was_fetched_first(
     view.config = dataclasses.replace(view.config, models=dataclasses.replace(view.config.models, options=options))
     build(view)
     assert asked == ["me/policy@c0ffee"]
+
+
+def test_a_tokenizer_without_an_end_token_is_named_once_in_a_build(tmp_path: Path, caplog: Any) -> None:
+    models, said = write_published(tmp_path / "models"), list[str]()
+    BaseModels().build(view_of(tmp_path, str(models), str(models)), Execution(log=said.append))
+    assert [line for line in said if f"The tokenizer of {models} appends no end token" in line] == said
+    assert len(said) == 1
+    load_embedder(models)
+    assert "end token" not in caplog.text
+    with_end_of_text(tiny_tokenizer()).save_pretrained(models)
+    BaseModels().build(view_of(tmp_path, str(models), str(models)), Execution(log=said.append))
+    assert len(said) == 1
 
 
 def test_a_policy_in_the_authors_form_is_no_base_policy_and_no_source_of_models(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_windows_of_a_configuration_of_ones_own_are_kept(tmp_path: Path, videos:
     entry = entry_of(tmp_path, dataclasses.replace(wanted(videos), config="short"), "short")
     assert entry.window_s == 0.0
     assert own_configuration(tmp_path, entry).segments == SegmentRecipe(window_s=20.0, overlap=0.5)
+    with pytest.raises(ValueError, match=r"short searches in windows of 20 s, .*: give --set segments\.window_s=0"):
+        entry_of(tmp_path, dataclasses.replace(wanted(videos, 0.0), config="short"), "short")
 
 
 def test_a_window_that_makes_no_sense_is_refused(tmp_path: Path, videos: Path) -> None:

@@ -15,6 +15,7 @@ from pipelines.cli import app
 from tests.videos import write_video
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.datasets import sources
+from vsr1_core.datasets.corrections import corrections_path
 from vsr1_core.datasets.registry import get_entry, load_entries, save_entry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.stages.execution import Execution
@@ -161,10 +162,19 @@ def test_a_dataset_is_removed_with_its_rows_unless_another_one_uses_them(home: P
     for name in ("annotation_files", "raw_videos", "videos"):
         view.stages[name].build(view, Execution(workers=1))
     add_again(clips, "--models-from", "mine")
-    assert "other use models of mine; remove these first" in said("dataset", "remove", "mine", "--rows")
+    assert "other use models or imports of mine; remove" in said("dataset", "remove", "mine", "--rows")
     assert "Its tables stay under" in said("dataset", "remove", "other")
+    save_entry(home, dataclasses.replace(view.entry, name="mine-seed-1", same_corpus_as="mine"))
+    assert "mine-seed-1 use models or imports of mine" in said("dataset", "remove", "mine", "--rows")
+    said("dataset", "remove", "mine-seed-1")
+    corrections = corrections_path(home, "mine")
+    corrections.parent.mkdir()
+    corrections.touch()
     assert view.table("videos").exists()
-    assert "MiB of its rows and their files" in said("dataset", "remove", "mine", "--rows")
+    last = said("dataset", "remove", "mine", "--rows")
+    assert "MiB of its rows and their files" in last
+    assert f"What people corrected stays in {corrections}." in last
+    assert corrections.is_file()
     assert not list((home / "lake").glob("*/*/*mine*"))
     assert (clips / "a.mp4").is_file()
     assert "mine" not in load_entries(home)

@@ -56,8 +56,12 @@ def test_mistakes_are_explained_and_an_import_can_be_undone(folder: Path, tmp_pa
     assert "raw_annotation/test.jsonl: is not there" in refused("import-prepared", folder, "-d", "charades")
     (folder / "kept").rename(folder / "raw_annotation/test.jsonl")
     ok("import-prepared", folder, "-d", "charades", "--split", "test")
-    ok("import-prepared", folder, "-d", "charades")
     annotations = tmp_path / "home/data/charades/annotations"
+    (tmp_path / "home/lake/imported/charades/current.json").unlink()  # as if it was killed before it was in force
+    assert "charades_fig_test.jsonl" in ok("import-prepared", "-d", "charades", "--forget")
+    assert not (annotations / "charades_fig_test.jsonl").exists()
+    ok("import-prepared", folder, "-d", "charades", "--split", "test")
+    ok("import-prepared", folder, "-d", "charades")
     train, test = (annotations / f"charades_fig_{split}.jsonl" for split in ("train", "test"))
     train.write_text(train.read_text() + "\n")
     said = "".join(ok("import-prepared", "-d", "charades", "--forget").split())

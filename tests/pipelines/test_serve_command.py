@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.settings import read_token
 from tests.core.serve.served import DATASET, FakeModels, running, state_of, write_home
-from vsr1_core.home.running import RunningServer, address_path, announced, running_server
+from vsr1_core.home.running import RunningServer, address_path, announced, running_server, search_through
+from vsr1_core.home.search import SearchRequest
+from vsr1_core.home.search_result import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef0123"
@@ -46,6 +48,16 @@ def test_a_search_uses_the_running_server_of_its_home(home: Path, monkeypatch: p
         with announced(home, RunningServer(address, TOKEN, "another")):
             assert running_server(home) is None, "another start has that address by now"
     assert not address_path(home).exists()
+
+
+def test_a_server_of_another_version_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, asked = state_of(home, FakeModels()), SearchRequest("a dog", top_k=2)
+    fields = Found.to_dict
+    monkeypatch.setattr(Found, "to_dict", lambda found: {**fields(found), "hits": [{"place": 1}]})
+    with running(state) as address:
+        server = RunningServer(address, TOKEN, state.instance)
+        with pytest.raises(ValueError, match="is of another version of this project: start it again"):
+            search_through(server, DATASET, asked)
 
 
 @pytest.mark.slow

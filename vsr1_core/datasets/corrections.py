@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.rows.files import check_name, read_jsonl
+from vsr1_core.rows.files import append_lines, check_name, read_jsonl, refusals_explained
 from vsr1_core.rows.versions import fingerprint
 
 Action = Literal["change", "add", "reject", "undo"]
@@ -128,25 +128,29 @@ def _parsed(path: Path, number: int, line: str) -> Correction:
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[list[Correction]]:
     """For the block, as the only writer: the corrections that there are. What the block adds to the list is appended to
-    the file and reaches the disk before this returns; nothing is written where the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("a") as lock:
+    the file and reaches the disk before this returns; nothing is written where the block raises. Raises WriteRefused
+    where the system refuses the write."""
+    lock_path = path.with_suffix(".lock")
+    with refusals_explained(path, lock_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_path.open("a")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = read_corrections(path)
         listed = list(known)
         yield listed
-        _append(path, listed[len(known) :])
+        if added := listed[len(known) :]:
+            _append(path, added)
 
 
 def _append(path: Path, added: Iterable[Correction]) -> None:
-    lines = "".join(json.dumps(_fields(one), ensure_ascii=False) + "\n" for one in added).encode()
-    if not lines:
-        return
-    begins_a_line = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
-    with path.open("ab") as file:
-        file.write(lines if begins_a_line else b"\n" + lines)
-        file.flush()
-        os.fsync(file.fileno())
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        append_lines(path, "".join(json.dumps(_fields(one), ensure_ascii=False) + "\n" for one in added))
+    except OSError:
+        with contextlib.suppress(OSError):  # what was refused is not half there
+            os.truncate(path, size)
+        raise
 
 
 def _fields(correction: Correction) -> dict[str, Any]:

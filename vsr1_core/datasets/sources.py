@@ -39,7 +39,7 @@ def place_of(
     entry: DatasetEntry, config: Configuration, query_id: str, moment: Moment | BadLine | None = None
 ) -> str | None:
     """The `<file>:<line>` from which a moment or a refused line was read; None when there is no such line (any more).
-    `moment`: what the row was planned from, for a row that kept the id of an earlier text."""
+    `moment`: what is annotated there, for a row that kept the id of an earlier text."""
     same = None
     for place, row in format_of(entry).lines(entry, config):
         if query_id in (row.query_id, place):

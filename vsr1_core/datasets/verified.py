@@ -188,6 +188,19 @@ def fig_moment(fields: Any, split: str) -> Moment:
     )
 
 
+def fig_fields(moment: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of the FIG schema from which `fig_moment` reads the same moment, given by the fields of `Moment`."""
+    known = {} if moment["duration_s"] is None else {"duration": moment["duration_s"]}
+    return {
+        "video": moment["video_id"],
+        "time": [moment["start_s"], moment["end_s"]],
+        "desc_id": moment["query_id"].removesuffix("_fig"),
+        **known,
+        "cog_desc": moment["plain_query"],
+        "fig_desc": moment["query"],
+    }
+
+
 def text_of(fields: Mapping[str, Any], name: str) -> str:
     """The stripped text of a required field. Raises ValueError when it is missing, blank or not a text."""
     value = fields.get(name)

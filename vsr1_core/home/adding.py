@@ -148,6 +148,11 @@ def _folder_entry(home: Path, wanted: Wanted, config: str, kind: str) -> Dataset
             "FILE, or --models-from toy to use the models of toy, or --policy and --embedder to use published ones"
         )
     only = wanted.search_only
+    if wanted.window_s == 0 and (own_s := load_configuration(home, config).segments.window_s):
+        raise ValueError(
+            f"the configuration {config} searches in windows of {own_s:g} s, which --window 0 does not change: give "
+            "--set segments.window_s=0"
+        )
     window_s = new_window_s(home, name, config) if wanted.window_s is None else wanted.window_s
     entry = DatasetEntry(name, kind, _full(wanted.videos), _full(annotations), config, source, search_only=only)
     return replace(entry, window_s=window_s)

@@ -108,7 +108,9 @@ def read_corpus(entry: DatasetEntry, config: Configuration) -> Corpus:
     for moment in sources.moments(entry, config).values():
         if isinstance(moment, Moment):
             queries[moment.split] = queries.get(moment.split, 0) + 1
-            durations.setdefault(moment.split, {})[moment.video_id] = moment.duration_s or moment.end_s
+            videos = durations.setdefault(moment.split, {})
+            at_least_s = moment.duration_s or moment.end_s  # annotations without lengths: the last moment's end
+            videos[moment.video_id] = max(videos.get(moment.video_id, 0.0), at_least_s)
     if not queries:
         raise FileNotFoundError(f"{entry.name} has no annotations yet, so there is nothing to forecast from")
     seconds = {

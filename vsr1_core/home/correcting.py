@@ -25,7 +25,7 @@ from vsr1_core.datasets.corrections import (
     corrected,
     corrections_path,
 )
-from vsr1_core.datasets.verified import Moment, split_of, whole_text
+from vsr1_core.datasets.verified import Moment, fig_fields, split_of, whole_text
 from vsr1_core.rows.files import write_jsonl
 from vsr1_core.stages.base import View
 from vsr1_core.stages.corrections import annotated_moments, corrected_moments
@@ -189,22 +189,8 @@ def export_fig(view: View, target: Path) -> Exported:
         raise FileExistsError(f"{target} exists already; give another name")
     found = corrected_moments(view)
     usable = {query_id: moment for query_id, moment in found.moments.items() if isinstance(moment, Moment)}
-    write_jsonl(target, (_fig(moment) for moment in usable.values()))
+    write_jsonl(target, ({**fig_fields(vars(moment)), "split": moment.split} for moment in usable.values()))
     return Exported(len(usable), list(_left_out(view, found, usable)))
-
-
-def _fig(moment: Moment) -> dict[str, Any]:
-    """One row of the FIG schema, from which `verified.fig_moment` reads the same moment."""
-    known = {} if moment.duration_s is None else {"duration": moment.duration_s}
-    return {
-        "video": moment.video_id,
-        "time": [moment.start_s, moment.end_s],
-        "desc_id": moment.query_id.removesuffix("_fig"),
-        **known,
-        "cog_desc": moment.plain_query,
-        "fig_desc": moment.query,
-        "split": moment.split,
-    }
 
 
 def _left_out(view: View, found: Corrected, usable: Mapping[str, Moment]) -> Iterable[str]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vsr1_core.datasets import sources
 from vsr1_core.rows.increments import STATES, changed_inputs
 from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.rows.versions import Inputs
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+from vsr1_core.stages.corrections import annotated_at
 from vsr1_core.stages.graph import StagePlan, plan_graph
 from vsr1_core.stages.model_folders import BORROWED
 
@@ -179,7 +179,7 @@ class _Explainer:
         if wanted is not None and wanted.is_imported and self.view.imported is not None:
             return str(self.view.imported.record["source"])
         if asset == "moments":
-            return sources.place_of(self.view.entry, self.view.config, row_id) or ""
+            return annotated_at(self.view, row_id) or ""
         if self.view.stages[asset].upstream or wanted is None:
             return ""
         return self.view.lake.places.placed(wanted.inputs.get("path", wanted.inputs.get("clash", "")))

@@ -81,7 +81,7 @@ def search_through(server: RunningServer, dataset: str, request: SearchRequest) 
     """Let the server search. The hits have no paths.
 
     Raises:
-        ValueError: The server refused the request; the message is its own.
+        ValueError: The server refused the request, and the message is its own; or it is of another version.
         OSError: The server does not answer any more.
     """
     import httpx2
@@ -94,7 +94,13 @@ def search_through(server: RunningServer, dataset: str, request: SearchRequest) 
         raise OSError(f"the server at {server.url} did not answer ({error}); search without it: --local") from error
     if answer.status_code != 200:
         raise ValueError(f"the server at {server.url} refused the search: {_reason(answer)}")
-    return Found.from_dict(answer.json())
+    try:
+        return Found.from_dict(answer.json())
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the server at {server.url} is of another version of this project: start it again, or search without it: "
+            "--local"
+        ) from error
 
 
 def _client(server: RunningServer, timeout_s: float) -> Any:

@@ -243,8 +243,8 @@ class _Rankings:
         return _places(tuple(zip(ids[0], scores[0], strict=True)))
 
     def ranks(self, vector: Vectors, videos: Sequence[str]) -> dict[str, int | None]:
-        exclude = [self.exclude] * len(videos) if vector is self.last else None
-        return dict(zip(videos, self.index.ranks(vector.repeat(len(videos), 0), videos, exclude), strict=True))
+        exclude = self.exclude if vector is self.last else ()
+        return dict(zip(videos, self.index.ranks_of(vector, videos, exclude), strict=True))
 
 
 def _vectors(episode: Episode) -> tuple[Vectors, Vectors]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -94,6 +95,13 @@ def undecodable_hint(stream: VideoStream, limits: VideoLimits) -> str:
     return (
         f"; they are damaged, or have more than the {limits.frame_pixels:,} pixels of the video limits (frame_pixels)"
     )
+
+
+def seek(container: InputContainer, stream: VideoStream | AudioStream, time_s: float) -> None:
+    """Let the next packet be that of the last key frame at or before `time_s`, on the file's own clock."""
+    if stream.time_base is None:
+        raise VideoError("the stream has no time base")
+    container.seek(round(time_s / float(stream.time_base)), stream=stream, backward=True)
 
 
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -6,7 +6,6 @@ A copy of the stored streams can begin only at a key frame, which may be seconds
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vsr1_core.media.container import VideoError, decoded_frames, open_container, open_video
+from vsr1_core.media.container import VideoError, decoded_frames, open_container, open_video, seek
 from vsr1_core.media.convert import CLOCK, h264_stream, upright_pixels
 from vsr1_core.media.encode import CLOCK_HZ
 from vsr1_core.media.joined import may_join
@@ -87,21 +86,17 @@ def _frames_from(
     container: InputContainer, stream: VideoStream, index: PacketIndex, start_s: float
 ) -> Iterator[tuple[float, VideoFrame]]:
     """The frames with their times, from the one that is shown at `start_s`, or an earlier one, on."""
-    key_s = index.keyframes_s[max(0, bisect_right(index.keyframes_s, start_s + EPSILON_S) - 1)]
+    key_s = index.keyframe_before(start_s)
     if index.is_seekable and key_s > 0:
-        _seek(container, stream, index.start_s + key_s)
+        seek(container, stream, index.start_s + key_s)
         frames = timed_frames(decoded_frames(container, stream), index)
         first = next(frames, None)
         if first is not None and first[0] <= start_s + EPSILON_S:
             yield first
             yield from frames
             return
-        _seek(container, stream, index.start_s)  # the file's table is wrong
+        seek(container, stream, index.start_s)  # the file's table is wrong
     yield from timed_frames(decoded_frames(container, stream), index)
-
-
-def _seek(container: InputContainer, stream: VideoStream | AudioStream, time_s: float) -> None:
-    container.seek(round(time_s / float(stream.time_base or 1)), stream=stream, backward=True)
 
 
 def _shown(frames: Iterator[tuple[float, VideoFrame]], span: Span) -> Iterator[tuple[float, float, VideoFrame]]:
@@ -151,7 +146,7 @@ class _Sound:
 
     def _decoded(self) -> Iterator[AudioFrame]:
         if self.index.is_seekable and self.start_s > SOUND_AHEAD_S:
-            _seek(self.container, self.stream, self.start_s - SOUND_AHEAD_S)
+            seek(self.container, self.stream, self.start_s - SOUND_AHEAD_S)
         try:
             for packet in self.container.demux(self.stream):
                 try:

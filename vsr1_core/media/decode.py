@@ -7,7 +7,7 @@ Times count from the video's first frame.
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vsr1_core.media.container import VideoError, decoded_frames, open_video, undecodable_hint
+from vsr1_core.media.container import VideoError, decoded_frames, open_video, seek, undecodable_hint
 from vsr1_core.media.orientation import orientation_of
 from vsr1_core.media.packets import PacketIndex, read_index, timed_frames
 from vsr1_core.media.probe import VideoInfo, probe, upright_size
@@ -222,18 +222,13 @@ def _painter(source: _Source, stream: VideoStream) -> _Painter:
     return _Painter(source.recipe, lambda frame: upright_size(frame, stream))
 
 
-def _gop_start(index: PacketIndex, time_s: float) -> float:
-    """The time of the key frame at which decoding has to begin to reach the frame at `time_s`."""
-    return index.keyframes_s[max(0, bisect_right(index.keyframes_s, time_s + 1e-6) - 1)]
-
-
 def _num_sought(index: PacketIndex, wanted: np.ndarray) -> int:
     """How many frames are decoded when only the groups of pictures with wanted frames are decoded; all frames where
     there is one group only."""
     if len(index.keyframes_s) < 2:
         return len(index.times_s)
     cost = 0
-    for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
+    for gop, times in groupby(wanted, index.keyframe_before):
         cost += index.frame_at(max(times)) + 2 - bisect_left(index.times_s, gop - 1e-6)
     return cost
 
@@ -245,10 +240,10 @@ def _by_seeking(source: _Source, index: PacketIndex, wanted: np.ndarray, num_sou
     with source.opened(index) as (container, stream):
         _refuse_work(source, stream, num_sought)
         painter = _painter(source, stream)
-        for gop, times in groupby(wanted, lambda t: _gop_start(index, t)):
+        for gop, times in groupby(wanted, index.keyframe_before):
             group = np.array(list(times))
             try:
-                _seek(container, stream, gop + index.start_s)
+                seek(container, stream, gop + index.start_s)
             except FFmpegError:
                 return None
             found = list(_pick(decoded_frames(container, stream), index, group, painter))
@@ -257,12 +252,6 @@ def _by_seeking(source: _Source, index: PacketIndex, wanted: np.ndarray, num_sou
                 return None
             picked.extend(found)
     return picked
-
-
-def _seek(container: InputContainer, stream: VideoStream, time_s: float) -> None:
-    if stream.time_base is None:
-        raise VideoError("the video stream has no time base")
-    container.seek(round(time_s / float(stream.time_base)), stream=stream, backward=True)
 
 
 def _refuse_gaps(name: str, index: PacketIndex, wanted: np.ndarray, picked: Sequence[_Picked]) -> None:

@@ -51,6 +51,10 @@ class PacketIndex:
         frame."""
         return max(0, bisect_right(self.times_s, time_s + 1e-6) - 1)
 
+    def keyframe_before(self, time_s: float) -> float:
+        """The time at which decoding has to begin to reach the frame at `time_s`."""
+        return self.keyframes_s[max(0, bisect_right(self.keyframes_s, time_s + 1e-6) - 1)]
+
 
 class _Packets:
     """What the packets of one video stream say, in ticks of its time base; in packets where they have no stamps."""

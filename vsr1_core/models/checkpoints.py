@@ -14,7 +14,7 @@ import torch
 
 from vsr1_core.input_form import QUERY_INSTRUCTION
 from vsr1_core.models.protocols import Embedder, PolicyModel
-from vsr1_core.models.published import FETCHED, hub_name
+from vsr1_core.models.published import FETCHED, RECORD, hub_name
 from vsr1_core.models.registry import family_of, policy_family_of
 from vsr1_core.models.soft_query import own_soft_query, soft_query_of
 from vsr1_core.models.weights import digest_weights
@@ -37,7 +37,7 @@ def _save(loaded: Any, folder: Path, record: dict[str, Any]) -> str:
     with atomic_folder(folder) as temporary:
         loaded.model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        write_json(temporary / "record.json", record)
+        write_json(temporary / RECORD, record)
     return digest_weights(folder)
 
 

@@ -16,3 +16,13 @@ class InsertionPlace:
 
     tokens_after: Sequence[str]
     has_end_token: bool
+
+    def notice(self, name: str) -> str | None:
+        """What there is to know about an embedder, called `name`, without an end token; None for one that has it."""
+        if self.has_end_token:
+            return None
+        return (
+            f"The tokenizer of {name} appends no end token, unlike that of Qwen3-VL-Embedding. The authors' code "
+            "counts six tokens from the end, and would put soft tokens before the last token of the query; here they "
+            "follow its text."
+        )

@@ -21,6 +21,8 @@ REVISIONS: Mapping[str, str] = {
 """Hub id -> the commit that is fetched where the name asks for none."""
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 """Patterns of the files of a model: weights, configuration, tokenizer and chat template, all without code."""
+RECORD = "record.json"
+"""The file that this project writes into each model folder, and that published models lack: how the model was made."""
 
 
 def hub_name(name: str) -> tuple[str, str | None]:
@@ -30,9 +32,9 @@ def hub_name(name: str) -> tuple[str, str | None]:
 
 
 def content_files(folder: Path) -> Iterator[Path]:
-    """The files that decide what the model in `folder` gives, sorted by name. `record.json`, which says how it was
+    """The files that decide what the model in `folder` gives, sorted by name. Its record, which says how it was
     made, is not one of them."""
-    found = (path for pattern in FETCHED for path in folder.glob(pattern) if path.name != "record.json")
+    found = (path for pattern in FETCHED for path in folder.glob(pattern) if path.name != RECORD)
     return iter(sorted(found))
 
 

@@ -1,9 +1,10 @@
-"""A cache of vectors of plain queries by text, so that a frozen embedder makes each of them once."""
+"""Embeds queries in batches that fit, and keeps the vectors of plain ones, so that each of them is made once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,15 +15,40 @@ from vsr1_core.models.protocols import Embedder
 from vsr1_core.models.tensor_folder import TensorFolder
 
 
+@dataclass(frozen=True)
+class SoftTokens:
+    """What some queries carry besides their texts.
+
+    counts: how many soft tokens each query has. made: place of a query -> its soft tokens [n, E], called when its batch
+    is embedded. max_tokens: see `InputForm.query_tokens`.
+    """
+
+    counts: Sequence[int]
+    made: Callable[[int], Tensor]
+    max_tokens: int = 0
+
+
 def embedded_queries(
-    embedder: Embedder, texts: Sequence[str], budget: Budget, max_rows: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Each text with its unit vector [D], in order, in batches that fit into the budget."""
-    lengths = dict(zip(texts, embedder.query_tokens(texts), strict=True)) if texts else {}
+    embedder: Embedder, texts: Sequence[str], budget: Budget, max_rows: int, soft: SoftTokens | None = None
+) -> Iterator[Tensor]:
+    """The unit vector [D] of each text, in order, in batches that fit into the budget; with soft tokens differentiable
+    if gradients are on."""
+    if not texts:
+        return
+    counts = [0] * len(texts) if soft is None else soft.counts
+    lengths = [n + count for n, count in zip(embedder.query_tokens(texts), counts, strict=True)]
     passes = Passes(embedder.size, weight_bytes(embedder.model))
-    bytes_of = lambda some: passes.text([lengths[text] for text in some])  # noqa: E731
-    work = torch.no_grad()(embedder.embed_queries)
-    return budget.map(texts, bytes_of, work, embedder.device, max_rows)
+
+    def embedded(places: Sequence[int]) -> Tensor:
+        some = [texts[i] for i in places]
+        if soft is not None:
+            return embedder.embed_queries(some, [soft.made(i) for i in places], soft.max_tokens)
+        with torch.no_grad():
+            return embedder.embed_queries(some)
+
+    bytes_of = lambda places: passes.text([lengths[i] for i in places])  # noqa: E731
+    for _, vector in budget.map(range(len(texts)), bytes_of, embedded, embedder.device, max_rows):
+        yield vector
 
 
 class QueryVectors:
@@ -56,8 +82,7 @@ class QueryVectors:
     def get(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Unit vectors [Q, D] in the order of `texts`; equal texts are embedded once, at most `batch_size` together."""
         if self.embedder.head is not None:
-            made = embedded_queries(self.embedder, texts, self.budget, batch_size)
-            return torch.stack([vector for _, vector in made])
+            return torch.stack(list(embedded_queries(self.embedder, texts, self.budget, batch_size)))
         found: dict[str, Tensor] = {}
         missing = []
         for text in dict.fromkeys(texts):
@@ -66,7 +91,8 @@ class QueryVectors:
                 missing.append(text)
             else:
                 found[text] = vector
-        for text, vector in embedded_queries(self.embedder, missing, self.budget, batch_size):
+        made = embedded_queries(self.embedder, missing, self.budget, batch_size)
+        for text, vector in zip(missing, made, strict=True):
             found[text] = self._keep(text, vector.clone())
             if self.disk is not None:
                 self.disk.put(self._key(text), {"vector": vector}, {})

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.rows.checkout import commit_of_checkout, version_of_package
-from vsr1_core.rows.files import atomic_path, write_jsonl
+from vsr1_core.rows.files import append_lines, atomic_path, write_jsonl
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -89,9 +89,7 @@ def note_step(
         host=platform.node(),
     )
     path = folder_of(lake, BUILDS, table.dataset) / "steps.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:  # steps of one run may end at once in several processes
-        file.write(json.dumps(dataclasses.asdict(step)) + "\n")
+    append_lines(path, json.dumps(dataclasses.asdict(step)) + "\n")  # several processes of one run may do so at once
 
 
 def _shown(time: datetime) -> str:

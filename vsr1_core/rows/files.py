@@ -155,7 +155,7 @@ def atomic_path(path: Path, lasting: bool = True) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It replaces `path` when the block ends without an exception, and is
-    deleted otherwise. Raises WriteRefused where the system refuses a write."""
+    deleted otherwise; then `path` stays as it was. Raises WriteRefused where the system refuses a write."""
     temporary = _hidden(path.parent, path.name, "tmp")
     try:
         with refusals_explained(path, temporary):
@@ -166,7 +166,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = _hidden(path.parent, path.name, "old")
                 os.replace(path, old)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(old, path)
+                    raise
                 _put_on_disk(path.parent)
                 shutil.rmtree(old)
             else:
@@ -265,6 +269,24 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     encoder = json.JSONEncoder(ensure_ascii=False)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(encoder.encode(row) + "\n" for row in rows)
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Append lines, each with its line break; the disk has them when this returns. A line that a killed process left
+    without its end is ended first, so that it costs no other one. Raises WriteRefused where the system refuses the
+    write."""
+    with refusals_explained(path, path):
+        _make_folder(path.parent, lasting=True)
+        is_new = not path.exists()
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            is_cut_off = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if is_cut_off else b"") + lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _put_on_disk(path.parent)
 
 
 def digest_file(path: Path) -> str:

@@ -20,6 +20,8 @@ import polars as pl
 from vsr1_core.rows.files import atomic_path, read_json, write_json
 from vsr1_core.rows.lake import Lake
 
+RECORD = "record.json"
+"""The file of an import that says where it is from."""
 IMPORTED_COLUMNS = {"digest": pl.String, "basis": pl.String}
 DOCUMENT_COLUMNS = {"document": pl.String, "row_id": pl.String, "is_held": pl.Boolean, "record": pl.String}
 ROWS_AT_ONCE = 256
@@ -49,7 +51,7 @@ class Imported:
     @cached_property
     def record(self) -> dict[str, Any]:
         """Where the import is from, when it was made, and what it contains."""
-        return dict(read_json(self.folder / "record.json"))
+        return dict(read_json(self.folder / RECORD))
 
     @property
     def corpus(self) -> dict[str, list[str]]:

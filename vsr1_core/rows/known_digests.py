@@ -5,13 +5,14 @@ The cache is safe to delete: the files are then read once more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from vsr1_core.rows.files import FileStamp, atomic_path, check_name
+from vsr1_core.rows.files import FileStamp, atomic_path, check_name, digest_stable_file, read_stamp
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.places import Places
 
@@ -46,3 +47,18 @@ class KnownDigests:
         schema = {"path": pl.String, "bytes": pl.Int64, "mtime_ns": pl.Int64, "digest": pl.String}
         with atomic_path(self.path) as temporary:
             pl.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
+
+
+def digests_of(paths: Iterable[Path], known: Mapping[FileStamp, str]) -> list[tuple[FileStamp, str]]:
+    """The stamp and the digest of each file, in order.
+
+    Only files that are not `known` by path, size and modification time are read, four at a time. A file that keeps
+    changing meanwhile is read again by the next plan.
+    """
+
+    def digested(path: Path) -> tuple[FileStamp, str]:
+        stamp = read_stamp(path)
+        return (stamp, known[stamp]) if stamp in known else digest_stable_file(path)
+
+    with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
+        return list(threads.map(digested, paths))

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from vsr1_core.models.answer_tokens import decision_tokens
 from vsr1_core.models.feature_store import FeatureStore
-from vsr1_core.models.memory import Passes, weight_bytes
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.protocols import Decoded, DecodeSettings, Embedder, PolicyModel
-from vsr1_core.models.query_vectors import QueryVectors
+from vsr1_core.models.query_vectors import QueryVectors, SoftTokens, embedded_queries
 from vsr1_core.models.text_tokens import plain_ids
 from vsr1_core.reasoning.conversation import MATCH_TO_SPAN, Answer, build_messages, parse_answer
 from vsr1_core.recipes import Refine
@@ -248,7 +247,7 @@ class Searcher:
                 vectors[i] = vector
         refined = [i for i, e in enumerate(episodes) if e.latents]
         refined.sort(key=lambda i: len(episodes[i].search_text))
-        for i, vector in self._refined_vectors(episodes, refined):
+        for i, vector in zip(refined, self._refined_vectors([episodes[i] for i in refined]), strict=True):
             vectors[i] = vector
         return torch.stack([vector for vector in vectors if vector is not None])
 
@@ -259,28 +258,21 @@ class Searcher:
         vectors = dict(zip(different, self._plain.get(different, batch_size=1), strict=True))
         return torch.stack([vectors[text] for text in texts])
 
-    def _refined_vectors(self, episodes: Sequence[Episode], refined: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """The places `refined` with the vectors [D] of their episodes, whose queries carry soft tokens."""
-        if not refined:
-            return iter(())
-        tokens = self.embedder.query_tokens([episodes[i].search_text for i in refined])
-        lengths = {i: n + sum(map(len, episodes[i].latents)) for i, n in zip(refined, tokens, strict=True)}
-        passes = Passes(self.embedder.size, weight_bytes(self.embedder.model))
+    def _refined_vectors(self, episodes: Sequence[Episode]) -> Iterator[Tensor]:
+        """The vectors [D] of the episodes, whose queries carry soft tokens."""
+        carried = [self._carried(episode) for episode in episodes]
+        soft = SoftTokens(
+            [sum(map(len, latents)) for latents in carried],
+            lambda i: self.policy.model.append_input(torch.cat(carried[i])),
+            self.policy.model.soft_query.form.query_tokens,
+        )
+        texts, batch_size = [episode.search_text for episode in episodes], self.settings.batch_size
+        return embedded_queries(self.embedder, texts, self.features.budget, batch_size, soft)
 
-        def embedded(some: Sequence[int]) -> Tensor:
-            soft = [self._soft_tokens(episodes[i]) for i in some]
-            texts, limit = [episodes[i].search_text for i in some], self.policy.model.soft_query.form.query_tokens
-            return self.embedder.embed_queries(texts, soft, limit)
-
-        bytes_of = lambda some: passes.text([lengths[i] for i in some])  # noqa: E731
-        where = self.embedder.device, self.settings.batch_size
-        return self.features.budget.map(refined, bytes_of, embedded, *where)
-
-    def _soft_tokens(self, episode: Episode) -> Tensor:
-        """The soft tokens A(z), [n, E], of all turns so far, or only of the last one."""
-        policy = self.policy.model
-        keeps = policy.soft_query.accumulate and not self.settings.last_latents
-        return policy.append_input(torch.cat(episode.latents if keeps else episode.latents[-1:]))
+    def _carried(self, episode: Episode) -> list[Tensor]:
+        """The latents that become the query's soft tokens A(z): of all turns so far, or only of the last one."""
+        keeps = self.policy.model.soft_query.accumulate and not self.settings.last_latents
+        return episode.latents if keeps else episode.latents[-1:]
 
     def _rank(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Rank all videos for each episode and record the first one. Returns the episodes that have a video to show."""

@@ -116,6 +116,19 @@ class VideoIndex:
         """
         return self._found(self._checked(queries), 0, right_ids, exclude)[2]
 
+    def ranks_of(
+        self, query: NDArray[Any], video_ids: Sequence[str], exclude: Collection[str] = ()
+    ) -> list[int | None]:
+        """The exact rank, as in `ranks`, of each of these videos for one query [1, D]. All are compared at once."""
+        best = self._best_of_videos(self._checked(query), [exclude])[0]
+        ordered, number_of = np.sort(best), self._by_video[2]
+        found: list[int | None] = []
+        for video_id in video_ids:
+            own = best[number_of[video_id]] if video_id in number_of else -np.inf
+            higher = len(ordered) - np.searchsorted(ordered, own + TIE, side="right")
+            found.append(1 + int(higher) if np.isfinite(own) else None)
+        return found
+
     def search_and_rank(
         self, queries: NDArray[Any], k: int, right_ids: Sequence[str | None], exclude: Exclude | None = None
     ) -> tuple[list[list[str]], list[list[float]], list[int | None]]:
@@ -157,21 +170,26 @@ class VideoIndex:
         self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]
     ) -> list[int | None]:
         """The rank of each query's right video where a video may have several segments."""
-        grouped, begins, number_of = self._by_video
+        number_of = self._by_video[2]
         known = [i for i, right in enumerate(right_ids) if right in self.rows_of]
         ranks: list[int | None] = [None] * len(queries)
         for start in range(0, len(known), RANKED_AT_ONCE):
             some = known[start : start + RANKED_AT_ONCE]
-            scores = queries[some] @ self.vectors.T
-            for row, i in enumerate(some):
-                scores[
-                    row, [self.row_of[segment_id] for segment_id in banned[i] if segment_id in self.row_of]
-                ] = -np.inf
-            best = np.maximum.reduceat(scores[:, grouped], begins, axis=1)
+            best = self._best_of_videos(queries[some], [banned[i] for i in some])
             for row, i in enumerate(some):
                 own = best[row, number_of[str(right_ids[i])]]
                 ranks[i] = 1 + int((best[row] > own + TIE).sum()) if np.isfinite(own) else None
         return ranks
+
+    def _best_of_videos(self, queries: Vectors, banned: Sequence[Collection[str]]) -> Vectors:
+        """The score of each video, that of its best segment, for each query: [Q, videos], in the order of `_by_video`.
+        -inf where all segments are banned."""
+        grouped, begins, _ = self._by_video
+        scores = queries @ self.vectors.T
+        for row, out in enumerate(banned):
+            scores[row, [self.row_of[segment_id] for segment_id in out if segment_id in self.row_of]] = -np.inf
+        best: Vectors = np.maximum.reduceat(scores[:, grouped], begins, axis=1)
+        return best
 
     @cached_property
     def _by_video(self) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:

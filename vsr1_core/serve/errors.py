@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from vsr1_core.home.correcting import Conflict
+from vsr1_core.rows.files import WriteRefused
 from vsr1_core.serve.engine import Busy
 
 _FOLDERS = re.compile(r"(?<![\w./])(?:/[\w.@+~-]+)+/")
@@ -24,6 +25,10 @@ def answer_to(error: Exception) -> tuple[int, str]:
         return 503, str(error)
     if isinstance(error, TimeoutError):
         return 504, str(error)
+    if isinstance(error, WriteRefused):
+        return 507, without_folders(str(error))
+    if isinstance(error, OSError) and error.errno is None:  # the sentence is ours: files of the dataset are not there
+        return 404, without_folders(str(error))
     if isinstance(error, OSError):
         return 404, "a file of this row is missing; build the dataset again"
     if isinstance(error, LookupError) and not isinstance(error, KeyError | IndexError):

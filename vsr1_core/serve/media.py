@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,12 +145,12 @@ class Conversions:
         stamp = source.stat()
         version = fingerprint([str(source), stamp.st_size, stamp.st_mtime_ns])
         target = self.folder / f"{file_stem(video_id)}-{version}.mp4"
-        with self._one_at_a_time:
-            if not target.is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._convert(source, target)
-                self._keep_bound(target)
-            target.touch()
+        if not _is_used(target):  # what is there does not wait for another video's conversion
+            with self._one_at_a_time:
+                if not _is_used(target):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self._convert(source, target)
+                    self._keep_bound(target)
         return Playable(target, "video/mp4")
 
     def _keep_bound(self, newest: Path) -> None:
@@ -159,6 +160,15 @@ class Conversions:
             used += path.stat().st_size
             if used > self.max_bytes and path != newest:
                 path.unlink(missing_ok=True)
+
+
+def _is_used(path: Path) -> bool:
+    """Whether the file is there; its time then says that it was used now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _in_a_process(source: Path, target: Path, deadline_s: float) -> None:

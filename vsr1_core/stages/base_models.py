@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ class BaseModels(ModelStage):
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:
-            yield from _resolved(view, rows)
+            yield from _resolved(view, rows, run.log)
         elif "embedder" in rows:
             yield from super().make_own(view, rows, run)
         else:  # only options of the policy changed: it takes the weights of the present embedder
@@ -198,12 +198,16 @@ def made_options(recipe: ModelRecipe) -> MethodOptions:
 
 def _place(name: str) -> dict[str, str]:
     """Columns that say where a local folder is; empty for a model on the hub, whose folder a plan does not know."""
-    return {"path": str(Path(name).absolute()), "source": name} if Path(name).is_dir() else {}
+    if not Path(name).is_dir():
+        return {}
+    return dict.fromkeys(("path", "source"), str(Path(name).absolute()))  # a kept `./` is the home, not this folder
 
 
-def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Rows that point to the folders of the configured models. A model that cannot be fetched is a failed row."""
+def _resolved(view: View, ids: Iterable[str], log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Rows that point to the folders of the configured models. A model that cannot be fetched is a failed row. What is
+    peculiar about the embedder is said here, once, and not wherever it is opened."""
     from vsr1_core.models.checkpoints import fetch_model
+    from vsr1_core.models.registry import family_of
     from vsr1_core.models.weights import digest_weights
 
     recipe = view.config.models
@@ -215,6 +219,8 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
             folder = fetch_model(fetched_name(view, row_id, name))
             if made_with:
                 _check_options(name, folder, made_with)
+            elif notice := family_of(folder).insertion_place(folder).notice(name):
+                log(notice)
         except (OSError, ValueError) as error:
             yield {BaseModels.key: row_id, **known_options(options), "error": f"model {name!r} cannot be used: {error}"}
             continue
@@ -222,7 +228,7 @@ def _resolved(view: View, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         if not Path(name).is_dir():
             record["revision"] = folder.name  # the hub client names a snapshot by its commit
         digest = digest_weights(folder)
-        source = name if Path(name).is_dir() else hub_name(name)[0]
+        source = _place(name).get("source", hub_name(name)[0])
         yield model_row(BaseModels.key, row_id, folder, digest, record, [], options) | {"source": source}
 
 

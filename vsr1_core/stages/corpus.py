@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ from vsr1_core.datasets.format import AnnotationFile, MadeVideo
 from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.media.video_limits import VideoLimits
-from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, digest_stable_file, read_jsonl, read_stamp
+from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, read_jsonl
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.increments import Plan
-from vsr1_core.rows.known_digests import KnownDigests
+from vsr1_core.rows.known_digests import KnownDigests, digests_of
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corrections import annotated_moments, corrected_moments, corrections_file
+from vsr1_core.stages.corrections import annotated_at, annotated_moments, corrected_moments, corrections_file
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
@@ -117,7 +116,8 @@ class RawVideos(FromDisk):
         files = sources.video_files(view.entry)
         unusable = {i: Row({"unusable": error}, failed(error)) for i, p in files.items() if (error := _unusable(i, p))}
         single = {i: paths[0] for i, paths in files.items() if i not in unusable}
-        facts = _digested(single, self._known_digests(view))
+        found = digests_of(single.values(), self._known_digests(view))
+        facts = {i: _file_facts(stamp, digest) for i, (stamp, digest) in zip(single, found, strict=True)}
         return {
             i: Row({"content": fact["content"], "path": stored(fact["path"])}, fact) for i, fact in facts.items()
         } | unusable
@@ -177,28 +177,13 @@ def _render_video(task: tuple[str, str, Any]) -> dict[str, Any]:
     return get_format(kind).render(made_of)
 
 
-def _digested(files: Mapping[str, Path], known: Mapping[FileStamp, str]) -> dict[str, dict[str, Any]]:
-    """video_id -> path, bytes, mtime_ns, digest and content of its file.
-
-    Only files that are not `known` by path, size and modification time are read, four at a time. A file that keeps
-    changing meanwhile is read again by the next plan.
-    """
-    stamps = {video_id: read_stamp(path) for video_id, path in files.items()}
-    unread = [video_id for video_id, stamp in stamps.items() if stamp not in known]
-    digests = {video_id: known[stamp] for video_id, stamp in stamps.items() if stamp in known}
-    with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
-        for video_id, read in zip(unread, threads.map(lambda i: digest_stable_file(files[i]), unread), strict=True):
-            stamps[video_id], digests[video_id] = read
-    return {i: _file_facts(stamp, digests[i]) for i, stamp in stamps.items()}
-
-
 def _file_facts(stamp: FileStamp, digest: str) -> dict[str, Any]:
     facts = {"path": stamp.path, "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns}
     return facts | {"digest": digest, "content": digest}
 
 
 def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
-    place = sources.place_of(view.entry, view.config, row_id, row.facts)
+    place = annotated_at(view, row_id)
     return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vsr1_core.datasets import sources
-from vsr1_core.datasets.corrections import Corrected, corrected, corrections_path, read_corrections
+from vsr1_core.datasets.corrections import Corrected, Correction, corrected, corrections_path, read_corrections
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.stages.base import View
 from vsr1_core.stages.kept_ids import with_kept_ids
@@ -19,11 +19,21 @@ def corrections_file(view: View) -> Path | None:
 
 def annotated_moments(view: View) -> dict[str, Moment | BadLine]:
     """What the annotation files say, under the ids of the rows of `moments`."""
-    return with_kept_ids(sources.moments(view.entry, view.config), view.table("moments"))
+    return with_kept_ids(sources.moments(view.entry, view.config), view.table("moments"), _corrections(view))
+
+
+def annotated_at(view: View, query_id: str) -> str | None:
+    """The `<file>:<line>` at which a row of `moments`, or a refused line, is annotated; None where it is not (any
+    more)."""
+    return sources.place_of(view.entry, view.config, query_id, annotated_moments(view).get(query_id))
 
 
 def corrected_moments(view: View, published: Mapping[str, Moment | BadLine] | None = None) -> Corrected:
     """What the annotation files say, with the corrections applied. published: where it was read already."""
-    path = corrections_file(view)
     said = annotated_moments(view) if published is None else published
-    return corrected(said, read_corrections(path) if path is not None else [])
+    return corrected(said, _corrections(view))
+
+
+def _corrections(view: View) -> list[Correction]:
+    path = corrections_file(view)
+    return read_corrections(path) if path is not None else []

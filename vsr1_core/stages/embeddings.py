@@ -54,7 +54,7 @@ class QueryEmbeddings(ModelRows):
         run = opened.execution
         ordered = sorted(rows, key=lambda i: len(rows[i].facts))
         made = embedded_queries(opened.embedder, [rows[i].facts for i in ordered], budget_of(run), run.batch_size)
-        for query_id, (_, vector) in zip(ordered, made, strict=True):
+        for query_id, vector in zip(ordered, made, strict=True):
             yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
 
 

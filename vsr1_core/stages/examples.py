@@ -167,11 +167,16 @@ def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
 
 def published_prompt(view: View) -> str:
     """The system prompt of the published rows of stage 1: that of the dataset's policy, where it has one."""
-    options = options_of(view, "base_models", "policy") or {}
-    return options.get("form", {}).get("sft_prompt") or options.get("system_prompt") or SYSTEM_PROMPT
+    return sft_prompt(options_of(view, "base_models", "policy"))
 
 
-def published_sft_row(row: Mapping[str, Any], system_prompt: str = SYSTEM_PROMPT) -> dict[str, Any]:
+def sft_prompt(options: Mapping[str, Any] | None) -> str:
+    """The system prompt with which stage 1 trains a policy with these options (the column `options` of its row)."""
+    known = options or {}
+    return (known.get("form") or {}).get("sft_prompt") or known.get("system_prompt") or SYSTEM_PROMPT
+
+
+def published_sft_row(row: Mapping[str, Any], system_prompt: str) -> dict[str, Any]:
     """A row of `train_oneturn.json` from a row of `sft_examples`. As in the authors' files, `videos` names frame files,
     `video_id` is the shown video, and `num_negs` is 1 for a mismatch (the shown video) and 0 for a match."""
     shown, label = row["shown_video_id"], PUBLISHED_LABELS[row["label"]]

@@ -8,8 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from vsr1_core.models.published import content_files, hub_name
-from vsr1_core.rows.files import FileStamp, digest_stable_file, read_stamp
-from vsr1_core.rows.known_digests import KnownDigests
+from vsr1_core.rows.known_digests import KnownDigests, digests_of
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages.base import View
 
@@ -26,16 +25,12 @@ def model_identity(view: View, name: str) -> str:
         return "@".join(part for part in hub_name(name) if part)
     known = KnownDigests.of(view.lake, view.entry.name, ".models")
     before = known.read()
-    found = {path.name: _digested(path, before) for path in content_files(folder.absolute())}
-    fresh = dict(found.values())
+    files = list(content_files(folder.absolute()))
+    found = digests_of(files, before)
+    fresh = dict(found)
     if not fresh.keys() <= before.keys():
         known.write({stamp: digest for stamp, digest in before.items() if Path(stamp.path).exists()} | fresh)
-    return fingerprint({file: digest for file, (_, digest) in found.items()})
-
-
-def _digested(path: Path, known: dict[FileStamp, str]) -> tuple[FileStamp, str]:
-    stamp = read_stamp(path)
-    return (stamp, known[stamp]) if stamp in known else digest_stable_file(path)
+    return fingerprint({file.name: digest for file, (_, digest) in zip(files, found, strict=True)})
 
 
 def fetched_name(view: View, row_id: str, name: str) -> str:

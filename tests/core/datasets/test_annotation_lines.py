@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vsr1_core.datasets import folder
-from vsr1_core.datasets.verified import BadLine, Moment, split_of
+from vsr1_core.datasets.verified import BadLine, Moment, fig_fields, fig_moment, split_of
 from vsr1_core.rows.versions import fingerprint
 
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "annotations"
@@ -156,3 +156,9 @@ def test_the_shared_cases_have_their_right_values() -> None:
     assert list(reasons(read(CASES / "lone_surrogate.jsonl"))) == ["lone_surrogate.jsonl:1"]
     for name in ("video_pad_query.csv", "forged_turn_query.csv"):
         assert reasons(read(CASES / name)) == {}
+
+
+@pytest.mark.parametrize("duration_s", [None, 9.5])
+def test_a_moment_that_is_written_in_the_fig_schema_is_read_as_the_same(duration_s: float | None) -> None:
+    moment = Moment("12ab-2_fig", "test", "a red ring", "a ring", "films/one", 1.25, 3.0, duration_s, clamped=False)
+    assert fig_moment(fig_fields(vars(moment)), "test") == moment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import av
@@ -188,6 +189,30 @@ def test_conversions_keep_their_bound_and_drop_what_was_used_longest_ago(home: P
     second = kept.get(view, VIDEOS[0]).path
     assert not first.exists()
     assert second.exists()
+
+
+def test_a_converted_video_is_served_while_another_one_is_being_converted(home: Path, tmp_path: Path) -> None:
+    view, begun, goes_on = state_of(home, FakeModels()).library.view(DATASET), threading.Event(), threading.Event()
+
+    def convert(source: Path, target: Path) -> None:
+        target.write_bytes(b"x")
+        if source.name == "1.mkv":
+            begun.set()
+            assert goes_on.wait(60)
+
+    kept = Conversions(tmp_path, 1 << 20, 60, convert)
+    first = kept.get(view, VIDEOS[0])
+    other = threading.Thread(target=kept.get, args=(view, "pool"))
+    other.start()
+    assert begun.wait(60)
+    again = threading.Thread(target=kept.get, args=(view, VIDEOS[0]), daemon=True)
+    again.start()
+    again.join(20)
+    is_waiting = again.is_alive()
+    goes_on.set()
+    other.join()
+    assert first.path.is_file()
+    assert not is_waiting
 
 
 def test_a_file_that_cannot_be_converted_says_so(home: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from vsr1_core.datasets.corrections import corrections_path, read_corrections
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.home.correcting import export_fig
 from vsr1_core.serve.builds import Builds
-from vsr1_core.serve.errors import without_folders
+from vsr1_core.serve.errors import answer_to, without_folders
 from vsr1_core.stages import checks
 from vsr1_core.stages.corrections import corrected_moments
 
@@ -195,6 +197,24 @@ def test_a_torn_line_is_named_and_nothing_is_guessed(asked: TestClient, correcte
         read_corrections(path)
     assert asked.get(f"{OF}/corrections").status_code == 400
     assert str(corrected.world.home) not in asked.get(f"{OF}/corrections").text
+
+
+def test_a_correction_that_cannot_be_written_says_so_and_is_not_half_there(
+    asked: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    refused = correct(asked, 507, changes={"end_s": 2.0})["detail"]
+    assert refused.startswith("corrections.jsonl cannot be written: its disk is full")
+    assert asked.get(f"{OF}/corrections").json()["corrections"] == []
+
+
+def test_a_folder_of_videos_that_is_not_there_is_named_and_no_row_is_blamed() -> None:
+    said = answer_to(FileNotFoundError("the video folder /mnt/clips is not there: create it"))
+    assert said == (404, "the video folder clips is not there: create it")
+    assert answer_to(FileNotFoundError(errno.ENOENT, "No such file", "/a/b.npy"))[1].startswith("a file of this row")
 
 
 def test_one_build_runs_at_a_time_and_a_failure_says_why(corrected: CorrectedWorld) -> None:

@@ -21,12 +21,11 @@ from vsr1_core.home.hub.remote import QUERY_EMBEDDER
 from vsr1_core.models.family_protocols import PolicyFamily
 from vsr1_core.models.published import FETCHED
 from vsr1_core.models.registry import family_of, policy_family_of
-from vsr1_core.reasoning.conversation import SYSTEM_PROMPT
 from vsr1_core.rows.files import atomic_folder, read_json, write_json, write_json_array
 from vsr1_core.rows.versions import canonical
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
-from vsr1_core.stages.examples import SFT_FILE, published_sft_row
+from vsr1_core.stages.examples import SFT_FILE, published_sft_row, sft_prompt
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.model_folders import ModelStage
 
@@ -99,7 +98,7 @@ def write_authors_folder(checkpoint: Checkpoint, folder: Path, repo_id: str) -> 
     with atomic_folder(folder) as temporary:
         differences = policy_family_of(path).write_released_form(path, temporary, Path(base[0]) if base else path)
         differences += _write_query_embedder(Path(one_row(view, "base_models", "embedder")["path"]), temporary)
-        prompt = checkpoint.row["options"]["system_prompt"] or SYSTEM_PROMPT
+        prompt = sft_prompt(checkpoint.row["options"])
         rows = view.rows("sft_examples").sort("query_id").iter_rows(named=True) if "sft_examples" in view.stages else ()
         write_json_array(temporary / SFT_FILE, (published_sft_row(row, prompt) for row in rows))
         text = card_text(checkpoint, repo_id) + "\n## In the authors' code\n\n" + "\n".join(differences) + "\n"

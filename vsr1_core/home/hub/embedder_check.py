@@ -130,9 +130,4 @@ def insertion_sentence(row: Mapping[str, Any]) -> str:
     after = "".join(place.tokens_after).replace("Ċ", "\\n")
     count = len(place.tokens_after)
     said = f"Soft tokens are inserted right after the query text, before its last {count} tokens: {after}"
-    if place.has_end_token:
-        return said
-    return (
-        f"{said}\nThe tokenizer of {embedder_name(row)} appends no end token. The authors' code counts six tokens from "
-        "the end, and would put soft tokens before the last token of the query; here they follow its text."
-    )
+    return "\n".join(filter(None, (said, place.notice(embedder_name(row)))))

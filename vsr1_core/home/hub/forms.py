@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vsr1_core.input_form import AUTHORS, InputForm
+from vsr1_core.models.published import RECORD
 from vsr1_core.models.soft_query import checkpoint_kind, own_soft_query
 from vsr1_core.rows.files import read_json
 
@@ -13,7 +14,7 @@ from vsr1_core.rows.files import read_json
 def form_text(folder: Path) -> str:
     """How the model in `folder` is asked, in a sentence and one line per option of its input form."""
     kind = checkpoint_kind(folder)
-    record = folder / "record.json"
+    record = folder / RECORD
     if kind == "plain" and record.is_file():
         form = read_json(record).get("input_form", "template")
         return f"This project made it, and it is asked in this form: {form}"

@@ -16,7 +16,7 @@ from vsr1_core.home.warehouse_views import PREDICTIONS
 from vsr1_core.rows.files import atomic_folder
 from vsr1_core.rows.table import BASE_COLUMNS
 from vsr1_core.stages.base import View
-from vsr1_core.stages.examples import published_grpo_row, published_sft_row
+from vsr1_core.stages.examples import published_grpo_row, published_prompt, published_sft_row
 
 CARD = "README.md"
 Splits = Mapping[str, pl.DataFrame]
@@ -46,7 +46,8 @@ def _metrics(view: View) -> Splits:
 
 
 def _sft_examples(view: View) -> Splits:
-    return _published(view, "sft_examples", published_sft_row)
+    prompt = published_prompt(view)
+    return _published(view, "sft_examples", lambda row: published_sft_row(row, prompt))
 
 
 def _grpo_prompts(view: View) -> Splits:

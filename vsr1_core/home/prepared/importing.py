@@ -31,6 +31,7 @@ from vsr1_core.rows.files import atomic_folder, atomic_path, digest_file, file_s
 from vsr1_core.rows.imported import (
     DOCUMENT_COLUMNS,
     FORM,
+    RECORD,
     Imported,
     forget_import,
     import_folder,
@@ -233,7 +234,7 @@ def forget(view: View) -> list[Path]:
     """
     record = _written_path(view)
     written = read_json(record) if record.exists() else {}
-    if not forget_import(view.lake, view.entry.name):
+    if not forget_import(view.lake, view.entry.name) and not written:
         raise ValueError(f"nothing was imported for {view.entry.name}")
     paths = [(Path(view.entry.annotations).absolute() / name, digest) for name, digest in sorted(written.items())]
     deleted = [path for path, digest in paths if path.is_file() and digest_file(path) == digest]
@@ -267,7 +268,7 @@ def _fill(
             target = imported.folder / "frames" / f"{file_stem(frames.video_id)}.npy"
             if not target.exists():  # a video of two splits has the same frames in both
                 bring(frames.path, target, copy)
-    write_json(imported.folder / "record.json", _record(prepared, tables))
+    write_json(imported.folder / RECORD, _record(prepared, tables))
 
 
 def _bring_vectors(imported: Imported, root: Path, split: PreparedSplit) -> None:

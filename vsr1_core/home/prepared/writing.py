@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS
+from vsr1_core.datasets.verified import fig_fields
 from vsr1_core.home.prepared.documents import is_file_name
 from vsr1_core.home.prepared.importing import bring
 from vsr1_core.home.prepared.layout import SPLITS
@@ -180,18 +181,7 @@ def _write_annotations(view: View, split: str, target: Path) -> None:
     if files:
         shutil.copyfile(files[0], target)
         return
-    write_jsonl(target, map(_fig_row, view.rows("moments").filter(pl.col("split") == split).iter_rows(named=True)))
-
-
-def _fig_row(moment: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "video": moment["video_id"],
-        "time": [moment["start_s"], moment["end_s"]],
-        "desc_id": moment["query_id"].removesuffix("_fig"),
-        "duration": moment["duration_s"],
-        "cog_desc": moment["plain_query"],
-        "fig_desc": moment["query"],
-    }
+    write_jsonl(target, map(fig_fields, view.rows("moments").filter(pl.col("split") == split).iter_rows(named=True)))
 
 
 def _write_queries(view: View, split: str, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vsr1_core.input_form import QUERY_INSTRUCTION, EmbedderForm
+from vsr1_core.models.published import RECORD
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.policy import Policy, with_soft_query
@@ -19,10 +19,6 @@ from vsr1_core.models.soft_query import SoftQueryConfig, is_soft_query, soft_que
 from vsr1_core.models.weights import check_loaded, load_quietly
 from vsr1_core.reasoning.conversation import REFINE_TOKEN
 from vsr1_core.rows.files import read_json
-
-RECORD = "record.json"
-"""The file that this project writes into each model folder, and that published models lack."""
-_log = logging.getLogger(__name__)
 
 
 def load_configured(
@@ -101,25 +97,7 @@ def load_body(
     check_loaded(str(folder), info)
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    embedder = Qwen3VLEmbedder(fast_vision(model).to(device).eval(), tokenizer, _form_of(folder, instruction))
-    if not (Path(folder) / RECORD).is_file():
-        _name_missing_end_token(str(folder), embedder)
-    return embedder
-
-
-def _name_missing_end_token(source: str, embedder: Qwen3VLEmbedder) -> None:
-    """Log a warning if the tokenizer of a published embedder appends no end token, as the published ones do."""
-    tokenizer = embedder.tokenizer
-    if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
-        return
-    closing = tokenizer.convert_ids_to_tokens(embedder.split_query("a").after)
-    _log.warning(
-        "The tokenizer of %s appends no end token, unlike that of Qwen3-VL-Embedding. Vectors are read at the last of "
-        "its tokens, and soft tokens go right after the query, before %s. The authors' code would put them before the "
-        "last six tokens, and so before the last token of the query.",
-        source,
-        " ".join(closing),
-    )
+    return Qwen3VLEmbedder(fast_vision(model).to(device).eval(), tokenizer, _form_of(folder, instruction))
 
 
 def _form_of(folder: str | Path, instruction: str) -> EmbedderForm:

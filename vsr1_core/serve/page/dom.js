@@ -37,7 +37,7 @@ export function put(element, ...children) {
 
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
-  const whole = Math.floor(value), rest = (value - whole).toFixed(1).slice(1);
+  const tenths = Math.round(value * 10), whole = Math.floor(tenths / 10), rest = `.${tenths % 10}`;
   const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   const shown = parts[0] ? parts : parts.slice(1);
   return shown.map((part, at) => (at ? String(part).padStart(2, "0") : String(part))).join(":") + (rest === ".0" ? "" : rest);

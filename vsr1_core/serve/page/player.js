@@ -30,13 +30,16 @@ export class Player {
     this.title.textContent = video;
     const isSame = this.dataset === dataset && this.id === video;
     Object.assign(this, { dataset, id: video });
+    const isLeft = () => this.dataset !== dataset || this.id !== video; // another one was opened meanwhile
+    let found;
     try {
-      this.facts = await facts(dataset, video);
+      found = await facts(dataset, video);
     } catch (error) {
-      this.say(error.message);
+      if (!isLeft()) this.say(error.message);
       return;
     }
-    if (this.id !== video) return; // another one was opened meanwhile
+    if (isLeft()) return;
+    this.facts = found;
     this.editor = null;
     this.draw(shown);
     if (isSame && this.video.readyState > 0) this.seek(this.start);
