@@ -9,7 +9,7 @@ import pytest
 
 from tests.accessibility import focus_order, problems
 from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, running, state_of, write_home
-from tests.pages import open_page, opened_browser, until
+from tests.pages import open_page, opened_browser, until, wait_for_time
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +33,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 def search(page: Any, text: str = "a dog") -> None:
     page.goto(f"/#/search?d={DATASET}&q={text.replace(' ', '+')}")
     page.wait_for_selector(".verdict.yes")
-
-
-def wait_for_time(page: Any, seconds: float) -> None:
-    until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds}) < 0.25")
 
 
 def test_a_search_shows_verdict_trace_and_cards_and_plays_at_the_span(page: Any) -> None:
