@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.accessibility import problems
+from tests.axe import violations
 from tests.core.serve.served import running
 from tests.corrected_world import CorrectedWorld
 from tests.pages import open_page, opened_browser, until
@@ -108,13 +109,14 @@ def test_a_rejected_query_can_be_brought_back_from_its_own_address(page: Any, co
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_corrections_can_be_read_and_made_by_everybody(page: Any, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(ADDRESS)
     page.click("text=Correct this query")
     page.wait_for_selector(".lane.edit")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 844})
         assert problems(page) == [], width
+        assert violations(page) == [], width
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

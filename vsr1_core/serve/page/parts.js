@@ -69,8 +69,9 @@ const isSame = (left, right) => left.slice(0, right.length).join("\n") === right
 export const scrolling = (label, ...content) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
 
 // Places of the first videos in each ranking, one column per ranking, as far down as all of them are known. `marked` is
-// drawn thick. The last ranking of a search that ended with a match is that of its last turn, and not drawn again.
-export function moves(rankings, marked) {
+// drawn thick. The last ranking of a search that ended with a match is that of its last turn, and not drawn again. `whose`
+// tells two such pictures on one page apart.
+export function moves(rankings, marked, whose = "") {
   const columns = rankings.filter((ranking) => ranking.videos.length);
   if (!columns.length) return null;
   if (columns.length > 1 && isSame(columns.at(-1).videos, columns.at(-2).videos)) columns.pop();
@@ -100,5 +101,5 @@ export function moves(rankings, marked) {
     if (last < rows)
       drawn.append(svg("text", { x: x(columns.length - 1) + 12, y: y(last) + 4, "font-weight": bold }, short(name)));
   });
-  return scrolling("How the ranking moved", drawn);
+  return scrolling(`How the ranking moved${whose && `, ${whose}`}`, drawn);
 }

@@ -93,9 +93,9 @@ function answerCard(dataset, moment, { label, answer }, kind, outcomes, show) {
       span && h("span", {}, `${seconds(span[0])} to ${seconds(span[1])}`), h("span", {}, `checkpoint ${answer.checkpoint || "–"}`)),
     !turns.length && answer.video_id && h("button", { type: "button", class: "break", onclick: () => show({ ...answer, video: answer.video_id }, kind) }, `▶ ${answer.video_id}`),
     h("ol", { class: "plain" }, turns.map((turn) => turnCard(dataset, turn, (said) => show(said, kind), moment.video_id))),
-    rankings.length > 0 && h("h3", {}, "How the ranking moved"), rankings.length > 0 && moves(rankings, moment.video_id),
+    rankings.length > 0 && h("h3", {}, "How the ranking moved"), rankings.length > 0 && moves(rankings, moment.video_id, label),
     tokens && h("h3", {}, "Place of the right video, by soft tokens per turn"),
-    tokens && scrolling("Place of the right video, by soft tokens per turn", h("table", { class: "mono" }, h("tbody", {},
+    tokens && scrolling(`Place of the right video, by soft tokens per turn, ${label}`, h("table", { class: "mono" }, h("tbody", {},
       h("tr", {}, h("th", { scope: "row" }, "tokens"), tokens.map((_, at) => h("td", { class: "num" }, at))),
       h("tr", {}, h("th", { scope: "row" }, "place"), tokens.map((place) => h("td", { class: "num" }, place ?? "–")))))));
 }
