@@ -85,6 +85,13 @@ def test_a_span_is_dragged_saved_rebuilt_compared_and_undone(page: Any, correcte
     assert titles == ["sqr_sft", "sqr_sft, before this build"]
 
     page.reload()
+    page.wait_for_selector(".answer")
+    of_before = page.locator("option", has_text="sqr_sft, build of").first.get_attribute("value")
+    page.get_by_label("Beside it").select_option(of_before)
+    page.wait_for_selector(".columns .answer.second .turn")
+    assert [len(side.query_selector_all(".turn")) for side in page.query_selector_all(".answer")] == [1, 1]
+
+    page.goto(ADDRESS)
     page.click(".correction button:text-is('Undo')")
     page.wait_for_selector(".correction .badge:text-is('undone')")
     build(page, corrected)

@@ -11,8 +11,8 @@ const dayOf = (built) => built.replace("T", " ").slice(0, 16);
 // Everything that can stand on one side: what each method says now, and what it said after earlier builds.
 function sidesOf({ answers, earlier }) {
   const now = answers.map((answer) => ({ key: answer.method, label: answer.method, answer }));
-  const before = (earlier || []).map((answer) => ({ key: `${answer.method}@${answer.built_at}`, answer: { ...answer, turns: [] },
-    label: `${answer.method}, build of ${dayOf(answer.built_at)}` }));
+  const before = (earlier || []).map((answer) => ({ key: `${answer.method}@${answer.built_at}`, answer,
+    label: `${answer.method}, build of ${dayOf(answer.built_at)}`, moment: { video_id: answer.gt_video_id } }));
   return [...now, ...before];
 }
 
