@@ -85,6 +85,8 @@ def test_a_film_of_40_minutes_plays_where_the_event_is_shown(page: Any) -> None:
     shown = [image.get_attribute("title") for image in card.query_selector_all("img")]
     assert all("39:00" <= time <= "40:00" for time in shown), "thumbnails are of the window, not of the whole film"
     assert card.query_selector("img.inside") is not None
+    bar, lane = (page.locator(of).bounding_box() for of in (".lane .first", ".lane"))
+    assert bar["x"] + bar["width"] <= lane["x"] + lane["width"] + 0.5, "a short span at the end stays on the timeline"
     page.click(".lane .first")
     wait_for_time(page, start_s)
 
@@ -110,6 +112,8 @@ def test_a_film_is_searched_and_played_by_the_keyboard_on_a_phone(page: Any) -> 
     page.wait_for_selector(".verdict.yes")
     start_s = playing_at(page)
     assert colour_on_screen(page) == "blue"
+    tops = [page.locator(part).bounding_box()["y"] for part in (".verdict", ".playing", ".ranked", ".turn >> nth=0")]
+    assert tops == sorted(tops), "the player comes before the ranked videos, the trace after them"
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("j")
     page.keyboard.press("Enter")
