@@ -19,6 +19,8 @@ from pipelines.commands import UserError, command, free_port
 from pipelines.settings import execution_of, read_settings, read_token
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PROGRAM = (sys.executable, "-m", "vsr1_core")
+"""`vsr1` of this installation, as a build starts it."""
 NOT_INSTALLED = (
     "`vsr1 serve` needs FastAPI and uvicorn, which are not installed; run: pip install 'videosearch-r1[serve]' "
     "(from a checkout: pip install -c constraints.txt -e '.[serve]')"
@@ -72,7 +74,7 @@ def build_hook(home: Path) -> Callable[[str, Callable[[str], None]], str] | None
 
 def _build(home: Path, dataset: str, told: Callable[[str], None]) -> str:
     """Build a dataset of the home. Returns why the build stopped; empty where it ended well."""
-    arguments = [sys.executable, "-m", "vsr1_core", "build", f"--dataset={dataset}"]
+    arguments = [*PROGRAM, "build", f"--dataset={dataset}"]
     environ = {**os.environ, "VSR1_HOME": str(home)}
     errors = list[str]()
     with subprocess.Popen(

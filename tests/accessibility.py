@@ -1,6 +1,6 @@
 """What a screen reader, a keyboard and weak eyes need of a page, checked in the browser: names, roles, contrast, order.
 
-These are the checks that matter here, and no replacement for axe.
+These are the checks that matter here; `tests.axe` runs all of axe's.
 """
 
 from __future__ import annotations

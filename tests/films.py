@@ -23,14 +23,14 @@ Events = Mapping[str, tuple[float, float]]
 """Colour -> the seconds from which, and until which, it is shown."""
 
 
-def write_film(path: Path, duration_s: int, events: Events, size: int = 32, fps: int = 1) -> Path:
-    """An mp4 (mpeg4) of `duration_s` seconds and `size` x `size` pixels; outside of events it is grey."""
+def write_film(path: Path, duration_s: int, events: Events, size: int = 32, fps: int = 1, codec: str = "mpeg4") -> Path:
+    """An mp4 of `duration_s` seconds and `size` x `size` pixels; outside of events it is grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {
         name: np.full((size, size, 3), colour, np.uint8) for name, colour in {**COLOURS, "": BACKGROUND}.items()
     }
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(fps))
+        stream = container.add_stream(codec, rate=Fraction(fps))
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = size, size, "yuv420p", 1_000_000
         for number in range(duration_s * fps):
             frame = av.VideoFrame.from_ndarray(pictures[_shown(number / fps, events)], format="rgb24")

@@ -44,3 +44,8 @@ def until(page: Any, holds: str) -> None:
     while not page.evaluate(holds):
         assert time.monotonic() < deadline, f"{holds} did not become true: {page.inner_text('main')}"
         page.wait_for_timeout(50)
+
+
+def wait_for_time(page: Any, seconds: float) -> None:
+    """Wait until the player stands at a time of the file's own clock."""
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds}) < 0.25")

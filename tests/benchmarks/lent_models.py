@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vsr1_core.configurations import NANO, TINY
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
+from vsr1_core.recipes import ToyRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
@@ -15,16 +16,18 @@ from vsr1_core.stages.graph import all_stages
 LENDER = "lender"
 
 
-def lend_untrained_models(home: Path, workers: int = 1) -> None:
-    """Build the base models of the dataset `lender`, for others to use as theirs. Quick where they are there."""
+def lend_untrained_models(home: Path, workers: int = 1, corpus: ToyRecipe = NANO.toy) -> View:
+    """Build the base models of the dataset `lender`, a toy corpus, for others to use as theirs. Quick where they are
+    there."""
     folder = home / "data" / LENDER
     entry = DatasetEntry(LENDER, "toy", str(folder / "videos"), str(folder), "tiny")
     save_entry(home, entry)
     tiny = dataclasses.replace(TINY.models.tiny, vision_pretraining_steps=1, contrastive_steps=1, contrastive_batch=4)
     models = dataclasses.replace(TINY.models, tiny=tiny)
-    config = dataclasses.replace(TINY, models=models, toy=NANO.toy)
+    config = dataclasses.replace(TINY, models=models, toy=corpus)
     view = View(Lake(home / "lake"), entry, config, all_stages(), home=home)
     for name, stage in view.stages.items():
         stage.build(view, Execution(workers=workers))
         if name == "base_models":
-            return
+            break
+    return view

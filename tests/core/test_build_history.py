@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.corrected_world import CorrectedWorld, view_of
@@ -15,6 +16,7 @@ from vsr1_core.home.correcting import WantedCorrection, correct, undo
 from vsr1_core.home.hub.fiftyone import export_fiftyone
 from vsr1_core.rows.build_history import BUILDS, folder_of
 from vsr1_core.serve.library import Library
+from vsr1_core.stages.turns import KEPT_OF_TURNS
 
 QUERY = "900_fig"
 
@@ -59,11 +61,41 @@ def test_what_each_build_did_and_left_can_be_compared(corrected: CorrectedWorld)
         "and states_ago = 0",
     )
     assert sorted(map(str, kept)) == sorted(map(str, outcomes)), "the two views say the same of the present"
+    asked = f"from turn_history where dataset = 'small' and query_id = '{QUERY}' and method = 'sqr_sft'"
+    said = rows(corrected, f"{asked} order by states_ago")
+    assert [(turn["states_ago"], turn["run_id"], turn["turn"]) for turn in said] == [(0, "run-1", 1), (1, "run-0", 1)]
+    (shown,) = rows(corrected, f"from turns where query_id = '{QUERY}' and method = 'sqr_sft'")
+    assert {name: shown[name] for name in (*KEPT_OF_TURNS, "is_right_video")}.items() <= said[0].items()
+    assert said[1]["reasoning"] != said[0]["reasoning"]
     earlier = Library(corrected.world.home).earlier("small", QUERY)
+    old_turns = next(one["turns"] for one in earlier if one["method"] == "sqr_sft")
+    assert [turn["reasoning"] for turn in old_turns] == [said[1]["reasoning"]]
     assert [(one["method"], one["query"]) for one in earlier if one["method"] == "sqr_sft"] == [
         ("sqr_sft", "the thing called 900 moves along")
     ]
     undo(view, made.correction_id)
+
+
+@pytest.mark.slow
+def test_states_that_an_earlier_version_kept_have_no_turns_and_stay(corrected: CorrectedWorld) -> None:
+    view = view_of(corrected.world)
+    folder = folder_of(view.lake, "predictions.sqr_sft", "small")
+    kept = {path: path.read_bytes() for path in folder.glob("*.parquet")}
+    for path in kept:
+        pl.read_parquet(path, hive_partitioning=False).drop("turns", "prefix_ranks", "top_video_ids").write_parquet(
+            path
+        )
+    earlier = Library(corrected.world.home).earlier("small", QUERY)
+    assert earlier
+    assert {len(one["turns"]) for one in earlier if one["method"] == "sqr_sft"} == {0}
+    made = correct(view, WantedCorrection("change", QUERY, {"query": "words of a later version"}))
+    corrected.build("small", lambda line: None)
+    undo(view, made.correction_id)
+    corrected.build("small", lambda line: None)
+    newest, *_, oldest = (e for e in Library(corrected.world.home).earlier("small", QUERY) if e["method"] == "sqr_sft")
+    assert (newest["query"], len(newest["turns"]), len(oldest["turns"])) == ("words of a later version", 1, 0)
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 @pytest.mark.slow

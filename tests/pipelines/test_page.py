@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.accessibility import focus_order, problems
+from tests.axe import violations
 from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, running, state_of, write_home
-from tests.pages import open_page, opened_browser, until
+from tests.pages import open_page, opened_browser, until, wait_for_time
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 def search(page: Any, text: str = "a dog") -> None:
     page.goto(f"/#/search?d={DATASET}&q={text.replace(' ', '+')}")
     page.wait_for_selector(".verdict.yes")
-
-
-def wait_for_time(page: Any, seconds: float) -> None:
-    until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds}) < 0.25")
 
 
 def test_a_search_shows_verdict_trace_and_cards_and_plays_at_the_span(page: Any) -> None:
@@ -167,6 +164,35 @@ def test_the_page_can_be_read_and_operated_by_everybody(page: Any, scheme: str) 
         "Evaluated queries",
         "Theme: auto",
     ]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        (("light", 1280), ("dark", 390)),
+        pytest.param((("dark", 1280), ("light", 390)), marks=pytest.mark.sweep),
+    ],
+    ids=["light_and_dark_narrow", "dark_and_light_narrow"],
+)
+@pytest.mark.parametrize(
+    "route",
+    [
+        f"search?q=a+dog&d={DATASET}",
+        f"queries?d={DATASET}&m=sqr_sft&b=videosearch_r1",
+        f"query?d={DATASET}&id=q1_fig&a=sqr_sft&b=videosearch_r1",
+        f"video?d={DATASET}&id=a/yard&from=1&to=3",
+        pytest.param(f"queries?d={DATASET}&m=*", marks=pytest.mark.sweep),
+        pytest.param(f"query?d={DATASET}&id=q1_fig&a=sqr_sft", marks=pytest.mark.sweep),
+    ],
+)
+def test_axe_finds_nothing(page: Any, route: str, shown: tuple[tuple[str, int], ...]) -> None:
+    page.goto(f"/#/{route}")
+    page.wait_for_selector(".turn, tr.pick, .lane .first")
+    for scheme, width in shown:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # else colours are on their way to others
+        page.set_viewport_size({"width": width, "height": 844})
+        until(page, f"document.documentElement.dataset.theme === '{scheme}'")
+        assert violations(page) == [], (scheme, width)
 
 
 def test_outcomes_of_another_method_stand_beside_and_can_be_filtered_by_what_differs(page: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.accessibility import problems
+from tests.axe import violations
 from tests.core.serve.served import running
 from tests.corrected_world import CorrectedWorld
 from tests.pages import open_page, opened_browser, until
@@ -84,6 +85,13 @@ def test_a_span_is_dragged_saved_rebuilt_compared_and_undone(page: Any, correcte
     assert titles == ["sqr_sft", "sqr_sft, before this build"]
 
     page.reload()
+    page.wait_for_selector(".answer")
+    of_before = page.locator("option", has_text="sqr_sft, build of").first.get_attribute("value")
+    page.get_by_label("Beside it").select_option(of_before)
+    page.wait_for_selector(".columns .answer.second .turn")
+    assert [len(side.query_selector_all(".turn")) for side in page.query_selector_all(".answer")] == [1, 1]
+
+    page.goto(ADDRESS)
     page.click(".correction button:text-is('Undo')")
     page.wait_for_selector(".correction .badge:text-is('undone')")
     build(page, corrected)
@@ -108,7 +116,7 @@ def test_a_rejected_query_can_be_brought_back_from_its_own_address(page: Any, co
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_corrections_can_be_read_and_made_by_everybody(page: Any, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(ADDRESS)
     page.click("text=Correct this query")
     page.wait_for_selector(".lane.edit")
@@ -116,6 +124,9 @@ def test_corrections_can_be_read_and_made_by_everybody(page: Any, scheme: str) -
         page.set_viewport_size({"width": width, "height": 844})
         assert problems(page) == [], width
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert violations(page) == [], width
 
 
 def test_a_refused_correction_is_said(page: Any, corrected: CorrectedWorld) -> None:

@@ -14,10 +14,12 @@ from vsr1_core.home.segment_sql import is_right
 from vsr1_core.home.warehouse_views import (
     JUDGED,
     METRICS,
+    OF_TURNS,
     OUTCOME,
     PREDICTIONS,
     SAYS_OUTCOME,
     Tables,
+    fields_of,
     name_list,
     pattern_of,
     quoted_text,
@@ -28,6 +30,7 @@ from vsr1_core.rows.build_history import BUILDS, KEPT_COLUMNS, RECIPES, STEP_TYP
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.predictions import KEPT_OF_PREDICTIONS
+from vsr1_core.stages.turns import KEPT_OF_TURNS
 
 STEP_COLUMNS = {name: STEP_TYPES[kind] for name, kind in get_type_hints(BuildStep).items()}
 RECIPE_COLUMNS = dict.fromkeys(("recipe", "key", "value"), "VARCHAR")
@@ -38,6 +41,12 @@ OF_BUILD = {
     "commit": "Git commit of the checkout that built; empty for an installed package.",
     "version": "Version of the package that built.",
     "host": "Name of the machine that built.",
+}
+
+OF_STATE = {
+    "states_ago": "How many states of this prediction ago: 0 for the present one, 1 for the one before it.",
+    "built_at": "Time (UTC) at which a build left the prediction in this state.",
+    "run_id": OF_BUILD["run_id"],
 }
 
 
@@ -114,9 +123,7 @@ def kept_schema(stage: Stage) -> dict[str, Any] | None:
     "prediction_history",
     "One row per query, method and build that changed its prediction, so that builds can be compared query by query.",
     {
-        "states_ago": "How many states of this prediction ago: 0 for the present one, 1 for the one before it.",
-        "built_at": "Time (UTC) at which a build left the prediction in this state.",
-        "run_id": OF_BUILD["run_id"],
+        **OF_STATE,
         "is_gone": "Whether the build dropped the prediction; all other columns are null then.",
         "outcome": SAYS_OUTCOME,
         "is_right_video": "Whether the answered video is the right one.",
@@ -124,20 +131,44 @@ def kept_schema(stage: Stage) -> dict[str, Any] | None:
     like=PREDICTIONS,
 )
 def prediction_history(tables: Tables) -> str | None:
+    states = _states(tables)
+    if states is None:
+        return None
+    right = f"[{is_right('shown', 'p.')} FOR shown IN p.shown_video_ids]"
+    shown = f"coalesce(list_contains({right}, true), false) AS was_shown"
+    kept = name_list([*KEPT_OF_PREDICTIONS, "status", "error"])
+    return f"""
+        SELECT dataset, method, query_id, states_ago, built_at, run_id, is_gone,
+               CASE WHEN is_gone THEN NULL ELSE outcome END AS outcome, is_right_video, {kept}
+        FROM (SELECT *, {OUTCOME} FROM (SELECT p.*, {JUDGED}, {shown} FROM {states} p))
+    """
+
+
+@sql_view(
+    "turn_history",
+    "One row per turn of each state that `prediction_history` has, so that traces of two builds can be compared.",
+    {**OF_STATE, **OF_TURNS},
+)
+def turn_history(tables: Tables) -> str | None:
+    states = _states(tables)
+    if states is None:
+        return None
+    return f"""
+        SELECT dataset, method, query_id, states_ago, built_at, run_id, {fields_of("t", KEPT_OF_TURNS)},
+               {is_right("t.video_id", "")} AS is_right_video
+        FROM (SELECT *, unnest(turns) AS t FROM {states})
+    """
+
+
+def _states(tables: Tables) -> str | None:
+    """SQL of all kept states of predictions, with their method and age; None where there are none to keep."""
     stage = tables.first(PREDICTIONS)
     if stage is None or kept_schema(stage) is None:
         return None
     pattern = pattern_of(f"lake/history/{PREDICTIONS}*/dataset=*/*.parquet")
     method = r"regexp_extract(filename, '.*/predictions\.([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1) AS method"
     age = "row_number() OVER (PARTITION BY dataset, method, query_id ORDER BY built_at DESC) - 1 AS states_ago"
-    right = f"[{is_right('shown', 'p.')} FOR shown IN p.shown_video_ids]"
-    shown = f"coalesce(list_contains({right}, true), false) AS was_shown"
-    kept = name_list([*KEPT_OF_PREDICTIONS, "status", "error"])
-    return f"""
-        SELECT dataset, method, query_id, {age}, built_at, run_id, is_gone,
-               CASE WHEN is_gone THEN NULL ELSE outcome END AS outcome, is_right_video, {kept}
-        FROM (SELECT *, {OUTCOME} FROM (SELECT p.*, {method}, {JUDGED}, {shown} FROM {scan_of(pattern)} p))
-    """
+    return f"(SELECT *, {age} FROM (SELECT *, {method} FROM {scan_of(pattern)}))"
 
 
 def _lines(what: str, columns: Mapping[str, str]) -> str:

@@ -158,7 +158,7 @@ def predictions(tables: Tables) -> str | None:
     return f"SELECT {name_list([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
 
 
-_OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {
+OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {
     "is_right_video": "Whether the right video is shown; of a long one, a window that holds enough of the moment."
 }
 
@@ -166,7 +166,7 @@ _OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {
 @sql_view(
     "turns",
     "One row per turn of an episode: the shown video, the decision, and the reasoning.",
-    _OF_TURNS,
+    OF_TURNS,
 )
 def turns(tables: Tables) -> str | None:
     """The SQL adds `is_right_video` here: a join with `predictions` would read the table twice, and could see two
@@ -178,13 +178,13 @@ def turns(tables: Tables) -> str | None:
     truth = "gt_video_id, gt_start_s, gt_end_s"
     unnested = f"SELECT dataset, method, query_id, {truth}, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
     right = f"{is_right('t.video_id', '')} AS is_right_video"
-    return f"SELECT dataset, method, query_id, {_fields('t', ordered)}, {right} FROM ({unnested})"
+    return f"SELECT dataset, method, query_id, {fields_of('t', ordered)}, {right} FROM ({unnested})"
 
 
 @sql_view(
     "verifications",
     "One row per turn: the decision about the shown video, and whether it is right.",
-    _OF_TURNS
+    OF_TURNS
     | {"is_correct": "Whether the decision is right: `matched` for the right video, `not_matched` for another."},
 )
 def verifications(tables: Tables) -> str | None:
@@ -296,7 +296,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
 def grpo_episodes(tables: Tables) -> str | None:
     episodes = _sampled_episodes(tables)
     names = [name for name in EPISODE_COLUMNS if name != "turns"]
-    return None if episodes is None else f"SELECT dataset, {_fields('e', names)} FROM ({episodes})"
+    return None if episodes is None else f"SELECT dataset, {fields_of('e', names)} FROM ({episodes})"
 
 
 @sql_view(
@@ -309,7 +309,7 @@ def grpo_turns(tables: Tables) -> str | None:
     if episodes is None:
         return None
     unnested = f"SELECT dataset, e, unnest(e.turns) AS t FROM ({episodes})"
-    return f"SELECT dataset, {_fields('e', EPISODE_KEY)}, {_fields('t', TURN_COLUMNS)} FROM ({unnested})"
+    return f"SELECT dataset, {fields_of('e', EPISODE_KEY)}, {fields_of('t', TURN_COLUMNS)} FROM ({unnested})"
 
 
 @sql_view(
@@ -363,7 +363,7 @@ def scan_of(pattern: str) -> str:
     )
 
 
-def _fields(of: str, names: Iterable[str]) -> str:
+def fields_of(of: str, names: Iterable[str]) -> str:
     return ", ".join(f"{of}.{quoted_name(name)}" for name in names)
 
 

@@ -142,22 +142,29 @@ class Library:
         }
 
     def earlier(self, dataset: str, query_id: str) -> list[dict[str, Any]]:
-        """What each method answered to the query after earlier builds, newest first."""
-        where = f"dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)}"
-        return self._sql(
+        """What each method answered to the query after earlier builds, turn by turn, newest first. States that a
+        version before this one kept have no turns."""
+        asked = f"dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)} AND states_ago > 0"
+        answers = self._sql(
             f"SELECT * EXCLUDE (dataset, is_gone) REPLACE (strftime(built_at, '{BUILT_AT}') AS built_at) "
-            f"FROM prediction_history WHERE {where} AND states_ago > 0 AND NOT is_gone "
+            f"FROM prediction_history WHERE {asked} AND NOT is_gone "
             f"ORDER BY built_at DESC, method LIMIT {MAX_EARLIER}"
         )
+        turns = self._sql(f"SELECT * EXCLUDE (dataset, built_at, run_id) FROM turn_history WHERE {asked} ORDER BY turn")
+        of_state: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for turn in turns:
+            of_state.setdefault((turn["method"], turn["states_ago"]), []).append(_of_video(turn))
+        return [{**one, "turns": of_state.get((one["method"], one["states_ago"]), [])} for one in answers]
 
     def _sql(self, sql: str) -> list[dict[str, Any]]:
         return warehouse.query(self.home, sql).to_dicts()
 
 
 def _of_video(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn with the video whose window was shown, the window apart, and each video of the ranking once."""
+    """A turn with the video whose window was shown, the window apart, and each video of the ranking once. Turns of
+    earlier builds have no scores."""
     start_s, end_s = window_of(turn["video_id"]) or (None, None)
-    top, scores = turn["top_video_ids"] or [], turn["top_scores"] or []
+    top, scores = turn["top_video_ids"] or [], turn.get("top_scores") or []
     places = list(best_of_each(top))
     return {
         **turn,
@@ -165,5 +172,5 @@ def _of_video(turn: dict[str, Any]) -> dict[str, Any]:
         "window_start_s": start_s,
         "window_end_s": end_s,
         "top_video_ids": [video_of(top[place]) for place in places],
-        "top_scores": [scores[place] for place in places],
+        "top_scores": [scores[place] for place in places if scores],
     }

@@ -21,7 +21,7 @@ from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
-from vsr1_core.stages.turns import RANKED_TURN
+from vsr1_core.stages.turns import KEPT_OF_TURNS, RANKED_TURN
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KEPT_OF_PREDICTIONS = (
     *("split", "query", "gt_video_id", "gt_start_s", "gt_end_s", "video_id", "rank", "first_rank", "decision"),
     *("start_s", "end_s", "iou", "num_turns", "num_text_tokens", "num_latent_tokens", "matched_probability"),
-    "checkpoint",
+    *("checkpoint", "prefix_ranks", "top_video_ids"),
 )
 """The columns that are kept of each prediction as each build left it."""
 
@@ -104,9 +104,10 @@ class Predictions(ModelRows):
         }
 
     def kept_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows without their turns, of which only the shown videos are kept."""
+        """Rows with what the page shows of their turns. `shown_video_ids` is what earlier versions kept of turns."""
         shown = pl.col("turns").list.eval(pl.element().struct.field("video_id")).alias("shown_video_ids")
-        return rows.select(self.key, *KEPT_OF_PREDICTIONS, "error", shown)
+        turns = pl.col("turns").list.eval(pl.struct(pl.element().struct.field(name) for name in KEPT_OF_TURNS))
+        return rows.select(self.key, *KEPT_OF_PREDICTIONS, "error", shown, turns)
 
     def recipe(self, config: Configuration) -> Any:
         recipe = config.evaluation

@@ -32,3 +32,9 @@ RANKED_TURN_COLUMNS: Mapping[str, Column] = {**TURN_COLUMNS, **c.TOP}
 """Columns of one turn of a prediction. Sampled episodes, of which there are many more, keep no rankings."""
 RANKED_TURN = pl.Struct(dtypes(RANKED_TURN_COLUMNS))
 """Polars type of one turn of a prediction, which `search.turn_rows.ranked_turn_row` returns as a dict."""
+
+KEPT_OF_TURNS = (
+    *("turn", "video_id", "rank", "decision", "matched_probability", "reasoning", "start_s", "end_s"),
+    *("num_latent_tokens", "new_query", "top_video_ids"),
+)
+"""The columns that are kept of each turn of a prediction as each build left it; `text` would repeat the reasoning."""

@@ -38,7 +38,7 @@ function show() {
 // One video at a time: #/video?d=toy&id=...&from=3&to=6
 function videoView(place, asked) {
   const player = new Player();
-  put(place, h("div", { class: "stack" }, player.element));
+  put(place, h("div", { class: "stack" }, h("h1", {}, "Video"), player.element));
   const [from, to] = [asked.get("from"), asked.get("to")].map((value) => (value === null ? null : Number(value)));
   const span = Number.isFinite(from) && Number.isFinite(to) && from !== null ? [from, to] : null;
   player.open(asked.get("d") || "", asked.get("id") || "", [{ kind: "first", label: "linked", span }], from || 0);

@@ -6,16 +6,17 @@ import { h, percent, put, seconds, svg } from "/page/dom.js";
 const NUM_THUMBNAILS = 8;
 const COLOURS = ["#0b6bcb", "#c2600a", "#17764a", "#a3261f", "#7a4cc2", "#0e7c86", "#8a6d00", "#b0307f"];
 
-// Evenly spread stored frames of a video; those inside the span are marked.
-export function strip(dataset, video, span) {
+// Evenly spread stored frames of a video, or of its window `part`; those inside the span are marked.
+export function strip(dataset, video, span, part) {
   const place = h("span", { class: "strip", "aria-hidden": "true" });
+  const isWithin = (time, limits) => limits && time >= limits[0] - 1e-6 && time <= limits[1] + 1e-6;
   facts(dataset, video).then(({ frames_s: times }) => {
-    const number = Math.min(NUM_THUMBNAILS, times.length);
-    const frames = Array.from({ length: number }, (_, at) => Math.floor(((at + 0.5) * times.length) / number));
-    const inside = (time) => span && time >= span[0] - 1e-6 && time <= span[1] + 1e-6;
-    place.classList.toggle("whole", !span || !frames.some((frame) => inside(times[frame])));
+    const all = times.map((_, frame) => frame), shown = all.filter((frame) => isWithin(times[frame], part));
+    const from = shown.length ? shown : all, number = Math.min(NUM_THUMBNAILS, from.length);
+    const frames = Array.from({ length: number }, (_, at) => from[Math.floor(((at + 0.5) * from.length) / number)]);
+    place.classList.toggle("whole", !frames.some((frame) => isWithin(times[frame], span)));
     put(place, frames.map((frame) => h("img", {
-      src: thumbnailOf(dataset, video, frame), alt: "", loading: "lazy", class: inside(times[frame]) ? "inside" : null,
+      src: thumbnailOf(dataset, video, frame), alt: "", loading: "lazy", class: isWithin(times[frame], span) ? "inside" : null,
       title: seconds(times[frame]),
     })));
   }).catch(() => put(place, h("span", { class: "soft small" }, "no frames")));
@@ -57,7 +58,7 @@ export function turnCard(dataset, turn, open, rightVideo) {
       span && h("span", {}, `${seconds(span[0])} to ${seconds(span[1])}`),
       turn.last_rank && h("span", {}, `place ${turn.last_rank} in the last ranking`),
       turn.num_latent_tokens > 0 && h("span", {}, `${turn.num_latent_tokens} soft tokens added`)),
-    strip(dataset, turn.video, span || part),
+    strip(dataset, turn.video, span, part),
     turn.reasoning && h("p", { class: "says" }, turn.reasoning),
     turn.new_query && h("p", { class: "small" }, `searched anew for: ${turn.new_query}`));
 }
@@ -68,8 +69,9 @@ const isSame = (left, right) => left.slice(0, right.length).join("\n") === right
 export const scrolling = (label, ...content) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
 
 // Places of the first videos in each ranking, one column per ranking, as far down as all of them are known. `marked` is
-// drawn thick. The last ranking of a search that ended with a match is that of its last turn, and not drawn again.
-export function moves(rankings, marked) {
+// drawn thick. The last ranking of a search that ended with a match is that of its last turn, and not drawn again. `whose`
+// tells two such pictures on one page apart.
+export function moves(rankings, marked, whose = "") {
   const columns = rankings.filter((ranking) => ranking.videos.length);
   if (!columns.length) return null;
   if (columns.length > 1 && isSame(columns.at(-1).videos, columns.at(-2).videos)) columns.pop();
@@ -99,5 +101,5 @@ export function moves(rankings, marked) {
     if (last < rows)
       drawn.append(svg("text", { x: x(columns.length - 1) + 12, y: y(last) + 4, "font-weight": bold }, short(name)));
   });
-  return scrolling("How the ranking moved", drawn);
+  return scrolling(`How the ranking moved${whose && `, ${whose}`}`, drawn);
 }

@@ -98,7 +98,7 @@ export class Player {
     const percent = (time) => `${Math.min(100, Math.max(0, (time / this.length) * 100))}%`;
     const lane = ({ kind, label, span }) => h("div", { class: "lane" }, h("button", {
       type: "button", class: kind, title: `${label}: ${seconds(span[0])} to ${seconds(span[1])}`,
-      style: { left: percent(span[0]), width: percent(span[1] - span[0]) },
+      style: { left: `min(${percent(span[0])}, 100% - 6px)`, width: percent(span[1] - span[0]) }, // 6px: the least width
       onclick: (event) => { event.stopPropagation(); this.start = span[0]; this.seek(span[0]); },
     }, label));
     put(this.timeline, bars.length ? bars.map(lane) : h("div", { class: "lane" }), this.head);

@@ -11,8 +11,8 @@ const dayOf = (built) => built.replace("T", " ").slice(0, 16);
 // Everything that can stand on one side: what each method says now, and what it said after earlier builds.
 function sidesOf({ answers, earlier }) {
   const now = answers.map((answer) => ({ key: answer.method, label: answer.method, answer }));
-  const before = (earlier || []).map((answer) => ({ key: `${answer.method}@${answer.built_at}`, answer: { ...answer, turns: [] },
-    label: `${answer.method}, build of ${dayOf(answer.built_at)}` }));
+  const before = (earlier || []).map((answer) => ({ key: `${answer.method}@${answer.built_at}`, answer,
+    label: `${answer.method}, build of ${dayOf(answer.built_at)}`, moment: { video_id: answer.gt_video_id } }));
   return [...now, ...before];
 }
 
@@ -93,9 +93,9 @@ function answerCard(dataset, moment, { label, answer }, kind, outcomes, show) {
       span && h("span", {}, `${seconds(span[0])} to ${seconds(span[1])}`), h("span", {}, `checkpoint ${answer.checkpoint || "–"}`)),
     !turns.length && answer.video_id && h("button", { type: "button", class: "break", onclick: () => show({ ...answer, video: answer.video_id }, kind) }, `▶ ${answer.video_id}`),
     h("ol", { class: "plain" }, turns.map((turn) => turnCard(dataset, turn, (said) => show(said, kind), moment.video_id))),
-    rankings.length > 0 && h("h3", {}, "How the ranking moved"), rankings.length > 0 && moves(rankings, moment.video_id),
+    rankings.length > 0 && h("h3", {}, "How the ranking moved"), rankings.length > 0 && moves(rankings, moment.video_id, label),
     tokens && h("h3", {}, "Place of the right video, by soft tokens per turn"),
-    tokens && scrolling("Place of the right video, by soft tokens per turn", h("table", { class: "mono" }, h("tbody", {},
+    tokens && scrolling(`Place of the right video, by soft tokens per turn, ${label}`, h("table", { class: "mono" }, h("tbody", {},
       h("tr", {}, h("th", { scope: "row" }, "tokens"), tokens.map((_, at) => h("td", { class: "num" }, at))),
       h("tr", {}, h("th", { scope: "row" }, "place"), tokens.map((place) => h("td", { class: "num" }, place ?? "–")))))));
 }

@@ -120,7 +120,7 @@ export function searchView(place, asked, { datasets, go }) {
     return h("button", { type: "button", class: "hit", "data-video": hit.video, onclick: () => pickOne(hit) },
       h("span", { class: "row" }, h("span", { class: "rank" }, hit.rank), h("span", { class: "grow break" }, hit.video),
         hit.decision && decision(hit.decision)),
-      strip(name, hit.video, span || part),
+      strip(name, hit.video, span, part),
       h("span", { class: "row small soft mono" }, h("span", {}, `similarity ${hit.score.toFixed(3)}`), h("span", {}, moved),
         (span || part) && h("span", {}, `${span ? "" : "window "}${seconds((span || part)[0])} to ${seconds((span || part)[1])}`)));
   }
