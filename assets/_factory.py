@@ -24,6 +24,7 @@ from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.removals import ALLOW_TAG
+from vsr1_core.stages.unmoved import build_stage
 
 Extras = Callable[[View, str], Mapping[str, Any]]
 """(the dataset's tables, asset name) -> metadata that only one kind of asset has. The function imports the drawing
@@ -95,7 +96,7 @@ def stage_asset(
         workplace: Workplace = context.resources.workplace
         context.log.info(heading_line(stage.name, *place_in_run(context)))
         with writing_in_run(workplace.view(context.partition_key), context.run, context.instance) as view:
-            outcome = stage.build(view, _execution(context, workplace))
+            outcome = build_stage(view, stage, _execution(context, workplace))
         context.log.info(summary_line(stage.name, outcome))
         # Yielded, not returned: of a result that is returned beside checks, Dagster stores no handle.
         yield materialization(view, stage, outcome, info.extras)

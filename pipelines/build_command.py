@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import completion, show
+from pipelines import completion
 from pipelines.commands import (
     AllowRemovalsOption,
     DatasetOption,
@@ -19,13 +19,10 @@ from pipelines.commands import (
     require_dagster,
 )
 from pipelines.settings import Settings, read_settings
-from vsr1_core.datasets.registry import get_entry
-from vsr1_core.home.adding import search_command
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view
 
 if TYPE_CHECKING:
     from pipelines.builds import BuildOptions
+    from vsr1_core.stages.base import View
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +47,8 @@ def build(
     executor: Annotated[str, typer.Option(help="in-process, or multiprocess (one process per step).")] = "in-process",
 ) -> None:
     """Build a dataset. Only rows that are new or stale are computed."""
+    from vsr1_core.datasets.registry import get_entry
+
     check_choice("executor", executor, "in-process", "multiprocess")
     settings = read_settings()
     get_entry(settings.home, dataset)
@@ -61,7 +60,9 @@ def build(
 
 def build_and_show(settings: Settings, dataset: str, assets: str, options: BuildOptions) -> None:
     """Build, and print what was made, what failed, and what to do next. Exits with code 1 where the build stopped."""
+    from pipelines import show
     from pipelines.builds import run_build
+    from vsr1_core.stages.graph import open_view
 
     result = run_build(settings, dataset, assets, options)
     view = open_view(settings.home, dataset)
@@ -81,6 +82,8 @@ def build_and_show(settings: Settings, dataset: str, assets: str, options: Build
 
 def _what_next(view: View) -> Iterator[str]:
     """The commands that show what was built."""
+    from vsr1_core.home.adding import search_command
+
     name = view.entry.name
     if "metrics" in view.stages and view.versions("metrics"):
         yield f"Metrics: vsr1 report --dataset {name}"

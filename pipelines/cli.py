@@ -26,7 +26,6 @@ from pipelines import (
     prepared_commands,
     search_command,
     serve_command,
-    show,
 )
 from pipelines.commands import (
     ConfigurationName,
@@ -43,11 +42,6 @@ from pipelines.commands import (
     say,
 )
 from pipelines.settings import prepare_process, read_settings
-from vsr1_core.datasets.registry import configuration_of, get_entry
-from vsr1_core.evaluation.expected import expected_ranges
-from vsr1_core.evaluation.refinement import warnings_by_split
-from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.graph import all_stages, open_view, plan_graph
 
 if TYPE_CHECKING:
     import polars as pl
@@ -143,8 +137,9 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this machine (versions, disk, threads), say what to do if something is missing, and forecast a build."""
-    from pipelines import doctor
+    from pipelines import doctor, show
     from pipelines import doctor_build as checks
+    from vsr1_core.datasets.registry import configuration_of, get_entry
 
     settings = read_settings()
     entry = get_entry(settings.home, dataset) if dataset else None
@@ -174,6 +169,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show what a build would do, asset by asset, and why. Nothing is written."""
+    from pipelines import show
+    from vsr1_core.stages.graph import open_view, plan_graph
+
     settings = read_settings()
     view = open_view(settings.home, dataset)
     plans = plan_graph(view)
@@ -197,8 +195,10 @@ def explain(
     ] = 2,
 ) -> None:
     """Follow one row back to its sources: its version, why a build would compute it, its input rows and files."""
+    from pipelines import show
     from pipelines.explain import tree
     from vsr1_core.home.explain import explain as explain_row
+    from vsr1_core.stages.graph import open_view
 
     check_choice("format", output, "tree", "json")
     settings = read_settings()
@@ -213,6 +213,9 @@ def explain(
 @command
 def status(dataset: DatasetOption = "toy") -> None:
     """Show what has been built of a dataset, and when."""
+    from pipelines import show
+    from vsr1_core.stages.graph import open_view
+
     settings = read_settings()
     show.console().print(show.status_table(open_view(settings.home, dataset)))
 
@@ -227,7 +230,10 @@ def prune(
     wait: WaitOption = False,
 ) -> None:
     """List or delete files that no row points to any more: earlier checkpoints, frames of videos that are gone."""
+    from pipelines import show
     from vsr1_core.home.unused import DAY_S, delete_unused, unused_files
+    from vsr1_core.rows.lake import Lake
+    from vsr1_core.stages.graph import all_stages
 
     lake, stages, num_deleted = Lake(read_settings().home / "lake"), all_stages(), 0
     if delete:
@@ -259,6 +265,7 @@ def sql(
     ] = False,
 ) -> None:
     """Query the tables with SQL (DuckDB): predictions, turns, outcomes, metrics, failures, moments, videos, ..."""
+    from pipelines import show
     from vsr1_core.home import warehouse
 
     check_choice("format", output, "table", "record", "csv", "json")
@@ -277,6 +284,10 @@ def sql(
 @command
 def report(dataset: DatasetOption = "toy") -> None:
     """Show the metrics of a dataset, and where its report is."""
+    from pipelines import show
+    from vsr1_core.evaluation.refinement import warnings_by_split
+    from vsr1_core.stages.graph import open_view
+
     settings = read_settings()
     view = open_view(settings.home, dataset)
     view.table("metrics").manifest()  # raises an error that says how to build the table if it is missing
@@ -296,6 +307,9 @@ def report(dataset: DatasetOption = "toy") -> None:
 
 def _say_what_is_expected(view: View, metrics: pl.DataFrame) -> None:
     """Print the metrics beside the range of several runs of the same configuration, or that there is none."""
+    from pipelines import show
+    from vsr1_core.evaluation.expected import expected_ranges
+
     expected = expected_ranges(view.config)
     if expected is None:
         command = f"vsr1 experiment --config {view.config.name} --seeds 1,2,3,4,5 --perturb 2"

@@ -9,17 +9,17 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 
 from pipelines import completion
 from pipelines.settings import Settings, read_settings
-from vsr1_core.configuration_files import configuration_names, load_configuration
-from vsr1_core.recipes import Configuration
 from vsr1_core.rows.texts import did_you_mean
-from vsr1_core.stages.base import NotYetKnown
+
+if TYPE_CHECKING:
+    from vsr1_core.recipes import Configuration
 
 DatasetOption = Annotated[
     str,
@@ -65,10 +65,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _known_errors() -> tuple[type[Exception], ...]:
-    """Exceptions whose message is written for a person. Those of DuckDB are included only if DuckDB is loaded."""
-    known = (UserError, NotYetKnown, OSError, ValueError, LookupError, ImportError)
-    duckdb = sys.modules.get("duckdb")
-    return known if duckdb is None else (*known, duckdb.Error)
+    """Exceptions whose message is written for a person. A module that is not loaded has raised none."""
+    known: list[type[Exception]] = [UserError, OSError, ValueError, LookupError, ImportError]
+    for module, name in (("vsr1_core.stages.base", "NotYetKnown"), ("duckdb", "Error")):
+        if module in sys.modules:
+            known.append(getattr(sys.modules[module], name))
+    return tuple(known)
 
 
 def say(line: str) -> None:
@@ -114,6 +116,8 @@ def free_port(host: str, port: int) -> int:
 
 
 def known_configuration(settings: Settings, name: str) -> Configuration:
+    from vsr1_core.configuration_files import load_configuration
+
     try:
         return load_configuration(settings.home, name)
     except LookupError as error:
@@ -126,6 +130,8 @@ class ConfigurationName(click.ParamType):
     name = "configuration"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        from vsr1_core.configuration_files import configuration_names
+
         try:
             names = configuration_names(read_settings().home)
         except ValueError:  # an environment variable is wrong; every command reports that by itself

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import show
 from pipelines.commands import check_choice, command
 from pipelines.config_commands import difference_rows
 from pipelines.settings import read_settings
-from vsr1_core.evaluation.metrics import metrics_shown
-from vsr1_core.home.compare import CHANGES, Comparison, compare
+
+if TYPE_CHECKING:
+    from vsr1_core.home.compare import Comparison
 
 MAX_LISTED = 10
 """How many queries the table lists for each method and kind of change; JSON has all of them."""
@@ -39,6 +39,8 @@ def compare_command(
     output: Annotated[str, typer.Option("--format", "-f", help="table or json (all metrics and queries).")] = "table",
 ) -> None:
     """Compare two builds of the same videos: settings, metrics with paired intervals, queries won and lost."""
+    from vsr1_core.home.compare import compare
+
     check_choice("format", output, "table", "json")
     found = compare(read_settings().home, a, b, methods or [], metrics or [])
     if output == "json":
@@ -49,6 +51,10 @@ def compare_command(
 
 def _print(found: Comparison, is_short: bool) -> None:
     """Print the comparison as tables. is_short: print only the metrics that the tables of an experiment have."""
+    from pipelines import show
+    from vsr1_core.evaluation.metrics import metrics_shown
+    from vsr1_core.home.compare import CHANGES
+
     out, a, b = show.console(), found.a, found.b
     if found.recipes:
         out.print(show.table("Settings that differ", ["setting", a, b], difference_rows(found.recipes)))
@@ -77,6 +83,9 @@ def _metric_row(row: dict[str, Any]) -> list[Any]:
 
 def _print_queries(found: Comparison) -> None:
     """Print the first queries that were won and lost."""
+    from pipelines import show
+    from vsr1_core.home.compare import CHANGES
+
     kinds = [(method, change) for method in found.counts() for change in CHANGES[:2]]
     groups = [[q for q in found.queries if (q.method, q.change) == kind] for kind in kinds]
     rows = [

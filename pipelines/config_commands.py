@@ -9,19 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import show
 from pipelines.commands import ConfigurationName, command, known_configuration
 from pipelines.settings import Settings, read_settings
-from vsr1_core.configuration_files import (
-    configuration_names,
-    load_configuration,
-    own_names,
-    read_configuration_file,
-    shown,
-    write_configuration,
-)
-from vsr1_core.datasets.registry import load_entries
-from vsr1_core.settings import differences, parsed
 
 configs = typer.Typer(
     help="Manage configurations, which say how a dataset is built: list, show, diff, new.", no_args_is_help=True
@@ -41,6 +30,9 @@ ConfigArgument = Annotated[str, typer.Argument(click_type=ConfigurationName(), h
 @command
 def config_list() -> None:
     """List all configurations, built-in and your own, and which datasets are built with them."""
+    from pipelines import show
+    from vsr1_core.configuration_files import configuration_names
+
     settings = read_settings()
     rows = [[name, *_origin(settings, name), _users(settings, name)] for name in configuration_names(settings.home)]
     header = ["name", "based on", "where", "settings that differ", "datasets"]
@@ -50,6 +42,9 @@ def config_list() -> None:
 def _origin(settings: Settings, name: str) -> list[str]:
     """Base, place, and how many settings differ from the base. For a configuration that cannot be used, the reason; the
     others are still listed."""
+    from vsr1_core.configuration_files import load_configuration, own_names, read_configuration_file
+    from vsr1_core.settings import differences
+
     if name not in own_names(settings.home):
         return ["", "built in", ""]
     try:
@@ -61,6 +56,8 @@ def _origin(settings: Settings, name: str) -> list[str]:
 
 
 def _users(settings: Settings, name: str) -> str:
+    from vsr1_core.datasets.registry import load_entries
+
     return ", ".join(entry.name for entry in load_entries(settings.home).values() if entry.config == name)
 
 
@@ -70,6 +67,8 @@ def _users(settings: Settings, name: str) -> str:
 @command
 def config_show(name: ConfigArgument) -> None:
     """Print all settings of a configuration as a file that can be saved under another name and edited."""
+    from vsr1_core.configuration_files import shown
+
     settings = read_settings()
     known_configuration(settings, name)
     typer.echo(shown(settings.home, name), nl=False)
@@ -79,6 +78,9 @@ def config_show(name: ConfigArgument) -> None:
 @command
 def config_diff(a: ConfigArgument, b: ConfigArgument) -> None:
     """Show the settings in which two configurations differ, with both values."""
+    from pipelines import show
+    from vsr1_core.settings import differences
+
     settings = read_settings()
     found = differences(known_configuration(settings, a), known_configuration(settings, b))
     if not found:
@@ -119,6 +121,9 @@ def config_new(
 
 
 def _write(settings: Settings, name: str, base: str, assignments: Sequence[str], place: str) -> Path:
+    from vsr1_core.configuration_files import write_configuration
+    from vsr1_core.settings import parsed
+
     changes = parsed(assignments, known_configuration(settings, base))
     return write_configuration(settings.home, name, base, changes, place)
 

@@ -6,18 +6,17 @@ import dataclasses
 import getpass
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import show
 from pipelines.commands import DatasetOption, check_choice, command
 from pipelines.settings import read_settings
-from vsr1_core.datasets.corrections import Annotated as Said
-from vsr1_core.datasets.corrections import Judged
-from vsr1_core.home import correcting
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view
+
+if TYPE_CHECKING:
+    from vsr1_core.datasets.corrections import Annotated as Said
+    from vsr1_core.datasets.corrections import Judged
+    from vsr1_core.stages.base import View
 
 corrections = typer.Typer(
     help="Corrections of annotations: list them, undo one, write the annotations with all of them applied.",
@@ -26,6 +25,8 @@ corrections = typer.Typer(
 
 
 def _view(dataset: str) -> View:
+    from vsr1_core.stages.graph import open_view
+
     return open_view(read_settings().home, dataset)
 
 
@@ -36,6 +37,9 @@ def corrections_list(
     output: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
 ) -> None:
     """List every correction with who made it, what it changed, and whether it is applied."""
+    from pipelines import show
+    from vsr1_core.home import correcting
+
     check_choice("format", output, "table", "json")
     judged = correcting.listed_corrections(_view(dataset))
     if output == "json":
@@ -72,6 +76,8 @@ def corrections_undo(
     dataset: DatasetOption = "toy",
 ) -> None:
     """Undo one correction. Its line stays in the file; the next build brings the old rows back."""
+    from vsr1_core.home import correcting
+
     correcting.undo(_view(dataset), correction_id, getpass.getuser())
     typer.echo(f"Undone. To see what a build makes again: vsr1 plan --dataset {dataset}")
 
@@ -83,6 +89,8 @@ def corrections_export(
     dataset: DatasetOption = "toy",
 ) -> None:
     """Write the annotations of all splits with all corrections applied, as one file in the FIG schema."""
+    from vsr1_core.home import correcting
+
     written = correcting.export_fig(_view(dataset), target.expanduser())
     typer.echo(f"Wrote {written.num_queries:,} queries to {target}.")
     for sentence in written.left_out:

@@ -6,48 +6,23 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import polars as pl
 import typer
 
-from pipelines import show, sync_command
+from pipelines import sync_command
 from pipelines.commands import NameArgument, UserError, WaitOption, check_choice, command, say
 from pipelines.config_commands import ConfigOption, SetOption, chosen_configuration, model_assignments
 from pipelines.settings import Settings, read_settings, video_limits_of
 from vsr1_core.datasets.benchmarks import BENCHMARKS, Benchmark
-from vsr1_core.datasets.corrections import corrections_path
-from vsr1_core.datasets.file_check import KINDS, Finding, check_files
-from vsr1_core.datasets.registry import (
-    DatasetEntry,
-    configuration_of,
-    get_entry,
-    load_entries,
-    remove_entry,
-    save_entry,
-)
-from vsr1_core.home import warehouse
-from vsr1_core.home.adding import (
-    Wanted,
-    annotation_findings,
-    base_of,
-    borrowed,
-    entry_of,
-    frames_as_in,
-    frames_of,
-    models_of,
-    next_steps,
-    what_is_done_without,
-    what_was_found,
-)
-from vsr1_core.home.unused import delete_rows, users_of
-from vsr1_core.rows.imported import current_import
-from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.graph import all_stages, open_view
+
+if TYPE_CHECKING:
+    from vsr1_core.datasets.file_check import Finding
+    from vsr1_core.datasets.registry import DatasetEntry
+    from vsr1_core.rows.lake import Lake
 
 MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
-FINDING_COLUMNS = {field.name: pl.String for field in dataclasses.fields(Finding)}
 
 datasets = typer.Typer(help="Manage datasets: list, add, show, check, sync, remove.", no_args_is_help=True)
 sync_command.register(datasets)
@@ -57,6 +32,10 @@ sync_command.register(datasets)
 @command
 def dataset_list() -> None:
     """List all datasets of this home."""
+    from pipelines import show
+    from vsr1_core.datasets.registry import load_entries
+    from vsr1_core.home.adding import frames_as_in
+
     settings = read_settings()
     rows = [
         [e.name, e.kind, e.config, e.models_from, frames_as_in(settings.home, e), e.videos]
@@ -70,6 +49,11 @@ def dataset_list() -> None:
 @command
 def dataset_show(name: NameArgument) -> None:
     """Show one dataset: where its files are, where to get them, and what has been built."""
+    from pipelines import show
+    from vsr1_core.datasets.registry import get_entry
+    from vsr1_core.home.adding import frames_of, models_of
+    from vsr1_core.stages.graph import open_view
+
     settings = read_settings()
     entry = get_entry(settings.home, name)
     rows = [["kind", entry.kind], ["videos", entry.videos], ["annotations", entry.annotations or "none"]]
@@ -84,6 +68,8 @@ def dataset_show(name: NameArgument) -> None:
 
 def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
     """Print which files a public dataset has, where to get them, and which commands to run once they are there."""
+    from pipelines import show
+
     folder = Path(entry.annotations)
     files = [
         [f.name, f.split, f"{f.num_rows:,}", "yes" if (folder / f.name).is_file() else "no"] for f in benchmark.files
@@ -104,6 +90,9 @@ def _show_benchmark(benchmark: Benchmark, entry: DatasetEntry) -> None:
 
 def _imported_from(settings: Settings, name: str) -> list[list[str]]:
     """One line about what was imported for the dataset, or why that cannot be used any more; none without an import."""
+    from vsr1_core.rows.imported import current_import
+    from vsr1_core.rows.lake import Lake
+
     try:
         imported = current_import(Lake(settings.home / "lake"), name)
     except ValueError as error:
@@ -124,6 +113,12 @@ def dataset_check(
     ] = False,
 ) -> None:
     """Compare annotations with the files on disk: missing, extra, too short, undecodable videos; wrong row counts."""
+    import polars as pl
+
+    from pipelines import show
+    from vsr1_core.datasets.file_check import Finding, check_files
+    from vsr1_core.datasets.registry import configuration_of, get_entry
+
     check_choice("format", output, "table", "csv", "json")
     settings = read_settings()
     entry = get_entry(settings.home, name)
@@ -133,7 +128,8 @@ def dataset_check(
     if output == "table":
         _print_findings(name, findings)
     else:
-        frame = pl.DataFrame([dataclasses.asdict(f) for f in findings], schema=FINDING_COLUMNS)
+        columns = {field.name: pl.String for field in dataclasses.fields(Finding)}
+        frame = pl.DataFrame([dataclasses.asdict(f) for f in findings], schema=columns)
         show.print_frame(frame, output)
     if findings:
         raise typer.Exit(1)
@@ -141,6 +137,9 @@ def dataset_check(
 
 def _print_findings(name: str, findings: Sequence[Finding]) -> None:
     """Print how many findings there are of each kind, then the first ones of each kind."""
+    from pipelines import show
+    from vsr1_core.datasets.file_check import KINDS
+
     if not findings:
         typer.echo(f"{name}: the files on disk agree with the annotations.")
         return
@@ -208,6 +207,18 @@ def dataset_add(
     With --set, --policy or --embedder, a configuration with the name of the dataset is written for it. A running web
     UI shows the dataset as a partition after the code location is reloaded.
     """
+    from vsr1_core.datasets.registry import get_entry, save_entry
+    from vsr1_core.home.adding import (
+        Wanted,
+        annotation_findings,
+        base_of,
+        borrowed,
+        entry_of,
+        next_steps,
+        what_is_done_without,
+        what_was_found,
+    )
+
     settings = read_settings()
     if models_from:
         get_entry(settings.home, models_from)
@@ -246,6 +257,12 @@ def dataset_remove(
     wait: WaitOption = False,
 ) -> None:
     """Remove a dataset from the list. Its videos and annotations stay on disk; so do its tables, without --rows."""
+    from vsr1_core.datasets.corrections import corrections_path
+    from vsr1_core.datasets.registry import load_entries, remove_entry
+    from vsr1_core.home import warehouse
+    from vsr1_core.home.unused import delete_rows
+    from vsr1_core.rows.lake import Lake
+
     settings = read_settings()
     if name not in load_entries(settings.home):
         raise UserError(f"there is no registered dataset {name!r}; see: vsr1 dataset list")
@@ -267,6 +284,10 @@ def dataset_remove(
 
 
 def _refuse_where_others_use_it(settings: Settings, lake: Lake, name: str) -> None:
+    from vsr1_core.datasets.registry import load_entries
+    from vsr1_core.home.unused import users_of
+    from vsr1_core.stages.graph import all_stages
+
     entries = load_entries(settings.home).values()
     users = {entry.name for entry in entries if name in (entry.models_from, entry.same_corpus_as)}
     users |= {*users_of(lake, all_stages(), name)}

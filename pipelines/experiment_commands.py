@@ -11,11 +11,10 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import show
 from pipelines.commands import (
     ConfigurationName,
     UserError,
@@ -25,13 +24,10 @@ from pipelines.commands import (
     require_dagster,
 )
 from pipelines.settings import Settings, read_settings
-from vsr1_core.datasets import sources
-from vsr1_core.datasets.registry import DatasetEntry, get_entry, load_entries, save_entry, seed_name
-from vsr1_core.datasets.verified import Moment
-from vsr1_core.recipes import Configuration
-from vsr1_core.rows.versions import fingerprint
-from vsr1_core.stages.graph import open_view
-from vsr1_core.stages.methods import ALL, methods_of
+
+if TYPE_CHECKING:
+    from vsr1_core.datasets.registry import DatasetEntry
+    from vsr1_core.recipes import Configuration
 
 experiments = typer.Typer()
 
@@ -68,6 +64,9 @@ def experiment(
     ] = 0,
 ) -> None:
     """Train and evaluate a configuration with several seeds; print means, intervals, ranges, and which claims hold."""
+    from pipelines import show
+    from vsr1_core.datasets.registry import get_entry
+
     require_dagster("vsr1 experiment")
     from pipelines.builds import run_build
 
@@ -111,6 +110,8 @@ def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int,
     """The dataset of one run (a seed, and a draw of noise), with models of its own. All runs read the same corpus: that
     of `source`, or, for rendered videos, one corpus per configuration, because the configuration says how videos are
     rendered."""
+    from vsr1_core.datasets.registry import seed_name
+
     name = experiment_name(source, config)
     own: dict[str, Any] = {
         "name": seed_name(name, seed, noise),
@@ -128,6 +129,10 @@ def seed_entry(settings: Settings, source: DatasetEntry, config: str, seed: int,
 
 def check_can_train(source: DatasetEntry, config: Configuration) -> None:
     """Raise UserError if the configuration trains on annotated train videos and the dataset has none."""
+    from vsr1_core.datasets import sources
+    from vsr1_core.datasets.verified import Moment
+    from vsr1_core.stages.methods import ALL, methods_of
+
     trains = config.models.is_tiny or any(ALL[name].is_trained for name in methods_of(config))
     if source.kind == "toy" or not trains:
         return
@@ -142,6 +147,8 @@ def check_can_train(source: DatasetEntry, config: Configuration) -> None:
 
 def register(settings: Settings, entry: DatasetEntry) -> None:
     """Register `entry`. Raises ValueError if the name belongs to another dataset."""
+    from vsr1_core.datasets.registry import load_entries, save_entry
+
     known = load_entries(settings.home).get(entry.name)
     if known is not None and known != entry:
         raise ValueError(
@@ -154,11 +161,15 @@ def register(settings: Settings, entry: DatasetEntry) -> None:
 def summarise(settings: Settings, entries: Sequence[DatasetEntry], typed: str, seconds: float) -> Path:
     """Score all runs together, write the result, and return the path of its Markdown file. `typed` is the
     command that does all this, and `seconds` is how long the builds took this time."""
+    from vsr1_core.datasets.registry import seed_name
     from vsr1_core.evaluation.claims import claims
     from vsr1_core.evaluation.expected import configuration_key, measured_ranges
     from vsr1_core.evaluation.experiment import Experiment, Run
     from vsr1_core.evaluation.experiment_text import write_experiment
+    from vsr1_core.rows.versions import fingerprint
+    from vsr1_core.stages.graph import open_view
     from vsr1_core.stages.method_styles import STYLES
+    from vsr1_core.stages.methods import ALL
     from vsr1_core.stages.reporting import num_soft_tokens_of, scores_of
 
     first = entries[0]

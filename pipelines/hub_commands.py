@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import show
 from pipelines.commands import DatasetOption, StaleOption, UserError, WaitOption, check_choice, command, say
 from pipelines.settings import read_settings
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view
 
 if TYPE_CHECKING:
     from vsr1_core.home.hub.checkpoints import Checkpoint
+    from vsr1_core.stages.base import View
 
 hub = typer.Typer()
 
@@ -24,6 +22,8 @@ PublicOption = Annotated[bool, typer.Option("--public", help="If the repository 
 
 
 def _view(dataset: str) -> View:
+    from vsr1_core.stages.graph import open_view
+
     return open_view(read_settings().home, dataset)
 
 
@@ -131,6 +131,7 @@ def export(
     ] = "tables",
 ) -> None:
     """Write tables to a folder that `datasets.load_dataset` opens: Parquet files and a card. Or write for FiftyOne."""
+    from pipelines import show
     from vsr1_core.home.hub import remote
     from vsr1_core.home.hub.tables import assets_of, export_tables
     from vsr1_core.home.staleness import require_current
@@ -153,6 +154,7 @@ def export(
 
 
 def _export_fiftyone(view: View, folder: Path, stale: bool) -> None:
+    from pipelines import show
     from vsr1_core.home.hub.fiftyone import export_fiftyone
     from vsr1_core.home.hub.tables import assets_of
     from vsr1_core.home.staleness import require_current

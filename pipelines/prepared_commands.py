@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import completion, show
+from pipelines import completion
 from pipelines.commands import StaleOption, UserError, WaitOption, command, say
 from pipelines.settings import execution_of, read_settings
-from vsr1_core.datasets.registry import configuration_of, load_entries, save_entry
-from vsr1_core.home.adding import imported_entry
-from vsr1_core.home.prepared.layout import SPLITS
-from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import all_stages, open_view, writing
+
+if TYPE_CHECKING:
+    from vsr1_core.stages.base import View
 
 CopyOption = Annotated[
     bool,
@@ -55,7 +52,10 @@ def import_prepared(
     wait: WaitOption = False,
 ) -> None:
     """Import the frames, embeddings, index and training files that others prepared, instead of computing them."""
+    from pipelines import show
+    from vsr1_core.datasets.registry import load_entries, save_entry
     from vsr1_core.home.prepared.importing import import_prepared as run_import
+    from vsr1_core.home.prepared.layout import SPLITS
     from vsr1_core.home.prepared.training_files import TrainingPlaces
 
     settings = read_settings()
@@ -90,6 +90,7 @@ def import_prepared(
 
 def _forget(view: View, wait: bool) -> None:
     from vsr1_core.home.prepared.importing import forget
+    from vsr1_core.stages.graph import writing
 
     name = view.entry.name
     with writing(view, "vsr1 import-prepared --forget", wait=wait, log=say) as held:
@@ -100,6 +101,12 @@ def _forget(view: View, wait: bool) -> None:
 
 def _view_to_import_into(home: Path, dataset: str, models_from: str, config: str) -> View:
     """The tables of the dataset. A name that is not known becomes a dataset, which is registered after the import."""
+    from vsr1_core.datasets.registry import configuration_of, load_entries
+    from vsr1_core.home.adding import imported_entry
+    from vsr1_core.rows.lake import Lake
+    from vsr1_core.stages.base import View
+    from vsr1_core.stages.graph import all_stages, open_view
+
     if dataset in load_entries(home):
         if models_from or config:
             raise UserError(f"{dataset} is registered already; --models-from and --config are for a new name")
@@ -117,6 +124,7 @@ def export_prepared(
 ) -> None:
     """Write a dataset in the layout of the authors' prepared data."""
     from vsr1_core.home.prepared.writing import export_prepared as write_out
+    from vsr1_core.stages.graph import open_view
 
     left_out = write_out(open_view(read_settings().home, dataset), folder.expanduser().absolute(), copy, stale)
     typer.echo(f"Wrote {dataset} to {folder}.")

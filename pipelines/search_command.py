@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import completion, show_search
+from pipelines import completion
 from pipelines.commands import DatasetOption, UserError, check_choice, command, say
 from pipelines.settings import Settings, execution_of, read_settings, video_limits_of
-from vsr1_core.home.search import SearchRequest, method_of
-from vsr1_core.home.search_result import Found
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view
+
+if TYPE_CHECKING:
+    from vsr1_core.home.search import SearchRequest
+    from vsr1_core.home.search_result import Found
+    from vsr1_core.stages.base import View
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +52,10 @@ def search(
     ] = False,
 ) -> None:
     """Find the videos that a text describes, and the moment in the best one."""
+    from pipelines import show_search
+    from vsr1_core.home.search import SearchRequest, method_of
+    from vsr1_core.stages.graph import open_view
+
     check_choice("format", output, "table", "record", "json")
     if (save is None) != (out is None):
         raise UserError("--save-clips N and --out DIR belong together: give both, or none")

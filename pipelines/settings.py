@@ -11,15 +11,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines.bars import show_step
-from vsr1_core.home.execution import choose_device, choose_processes
 from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
-from vsr1_core.reasoning.tasks import EndpointSettings
-from vsr1_core.rows.progress import Log
-from vsr1_core.settings import Source, changed, parsed
-from vsr1_core.stages.execution import Execution, Precision, TextWriterName
+
+if TYPE_CHECKING:
+    from vsr1_core.reasoning.tasks import EndpointSettings
+    from vsr1_core.stages.execution import Execution, Precision, TextWriterName
 
 _PROCESS_DEFAULTS = {
     # Unless this is set before torch is imported, threads of libgomp spin at barriers: one training step took
@@ -71,6 +70,8 @@ class Settings:
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from the environment. Raises ValueError, which says which variable is wrong."""
+    from vsr1_core.stages.execution import Precision, TextWriterName
+
     workers = _count(environ, "VSR1_WORKERS", max(1, os.cpu_count() or 1))
     home = Path(environ.get("VSR1_HOME") or "vsr1_home").expanduser().absolute()
     device = environ.get("VSR1_DEVICE", "auto")
@@ -128,6 +129,8 @@ def _video_limits(environ: Mapping[str, str]) -> str:
 def video_limits_of(text: str) -> VideoLimits:
     """The default limits with the assignments of `text`, such as `memory_gb=4 codecs=h264,hevc`. Raises ValueError,
     which names the limit and what it may be."""
+    from vsr1_core.settings import Source, changed, parsed
+
     names = ", ".join(field.name for field in dataclasses.fields(VideoLimits))
     for part in text.split():
         if "=" not in part:
@@ -162,6 +165,8 @@ def _float_of(text: str) -> float:
 def read_endpoint(environ: Mapping[str, str] = os.environ) -> EndpointSettings | None:
     """The teacher's endpoint from VSR1_TEACHER_URL, _API_KEY, _CONCURRENCY, _TIMEOUT_S and _MAX_REQUESTS; None if no
     URL is set. Raises ValueError, which says which variable is wrong."""
+    from vsr1_core.reasoning.tasks import EndpointSettings
+
     url = environ.get("VSR1_TEACHER_URL", "").strip()
     if not url:
         return None
@@ -213,6 +218,10 @@ def prepare_process() -> None:
 
 def execution_of(settings: Settings, log: Callable[[str], Any]) -> Execution:
     """How work runs under these settings. The teacher's endpoint is read from the environment."""
+    from vsr1_core.home.execution import choose_device, choose_processes
+    from vsr1_core.rows.progress import Log
+    from vsr1_core.stages.execution import Execution
+
     device = choose_device(settings.device)
     return Execution(
         device=device,

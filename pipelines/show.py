@@ -6,25 +6,25 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vsr1_core.evaluation.expected import ExpectedRanges
-from vsr1_core.home.building import BuiltAsset
-from vsr1_core.home.capacity import ASSUMED, GIB, Estimate
-from vsr1_core.home.metrics_grid import OUTSIDE, expected_grid, metrics_grid
 from vsr1_core.home.status import causes, status_frame
-from vsr1_core.home.unused import DAY_S, UnusedFile
 from vsr1_core.rows.increments import STATES
 from vsr1_core.rows.texts import visible
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import StagePlan
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from vsr1_core.evaluation.expected import ExpectedRanges
+    from vsr1_core.home.building import BuiltAsset
+    from vsr1_core.home.capacity import Estimate
     from vsr1_core.home.trial import Tried
+    from vsr1_core.home.unused import UnusedFile
 
 
 def console() -> Console:
@@ -100,6 +100,8 @@ def plan_table(view: View, plans: Iterable[StagePlan]) -> Table:
 
 def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
     """Print disk, GPU memory and hours of each stage, their totals, and the assumptions behind the numbers."""
+    from vsr1_core.home.capacity import ASSUMED, GIB
+
     header = ["stage", "disk GiB", "GPU GiB", "hours", "based on"]
     rows = [[e.stage, *(_amount(v) for v in (e.disk / GIB, e.gpu / GIB, e.hours)), e.how] for e in estimates]
     disk, hours = sum(e.disk for e in estimates), sum(e.hours for e in estimates)
@@ -116,6 +118,8 @@ def print_forecast(title: str, estimates: Sequence[Estimate]) -> None:
 
 def print_trial(title: str, steps: Iterable[Tried]) -> None:
     """Print each step of a trial beside its forecast, as soon as it is done."""
+    from vsr1_core.home.capacity import GIB
+
     out = console()
     out.print(f"Trial of {title}: measured, and in brackets as forecast", markup=False)
     for step in steps:
@@ -157,11 +161,15 @@ def _concerns(view: View, asset: str) -> bool:
 
 def metrics_table(dataset: str, frame: pl.DataFrame) -> Table:
     """One line per metric and one column per method; values with their intervals."""
+    from vsr1_core.home.metrics_grid import metrics_grid
+
     return table(f"Metrics of {dataset}, with 95 % intervals", *metrics_grid(frame))
 
 
 def expected_lines(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[Table, str]:
     """The metrics beside their expected ranges, and one sentence that says whether they are in them."""
+    from vsr1_core.home.metrics_grid import OUTSIDE, expected_grid
+
     header, rows = expected_grid(frame, expected)
     cells = [cell for row in rows for cell in row[1:] if cell]
     num_outside = sum(cell.endswith(OUTSIDE) for cell in cells)
@@ -176,6 +184,8 @@ def expected_lines(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[Table
 
 def frame_csv(frame: pl.DataFrame) -> str:
     """The frame as CSV. Lists and structs are written as JSON, because CSV has no nested values."""
+    import polars as pl
+
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
     flat = [pl.Series(name, [json.dumps(v, ensure_ascii=False) for v in frame[name].to_list()]) for name in nested]
     return frame.with_columns(flat).write_csv()
@@ -214,6 +224,8 @@ def print_records(frame: pl.DataFrame) -> None:
 
 def unused_table(files: Sequence[UnusedFile]) -> Table:
     """One line per model; other files are counted by suffix, because there are many of them."""
+    from vsr1_core.home.unused import DAY_S
+
     groups: dict[tuple[str, str, str], list[UnusedFile]] = {}
     for file in files:
         name = file.path.name if file.path.is_dir() else f"*{file.path.suffix}"

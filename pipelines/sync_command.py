@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import show
 from pipelines.build_command import build_and_show
 from pipelines.commands import AllowRemovalsOption, NameArgument, UserError, WaitOption, command, require_dagster
 from pipelines.settings import read_settings
-from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import StagePlan, open_view, plan_graph
-from vsr1_core.stages.removals import FromDisk
+
+if TYPE_CHECKING:
+    from vsr1_core.stages.base import View
+    from vsr1_core.stages.graph import StagePlan
 
 
 def register(datasets: typer.Typer) -> None:
@@ -32,6 +32,9 @@ def sync(
     wait: WaitOption = False,
 ) -> None:
     """Bring a dataset up to date with its files: say what is new, changed and gone, and build what is due."""
+    from pipelines import show
+    from vsr1_core.stages.graph import open_view, plan_graph
+
     settings = read_settings()
     view = open_view(settings.home, name)
     plans = plan_graph(view)
@@ -63,6 +66,8 @@ CHANGES = ["what", "new", "changed", "gone", "as before"]
 
 def changes(view: View, plans: Sequence[StagePlan]) -> list[list[object]]:
     """What is new, changed and gone of each kind of thing on disk, by the plans of the stages that read it."""
+    from vsr1_core.stages.removals import FromDisk
+
     rows: list[list[object]] = []
     for item in plans:
         stage = view.stages[item.asset]

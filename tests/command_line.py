@@ -1,4 +1,8 @@
-"""The command line over other stages than those of the product."""
+"""The command line over other stages than those of the product.
+
+Commands import what they need when they run, so modules that keep a reference to `all_stages` are imported here: they
+would keep that of the first test that runs such a command.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ import pytest
 
 import pipelines.definitions
 import pipelines.resources
+import vsr1_core.home.adding
 import vsr1_core.stages.graph
+import vsr1_core.stages.model_rows
 from vsr1_core.stages.base import Stage
 
 

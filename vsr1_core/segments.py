@@ -94,8 +94,10 @@ def shown_span(segment_id: str, length_s: float) -> tuple[float, float]:
 def clipped(segment_id: str, start_s: float, end_s: float) -> tuple[float, float]:
     """The part of a span that lies in the segment; the whole span where the segment is a whole video. A span outside
     becomes a point at the nearer end."""
-    first, last = window_of(segment_id) or (start_s, end_s)
-    return min(max(start_s, first), last), max(min(end_s, last), first)
+    window = window_of(segment_id)
+    if window is None:
+        return start_s, end_s
+    return min(max(start_s, window[0]), window[1]), max(min(end_s, window[1]), window[0])
 
 
 def touches(segment_id: str, video_id: str, start_s: float, end_s: float) -> bool:

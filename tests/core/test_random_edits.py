@@ -24,13 +24,15 @@ from tests.few_stages import START, stages
 from tests.small_world import NOT_A_VIDEO, SmallWorld, build, clip, fill
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
-from vsr1_core.rows.increments import Plan
+from vsr1_core.rows.increments import STATES, Plan
 from vsr1_core.segments import SegmentRecipe
 from vsr1_core.stages.base import NotYetKnown, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
+from vsr1_core.stages.unmoved import Standing, build_stage
 
 NUM_SCRIPTS, NUM_PARTS = 200, 20
+KEPT = Path("lake/cache/plans")
 TEXTS = ("a dog runs", "A DOG runs ", "a cat sleeps", "rain falls on a red roof")
 IN_WINDOWS = dataclasses.replace(START, segments=SegmentRecipe(window_s=4.0))
 
@@ -191,7 +193,7 @@ def build_as_planned(view: View, execution: Execution) -> None:
             planned = {plan.asset: plan.plan for plan in plan_graph(fresh(view))}
         plan = planned[name]
         assert plan is not None, f"{name} cannot be planned though all that it reads is built"
-        outcome = stage.build(view, execution)
+        outcome = build_stage(view, stage, execution)
         assert outcome.plan.counts() == plan.counts(), name
         assert outcome.num_processed == len(plan.new) + len(plan.stale), name
         assert outcome.num_dropped == len(plan.orphaned), name
@@ -235,22 +237,55 @@ def built_in_windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _built(tmp_path_factory: pytest.TempPathFactory, config: Configuration) -> Path:
     home = tmp_path_factory.mktemp("edits") / "home"
+    saved = home.with_name("saved")
     world = fill(SmallWorld(home), num_train=2, num_test=2)
     build(world.view(stages(), config))
-    shutil.copytree(home, home.with_name("saved"))
+    shutil.copytree(home, saved)
+    restore(home)
+    view = world.view(stages(), config)
+    for stage in view.stages.values():
+        build_stage(view, stage, Execution(workers=1))  # keeps what it was planned from
+    shutil.copytree(home / KEPT, saved / KEPT)
     return home
+
+
+def restore(home: Path) -> None:
+    """The home as it was saved. Files of tables are the same files: what is built renames what it writes."""
+    saved = home.with_name("saved")
+    shutil.rmtree(home)
+    shutil.copytree(saved, home, ignore=shutil.ignore_patterns("lake"))
+    shutil.copytree(saved / "lake", home / "lake", copy_function=os.link)
+
+
+def assert_short_cuts_are_exact(view: View) -> None:
+    """The plan says the same where it may not skip the stages of which nothing moved."""
+    short, kept = _described(view), view.lake.root.parent / KEPT
+    kept.rename(kept.with_name("away"))
+    assert _described(view) == short
+    kept.with_name("away").rename(kept)
+
+
+def _described(view: View) -> dict[str, Any]:
+    """Asset -> its plan, with sorted ids; what it waits for, where it has none."""
+    found: dict[str, Any] = {}
+    for item in plan_graph(fresh(view)):
+        plan = item.plan
+        groups = plan and [sorted(getattr(plan, state)) for state in STATES]
+        found[item.asset] = [groups, plan and dict(plan.causes), item.waits_for, item.num_imported]
+    return found
 
 
 def rebuild_and_compare(home: Path, script: list[tuple[Edit, int, int]], config: Configuration = START) -> None:
     """Edit the corpus, rebuild what is due, and compare each table with one built from scratch."""
-    shutil.rmtree(home)
-    saved = home.with_name("saved")
-    shutil.copytree(saved, home, ignore=shutil.ignore_patterns("lake"))
-    shutil.copytree(saved / "lake", home / "lake", copy_function=os.link)  # it renames what it writes: files stay
+    restore(home)
     at = Edited(fill(SmallWorld(home), num_train=2, num_test=2), config)
     apply(at, script)
     rebuilt = at.world.view(stages(), at.config)
+    assert_short_cuts_are_exact(rebuilt)
     build_as_planned(rebuilt, at.execution)
+    assert_short_cuts_are_exact(rebuilt)
+    looked_at = [name for name, stage in rebuilt.stages.items() if Standing(fresh(rebuilt)).plan(stage) is None]
+    assert looked_at == ["annotation_files", "raw_videos"]
     assert {name: plan.due() for name, plan in _plans(rebuilt).items() if plan.due() or plan.orphaned} == {}
     scratch = at.world.view(stages(), at.config, root=home / "scratch")
     build(scratch)

@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 import vsr1_core.home.search
-from pipelines import search_command
 from pipelines.cli import app
 from pipelines.show_search import print_found
 from tests.videos import write_video
@@ -52,7 +51,7 @@ class Asked(list[SearchRequest]):
 def answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     asked = Asked()
     monkeypatch.setenv("VSR1_HOME", str(tmp_path))
-    monkeypatch.setattr(search_command, "method_of", lambda view, request: None)
+    monkeypatch.setattr(vsr1_core.home.search, "method_of", lambda view, request: None)
     monkeypatch.setattr(
         vsr1_core.home.search, "search_once", lambda opened, request: asked.append(request) or asked.found
     )

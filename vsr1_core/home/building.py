@@ -18,6 +18,7 @@ from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import EVERY
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import writing
+from vsr1_core.stages.unmoved import build_stage
 
 if TYPE_CHECKING:
     from vsr1_core.rows.increments import Outcome
@@ -58,7 +59,7 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
         for number, name in enumerate(wanted, 1):
             execution.log(f"{number} of {len(wanted)}: {name}")
             stage = held.stages[name]
-            built = _built(name, stage.build(held, execution))
+            built = _built(name, build_stage(held, stage, execution))
             execution.log(f"{name}: {built.num_processed:,} rows processed, {built.num_rows:,} in all")
             _check(held, stage, execution)
             yield built

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -46,6 +46,25 @@ STATES = ("new", "stale", "orphaned", "failed", "unchanged")
 
 
 @dataclass(frozen=True)
+class CommittedIds(Sequence[str]):
+    """The ids of the `number` committed rows of `table` that have a status. They are read when they are asked for."""
+
+    table: Table
+    status: str
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[str]:
+        rows = self.table.rows([self.table.key, "status"])
+        return iter(rows.filter(pl.col("status") == self.status)[self.table.key].to_list())
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Row ids, grouped by what has to be done with the rows. `causes` maps each new or stale row to the reasons why it
     has to be processed; a row may have several."""
@@ -53,8 +72,8 @@ class Plan:
     new: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    unchanged: tuple[str, ...] = ()
+    failed: Sequence[str] = ()
+    unchanged: Sequence[str] = ()
     causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
@@ -81,30 +100,23 @@ class Plan:
 
 def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
     """Compare the wanted rows with the committed rows. Rows that a killed run left pending count as committed."""
-    have = {row_id: (inputs, status) for row_id, inputs, status in _known(table).iter_rows()}
-    groups: dict[str, list[str]] = {"new": [], "stale": [], "failed": [], "unchanged": []}
+    known = table.known([table.key, "row_inputs", "status"])
+    have = dict(zip(known[table.key].to_list(), known["row_inputs"].to_list(), strict=True))
+    broken = set(known.filter(pl.col("status") != "ok")[table.key])
+    new, stale, failed, unchanged = list[str](), list[str](), list[str](), list[str]()
     causes: dict[str, tuple[str, ...]] = {}
     for row_id, inputs in wanted.items():
-        if row_id not in have:
-            groups["new"].append(row_id)
+        old_inputs = have.get(row_id)
+        if old_inputs is None:
+            new.append(row_id)
             causes[row_id] = ("new row",)
-            continue
-        old_inputs, status = have[row_id]
-        if old_inputs != spelled(inputs):  # the version is a hash of this text; comparing the texts saves the hashing
-            groups["stale"].append(row_id)
-            causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
+        elif old_inputs == spelled(inputs):  # the version is a hash of this text; comparing texts saves the hashing
+            (failed if row_id in broken else unchanged).append(row_id)
         else:
-            groups["unchanged" if status == "ok" else "failed"].append(row_id)
-    orphaned = tuple(sorted(set(have) - set(wanted)))
-    return Plan(orphaned=orphaned, causes=causes, **{name: tuple(ids) for name, ids in groups.items()})
-
-
-def _known(table: Table) -> pl.DataFrame:
-    names = [table.key, "row_inputs", "status"]
-    pending = table.pending()
-    if pending.is_empty():
-        return table.rows(names)
-    return pl.concat([table.rows(names), pending[names]]).unique(table.key, keep="last")
+            stale.append(row_id)
+            causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
+    orphaned = tuple(sorted(have.keys() - wanted.keys()))
+    return Plan(tuple(new), tuple(stale), orphaned, tuple(failed), tuple(unchanged), causes)
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
@@ -157,6 +169,29 @@ def run_plan(
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
+
+
+class KnownRow(Protocol):
+    """What `known_values` reads of a wanted row."""
+
+    @property
+    def known(self) -> Mapping[str, Any]: ...
+
+    @property
+    def is_imported(self) -> bool: ...
+
+
+def known_values(
+    rows: Mapping[str, KnownRow], own: Sequence[str], of_imported: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Row id -> the known values of the columns `own`, or `of_imported` for an imported row. A row without any is left
+    out."""
+    found: dict[str, dict[str, Any]] = {}
+    for row_id, row in rows.items() if own or of_imported else ():
+        names = of_imported if row.is_imported else own
+        if names and (values := {name: row.known[name] for name in names if name in row.known}):
+            found[row_id] = values
+    return found
 
 
 def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:

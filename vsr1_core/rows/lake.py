@@ -57,7 +57,8 @@ class Lake:
     def folders_of(self, dataset: str) -> Iterator[Path]:
         """The folders that only runs which hold the lease of `dataset` write into."""
         name = check_name(dataset)
-        for pattern in (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}"):
+        own = (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}")
+        for pattern in (*own, f"cache/plans/{name}"):
             yield from self.root.glob(pattern)
 
     def _shared_folders(self) -> Iterator[tuple[Path, bool]]:

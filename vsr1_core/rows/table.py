@@ -88,6 +88,14 @@ class Table:
             return False
         return self.manifest().get("rows", newest.name) == newest.name  # manifests of before do not name them
 
+    def state(self) -> list[Any]:
+        """What tells the committed rows from those of any other commit; empty where there are none."""
+        newest = self._newest()
+        if newest is None:
+            return []
+        stat = newest.stat()
+        return [newest.name, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
     def exists(self) -> bool:
         """Whether any rows have been committed."""
         return self._newest() is not None
@@ -111,6 +119,11 @@ class Table:
         # has changed as well, so that the rows are stale.
         new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
         return frame.with_columns(new).select(wanted)
+
+    def known(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """The committed rows, in part replaced by those that a killed run left pending, which count as committed."""
+        rows, pending = self.rows(columns), self.pending()
+        return rows if pending.is_empty() else pl.concat([rows, pending[rows.columns]]).unique(self.key, keep="last")
 
     def _placed(self, kept: pl.DataFrame) -> pl.DataFrame:
         return self.places.placed_rows(kept) if self._has_paths else kept

@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,15 @@ def _added_defaults(kind: Any) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("added")}
 
 
-# Only values that JSON does not know go through `canonical`: a plan computes tens of thousands of fingerprints, and the
-# encoder handles the rest faster.
-_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=canonical)
+# Only values that JSON does not know go through `canonical`: a plan computes hundreds of thousands of fingerprints, and
+# the encoder handles the rest faster. `JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))` spells
+# the same; it makes an encoder for each value, which took two fifths of a fingerprint's 2.6 microseconds.
+_encoded = c_make_encoder(None, canonical, encode_basestring, None, ":", ",", True, False, True)
 
 
 def fingerprint(value: Any) -> str:
     """Hash `value` to 16 hex digits, which change if and only if `value` changes. Raises TypeError like `canonical`."""
-    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(_encoded(value, 0)).encode()).hexdigest()[:16]
 
 
 Inputs = Mapping[str, str]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
@@ -16,7 +17,7 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows import build_history
 from vsr1_core.rows.boundary import Made, bounded
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
-from vsr1_core.rows.increments import Outcome, Plan, make_plan, run_plan, without_gc
+from vsr1_core.rows.increments import Outcome, Plan, known_values, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
@@ -28,7 +29,7 @@ Imports = Literal["none", "whole", "rows"]
 
 
 class NotYetKnown(Exception):
-    """Raised where the rows that a stage should have depend on results of `asset` that have not been made yet."""
+    """Raised where the rows that a stage should have depend on results of `asset` that are not made yet."""
 
     def __init__(self, asset: str) -> None:
         super().__init__(f"depends on the results of {asset}, which has to run first")
@@ -39,20 +40,18 @@ RowIds = list[tuple[str, list[str]]]
 """(asset, row ids) pairs."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row that a table should have: what it reads, and the columns whose values are known before the work is done.
 
-    facts: what the plan found and the work needs (a digest, a task, a moment); `make` gets it with the row, and it is
-    no part of the version. basis: facts that decide, in addition to `inputs`, whether an imported row still holds; they
-    are no part of the version either. is_imported: whether the row keeps the values that were imported for it.
-    is_borrowed: whether its model was made elsewhere. This stage has not made such a row, nor an imported one, so its
-    version and recipe are no inputs of them.
+    facts: what the plan found and the work needs (a digest, a task, a moment); `make` gets it with the row. basis:
+    facts that decide, in addition to `inputs`, whether an imported row still holds. Neither is part of the version.
+    is_imported: whether the row keeps the values that were imported for it. is_borrowed: whether its model was made
+    elsewhere. Such a row was not made by this stage, whose version and recipe are no inputs of it.
     """
 
     inputs: Inputs
-    known: Mapping[str, Any] = field(default_factory=dict)
-    basis: Inputs = field(default_factory=dict)
+    known: Mapping[str, Any] = {}
+    basis: Inputs = {}
     is_imported: bool = False
     is_borrowed: bool = False
     facts: Any = None
@@ -62,8 +61,7 @@ class Row:
 class Read:
     """The upstream rows that the version of one input of a row stands for.
 
-    assets: the assets that have these rows. rows: (the planned tables, row id, row) -> their ids. `stages.reads` has
-    the usual cases.
+    assets: the assets that have these rows. rows: (the planned tables, row id, row) -> their ids (see `stages.reads`).
     """
 
     assets: tuple[str, ...]
@@ -74,9 +72,8 @@ class Read:
 class Check:
     """A condition that a table must meet before anything is built on it.
 
-    says: the condition in one sentence. find: (the dataset's tables, asset) -> what is wrong, in one sentence; empty
-    where nothing is wrong. blocking: whether a failed check stops the assets downstream. needs: the other assets that
-    the check reads.
+    says: the condition in one sentence. find: (the dataset's tables, asset) -> what is wrong, or nothing, in one
+    sentence. blocking: whether a failed check stops the assets downstream. needs: the other assets that it reads.
     """
 
     name: str
@@ -90,8 +87,9 @@ class Check:
 class View:
     """One dataset's tables, as a stage reads them.
 
-    While planning, `planned` holds the tables as they will be after the build: rows that have to be made have their
-    new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises for it.
+    While planning, `planned` holds the tables that a build changes as they will be then: rows that have to be made
+    have their new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises.
+    read_by: asset -> the assets whose tables its last plan read.
     """
 
     lake: Lake
@@ -101,14 +99,27 @@ class View:
     planned: dict[str, pl.DataFrame] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     home: Path | None = None
+    read_by: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
+    _read: set[str] = field(default_factory=set, init=False, repr=False)
     _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
         """The committed table of an asset."""
+        self._read.add(asset)
         if asset not in self._tables:
             stage = self.stages[asset]
             self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.dtypes)
         return self._tables[asset]
+
+    @contextlib.contextmanager
+    def noting_reads(self, asset: str) -> Iterator[None]:
+        """Note in `read_by` which tables the block reads, in which `asset` is planned."""
+        outer, self._read = self._read, set()
+        try:
+            yield
+        finally:
+            self.read_by[asset] = frozenset(self._read)
+            self._read |= outer
 
     def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table. While planning, `row_version` is exact and unknown columns are null."""
@@ -122,8 +133,7 @@ class View:
     def results(self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
         """The ok rows of an upstream table (those that fit `where`) with the final values of all columns.
 
-        Raises NotYetKnown while one of these rows is still to be made. `where` may use columns that are known before.
-        """
+        Raises NotYetKnown while one of them is still to be made. `where` may use columns that are known before."""
         if asset not in self.planned and columns is not None:  # a committed table: read only the columns asked for
             extra = [] if where is None else where.meta.root_names()
             frame = self.rows(asset, list(dict.fromkeys([*columns, *extra])))
@@ -167,10 +177,8 @@ class View:
         return self.imported.rows(asset, self.stages[asset].key) if self.imported is not None else {}
 
     def models_view(self) -> View | None:
-        """The committed tables of the dataset whose models this one borrows; None where it makes its own models.
-
-        Where that dataset borrows its models as well, the tables are those of the dataset that made them.
-        """
+        """The committed tables of the dataset that made the models which this one borrows, from it or from another
+        borrower; None where it makes its own models."""
         if not self.entry.models_from:
             return None
         if self.home is None:
@@ -213,6 +221,8 @@ class Stage(ABC):
     """Glob pattern of the files in the asset's folder that belong to one row each (its `path`); empty for none."""
     keeps_rows: bool = False
     """Whether its rows are kept as each build left them, so that builds can be compared (`kept_rows`)."""
+    is_planned_from_tables: bool = False
+    """Whether `plan` reads tables, the dataset's entry and its configuration, and nothing else (`beside_tables`)."""
     stops_at_errors: bool = False
     """Whether what `make` raises stops the build. In other stages it fails the rows that cause it (`rows.boundary`)."""
     is_known_before: bool = False
@@ -256,12 +266,13 @@ class Stage(ABC):
 
     def planned_rows(self, view: View) -> dict[str, Row]:
         """`plan`, with the imported row in place of each row for which one was imported and still holds."""
-        imported = view.imported_rows(self.name)
-        return {row_id: self._or_imported(row, imported.get(row_id)) for row_id, row in self.plan(view).items()}
+        with view.noting_reads(self.name):
+            imported, rows = view.imported_rows(self.name), self.plan(view)
+        return {i: self._or_imported(row, imported[i]) if i in imported else row for i, row in rows.items()}
 
-    def _or_imported(self, row: Row, imported: ImportedRow | None) -> Row:
+    def _or_imported(self, row: Row, imported: ImportedRow) -> Row:
         facts = {**row.inputs, **row.basis}
-        if imported is None or any(facts.get(name) != version for name, version in imported.basis.items()):
+        if any(facts.get(name) != version for name, version in imported.basis.items()):
             return row
         inputs = {"imported": imported.digest, **{name: row.inputs[name] for name in self.kept_inputs}}
         known = {name: value for name, value in row.known.items() if name not in ("status", "error")}
@@ -289,6 +300,11 @@ class Stage(ABC):
     def records(self, view: View) -> list[Path]:
         """Files that `plan` reads in addition to tables and sources."""
         return []
+
+    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+        """What `plan` reads besides tables, entry and configuration, as JSON that changes with it; None where that
+        cannot be said (`stages.unmoved`). files: a version of the dataset's annotations, and of its files by name."""
+        return [] if self.is_planned_from_tables else None
 
     def observe(self, view: View) -> str:
         """One version of everything that a source finds on disk: that of all its planned rows. Empty where there is
@@ -335,13 +351,14 @@ class Stage(ABC):
             unversioned=self.unversioned(table, rows),
             log=run.log,
         )
-        self.after_build(view)
-        if run.run_id:
-            self._note(view, outcome, run.run_id)
+        self.end_build(view, outcome, run.run_id)
         return outcome
 
-    def _note(self, view: View, outcome: Outcome, run_id: str) -> None:
-        """Keep what the build did (`rows.build_history`)."""
+    def end_build(self, view: View, outcome: Outcome, run_id: str) -> None:
+        """What follows the commit: files of the whole table, and what is noted of a build that has an id."""
+        self.after_build(view)
+        if not run_id:
+            return
         lake, table, config = view.lake, view.table(self.name), view.config
         build_history.note_step(lake, table, outcome, run_id, settings_of(config), config.name)
         if self.keeps_rows:
@@ -350,7 +367,7 @@ class Stage(ABC):
 
     def kept_rows(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What is kept of rows as each build left them: the key and some columns. Only for stages with `keeps_rows`."""
-        raise NotImplementedError(f"{self.name} keeps no rows of earlier builds")
+        raise NotImplementedError(self.name)
 
     def _made(self, view: View, rows: Mapping[str, Row], run: Execution, made_before: Mapping[str, Row]) -> Made:
         """The finished rows: imported rows as they were imported, and the others as this stage makes them."""
@@ -373,17 +390,11 @@ class Stage(ABC):
         the `path` of imported rows: each import has a folder of its own, and the folder of the one before is removed.
         """
         own = tuple(dict.fromkeys([*self.unversioned_columns, *table.new_columns()]))
-        names = {False: own, True: own if "path" in own or "path" not in self.columns else (*own, "path")}
-        found = {
-            i: {name: row.known[name] for name in names[row.is_imported] if name in row.known}
-            for i, row in rows.items()
-            if names[row.is_imported]
-        }
-        return {i: columns for i, columns in found.items() if columns}
+        return known_values(rows, own, own if "path" in own or "path" not in self.columns else (*own, "path"))
 
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
         """Write files that are made of the whole table.
 
-        Called after each build, also one that made no row: a run before it may have been killed after its commit. It
-        has to be cheap where the files exist already.
+        Called after each build, also one that made no row: a run before it may have been killed after its commit. So
+        it has to be cheap where the files exist.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,9 @@ class Videos(FromDisk):
             splits |= {video_id: others for video_id in on_disk if video_id not in splits}
         return {video_id: self._row(names, on_disk.get(video_id)) for video_id, names in splits.items()}
 
+    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+        return files()
+
     @staticmethod
     def _row(splits: list[str], on_disk: list[Any] | None) -> Row:
         if on_disk is None:
@@ -326,6 +329,9 @@ class Moments(FromDisk):
 
     def records(self, view: View) -> list[Path]:
         return [path] if (path := corrections_file(view)) else []
+
+    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+        return [files(), self.observe(view)]
 
     def observe(self, view: View) -> str:
         """The version of the corrections alone: `annotation_files` stands for the annotations. Empty without any."""

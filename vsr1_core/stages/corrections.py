@@ -9,7 +9,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.corrections import Corrected, Correction, corrected, corrections_path, read_corrections
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.stages.base import View
-from vsr1_core.stages.kept_ids import with_kept_ids
+from vsr1_core.stages.kept_ids import has_hashed_ids, with_kept_ids
 
 
 def corrections_file(view: View) -> Path | None:
@@ -19,7 +19,8 @@ def corrections_file(view: View) -> Path | None:
 
 def annotated_moments(view: View) -> dict[str, Moment | BadLine]:
     """What the annotation files say, under the ids of the rows of `moments`."""
-    return with_kept_ids(sources.moments(view.entry, view.config), view.table("moments"), _corrections(view))
+    found = sources.moments(view.entry, view.config)
+    return with_kept_ids(found, view.table("moments"), _corrections(view)) if has_hashed_ids(found) else found
 
 
 def annotated_at(view: View, query_id: str) -> str | None:

@@ -27,6 +27,7 @@ class QueryEmbeddings(ModelRows):
     reads = {"query": same("moments"), "embedder": EMBEDDER}
     imports = "rows"
     checks = (checks.UNIT_VECTORS, checks.QUERIES_KNOWN)
+    is_planned_from_tables = True
     columns = {"split": c.SPLIT, "gt_video_id": c.GT_VIDEO_ID, "vector": c.VECTOR}
 
     def recipe(self, config: Configuration) -> Any:
@@ -83,6 +84,7 @@ class VideoEmbeddings(ModelRows):
     imports = "rows"
     kept_inputs = ("splits",)
     checks = (checks.UNIT_VECTORS,)
+    is_planned_from_tables = True
     columns = {"splits": c.SPLITS, "vector": c.VECTOR}
 
     def plan(self, view: View) -> dict[str, Row]:

@@ -57,6 +57,7 @@ class SFTExamples(Stage):
     reads = {asset: same(asset) for asset in _PAIR}
     uses = ("base_models",)
     imports: Imports = "rows"
+    is_planned_from_tables = True
     columns = {
         **_OF_MOMENT,
         "shown_video_id": c.SHOWN_VIDEO_ID,
@@ -210,6 +211,7 @@ class GRPOPrompts(Stage):
     says = "One prompt of stage 2 per train query, with its hard negatives; also in the published JSONL form."
     reads = {a: same(a) for a in ("first_ranking", "hard_negatives", "moments")}
     imports = "rows"
+    is_planned_from_tables = True
     columns = {
         **_OF_MOMENT,
         "retrieved_video_id": c.text("Id of the video, or window, that ranks first by the query's own text."),

@@ -58,6 +58,7 @@ class FrameTensors(Stage):
     kept_inputs = ("splits",)
     row_files = "*-*.*"
     checks = (checks.SOME_USABLE, checks.SOME_READABLE)
+    is_planned_from_tables = True
     columns = {
         "path": c.PATH,
         "content": c.CONTENT,

@@ -20,6 +20,7 @@ from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+from vsr1_core.stages.unmoved import Standing
 
 GROUPS = (
     *("sources", "corpus", "media", "checkpoints", "embeddings", "retrieval"),
@@ -156,8 +157,11 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
 
     kept: stages that the build leaves out. They are planned as well, but downstream stages see their present tables.
     """
-    plans = []
+    plans, standing = list[StagePlan](), Standing(view)
     for name, stage in stages_of(view).items():
+        if (same := standing.plan(stage)) is not None:
+            plans.append(StagePlan(name, same))
+            continue
         try:
             rows = stage.planned_rows(view)
         except NotYetKnown as reason:
@@ -168,21 +172,23 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
         inputs = stage.inputs_of(view, rows)
         plan = stage.plan_of(inputs, view.table(name))
         plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values())))
-        if name in kept:
-            continue
-        view.planned[name] = _future(view, stage, rows, inputs, plan)
-        if plan.due():
+        if name not in kept and (future := _future(view, stage, rows, inputs, plan)) is not None:
+            view.planned[name] = future
+        if name not in kept and plan.due():
             view.unsettled.add(name)
     return plans
 
 
 def _future(
     view: View, stage: Stage, rows: Mapping[str, Row], inputs: Mapping[str, Inputs], plan: Plan
-) -> pl.DataFrame:
-    """The table after the build: unchanged and failed rows as they are, new and stale ones with known columns only."""
+) -> pl.DataFrame | None:
+    """The table after the build: unchanged and failed rows as they are, new and stale ones with known columns only.
+    None where it stays as it is, so that nobody has to read all of it."""
     table = view.table(stage.name)
-    kept = table.rows().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
     moved = moved_columns(table, plan, stage.unversioned(table, rows))
+    if moved is None and not plan.due() and not plan.orphaned and table.is_whole():
+        return None
+    kept = table.known().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
     kept = kept if moved is None else kept.update(moved, on=stage.key)
     due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due()]
     return pl.concat([kept, table.frame(due)])

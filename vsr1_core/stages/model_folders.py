@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ import polars as pl
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages import columns as c
+from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.methods import TRAINED
 
 if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint
@@ -111,6 +113,11 @@ class ModelStage(Stage):
 
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
+
+    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+        """Nothing, where no model comes from a folder: a configured one, or an adopted checkpoint."""
+        has_folders = not view.config.models.is_tiny or any(adopted(view, name) for name in TRAINED)
+        return None if has_folders else []
 
     def concerns(self, view: View) -> bool:
         return self.is_made((view.models_view() or view).config)

@@ -71,8 +71,10 @@ def right_segments(view: View) -> dict[str, str | None]:
     windows, found = windows_by_video(view), {}
     for query_id, moment in train_moments(view).items():
         video_id = moment["gt_video_id"]
-        segment_ids = windows.get(video_id, [video_id])
-        found[query_id] = best_right(segment_ids, video_id, moment["start_s"], moment["end_s"])
+        if video_id in windows:
+            found[query_id] = best_right(windows[video_id], video_id, moment["start_s"], moment["end_s"])
+        else:
+            found[query_id] = video_id
     return found
 
 

@@ -57,6 +57,7 @@ class Top1Pool(Stage):
         "gt_video_id": c.GT_VIDEO_ID,
     }
     is_known_before = True
+    is_planned_from_tables = True
 
     def plan(self, view: View) -> dict[str, Row]:
         imported = view.imported_rows(self.name)
@@ -101,7 +102,7 @@ class Top1Pool(Stage):
             if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
                 continue
             at = bisect.bisect(ring, (_draw(seed, f"{query_id}/any"),))
-            following = (video_id for _, video_id in [*ring[at:], *ring[:at]])
+            following = (ring[(at + step) % len(ring)][1] for step in range(len(ring)))
             video_id = next((v for v in following if v not in never[query_id]), known["shown_video_id"])
             shown[query_id] = {**known, "shown_video_id": video_id}
         return shown

@@ -52,6 +52,7 @@ class Predictions(ModelRows):
     group = "evaluation"
     version = 8
     keeps_rows = True
+    is_planned_from_tables = True
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,

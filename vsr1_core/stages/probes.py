@@ -44,6 +44,7 @@ class VerificationProbe(ModelRows):
     key_says = "Id of the probe: `<query_id>/right` or `<query_id>/wrong`."
     group = "evaluation"
     version = 3
+    is_planned_from_tables = True
     columns = {
         "query_id": c.QUERY_ID,
         "split": c.SPLIT,
@@ -154,6 +155,7 @@ def probes_of(view: View) -> dict[str, ShownPair]:
             right = best_right(windows.get(moment["video_id"], [moment["video_id"]]), moment["video_id"], *span)
             if right is None:
                 continue
+            start_s, end_s = clipped(right, *span)
             shown = {"right": ("matched", right)}
             candidates = (v for v in ranked.get(query_id, ()) if v not in never[query_id] and v in with_frames)
             if (wrong := next(candidates, None)) is not None:
@@ -166,8 +168,8 @@ def probes_of(view: View) -> dict[str, ShownPair]:
                     "split": split,
                     "label": label,
                     "shown_video_id": video_id,
-                    "gt_start_s": clipped(right, *span)[0],
-                    "gt_end_s": clipped(right, *span)[1],
+                    "gt_start_s": start_s,
+                    "gt_end_s": end_s,
                 }
     return probes
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -106,6 +106,10 @@ class Metrics(ScoreStage):
                 rows[_metric_id(view, method, name, split)] = Row(reads, known)
         return rows
 
+    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+        """The metrics, which may be added at any time."""
+        return [[name, metric.source, metric.section] for name, metric in all_metrics().items()]
+
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         recipe = view.config.evaluation
         for (split, method), wanted in _by_method(rows).items():
@@ -134,6 +138,7 @@ class RefinementCurves(ScoreStage):
     says = "One row per method and curve point: a metric if only so many turns, or soft tokens per turn, were allowed."
     reads = _SCORED
     uses = CHECKPOINTS
+    is_planned_from_tables = True
     columns = {
         "method": c.SEARCHED_BY,
         "curve": c.text("What the curve varies: the number of `turns`, or of `soft_tokens` per turn."),
@@ -213,6 +218,7 @@ class Report(Stage):
         "video_index": of_split("video_index"),
         **{asset: every(asset) for asset in CHECKPOINTS},
     }
+    is_planned_from_tables = True
     columns = {"path": c.PATH}
 
     def recipe(self, config: Configuration) -> Any:

@@ -43,6 +43,7 @@ class VideoIndexes(Stage):
     says = "One FAISS search index per split, with the ids of its videos."
     reads = {"video_embeddings": found_by(_indexed_videos, "video_embeddings")}
     imports = "whole"
+    is_planned_from_tables = True
     columns = {
         "path": c.PATH,
         "num_videos": c.integer("Number of videos in the index."),
@@ -101,6 +102,7 @@ class FirstRanking(Stage):
         "video_index": known("video_index", "split"),
     }
     imports = "whole"
+    is_planned_from_tables = True
     checks = (checks.QUERIES_KNOWN,)
     columns = {
         "split": c.SPLIT,
@@ -196,6 +198,7 @@ class HardNegatives(Stage):
     }
     uses = ("frame_tensors",)
     imports = "rows"
+    is_planned_from_tables = True
     checks = (checks.QUERIES_KNOWN,)
     columns = {
         "split": c.SPLIT,

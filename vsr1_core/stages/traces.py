@@ -46,6 +46,7 @@ class ReasoningTraces(ModelRows):
         "frames": known("frame_tensors", "shown_video_id"),
     }
     imports = "rows"
+    is_planned_from_tables = True
     columns = {
         "label": c.LABEL,
         "shown_video_id": c.SHOWN_VIDEO_ID,

@@ -223,7 +223,7 @@ WITH_FILES = ("frame_tensors", "video_index")
 def _missing_files(home: Home) -> list[str]:
     """Rows whose file or folder is not there, and rows of a plan that would say so."""
     plan_graph(planned := home.view())
-    frames = [table[name] for name in WITH_FILES for table in ({name: home.view().rows(name)}, planned.planned)]
+    frames = [view.rows(name) for name in WITH_FILES for view in (home.view(), planned)]
     return [path for frame in frames for path in frame["path"] if not Path(path).exists()]
 
 
