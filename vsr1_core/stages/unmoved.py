@@ -112,8 +112,10 @@ class Standing:
         is_said = bool(before.basis and before.beside) and not self.view.planned and not self.view.unsettled
         if not is_said or (after.basis, after.beside) != (before.basis, before.beside):
             return
-        table, read = self.view.table(own), self.view.read_by[own]
-        if not table.is_whole() or "rows" not in table.manifest():  # manifests of before do not name them
+        table, read = self.view.table(own), self.view.read_by.get(own)
+        if (
+            read is None or not table.is_whole() or "rows" not in table.manifest()
+        ):  # manifests of before do not name them
             return
         if own in read and after.tables[own] != before.tables[own]:
             return
