@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import dagster as dg
 import polars as pl
@@ -13,6 +14,7 @@ from assets._factory import GPU, AssetInfo
 from assets._metadata import drawn, fitting, markdown_table, picture, with_pictures
 from vsr1_core.evaluation.metrics import all_metrics, metrics_shown
 from vsr1_core.home.metrics_grid import metrics_grid
+from vsr1_core.home.running import running_server
 from vsr1_core.stages.base import View
 from vsr1_core.stages.method_styles import STYLES
 
@@ -22,7 +24,17 @@ def prediction_extras(view: View, asset: str) -> dict[str, Any]:
     frame = view.rows(asset, ["split", "video_id", "gt_video_id", "num_turns"])
     right = (pl.col("video_id") == pl.col("gt_video_id")).fill_null(value=False).mean().alias("right video")
     table = frame.group_by("split").agg(pl.len().alias("queries"), right, pl.col("num_turns").mean()).sort("split")
-    return {"answers": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}
+    answers = dg.MetadataValue.md(markdown_table(table.columns, table.rows()))
+    return {"answers": answers, "each query": each_query(view, asset.partition(".")[2])}
+
+
+def each_query(view: View, method: str) -> dg.MetadataValue[Any]:
+    """Where the page shows each query that a method answered: an address, or how to start the page's server."""
+    server = running_server(view.home) if view.home is not None else None
+    place = f"/#/queries?{urlencode({'d': view.entry.name, 'm': method})}"
+    if server is not None:
+        return dg.MetadataValue.url(server.url + place)
+    return dg.MetadataValue.md(f"run `vsr1 serve`, and open `{place}` there")
 
 
 def probe_extras(view: View, asset: str) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from assets._metadata import (
     sample_table,
     with_pictures,
 )
-from assets.evaluation import metrics_table
+from assets.evaluation import each_query, metrics_table
 from tests.fakes import Numbers, fake_stages, write_numbers
+from vsr1_core.home.running import RunningServer
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
@@ -138,3 +139,12 @@ def test_metrics_have_a_column_a_method() -> None:
     rows = [("a", "mrr", 0.5, 0.4, 0.6), ("b", "mrr", 0.25, None, None)]
     frame = pl.DataFrame(rows, schema=["method", "metric", "value", "low", "high"], orient="row")
     assert metrics_table(frame).splitlines()[-1] == "| mrr | 0.5 [0.4, 0.6] | 0.25 |"
+
+
+def test_predictions_say_where_each_query_is_shown(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "run `vsr1 serve`, and open `/#/queries?d=toy&m=sqr_sft%2Bexclude_rejected` there"
+    assert each_query(view, "sqr_sft+exclude_rejected").value == asked
+    server = RunningServer("http://127.0.0.1:8321", "", "word")
+    monkeypatch.setattr("assets.evaluation.running_server", lambda home: server if home == view.home else None)
+    view.home = Path("/a/home")
+    assert each_query(view, "sqr_sft").value == "http://127.0.0.1:8321/#/queries?d=toy&m=sqr_sft"

@@ -164,7 +164,8 @@ def test_a_body_that_does_not_end_or_does_not_come_is_given_up(home: Path) -> No
 
 
 @pytest.mark.slow
-def test_odd_requests_get_an_answer_and_no_server_error(client: TestClient) -> None:
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.sweep)])
+def test_odd_requests_get_an_answer_and_no_server_error(client: TestClient, count: int) -> None:
     """Each kind of route with values that no client should send; a fixed seed."""
     rng = random.Random(0)
     parts = ("videos", "predictions", "prediction", "video", "video/file", "video/thumbnail")
@@ -175,7 +176,7 @@ def test_odd_requests_get_an_answer_and_no_server_error(client: TestClient) -> N
     methods = ("GET", "GET", "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "ODD")
     odd_headers = (("Range", "bytes=9-1"), ("Cookie", 'x="'), ("If-Range", "*"), ("Authorization", "bytes=-"))
     bodies = (None, b"", b"{}", b"[" * 5000, b"\xff\xfe", b'{"text": 1e999}', b'{"text": "\\ud800"}')
-    for _ in range(400):
+    for _ in range(count):
         params = {rng.choice(names): rng.choice(values) for _ in range(rng.randrange(4))}
         headers, body = dict([rng.choice(odd_headers)]), rng.choice(bodies)
         path, method = rng.choice(paths), rng.choice(methods)
