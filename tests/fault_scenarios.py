@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 
 from tests.cheap_stages import cheap_stages
+from tests.core.datasets.prepared_folder import write_prepared
+from tests.core.datasets.prepared_home import Home as PreparedHome
 from tests.fault_sweep import Scenario
 from tests.small_world import SmallWorld, clip, fill
 from vsr1_core.configurations import NANO
 from vsr1_core.home.building import build
+from vsr1_core.home.correcting import WantedCorrection, correct, listed_corrections
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
@@ -78,8 +81,26 @@ def adopt_and_build(home: Path) -> None:
     build_all(home)
 
 
+def correct_and_build(home: Path) -> None:
+    """A query is rejected, unless an earlier try did it, and the corpus is built."""
+    view = opened(home)
+    if not listed_corrections(view, "900_fig"):
+        correct(view, WantedCorrection("reject", "900_fig"))
+    build_all(home)
+
+
+def prepared(home: Path) -> None:
+    write_prepared(home / "prepared")
+
+
+def import_all(home: Path) -> None:
+    PreparedHome(home).take(home / "prepared")
+
+
 SCENARIOS = {
     "first": Scenario(corpus, build_all),
     "edit": Scenario(edited, build_all),
     "adopt": Scenario(built, adopt_and_build),
+    "correct": Scenario(built, correct_and_build),
+    "import": Scenario(prepared, import_all),
 }

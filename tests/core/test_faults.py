@@ -25,7 +25,7 @@ def results(scenario: str, kinds: str, part: str) -> list[dict[str, Any]]:
     )
     assert run.returncode == 0, run.stderr
     first, *found = map(json.loads, run.stdout.splitlines())
-    assert first["num_chosen"] > 300, "so many places write"
+    assert first["num_chosen"] > 200, "so many places write"
     return found
 
 
@@ -41,7 +41,7 @@ def test_a_build_that_is_cut_off_at_a_sample_of_its_writes_is_completed() -> Non
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scenario", ["first", "edit", "adopt"])
+@pytest.mark.parametrize("scenario", ["first", "edit", "adopt", "correct", "import"])
 def test_a_build_that_is_cut_off_at_any_write_is_completed(scenario: str, kind: str, part: int) -> None:
     found = results(scenario, kind, f"{part}/{NUM_PARTS}")
     assert [result for result in found if result["problems"]] == []
