@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from tests.cheap_stages import cheap_stages
+from tests.core.tiny_models import write_published
 from tests.small_world import SmallWorld, build, fill, plans
 from vsr1_core.configurations import NANO
 from vsr1_core.home.building import with_upstream
@@ -118,8 +119,7 @@ def test_a_model_that_could_not_be_fetched_is_tried_again_by_the_next_build(
     def fetch(name: str) -> Path:
         if name not in there:
             raise OSError(f"{name} could not be downloaded")
-        write_json(tmp_path / name / "config.json", {"name": name})
-        return tmp_path / name
+        return write_published(tmp_path / name)
 
     monkeypatch.setattr(checkpoints, "fetch_model", fetch)
     stage, view = BaseModels(), opened(world, configuration())

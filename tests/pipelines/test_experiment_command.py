@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import builds, cli, experiment_commands
+from pipelines import builds, cli
 from pipelines.cli import app
 from pipelines.commands import UserError
 from pipelines.experiment_commands import check_can_train, parse_seeds, register, seed_entry
@@ -25,6 +25,7 @@ from vsr1_core.datasets.registry import DatasetEntry, get_entry, own_configurati
 from vsr1_core.evaluation import report
 from vsr1_core.evaluation.expected import ExpectedRanges, Range
 from vsr1_core.home import compare
+from vsr1_core.stages import graph
 from vsr1_core.stages.graph import open_view
 
 
@@ -96,7 +97,7 @@ def test_an_experiment_on_ones_own_dataset_and_configuration(tmp_path: Path, mon
     fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()
     methods = ["zero_shot", "sqr_sft"]
     write_configuration(tmp_path, "mine", "nano", {"evaluation": {"methods": methods}}, "--set")
-    for module in (experiment_commands, compare):
+    for module in (graph, compare):
         monkeypatch.setattr(module, "open_view", lambda home, name: open_view(home, name, cheap_main_stages()))
     monkeypatch.setattr(builds, "run_build", build_cheaply)
     asked = ["experiment", "--dataset", "small", "--config", "mine", "--seeds", "1,2"]
