@@ -76,6 +76,7 @@ def take(view: View, pulled: Path, source: str = HUB_ID) -> str:
     return "\n".join(adopt(view, "grpo_checkpoint", source, pulled, pulled / "train_oneturn.json").found)
 
 
+@pytest.mark.slow
 def test_the_same_embedder_is_recognised_by_its_vectors_in_any_precision(
     view: View, pulled: Path, models: dict[str, Path]
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_checkpoint_goes_out_in_the_authors_form_and_comes_back_with_its_promp
     assert differences[-1] in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_embedder_goes_out_with_the_policy_in_their_spelling(
     home: Home, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ class Small:
         return [10 * i for i in items]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

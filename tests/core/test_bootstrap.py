@@ -90,6 +90,7 @@ def test_what_cannot_be_known_is_null_and_not_infinite() -> None:
     assert found["verification_accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_twenty_thousand_queries_take_seconds_and_bounded_memory() -> None:
     rng = np.random.default_rng(0)
     every, parts = np.ones(20_000), {}

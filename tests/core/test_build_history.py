@@ -116,6 +116,7 @@ def test_a_dropped_prediction_is_kept_as_gone_and_a_torn_line_is_left_out(correc
     assert sorted(state["states_ago"] for state in states) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_spans_are_exported_as_temporal_detections(corrected: CorrectedWorld, tmp_path: Path) -> None:
     view = view_of(corrected.world)
     written = export_fiftyone(view, tmp_path / "out")

@@ -109,6 +109,7 @@ def test_a_laptop_ranks_without_a_policy_and_without_a_gpu() -> None:
     assert slow["embeddings and index"].hours > stages["embeddings and index"].hours
 
 
+@pytest.mark.slow
 def test_a_cpu_decodes_at_its_own_speed() -> None:
     size = base().writer
     processor = capacity.processor(2, 8e9, has_bf16=True)

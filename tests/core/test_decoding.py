@@ -62,6 +62,7 @@ def without_end(token_ids: list[int]) -> list[int]:
 STOPS = (tiny_tokenizer().eos_token_id, tiny_tokenizer().pad_token_id)
 
 
+@pytest.mark.slow
 def test_text_equals_generate_token_by_token() -> None:
     policy, prompts, features = world()
     ours = run(policy, prompts, features, refine=False, max_new_tokens=24)
@@ -142,6 +143,7 @@ def test_a_row_at_the_limit_keeps_that_many_tokens_and_still_refines_exactly() -
         torch.testing.assert_close(rows[cut].latents, expected, atol=EXACT, rtol=EXACT)
 
 
+@pytest.mark.slow
 def test_stop_tokens_end_rows_where_generate_ends_them_and_the_limit_holds_there_too() -> None:
     policy, prompts, features = world()
     free = run(policy, prompts, features, max_new_tokens=20, num_soft_tokens=0)

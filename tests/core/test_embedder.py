@@ -139,6 +139,7 @@ def test_the_token_ids_of_a_video_are_the_published_ones(wrapper: VideoWrapper) 
     assert prompts[0].token_ids.tolist() == expected
 
 
+@pytest.mark.slow
 def test_the_token_ids_of_a_query_are_the_published_ones() -> None:
     split = Qwen3VLEmbedder(tiny_embedder().model, qwen_tokenizer(appends_end_of_text=True)).split_query("a red bar")
     assert split.before == [*PUBLISHED_IDS[:14], 64, 2518, 3619]
@@ -166,6 +167,7 @@ def test_a_long_refined_query_is_cut_as_the_authors_cut_it() -> None:
     assert torch.equal(small.embed_queries(["a bar"], latents, 40), small.embed_queries(["a bar"], latents))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["own", "real"])
 @pytest.mark.parametrize("before", ["</think> ", "</think>\n", "</think>", ""])
 @pytest.mark.parametrize("matched", [True, False])

@@ -281,6 +281,7 @@ def test_without_latents_there_are_no_ranks_by_soft_tokens(script: Any) -> None:
     assert search.prefix_ranks(search.run(QUERIES[:2])) == [None, None]
 
 
+@pytest.mark.slow
 def test_many_queries_in_chunks_are_what_each_is_alone() -> None:
     together = searcher(batch_size=3).run(QUERIES)
     search = searcher()

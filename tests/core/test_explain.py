@@ -56,6 +56,7 @@ def due_path(row: ExplainedRow) -> list[str]:
     return [row.asset, *(due_path(below[0]) if below else [])]
 
 
+@pytest.mark.slow
 def test_every_input_of_every_row_leads_to_rows_that_are_there(world: SmallWorld) -> None:
     tables = view(world)
     for name, stage in tables.stages.items():

@@ -118,6 +118,7 @@ def test_stages_share_features_as_long_as_training_leaves_the_tower_alone(home: 
     assert build(home, "predictions.fine_tuned") == 0, "only the first ranking decides what it is shown"
 
 
+@pytest.mark.slow
 def test_changed_weights_are_computed_anew(home: Path) -> None:
     encode_all(home)
     model = policy_of(view_of(home), Execution(), "base_models", "policy").model.model

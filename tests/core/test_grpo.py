@@ -295,6 +295,7 @@ def test_refined_loss_is_the_one_that_was_rewarded(world: World) -> None:
     torch.testing.assert_close(torch.exp(-losses), rewarded, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_equal_rewards_leave_the_weights_alone(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rig(monkeypatch, [1.0])
     before = weights_of(world)
@@ -303,6 +304,7 @@ def test_equal_rewards_leave_the_weights_alone(world: World, monkeypatch: pytest
     assert {p.value for p in result.curve if p.name == "groups_of_equal_reward"} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_one_step_makes_the_rewarded_episodes_likelier(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, temperature: float

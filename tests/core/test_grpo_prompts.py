@@ -18,6 +18,7 @@ def world() -> World:
     return make_world()
 
 
+@pytest.mark.slow
 def test_an_added_reward_is_weighed_and_logged_and_a_weight_without_a_reward_stops_before_sampling(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_the_data_version_moves_when_a_row_turns_ok(table: Table) -> None:
 ROWS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=ROWS, after=ROWS, bad=st.sets(st.sampled_from("abcdefgh")))
 def test_the_plan_counts_are_what_then_runs(

@@ -34,6 +34,7 @@ def table(tmp_path: Path) -> Table:
     return Lake(tmp_path).table("things", "toy", "thing_id", {"value": pl.Int64, "names": pl.List(pl.String)})
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_a_file_stem_never_leaves_its_folder(row_id: str) -> None:
     stem = file_stem(row_id)

@@ -306,6 +306,7 @@ def long_events(duration_s: int) -> Events:
     return {name: (float(start), float(start + 6)) for name, start in zip(names, starts, strict=True)}
 
 
+@pytest.mark.slow
 def test_every_event_of_a_film_of_two_hours_is_found(films: Films) -> None:
     events = long_events(7200)
     films.put("film", 7200, events)
@@ -348,6 +349,7 @@ def test_a_film_of_two_hours_needs_no_more_memory_than_one_of_ten_minutes(tmp_pa
     assert grown[7200] < grown[600] + 30.0
 
 
+@pytest.mark.slow
 def test_the_frames_of_a_film_are_made_by_its_worker_within_limits(films: Films) -> None:
     """In worker processes as well; the time that they may take grows with the film."""
     films.put("film", 300, {"red": (130, 140)})

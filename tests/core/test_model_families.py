@@ -138,6 +138,7 @@ def test_queries_and_videos_are_embedded_by_the_family_of_the_folder(home: Path)
     assert len(np.unique(videos.round(6), axis=0)) == 36
 
 
+@pytest.mark.slow
 def test_the_first_ranking_is_by_its_vectors(home: Path) -> None:
     view = view_of(home)
     index = read_index(Path(one_row(view, "video_index", "test")["path"]))

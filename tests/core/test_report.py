@@ -90,6 +90,7 @@ def test_a_refinement_that_lowers_recall_at_10_is_warned_of() -> None:
     assert "**Warning:** refinement lowers R@10 of sqr_sft from 60.0 to 55.0 %." in shown
 
 
+@pytest.mark.slow
 def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path) -> None:
     text = toy_report.read_text()
     beside = {path.name for path in toy_report.parent.glob("*.png")}
@@ -182,6 +183,7 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["report.md"]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(toy_report: Path) -> None:
     inputs = inputs_for(80, num_missing=3)
     figures = dict(report._figures(inputs, Analysis.of(inputs)))

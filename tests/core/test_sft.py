@@ -112,6 +112,7 @@ def test_without_soft_tokens_their_modules_stay_and_nothing_is_searched(refine: 
     assert ("rewriting_loss" in names(curve)) == (refine == "text")
 
 
+@pytest.mark.slow
 def test_an_fp32_policy_learns_beside_a_tower_and_an_embedder_in_half_precision(tmp_path: Path) -> None:
     world = make_world()
     world.embedder.model.bfloat16()
@@ -204,6 +205,7 @@ def test_what_learns_has_to_be_float32(tmp_path: Path) -> None:
         world.train(RECIPE, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_without_progress_on_held_out_videos_stops_early(world: World, tmp_path: Path) -> None:
     recipe = replace(RECIPE, steps=6, lr=0.0, refine_lr=0.0, early_stop_patience=1, validation_steps=1)
     curve = world.train(replace(recipe, validation_share=0.4), tmp_path)
@@ -276,6 +278,7 @@ def test_with_all_negatives_the_loss_is_over_the_corpus_without_videos_of_the_sa
     assert soft.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_logs_say_how_near_refined_queries_are_and_how_many_rose(world: World, tmp_path: Path) -> None:
     rows = [e for e in world.data.examples if e.refines]
     search = SearchLoss(world.embedder, world.data.vectors, {}, RECIPE)

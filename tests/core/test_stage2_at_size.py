@@ -56,6 +56,7 @@ def gradients_of(trainer: EpisodeGRPOTrainer, rollouts: list[Rollout]) -> dict[s
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed_hidden", "is_checkpointed"), [("post_norm", False), ("pre_norm", True)])
 def test_prompts_that_are_read_once_give_the_gradients_of_whole_rows(
     some_match: None, seed_hidden: str, is_checkpointed: bool, tmp_path: Path
@@ -105,6 +106,7 @@ def test_a_few_logits_at_a_time_give_the_same_gradients(some_match: None, monkey
     assert largest_difference(gradients(world.policy, replayed(world, rollouts)), whole) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
 def test_without_kl_groups_of_equal_rewards_are_replayed_only_for_their_latents(
     some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss_type: Any
@@ -144,6 +146,7 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_rounds_to() -> None
     assert group_advantages(rewards, 7).tolist() == [0.0] * 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
@@ -192,6 +195,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
         trainer._differentiated(rollouts, counts_of(rollouts))
 
 
+@pytest.mark.slow
 def test_without_adapters_the_policy_is_its_own_reference(some_match: None, tmp_path: Path) -> None:
     world = make_world()
     frozen, rollouts = world.policy.frozen_copy(), world.sample()
@@ -341,6 +345,7 @@ def test_vllm_samples_from_the_weights_of_every_step(
     assert min(apart[1:]) > 1e-3, "with the weights of the start, it samples from another policy"
 
 
+@pytest.mark.slow
 def test_vllm_writes_greedily_what_the_policy_that_learned_writes(some_match: None) -> None:
     world = make_world()
     llm = with_vllm(world)

@@ -57,6 +57,7 @@ def controls(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return [token for token in ids if token in known]
 
 
+@pytest.mark.slow
 def test_there_are_200_hostile_texts_and_the_tokenizers_own_way_takes_most_of_them_for_control(
     tokenizer: Tokenizer,
 ) -> None:
@@ -82,6 +83,7 @@ def without_accents(text: str) -> str:
     return unicodedata.normalize("NFC", text).replace("\u00e9", "")
 
 
+@pytest.mark.slow
 def test_no_query_forges_a_turn_ends_one_refines_or_places_a_video(tokenizer: Tokenizer) -> None:
     [plain] = template_ids(tokenizer, [render(tokenizer, build_messages("a man walks"))])
     expected = controls(tokenizer, plain)

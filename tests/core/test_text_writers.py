@@ -34,6 +34,7 @@ def deciding(monkeypatch: pytest.MonkeyPatch) -> None:
     decide_after(common_token(), monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deciding")
 @pytest.mark.parametrize("seed_hidden", ["post_norm", "pre_norm"])
 @pytest.mark.parametrize("kind", ["in-process", "vllm"])
@@ -115,6 +116,7 @@ def test_a_text_that_the_limit_cuts_before_its_decision_has_none(kind: str) -> N
         assert (cut.matched_probability is not None) == decided
 
 
+@pytest.mark.slow
 def test_a_search_with_a_writer_is_the_search_without() -> None:
     found = [searcher(num_turns=2).run(QUERIES)]
     search = searcher(num_turns=2)

@@ -119,6 +119,7 @@ def test_a_probe_shows_one_right_window_and_one_that_shows_nothing_of_the_moment
         assert check(shown, *of_query[query_id]) == (label == "matched")
 
 
+@pytest.mark.slow
 def test_the_views_judge_windows_as_the_metrics_do(view: View) -> None:
     home = view.home or Path()
     for method in CONFIG.evaluation.methods:

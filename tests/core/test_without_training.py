@@ -51,6 +51,7 @@ def adopt(view: View, asset: str = "grpo_checkpoint") -> None:
     write_adopted(view, asset, Adopted(str(folder), "a1b2", "org/stage2"))
 
 
+@pytest.mark.slow
 def test_a_folder_without_train_queries_is_evaluated_zero_shot(tmp_path: Path) -> None:
     world = fill(SmallWorld(tmp_path), num_train=0, num_test=3)
     view = opened(world, configuration())

@@ -164,6 +164,7 @@ def test_a_failing_asset_is_tried_once_more_and_again_when_its_input_changed(
     assert settled.settle("toy") == [{"numbers": 1, "squares": 1}, {"total": 1, "warehouse": 0}]
 
 
+@pytest.mark.slow
 def test_a_dataset_that_cannot_be_read_holds_no_other(settled: Ticker) -> None:
     (settled.home / "data/other/numbers.txt").write_text("a one\n")
     edit(settled, b=4)

@@ -34,6 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_program_answers_the_shell(home: Path) -> None:
     assert set(offered(home, "vsr1 search x --dataset h")) == {"holidays", "hikes"}
     assert offered(home, "vsr1 explain frame")[:1] == ["frame_tensors"]

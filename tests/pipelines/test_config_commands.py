@@ -63,6 +63,7 @@ def test_a_configuration_of_ones_own_is_made_listed_shown_and_compared(home: Pat
     assert run("config", "diff", "longer", "copy") == "longer and copy have the same settings."
 
 
+@pytest.mark.slow
 def test_what_lists_configurations_lists_the_homes_own(home: Path, clips: list[str]) -> None:
     run("config", "new", "longer", "--set", "sft.steps=500")
     for command in (["doctor"], ["experiment"], ["dataset", "add"], ["config", "show"]):

@@ -199,6 +199,7 @@ def test_findings_exit_with_1_and_come_as_table_csv_and_json(clips: Path) -> Non
     assert [row["kind"] for row in csv.DictReader(io.StringIO(as_csv.stdout))] == ["missing"]
 
 
+@pytest.mark.slow
 def test_extra_videos_can_be_allowed(home: Path, tmp_path: Path) -> None:
     row = {"video": "a", "time": [0, 1], "desc_id": 1, "duration": 9, "cog_desc": "x", "fig_desc": "y"}
     data = home / "data/activitynet"

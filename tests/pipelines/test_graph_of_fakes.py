@@ -70,6 +70,7 @@ def data_versions(instance: dg.DagsterInstance) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_second_run_processes_no_row_and_keeps_every_data_version(home: Path, instance: dg.DagsterInstance) -> None:
     first = metadata_of(build(home, instance))
     before = data_versions(instance)

@@ -32,6 +32,7 @@ def refused(*arguments: str | Path) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tmp_path: Path) -> None:
     assert "wrote charades_fig_train.jsonl to" in ok("import-prepared", folder, "--dataset", "charades")
     plan = json.loads(ok("plan", "--dataset", "charades", "--json"))
@@ -44,6 +45,7 @@ def test_in_and_out_and_the_plan_between_says_what_was_imported(folder: Path, tm
     assert content(tmp_path / "out") == content(folder)
 
 
+@pytest.mark.slow
 def test_mistakes_are_explained_and_an_import_can_be_undone(folder: Path, tmp_path: Path) -> None:
     assert "give the folder of the prepared data" in refused("import-prepared", tmp_path / "nowhere", "-d", "charades")
     assert "--models-from and --config are for a new name" in refused(

@@ -165,6 +165,7 @@ def test_a_request_out_of_range_is_refused(values: dict[str, object], message: s
         SearchRequest(**{"text": "a dog", **values})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     code = """
 import sys

@@ -37,11 +37,13 @@ def test_help_needs_no_tables(tmp_path: Path) -> None:
     assert not imported(tmp_path, "--help") & (MODELS | GRAPH | {"polars", "numpy", "duckdb"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("status", "-d", "charades"), ("sql", "select 1")])
 def test_looking_at_tables_needs_no_model_and_no_dagster(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert not imported(tmp_path, *arguments) & (MODELS | GRAPH)
 
 
+@pytest.mark.slow
 def test_planning_needs_no_model_and_no_dagster(tmp_path: Path) -> None:
     folder = str(tmp_path / "toy")
     save_entry(tmp_path, DatasetEntry("toy", "toy", folder, folder, "nano"))

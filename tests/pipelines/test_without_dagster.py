@@ -50,6 +50,7 @@ def test_the_library_builds_and_the_commands_search_ask_plan_and_explain(home: P
     assert vsr1(home, "doctor").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["build"], ["ui"], ["experiment"]])
 def test_what_needs_dagster_says_what_to_install(command: list[str], tmp_path: Path) -> None:
     refused = vsr1(tmp_path, *command)

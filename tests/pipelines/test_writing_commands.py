@@ -175,6 +175,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(videos: Path, monkeypat
 SECRETS = ("VSR1_TEACHER_API_KEY", "VSR1_SERVE_TOKEN", "HF_TOKEN", "WANDB_API_KEY")
 
 
+@pytest.mark.slow
 def test_no_secret_of_the_environment_is_written_or_printed(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither into tables, nor into Dagster's runs, events and logs. The end to end run of the teacher is another
     test's (`test_endpoint_teacher`)."""

@@ -40,6 +40,7 @@ def test_files_that_are_as_annotated_give_no_finding(tmp_path: Path) -> None:
     assert found(entry, workers=2) == []
 
 
+@pytest.mark.slow
 def test_each_disagreement_is_found_and_says_why(tmp_path: Path) -> None:
     entry = annotate(
         tmp_path, ("good", 0, 4), ("short", 1, 9), ("short", 5, 9), ("gone", 0, 1), ("cut", 0, 1), ("two", 0, 1),

@@ -355,6 +355,7 @@ def test_without_vectors_frames_and_training_files_are_imported_and_the_rest_is_
 # ---- exports of this project ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_export_of_a_toy_imports_under_another_name_and_leaves_again_unchanged(tmp_path: Path) -> None:
     config = dataclasses.replace(NANO, toy=dataclasses.replace(NANO.toy, num_train=4, num_val=1, num_test=2))
     toy = DatasetEntry("toy", "toy", str(tmp_path / "toy/videos"), str(tmp_path / "toy"), "nano")

@@ -188,6 +188,7 @@ def test_what_is_wrong_is_named_and_nothing_is_changed(whole: Path, tmp_path: Pa
     assert left <= {"lake/leases/charades/lease.json", "lake/leases/charades/lock"}, "its number of writers goes on"
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_named_at_once(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "charades-sta")
     for damage in (cut(FRAMES), remove(VECTORS), remove("test/index/id_map.json")):

@@ -111,6 +111,7 @@ def test_evaluated_queries_are_filtered_by_outcome_and_counted(client: TestClien
     assert client.get(f"{OF}/predictions", params={"text": "%"}).json()["total"] == 0
 
 
+@pytest.mark.slow
 def test_a_query_has_its_moment_and_every_turn_of_every_method(client: TestClient) -> None:
     found = client.get(f"{OF}/prediction", params={"id": "q1_fig"}).json()
     assert (found["moment"]["query"], found["moment"]["video_id"]) == (QUERY, "pool")

@@ -104,6 +104,7 @@ def test_exactly_the_planned_rows_are_rebuilt_and_undoing_brings_the_old_ones_ba
     assert states == ["undone"]
 
 
+@pytest.mark.slow
 def test_text_right_video_added_and_rejected_queries(asked: TestClient, corrected: CorrectedWorld) -> None:
     correct(asked, changes={"query": "a cat sleeps", "video_id": "test_1"})
     span = {"query": "rain falls", "video_id": "test_0", "start_s": 4.0, "end_s": 60.0, "split": "test"}
