@@ -51,6 +51,8 @@ from vsr1_core.training.rollout import (
 )
 from vsr1_core.training.runs import TrainingRun
 
+pytestmark = pytest.mark.slow
+
 RECIPE = GRPORecipe(
     steps=1,
     queries_per_step=2,
@@ -295,7 +297,6 @@ def test_refined_loss_is_the_one_that_was_rewarded(world: World) -> None:
     torch.testing.assert_close(torch.exp(-losses), rewarded, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 def test_equal_rewards_leave_the_weights_alone(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rig(monkeypatch, [1.0])
     before = weights_of(world)
@@ -304,7 +305,6 @@ def test_equal_rewards_leave_the_weights_alone(world: World, monkeypatch: pytest
     assert {p.value for p in result.curve if p.name == "groups_of_equal_reward"} == {1.0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_one_step_makes_the_rewarded_episodes_likelier(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, temperature: float
@@ -354,7 +354,6 @@ def test_loss_equals_the_one_worked_out_by_hand(world: World, some_match: None, 
     assert float(found) == pytest.approx(expected + 0.3 * float(search.mean()), rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
 def test_micro_batches_and_checkpointing_change_nothing(
     world: World, some_match: None, tmp_path: Path, loss_type: str
@@ -369,7 +368,6 @@ def test_micro_batches_and_checkpointing_change_nothing(
     assert grads[0] == pytest.approx(grads[1], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_seed_gives_the_same_training_twice(world: World, tmp_path: Path) -> None:
     again = copy.deepcopy(world)
     recipe = replace(RECIPE, steps=2, queries_per_step=1)
@@ -381,7 +379,6 @@ def test_a_seed_gives_the_same_training_twice(world: World, tmp_path: Path) -> N
     assert other.episodes != first.episodes
 
 
-@pytest.mark.slow
 def test_every_reward_is_logged_apart_and_episodes_can_be_read(world: World, tmp_path: Path) -> None:
     result = world.train(replace(RECIPE, steps=2, queries_per_step=1, bf16=True), tmp_path)
     by_name = {name: [p for p in result.curve if p.name == name] for name in {p.name for p in result.curve}}

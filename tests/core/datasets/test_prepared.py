@@ -29,6 +29,8 @@ from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, plan_graph
 from vsr1_core.stages.loading import frames_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
