@@ -69,7 +69,8 @@ def watching_sensor(home: Path, planner: Planner) -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         assign_free_places(context.instance)
-        seen = {name: Seen(**kept) for name, kept in json.loads(context.cursor or "{}").items()}
+        kept = json.loads(context.cursor or "{}")
+        seen = {name: Seen(**of) for name, of in kept.items() if isinstance(of, dict)}  # once a stamp
         events = list[dg.AssetObservation]()
         for dataset in load_entries(home):
             try:

@@ -94,3 +94,12 @@ def test_what_cannot_be_planned_is_not_said_to_be_up_to_date(watched: Watched) -
     (watched.home / "data/toy/numbers.txt").unlink()
     _, said = watched.tick()
     assert "nothing" not in said.values()
+
+
+@pytest.mark.slow
+def test_a_cursor_of_an_earlier_version_is_gone_on_with(watched: Watched) -> None:
+    watched.cursor = '{"toy": "0123456789abcdef"}'
+    assert watched.tick() == (set(), {})
+    write_numbers(watched.home, "toy", {**START, "b": 4})
+    observed, said = watched.tick()
+    assert (observed, set(said)) == ({"numbers_on_disk"}, {"numbers", "squares", "total"})
