@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from assets._keys import asset_key
-from vsr1_core.stages.base import Check, Stage, View
-from vsr1_core.stages.checks import EVERY
+from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.checks import checks_of
 
 
 def check_specs(
@@ -24,7 +24,7 @@ def check_specs(
         ValueError: A check reads a table that may be made after the check has run.
     """
     there = _upstream(stage, stages) | {stage.name}
-    for check in _checks(stage):
+    for check in checks_of(stage):
         if late := sorted({*check.needs} - there):
             raise ValueError(
                 f"the check {check.name} of {stage.name} reads {late[0]}, which {stage.name} does not wait for; "
@@ -38,13 +38,13 @@ def check_specs(
             blocking=check.blocking,
             partitions_def=partitions_def,
         )
-        for check in _checks(stage)
+        for check in checks_of(stage)
     ]
 
 
 def check_results(stage: Stage, view: View) -> Iterator[dg.AssetCheckResult]:
     """What the checks of a stage find in the dataset's tables."""
-    for check in _checks(stage):
+    for check in checks_of(stage):
         problem = check.find(view, stage.name)
         yield dg.AssetCheckResult(
             asset_key=asset_key(stage.name),
@@ -53,10 +53,6 @@ def check_results(stage: Stage, view: View) -> Iterator[dg.AssetCheckResult]:
             severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
             metadata={"problem": problem or "none"},
         )
-
-
-def _checks(stage: Stage) -> tuple[Check, ...]:
-    return (*EVERY, *stage.checks)
 
 
 def _upstream(stage: Stage, stages: Mapping[str, Stage]) -> set[str]:

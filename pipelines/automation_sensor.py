@@ -7,18 +7,15 @@ nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from pipelines.planner import UNUSABLE
+from pipelines.planner import UNUSABLE, Planner
 from pipelines.watching import SECONDS_BETWEEN_TICKS
 from vsr1_core.datasets.registry import load_entries
-from vsr1_core.stages.base import Stage
 from vsr1_core.stages.graph import open_view, stamp
 
 QUIET = "nothing moved since the last look"
@@ -31,9 +28,9 @@ class AutomationSensor(dg.AutomationConditionSensorDefinition):  # type: ignore[
     What was seen is kept in this process only. After the code was reloaded, everything is evaluated once more.
     """
 
-    def __init__(self, home: Path, stages: Mapping[str, Stage], **options: Any) -> None:
+    def __init__(self, planner: Planner, **options: Any) -> None:
         super().__init__(**options)
-        self._home, self._stages = home, dict(stages)
+        self._planner = planner
         self._quiet: dict[str, object] | None = None
         self._one_at_a_time = threading.Lock()
 
@@ -53,21 +50,20 @@ class AutomationSensor(dg.AutomationConditionSensorDefinition):  # type: ignore[
         return {
             "last event": instance.event_log_storage.get_maximum_record_id(),
             "open runs": sorted((run.run_id, run.status.value) for run in open_runs),
-            **{f"dataset {name}": self._stamp(name) for name in load_entries(self._home)},
+            **{f"dataset {name}": self._stamp(name) for name in load_entries(self._planner.home)},
         }
 
     def _stamp(self, dataset: str) -> str:
         try:
-            return stamp(open_view(self._home, dataset, self._stages))
+            return stamp(open_view(self._planner.home, dataset, self._planner.stages))
         except UNUSABLE as error:
             return str(error)
 
 
-def automation_sensor(home: Path, stages: Mapping[str, Stage]) -> AutomationSensor:
+def automation_sensor(planner: Planner) -> AutomationSensor:
     """The sensor, which is off until it is turned on. It starts one run per dataset, and never a backfill."""
     return AutomationSensor(
-        home,
-        stages,
+        planner,
         name="run_what_changed",
         target=dg.AssetSelection.all(),
         description="Rebuilds assets that are behind their inputs. The first build of a dataset is started by hand.",

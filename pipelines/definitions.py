@@ -58,7 +58,7 @@ def _build_defs(settings: Settings, stages: Mapping[str, Stage], overrides: Mapp
     return dg.Definitions(
         assets=assets,
         jobs=build_jobs(partitions_def, groups),
-        sensors=[watching_sensor(settings.home, planner), automation_sensor(settings.home, stages)],
+        sensors=[watching_sensor(planner), automation_sensor(planner)],
         resources=resources,
         executor=executor(),
         loggers={"console": dg.colored_console_logger, "progress": progress_logger},

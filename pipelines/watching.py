@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -57,7 +56,7 @@ def _last_observed(instance: dg.DagsterInstance, observation: dg.AssetObservatio
     return last.tags.get("dagster/data_version") if last else None
 
 
-def watching_sensor(home: Path, planner: Planner) -> dg.SensorDefinition:
+def watching_sensor(planner: Planner) -> dg.SensorDefinition:
     """A sensor that observes the files of every dataset that was built before, and says which assets are behind. It is
     off until it is turned on in the UI."""
 
@@ -72,7 +71,7 @@ def watching_sensor(home: Path, planner: Planner) -> dg.SensorDefinition:
         kept = json.loads(context.cursor or "{}")
         seen = {name: Seen(**of) for name, of in kept.items() if isinstance(of, dict)}  # once a stamp
         events = list[dg.AssetObservation]()
-        for dataset in load_entries(home):
+        for dataset in load_entries(planner.home):
             try:
                 found, now = _look(context, planner, dataset, seen.get(dataset, Seen()))
             except UNUSABLE as error:

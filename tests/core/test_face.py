@@ -10,10 +10,9 @@ import polars as pl
 import pytest
 
 import vsr1_core as vsr1
-from vsr1_core.home import building
 from vsr1_core.home.home import Home
 from vsr1_core.home.search import SearchRequest, search_once, search_together
-from vsr1_core.stages import loading
+from vsr1_core.stages import checks, loading
 from vsr1_core.stages.base import Check
 
 pytestmark = pytest.mark.slow
@@ -132,7 +131,7 @@ def test_a_blocking_check_stops_a_build_and_another_one_is_said(home: Home, monk
     monkeypatch.setattr(home, "log", lines.append)
     odd = Check("is_odd", "It is not odd.", lambda _, asset: "it is odd" * (asset == "moments"), blocking=False)
     bad = Check("is_bad", "It is not bad.", lambda _, asset: "it is bad" * (asset == "frame_tensors"))
-    monkeypatch.setattr(building, "EVERY", (odd, bad))
+    monkeypatch.setattr(checks, "EVERY", (odd, bad))
     with pytest.raises(ValueError, match=r"^frame_tensors, is_bad: it is bad$"):
         home.build("nano", ["video_index"])
     assert "warning: moments, is_odd: it is odd" in lines

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Stage, View
-from vsr1_core.stages.checks import EVERY
+from vsr1_core.stages.checks import checks_of
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import writing
 from vsr1_core.stages.unmoved import build_stage
@@ -66,7 +66,7 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
 
 
 def _check(view: View, stage: Stage, execution: Execution) -> None:
-    for check in (*EVERY, *stage.checks):
+    for check in checks_of(stage):
         problem = check.find(view, stage.name)
         if problem and check.blocking:
             raise ValueError(f"{stage.name}, {check.name}: {problem}")

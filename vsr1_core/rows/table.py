@@ -25,7 +25,7 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.rows.files import atomic_path, read_json, write_json
+from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.places import PATH_COLUMNS, Places
 
@@ -91,10 +91,7 @@ class Table:
     def state(self) -> list[Any]:
         """What tells the committed rows from those of any other commit; empty where there are none."""
         newest = self._newest()
-        if newest is None:
-            return []
-        stat = newest.stat()
-        return [newest.name, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        return [] if newest is None else [newest.name, *file_state(newest)]
 
     def exists(self) -> bool:
         """Whether any rows have been committed."""

@@ -11,7 +11,7 @@ import polars as pl
 from vsr1_core.datasets.benchmarks import BENCHMARKS, wrong_row_count
 from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.evaluation.refinement import warnings_by_split
-from vsr1_core.stages.base import Check, View
+from vsr1_core.stages.base import Check, Stage, View
 from vsr1_core.stages.corrections import corrected_moments, corrections_file
 
 MAX_FAILED_SHARE = 0.05
@@ -131,6 +131,12 @@ EVERY = (
     Check("few_rows_failed", "At most 5 % of the rows failed.", many_failures, blocking=False),
 )
 """The checks of every table."""
+
+
+def checks_of(stage: Stage) -> tuple[Check, ...]:
+    """All checks of a stage's table."""
+    return (*EVERY, *stage.checks)
+
 
 SOME_USABLE = Check("some_rows_are_usable", "At least one row is ok, where the table has rows.", nothing_readable)
 SOME_READABLE = Check(

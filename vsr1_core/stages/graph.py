@@ -16,6 +16,7 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
+from vsr1_core.rows.files import file_state
 from vsr1_core.rows.increments import Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
@@ -126,18 +127,9 @@ def stamp(view: View) -> str:
     imported = view.imported.folder if view.imported else None
     files = sources.file_facts(view.entry)
     versions = {name: stage.version for name, stage in view.stages.items()}
-    written = [_written(path) for path in read]
+    written = [file_state(path) for path in read]
     configs = [view.config, models.config if models else None]  # the owner's decides which checkpoints exist
     return fingerprint([versions, view.entry, configs, files, written, str(imported)])
-
-
-def _written(path: Path) -> list[int]:
-    """When a file was written, and its inode, which differs between two writes within the clock's resolution."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return []
-    return [stat.st_mtime_ns, stat.st_ino]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.datasets import sources
-from vsr1_core.rows.files import check_name, read_json, write_json
+from vsr1_core.rows.files import check_name, file_state, read_json, write_json
 from vsr1_core.rows.increments import CommittedIds, Outcome, Plan
 from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import Stage, View
@@ -63,7 +63,7 @@ class Standing:
         view, models, stages = self.view, self.view.models_view(), self.view.stages.values()
         lent = [models.entry, models.config, [models.table(s.name).state() for s in stages]] if models else []
         named = [[s.name, s.version, type(s).__qualname__] for s in stages]
-        records = [_written(path) for s in stages for path in s.records(view)]
+        records = [file_state(path) for s in stages for path in s.records(view)]
         place = [str(view.lake.root.absolute()), str(view.home)]
         code = [code_digest(), sys.version, pl.__version__]
         return fingerprint([code, named, place, view.entry, view.config, lent, records])
@@ -132,14 +132,6 @@ class Standing:
 
     def _path(self, stage: Stage) -> Path:
         return self.view.lake.cache("plans") / check_name(self.view.entry.name) / f"{stage.name}.json"
-
-
-def _written(path: Path) -> list[int]:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return []
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def build_stage(view: View, stage: Stage, run: Execution) -> Outcome:
