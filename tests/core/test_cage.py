@@ -37,10 +37,12 @@ def poster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sampled(paths: list[Path], limits: VideoLimits, folder: Path) -> list[Any]:
-    """The results of one worker that samples these videos in turn."""
-    tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, RECIPE, limits, True) for p in paths]
-    return list(map_in_processes(_sample_video, tasks, 1, 60))
+def sampled(
+    paths: list[Path], limits: VideoLimits, folder: Path, recipe: FrameRecipe = RECIPE, workers: int = 1
+) -> list[Any]:
+    """The results of workers that sample these videos in turn."""
+    tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, recipe, limits, True) for p in paths]
+    return list(map_in_processes(_sample_video, tasks, workers, 60))
 
 
 @pytest.mark.slow

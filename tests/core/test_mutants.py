@@ -6,16 +6,13 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.core.test_cage import sampled
 from tests.core.test_differential_decoding import CONTAINERS, STARTS_LATE, make
 from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.recipes import FrameRecipe
-from vsr1_core.rows.files import read_stamp
-from vsr1_core.rows.workers import map_in_processes
-from vsr1_core.stages.frames import _sample_video
 
 RECIPE = FrameRecipe(fps=10.0, max_frames=16, max_pixels=64 * 64)
 LIMITS = VideoLimits(memory_gb=1.0, cpu_s=20.0)
@@ -87,16 +84,11 @@ def mutants(files: list[Path], folder: Path, seeds: range) -> list[Path]:
     return made
 
 
-def sampled(paths: list[Path], folder: Path) -> list[Any]:
-    tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, RECIPE, LIMITS, True) for p in paths]
-    return list(map_in_processes(_sample_video, tasks, 2, 60))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, 17))])
 def test_a_damaged_video_is_a_row_with_a_reason_or_without(files: list[Path], tmp_path: Path, part: int) -> None:
     paths = mutants(files, tmp_path, range(3 * part, 3 * part + 3))
-    results = sampled([*paths, files[0]], tmp_path)
+    results = sampled([*paths, files[0]], LIMITS, tmp_path, RECIPE, workers=2)
     assert len(results) == len(paths) + 1
     errors = {result.item[0]: result.error for result in results}
     assert errors.pop(files[0].name) is None, "the workers go on"
