@@ -157,7 +157,7 @@ def test_workers_killed_in_the_middle_cost_no_row_and_change_none(world: World, 
     log = list[str]()
     rows = world.by_workers("predictions.sqr_sft", cluster, 1, log)
     first = next(rows)
-    kill_model_workers(cluster)
+    kill_model_workers(cluster)  # by now it may have ended this share, or be between its last row and its end
     world.check("predictions.sqr_sft", [first, *rows])
     assert re.search(LOST, "\n".join(log))
 

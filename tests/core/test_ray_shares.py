@@ -130,6 +130,19 @@ def test_a_worker_lost_before_it_is_ready_blames_no_row() -> None:
     assert [len(share) for share in ray.started] == [3] * 20
 
 
+def test_a_worker_lost_after_its_last_row_and_before_its_end_is_told_and_costs_nothing() -> None:
+    def answers(items: list[str]) -> Iterator[Any]:
+        yield from well(items)
+        if "a" in items:
+            yield Died()
+
+    ray, log = PretendedRay(answers), list[str]()
+    found = shared(ray, "abcdef", count=1, log=log)
+    assert {name: r.value for name, r in found.items()} == {name: name.upper() for name in "abcdef"}
+    assert log == ["Ray: a worker was lost (Died); its 0 unfinished rows are started again"]
+    assert ray.started == [list("abcd"), list("ef")]
+
+
 def test_a_silent_worker_is_stopped_and_its_rows_go_on() -> None:
     silent = iter([True])
 

@@ -213,7 +213,7 @@ class Shares(Generic[Item, Value]):
         num_losses = share.num_losses + share.is_at_work if len(items) == 1 else int(share.is_at_work)
         if num_losses == MAX_LOSSES:
             yield Result(items[0], None, f"{reason}, {MAX_LOSSES} times with this row")
-        elif items:
+        else:
             self._log(f"Ray: {reason}; its {len(items)} unfinished rows are started again")
             parts = self._places.parts(items) if share.is_at_work else [items]
             self._waiting += [_Share(dict(enumerate(part)), num_losses) for part in parts]
