@@ -19,6 +19,7 @@ from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from assets._runs import LEASE_TAG, process_events
+from pipelines.event_log import instance_of
 from pipelines.settings import POSTGRES_URL, uses_postgres
 from vsr1_core.rows.files import atomic_path
 from vsr1_core.rows.lake import Lake
@@ -63,7 +64,7 @@ def dagster_home(home: Path) -> Path:
 
 def open_instance(home: Path) -> dg.DagsterInstance:
     """Open the Dagster instance of this home, which is also the one that the UI shows."""
-    return dg.DagsterInstance.from_config(str(dagster_home(home)))
+    return instance_of(dagster_home(home))
 
 
 def process_tags() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines import instance
+from pipelines.event_log import MAX_OPEN, EventLog
 from pipelines.instance import dagster_home, free_places_assigned, open_instance
 from pipelines.progress import progress_logger
 from pipelines.settings import uses_postgres
@@ -23,6 +25,54 @@ def test_without_a_database_everything_is_in_the_home(tmp_path: Path) -> None:
         assert opened.run_monitoring_enabled
         assert opened.get_concurrency_config().pool_config.default_pool_limit == 1
     assert (tmp_path / "dagster" / "history").is_dir()
+
+
+OTHER_STORAGE = {
+    "storage": {"sqlite": {"base_dir": "{folder}/other"}},
+    "event_log_storage": {
+        "module": "dagster._core.storage.event_log",
+        "class": "ConsolidatedSqliteEventLogStorage",
+        "config": {"base_dir": "{folder}/other"},
+    },
+}
+
+
+@pytest.mark.parametrize("key", OTHER_STORAGE)
+def test_storage_that_the_settings_name_is_used(tmp_path: Path, key: str) -> None:
+    text = yaml.safe_dump({key: OTHER_STORAGE[key]}).replace("{folder}", str(tmp_path))
+    (dagster_home(tmp_path) / "dagster.yaml").write_text(text)
+    with open_instance(tmp_path) as opened:
+        assert not isinstance(opened.event_log_storage, EventLog)
+    assert list((tmp_path / "other").rglob("*.db"))
+
+
+@dg.asset
+def few_rows() -> int:
+    return 1
+
+
+def test_events_reach_dagsters_own_storage_from_several_threads_and_few_databases_stay_open(tmp_path: Path) -> None:
+    with open_instance(tmp_path) as opened, dg.DagsterInstance.from_config(str(dagster_home(tmp_path))) as plain:
+        log = opened.event_log_storage
+        assert isinstance(log, EventLog)
+        runs = [dg.materialize([few_rows], instance=opened).run_id for _ in range(MAX_OPEN + 2)]
+        with ThreadPoolExecutor(4) as threads:
+            seen = list(threads.map(lambda run: len(opened.all_logs(run)), runs * 3))
+        assert seen == [len(plain.all_logs(run)) for run in runs] * 3
+        assert min(seen) > 10
+        assert len(plain.fetch_materializations(few_rows.key, limit=99).records) == len(runs)
+        assert _open_databases(tmp_path) <= MAX_OPEN
+    assert _open_databases(tmp_path) == 0
+    with open_instance(tmp_path) as again:
+        assert dg.materialize([few_rows], instance=again).success
+        again.wipe()
+        assert again.all_logs(runs[0]) == []
+
+
+def _open_databases(home: Path) -> int:
+    """Event databases that this process has open."""
+    files = {fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+    return sum(file.is_relative_to(home / "dagster/history/runs") and file.suffix == ".db" for file in files)
 
 
 def test_an_edited_file_is_kept(tmp_path: Path) -> None:

@@ -170,11 +170,13 @@ def refresh(home: Path, stages: Mapping[str, Stage] | None = None) -> Path:
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, stages: Mapping[str, Stage]) -> None:
+    connection.begin()  # one transaction: each of hundreds would wait for the disk
     for view in made_views(stages):
         for statement in _statements(view):
             connection.execute(statement)
         for statement in list(_column_comments(connection, view)):
             connection.execute(statement)
+    connection.commit()
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duckdb.DuckDBPyConnection:
