@@ -13,6 +13,7 @@ import dagster as dg
 from assets._keys import asset_key
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import checks_of
+from vsr1_core.stages.graph import with_all_before
 
 
 def check_specs(
@@ -23,7 +24,7 @@ def check_specs(
     Raises:
         ValueError: A check reads a table that may be made after the check has run.
     """
-    there = _upstream(stage, stages) | {stage.name}
+    there = with_all_before(stage.upstream, lambda name: stages[name].upstream) | {stage.name}
     for check in checks_of(stage):
         if late := sorted({*check.needs} - there):
             raise ValueError(
@@ -53,14 +54,3 @@ def check_results(stage: Stage, view: View) -> Iterator[dg.AssetCheckResult]:
             severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
             metadata={"problem": problem or "none"},
         )
-
-
-def _upstream(stage: Stage, stages: Mapping[str, Stage]) -> set[str]:
-    """Everything that has run before the stage."""
-    found, left = set[str](), [*stage.upstream]
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
-            left += stages[name].upstream
-    return found

@@ -8,7 +8,7 @@ import dagster as dg
 
 
 def place_in_run(context: dg.AssetExecutionContext) -> tuple[int, int]:
-    """(which asset of its run this is, from 1; how many there are). A check that is a step of its own does not count.
+    """(which asset of its run this is, from 1; how many there are).
 
     The place follows from the job alone, so that it is the same in a process of the step's own, where no event of the
     other steps is read. It is that of `start_order`.
@@ -19,8 +19,7 @@ def place_in_run(context: dg.AssetExecutionContext) -> tuple[int, int]:
         name: {output.node_name for output in job.dependency_structure.all_upstream_outputs_from_node(name)} & {*names}
         for name in names
     }
-    assets = {key.to_python_identifier() for key in job.asset_layer.selected_asset_keys}
-    started = [name for name in start_order(needed) if name in assets]
+    started = start_order(needed)
     return started.index(context.node_handle.name) + 1, len(started)
 
 

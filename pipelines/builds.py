@@ -27,7 +27,7 @@ from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import View
-from vsr1_core.stages.graph import open_view, stages_of
+from vsr1_core.stages.graph import open_view, stages_of, with_all_before
 from vsr1_core.stages.removals import ALLOW_TAG
 
 RUN_CONFIG: Mapping[str, Any] = {"loggers": {"progress": {}}}
@@ -168,13 +168,8 @@ def select_assets(defs: dg.Definitions, text: str, view: View) -> list[dg.AssetK
         else:
             selection = _parsed(part, [*by_name, *groups])
         chosen |= selection.resolve(graph)
-    left, found = list(chosen), set[dg.AssetKey]()
-    while left:
-        key = left.pop()
-        if key not in found:
-            found.add(key)
-            left += [] if adopted(view, ".".join(key.path)) else graph.get(key).parent_keys
-    return sorted(found & built)
+    reads = lambda key: () if adopted(view, ".".join(key.path)) else graph.get(key).parent_keys  # noqa: E731
+    return sorted(with_all_before(chosen, reads) & built)
 
 
 def _parsed(part: str, known: Sequence[str]) -> dg.AssetSelection:

@@ -24,6 +24,41 @@ if TYPE_CHECKING:
 MAX_LISTED = 20
 """How many findings of one kind the table lists; CSV and JSON list all of them."""
 
+VideosOption = Annotated[Path | None, typer.Option(help="Folder with the video files; subfolders are included.")]
+AnnotationsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A CSV file with the columns video, start, end, query; a JSONL file in the FIG schema; or, for a "
+        "VERIFIED FIG dataset, the folder of its files."
+    ),
+]
+ModelsFromOption = Annotated[
+    str | None,
+    typer.Option(help="Dataset whose models are borrowed (default: toy, unless --config names other models)."),
+]
+TrainOwnOption = Annotated[
+    bool, typer.Option("--train-own", help="Train models of its own on its annotations, and borrow none.")
+]
+PolicyOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of the model that looks at videos and refines queries.")
+]
+EmbedderOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of the model that embeds queries and videos.")
+]
+KindOption = Annotated[
+    str, typer.Option(help="Format of the annotations, if it is neither CSV nor JSONL: see docs/contributing.md.")
+]
+ToyOption = Annotated[
+    bool, typer.Option("--toy", help="Render videos instead of reading your own, e.g. with --config nano.")
+]
+SearchOnlyOption = Annotated[
+    bool, typer.Option("--search-only", help="Only rank its videos by the embedder: no policy, nothing trained.")
+]
+WindowOption = Annotated[
+    float | None,
+    typer.Option(help="Seconds: longer videos are searched in overlapping windows of this length; 0: as a whole."),
+]
+
 datasets = typer.Typer(help="Manage datasets: list, add, show, check, sync, remove.", no_args_is_help=True)
 sync_command.register(datasets)
 
@@ -164,43 +199,18 @@ def _print_findings(name: str, findings: Sequence[Finding]) -> None:
 @command
 def dataset_add(
     name: Annotated[str, typer.Argument(help="A name for the dataset.")],
-    videos: Annotated[Path | None, typer.Option(help="Folder with the video files; subfolders are included.")] = None,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(
-            help="A CSV file with the columns video, start, end, query; a JSONL file in the FIG schema; or, for a "
-            "VERIFIED FIG dataset, the folder of its files."
-        ),
-    ] = None,
-    models_from: Annotated[
-        str | None,
-        typer.Option(help="Dataset whose models are borrowed (default: toy, unless --config names other models)."),
-    ] = None,
-    train_own: Annotated[
-        bool, typer.Option("--train-own", help="Train models of its own on its annotations, and borrow none.")
-    ] = False,
+    videos: VideosOption = None,
+    annotations: AnnotationsOption = None,
+    models_from: ModelsFromOption = None,
+    train_own: TrainOwnOption = False,
     config: ConfigOption = None,
     assignments: SetOption = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the model that looks at videos and refines queries.")
-    ] = None,
-    embedder: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the model that embeds queries and videos.")
-    ] = None,
-    kind: Annotated[
-        str,
-        typer.Option(help="Format of the annotations, if it is neither CSV nor JSONL: see docs/contributing.md."),
-    ] = "",
-    toy: Annotated[
-        bool, typer.Option("--toy", help="Render videos instead of reading your own, e.g. with --config nano.")
-    ] = False,
-    search_only: Annotated[
-        bool, typer.Option("--search-only", help="Only rank its videos by the embedder: no policy, nothing trained.")
-    ] = False,
-    window: Annotated[
-        float | None,
-        typer.Option(help="Seconds: longer videos are searched in overlapping windows of this length; 0: as a whole."),
-    ] = None,
+    policy: PolicyOption = None,
+    embedder: EmbedderOption = None,
+    kind: KindOption = "",
+    toy: ToyOption = False,
+    search_only: SearchOnlyOption = False,
+    window: WindowOption = None,
 ) -> None:
     """Register a dataset: your own videos, or the folders of a VERIFIED FIG dataset.
 

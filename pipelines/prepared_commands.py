@@ -20,17 +20,20 @@ CopyOption = Annotated[
 ]
 
 
+DatasetToImport = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="A name from vsr1 dataset list, or a new one, which is registered.",
+        autocompletion=completion.datasets,
+    ),
+]
+
+
 @command
 def import_prepared(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            "-d",
-            help="A name from vsr1 dataset list, or a new one, which is registered.",
-            autocompletion=completion.datasets,
-        ),
-    ],
+    dataset: DatasetToImport,
     folder: Annotated[
         Path | None, typer.Argument(help="The folder of one dataset, which contains raw_annotation/.")
     ] = None,

@@ -17,7 +17,7 @@ from vsr1_core.stages.adopted import adopted
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.checks import checks_of
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.graph import writing
+from vsr1_core.stages.graph import with_all_before, writing
 from vsr1_core.stages.unmoved import build_stage
 
 if TYPE_CHECKING:
@@ -93,11 +93,6 @@ def with_upstream(view: View, names: Sequence[str]) -> list[str]:
     if unknown:
         meant, known = did_you_mean(unknown[0], {*stages, *groups}), ", ".join(sorted({*stages, *groups}))
         raise ValueError(f"no asset or group {unknown[0]!r}{meant or ';'} there are: {known}")
-    chosen: set[str] = set()
-    left = [name for name, stage in stages.items() if name in names or stage.group in names]
-    while left:
-        name = left.pop()
-        if name not in chosen:
-            chosen.add(name)
-            left += () if adopted(view, name) else stages[name].upstream
+    asked = [name for name, stage in stages.items() if name in names or stage.group in names]
+    chosen = with_all_before(asked, lambda name: () if adopted(view, name) else stages[name].upstream)
     return [name for name in stages if name in chosen]

@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import polars as pl
 
@@ -22,6 +23,8 @@ from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
 from vsr1_core.stages.unmoved import Standing
+
+Key = TypeVar("Key")
 
 GROUPS = (
     *("sources", "corpus", "media", "checkpoints", "embeddings", "retrieval"),
@@ -88,10 +91,19 @@ def stages_of(view: View) -> dict[str, Stage]:
     its index is made with."""
     if not view.entry.search_only:
         return dict(view.stages)
-    wanted = {INDEX}
-    for name, stage in reversed(list(view.stages.items())):
-        wanted.update(stage.upstream if name in wanted else ())
+    wanted = with_all_before([INDEX], lambda name: view.stages[name].upstream)
     return {name: stage for name, stage in view.stages.items() if name in wanted}
+
+
+def with_all_before(names: Iterable[Key], reads: Callable[[Key], Iterable[Key]]) -> set[Key]:
+    """The names and everything that is made before them, by what each of them reads."""
+    found, left = set[Key](), list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += reads(name)
+    return found
 
 
 @contextlib.contextmanager
