@@ -6,8 +6,7 @@ import contextlib
 import ipaddress
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import pytest
 from vsr1_core.rows.boundary import Result
 
 NODE_MEMORY = {"object_store_memory": 80 << 20}
+START_S = 120
+"""Within so many seconds all nodes have to be there."""
 
 
 @contextlib.contextmanager
@@ -26,9 +27,10 @@ def small_cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_health_check_period_ms", "500")  # a dead node is noticed sooner
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # else a machine whose memory others use loses workers
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **NODE_MEMORY})
         made.add_node(num_cpus=2, **NODE_MEMORY)
-        made.wait_for_nodes()
+        made.wait_for_nodes(START_S)
         yield made
         made.shutdown()
 
@@ -42,14 +44,6 @@ def outcomes(results: Iterator[Result[Any, Any]]) -> dict[Any, Result[Any, Any]]
     return found
 
 
-def until(is_so: Callable[[], bool], seconds: int = 60) -> None:
-    for _ in range(10 * seconds):
-        if is_so():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
 def model_workers(cluster: Any) -> list[int]:
     """Processes of the model workers on the cluster's nodes."""
     raylets = {process.pid for node in cluster.list_all_nodes() for process in _raylets(node)}
@@ -59,7 +53,8 @@ def model_workers(cluster: Any) -> list[int]:
 def kill_model_workers(cluster: Any) -> None:
     """Kill those that are there now."""
     for pid in model_workers(cluster):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one of earlier work was about to end
+            os.kill(pid, signal.SIGKILL)
 
 
 def _raylets(node: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.waiting import until
 from vsr1_core.media.cage import caged
 from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.rows.ray_shares import READY, WorkerIsBroken
@@ -47,6 +48,13 @@ def wait_for_file(task: tuple[int, str]) -> int:
     while path and not Path(path).exists():
         time.sleep(0.05)
     return number
+
+
+def started_process(gate: Path, number: int) -> int:
+    """The process in which `wait_for_file` waits for the gate with a number, once it does."""
+    said = Path(f"{gate}.{number}")
+    until(lambda: said.exists() and said.read_text())
+    return int(said.read_text())
 
 
 def shard_maker() -> Callable[[list[str]], Iterator[str | tuple[int, str | None, str | None]]]:

@@ -27,7 +27,7 @@ NOTICES_NOTHING = {"RAY_health_check_failure_threshold": "10000"}
 DRIVER = f"""
 import json, sys
 from pathlib import Path
-from tests.ray_cluster import until
+from tests.waiting import until
 from tests.workers import slow_shard_maker
 from vsr1_core.rows import ray_shares
 from vsr1_core.rows.ray_actors import ModelWorkers, map_shards_on_ray

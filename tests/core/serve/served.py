@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,14 @@ def write_home(home: Path) -> Path:
 @dataclass
 class FakeModels:
     """Answers in place of models. batches: the texts of each batch; a text that contains `poison` fails its batch;
-    `delay_s` is slept in each batch."""
+    `wait` is called in each batch before it is answered."""
 
-    delay_s: float = 0.0
+    wait: Callable[[], object] = lambda: None
     batches: list[list[str]] = field(default_factory=list)
 
     def run(self, dataset: str, requests: Sequence[SearchRequest], told: Told) -> list[Found]:
         self.batches.append([request.text for request in requests])
-        time.sleep(self.delay_s)
+        self.wait()
         for request in requests:
             if "poison" in request.text:
                 raise RuntimeError(f"cannot search for {request.text} in /secret/place")
@@ -139,7 +139,7 @@ class FakeModels:
 
 
 def state_of(home: Path, models: FakeModels, limits: Limits | None = None) -> ServerState:
-    limits = limits or Limits(body_s=1.0, search_s=20.0)
+    limits = limits or Limits()
     engine = Engine(models.run, limits.num_waiting, max_batch=8)
     return ServerState(Library(home), engine, Conversions(home / "converted", limits.converted_bytes, 60), limits)
 
@@ -162,7 +162,7 @@ def running(state: ServerState, access: Access | None = None) -> Iterator[str]:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=60)
 
 
 @contextlib.contextmanager

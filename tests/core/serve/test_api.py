@@ -79,8 +79,10 @@ def test_a_search_that_breaks_says_nothing_of_this_machine(client: TestClient) -
 
 
 def test_a_search_that_takes_too_long_is_given_up(home: Path) -> None:
-    with client_of(state_of(home, FakeModels(delay_s=1.0), Limits(search_s=0.2))) as client:
+    given_up = threading.Event()
+    with client_of(state_of(home, FakeModels(lambda: given_up.wait(60)), Limits(search_s=0.2))) as client:
         answer = client.post("/api/search", json=ASK)
+        given_up.set()
         assert (answer.status_code, answer.json()["detail"]) == (504, "the search did not end within 0.2 s")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.core.serve.served import DATASET, FakeModels, client_of, state_of
+from tests.waiting import until
 from vsr1_core.home.search import SearchRequest
 from vsr1_core.home.search_result import Found, ShownTurn
 from vsr1_core.serve.engine import Busy, Engine, Failed, Job, Limits
@@ -31,7 +32,7 @@ class Told:
 
     @property
     def end(self) -> Any:
-        assert self.ended.wait(10), "it did not end"
+        assert self.ended.wait(60), "it did not end"
         return self.events[-1]
 
 
@@ -47,13 +48,12 @@ def held() -> tuple[Engine, FakeModels, Callable[[], None]]:
     models, gate = FakeModels(), threading.Event()
 
     def run(dataset: str, requests: Any, told: Any) -> list[Found]:
-        assert gate.wait(10)
+        assert gate.wait(60)
         return models.run(dataset, requests, told)
 
     engine = Engine(run, max_waiting=40, max_batch=8)
     first = submit(engine, "first")
-    while engine.num_waiting:
-        time.sleep(0.001)
+    until(lambda: engine.num_waiting == 0, every_s=0.001)
     assert not first.events
     return engine, models, gate.set
 
@@ -100,7 +100,7 @@ def test_too_many_are_refused_and_late_or_unwanted_ones_dropped(held: Any) -> No
 def test_closing_fails_what_waits(held: Any) -> None:
     engine, _, let_go = held
     waiting = submit(engine, "waiting")
-    threading.Timer(0.05, let_go).start()
+    threading.Thread(target=lambda: (waiting.ended.wait(60), let_go())).start()
     engine.close()
     assert isinstance(waiting.end.error, Busy)
     with pytest.raises(Busy):
@@ -108,8 +108,9 @@ def test_closing_fails_what_waits(held: Any) -> None:
 
 
 def test_of_32_searches_at_once_none_is_lost_and_each_gets_what_it_gets_alone(home: Path) -> None:
-    models = FakeModels(delay_s=0.02)
-    with client_of(state_of(home, models)) as client:
+    models = FakeModels()
+    state = state_of(home, models)
+    with client_of(state) as client:
         texts = [f"a dog number {number}" for number in range(32)]
 
         def ask(text: str) -> dict[str, Any]:
@@ -119,20 +120,32 @@ def test_of_32_searches_at_once_none_is_lost_and_each_gets_what_it_gets_alone(ho
 
         alone = {text: ask(text) for text in texts[:4]}
         models.batches.clear()
+        models.wait = lambda: (
+            len(models.batches) > 1 or until(lambda: len(models.batches[0]) + state.engine.num_waiting == 32)
+        )
         with ThreadPoolExecutor(32) as pool:
             together = dict(zip(texts, pool.map(ask, texts), strict=True))
     assert sorted(text for batch in models.batches for text in batch) == sorted(texts)
     assert all(found["text"] == text for text, found in together.items())
     assert {text: together[text] for text in alone} == alone
-    assert len(models.batches) < 32, "searches that wait share a batch"
+    first, *others = map(len, models.batches)
+    assert others == [min(8, left) for left in range(32 - first, 0, -8)], "searches that wait share a batch"
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_again(home: Path) -> None:
-    models = FakeModels(delay_s=0.3)
-    with client_of(state_of(home, models, Limits(num_waiting=1))) as client, ThreadPoolExecutor(6) as pool:
-        ask = {"text": "a dog", "dataset": DATASET}
-        answers = list(pool.map(lambda _: client.post("/api/search", json=ask), range(6)))
-    refused = [answer for answer in answers if answer.status_code == 503]
-    assert refused
-    assert all(answer.headers["retry-after"] for answer in refused)
-    assert {answer.status_code for answer in answers} == {200, 503}
+    gate = threading.Event()
+    models = FakeModels(lambda: gate.wait(60))
+    state = state_of(home, models, Limits(num_waiting=1))
+    with client_of(state) as client, ThreadPoolExecutor(2) as pool:
+
+        def ask() -> Any:
+            return client.post("/api/search", json={"text": "a dog", "dataset": DATASET})
+
+        running = pool.submit(ask)
+        until(lambda: models.batches)
+        waiting = pool.submit(ask)
+        until(lambda: state.engine.num_waiting == 1)
+        refused = ask()
+        gate.set()
+        assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (503, True)
+        assert [answer.result().status_code for answer in (running, waiting)] == [200, 200]
