@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,9 @@ def test_a_video_that_needs_too_much_memory_fails_alone(tmp_path: Path, clip: Pa
 @pytest.mark.slow
 def test_processor_time_is_bounded_for_each_task_and_not_for_the_worker(tmp_path: Path) -> None:
     burning = [0.7, 60.0, 0.7, 0.7]
-    begun = time.process_time()
     errors = [r.error for r in map_in_processes(partial(burn, cpu_s=1.0), burning, 1, 120)]
     assert [error is None for error in errors] == [True, False, True, True]
     assert "needs more than 1 s of processor time, which the video limits (cpu_s)" in str(errors[1])
-    assert time.process_time() - begun < 30
 
 
 def test_a_file_may_not_grow_without_bound(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from vsr1_core.reasoning.conversation import (
@@ -218,14 +216,14 @@ def test_a_query_with_tags_in_it_does_not_reach_the_parser():
     assert parse_answer("I do not know", 5.0).decision == "unknown"
 
 
+@pytest.mark.timeout(200)
 def test_huge_texts_are_read_in_linear_time():
+    """All together take a second; a reader in quadratic time would need minutes for one of them."""
     texts = ["<answer>" * 100_000, "<think>" + "a " * 500_000, "<start>" * 100_000 + MATCH, " " * 500_000]
     for start in (" " * 500_000, "1" * 500_000 + "y", "1:" * 250_000, "1," * 250_000, "1s" * 250_000):
         texts.append(f"<answer>matched</answer><start>{start}</start><end>5</end>")
-    started = time.process_time()
     for text in texts:
         parse_answer(text, 10.0)
-    assert time.process_time() - started < 5
 
 
 def test_a_bad_answer_cannot_be_written():

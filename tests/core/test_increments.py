@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -109,7 +110,7 @@ def test_a_killed_run_loses_a_shard_or_a_few_seconds(
 ) -> None:
     """What is saved when row 8 of 10 is begun: whole shards of 3, or what is older than a few seconds."""
     now, saved = [0.0], []
-    monkeypatch.setattr(increments.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(increments, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def slow(ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         for number, row_id in enumerate(ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from vsr1_core.rows.progress import Log, Progress, duration_text
 def clock(monkeypatch: pytest.MonkeyPatch) -> itertools.count[int]:
     """A second passes at each look at the clock."""
     ticks = itertools.count()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))  # for no other thread
     return ticks
 
 
@@ -46,7 +47,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def lines_of(self, arrivals: list[tuple[float, int]], total: int, done_before: int = 0) -> list[str]:
         """arrivals: (seconds, how many are done by then), noted one unit at a time."""

@@ -150,18 +150,19 @@ def test_a_reader_goes_on_while_the_views_are_replaced(home: Path) -> None:
         warehouse.query(home, "select * from predictions")
 
 
-NUM_ASKED = 1_000
+NUM_ASKED, NUM_STATES = 1_000, 6
+"""The reader asks so often, and until it has read so many states."""
 READER = """
 import duckdb, sys
-database, num_asked = sys.argv[1], int(sys.argv[2])
+database, num_asked, num_states = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 states = set()
-for _ in range(num_asked // 20):
+while num_asked > 0 or len(states) < num_states:
+    num_asked -= 20
     with duckdb.connect(database, read_only=True) as connection:
         for _ in range(20):
             row = connection.execute("select count(*), min(duration_s), max(duration_s) from moments").fetchone()
             assert row[1] == row[2] and row[0] == 300 + row[1], row
             states.add(row[1])
-print(len(states))
 """
 
 
@@ -174,8 +175,8 @@ def test_another_process_reads_whole_tables_while_commits_replace_them(home: Pat
         commit_rows(Lake(home / "lake"), "moments", "toy", "query_id", MOMENT_COLUMNS, rows)
 
     commit(0)
-    command = [sys.executable, "-c", READER, str(warehouse.database_path(home)), str(NUM_ASKED)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as reader:
+    command = [sys.executable, "-c", READER, str(warehouse.database_path(home)), str(NUM_ASKED), str(NUM_STATES)]
+    with subprocess.Popen(command, cwd="/") as reader:
         for number in itertools.count(1):
             commit(number % 100)
             if number % 10 == 0:
@@ -183,10 +184,7 @@ def test_another_process_reads_whole_tables_while_commits_replace_them(home: Pat
             time.sleep(0.05)
             if reader.poll() is not None:
                 break
-        assert reader.stdout is not None
-        said = reader.stdout.read()
     assert reader.returncode == 0, "it told what it read on stderr"
-    assert int(said) > 5, "it read while there was nothing new"
 
 
 def test_outcomes_are_those_of_the_report(home: Path) -> None:

@@ -17,16 +17,10 @@ HEAVY = ("torch", "transformers", "trl", "faiss", "av", "decord", "datasets", "p
 @pytest.mark.slow
 def test_importing_the_definitions_loads_no_heavy_package(tmp_path: Path) -> None:
     """Every step, sensor tick and reload pays for this import; with torch it takes several seconds more."""
-    code = (
-        "import sys, json, time; start = time.process_time()\n"
-        "import pipelines.definitions\n"
-        "print(json.dumps([time.process_time() - start, sorted(sys.modules)]))"
-    )
+    code = "import sys, json\nimport pipelines.definitions\nprint(json.dumps(sorted(sys.modules)))"
     environ = {"VSR1_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
-    seconds, modules = json.loads(out.stdout.splitlines()[-1])
-    assert not set(HEAVY) & set(modules)
-    assert seconds < 20, f"{seconds:.1f} s; about 1 is usual on an idle machine"
+    assert not set(HEAVY) & set(json.loads(out.stdout.splitlines()[-1]))
     assert not list(tmp_path.iterdir()), "importing wrote files"
     assert out.stderr == "", "every command would show this"
 

@@ -154,11 +154,11 @@ class Conversions:
         return Playable(target, "video/mp4")
 
     def _keep_bound(self, newest: Path) -> None:
-        files = sorted(self.folder.glob("*.mp4"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        used = 0
-        for path in files:
+        others = [path for path in self.folder.glob("*.mp4") if path != newest]  # its time may be that of another one
+        used = newest.stat().st_size
+        for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             used += path.stat().st_size
-            if used > self.max_bytes and path != newest:
+            if used > self.max_bytes:
                 path.unlink(missing_ok=True)
 
 
