@@ -27,7 +27,7 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
     """A page of 1280 pixels; nothing may be loaded from elsewhere, and no script may fail or be refused."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=address)
     page, wrong = context.new_page(), list[str]()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(address) else None)
@@ -37,10 +37,16 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
     assert wrong == [], wrong
 
 
+def visit(page: Any, address: str) -> None:
+    """Open an address as a new document: where only what follows its # changes, the old view is there a moment more."""
+    page.goto("about:blank")
+    page.goto(address)
+
+
 def until(page: Any, holds: str) -> None:
     """Wait until a JavaScript expression is true. The page's policy forbids `wait_for_function`, which evaluates text
     inside it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not page.evaluate(holds):
         assert time.monotonic() < deadline, f"{holds} did not become true: {page.inner_text('main')}"
         page.wait_for_timeout(50)

@@ -64,7 +64,7 @@ def ffmpeg(*arguments: str | Path) -> bytes:
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
     command = ["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=300).stdout
 
 
 def ffprobe_times_s(path: Path, stream: str = "v:0") -> list[float]:
@@ -82,5 +82,5 @@ def ffprobe_times_s(path: Path, stream: str = "v:0") -> list[float]:
         "-of",
         "csv=p=0",
     ]
-    out = subprocess.run([*command, str(path)], check=True, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run([*command, str(path)], check=True, capture_output=True, text=True, timeout=300).stdout
     return sorted(float(line.strip(",")) for line in out.split() if line.strip(","))

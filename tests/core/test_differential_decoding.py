@@ -62,7 +62,7 @@ def shown_by_ffmpeg(path: Path) -> tuple[np.ndarray, np.ndarray]:
         pytest.skip("ffmpeg is not installed")
     command = ["ffmpeg", "-v", "info", "-nostdin", "-i", str(path), "-fps_mode", "passthrough", "-vf", "showinfo"]
     done = subprocess.run(
-        [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True, timeout=60
+        [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True, timeout=300
     )
     log = done.stderr.decode()
     times = np.array([float(t) for t in re.findall(r"pts_time:([0-9.]+)", log)])

@@ -260,7 +260,7 @@ def notebook_outputs(name: str, monkeypatch: pytest.MonkeyPatch, **environ: Path
     code = "\n".join(cell.source for cell in notebook.cells)
     assert "vsr1_core." not in code, "it uses the face, and no module behind it"
     where = {"metadata": {"path": path.parent}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=400, kernel_name="python3", resources=where).execute()
     return str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 

@@ -37,9 +37,8 @@ def outputs_of(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a notebook on a home; all text it printed, and the types of what it showed."""
     monkeypatch.setenv("VSR1_HOME", str(home))
     notebook = read(path)
-    NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
+    where = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=400, startup_timeout=400, kernel_name="python3", resources=where).execute()
     return str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 

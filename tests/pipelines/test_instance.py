@@ -167,6 +167,6 @@ def test_a_step_that_waits_for_a_place_in_a_pool_says_so(
                     said += capfd.readouterr().err
             finally:
                 storage.free_concurrency_slots_for_run(other.run_id)
-                waiting.join(60)
+                waiting.join(120)
     assert "trains waits, because another run holds the place in pool gpu" in said
     assert [result.success for result in results] == [True]

@@ -10,7 +10,7 @@ import pytest
 from tests.accessibility import focus_order, problems
 from tests.axe import violations
 from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, running, state_of, write_home
-from tests.pages import open_page, opened_browser, until, wait_for_time
+from tests.pages import open_page, opened_browser, until, visit, wait_for_time
 
 pytestmark = pytest.mark.slow
 
@@ -58,16 +58,14 @@ def test_a_search_shows_verdict_trace_and_cards_and_plays_at_the_span(page: Any)
     bar = page.query_selector(".lane .first")
     assert bar.get_attribute("title") == "predicted: 0:02 to 0:04"
     until(page, "document.querySelector('.notice').textContent.includes('converted copy, without sound')")
-    assert (
-        page.eval_on_selector_all(".hit img", "all => all.filter(i => i.complete && i.naturalWidth === 160).length") > 0
-    )
+    until(page, "[...document.querySelectorAll('.hit img')].some((i) => i.complete && i.naturalWidth === 160)")
 
 
 def test_names_and_words_from_data_stay_text(page: Any) -> None:
     search(page)
     assert page.inner_text(".hit >> nth=2 >> .break") == VIDEOS[2]
     assert "<b>no</b> dog." in page.inner_text(".turn.not_matched .says")
-    page.goto(f"/#/query?d={DATASET}&id=q1_fig&a=sqr_sft")
+    visit(page, f"/#/query?d={DATASET}&id=q1_fig&a=sqr_sft")
     page.wait_for_selector(".turn")
     assert page.inner_text("h1") == QUERY
     assert "<i>seen</i> in pool." in page.inner_text(".turn.matched")
@@ -148,8 +146,7 @@ def test_two_methods_stand_side_by_side_with_their_bars_and_the_annotated_one(pa
 def test_the_page_can_be_read_and_operated_by_everybody(page: Any, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     for route in (f"search?q=a+dog&d={DATASET}", f"queries?d={DATASET}&m=*", f"query?d={DATASET}&id=q1_fig&a=sqr_sft"):
-        page.goto("about:blank")
-        page.goto(f"/#/{route}")
+        visit(page, f"/#/{route}")
         page.wait_for_selector(".turn, tr.pick")
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 844})
@@ -202,7 +199,7 @@ def test_outcomes_of_another_method_stand_beside_and_can_be_filtered_by_what_dif
     page.click("tr.pick a")
     page.wait_for_selector(".columns .turn")
     assert [title.inner_text() for title in page.query_selector_all(".answer h2")] == ["sqr_sft", "videosearch_r1"]
-    page.goto(f"/#/queries?d={DATASET}&m=sqr_sft&b=@earlier&differs=1")
+    visit(page, f"/#/queries?d={DATASET}&m=sqr_sft&b=@earlier&differs=1")
     page.wait_for_selector("text=No query fits these filters.")
 
 
@@ -241,6 +238,6 @@ def test_a_refused_search_and_a_missing_query_say_why(page: Any) -> None:
     page.goto(f"/#/search?d={DATASET}&q=poison")
     page.wait_for_selector(".verdict.failed")
     assert "the server made a mistake" in page.inner_text(".verdict")
-    page.goto(f"/#/query?d={DATASET}&id=nope")
+    visit(page, f"/#/query?d={DATASET}&id=nope")
     page.wait_for_selector(".verdict.failed")
     assert "no query 'nope'" in page.inner_text(".verdict")

@@ -26,7 +26,7 @@ from vsr1_core.stages.graph import open_view, plan_graph
 
 pytestmark = pytest.mark.slow
 QUERY = "900_fig"
-WAIT_MS = 240_000
+WAIT_MS = 500_000
 """The child imports Dagster and runs a step per asset: some 20 s on a free machine."""
 
 

@@ -11,7 +11,7 @@ from tests.accessibility import problems
 from tests.axe import violations
 from tests.core.serve.served import running
 from tests.corrected_world import CorrectedWorld
-from tests.pages import open_page, opened_browser, until
+from tests.pages import open_page, opened_browser, until, visit
 
 pytestmark = pytest.mark.slow
 QUERY = "900_fig"
@@ -63,6 +63,7 @@ def test_a_span_is_dragged_saved_rebuilt_compared_and_undone(page: Any, correcte
     page.goto(ADDRESS)
     page.click("text=Correct this query")
     page.wait_for_selector(".lane.edit")
+    until(page, "document.querySelector('video').readyState > 0")  # it may move what is below it
     assert span(page) == [0.0, 3.0]
     drag(page, ".handle >> nth=1", -1.0)
     assert span(page) == pytest.approx([0.0, 2.0], abs=0.05)
@@ -91,7 +92,7 @@ def test_a_span_is_dragged_saved_rebuilt_compared_and_undone(page: Any, correcte
     page.wait_for_selector(".columns .answer.second .turn")
     assert [len(side.query_selector_all(".turn")) for side in page.query_selector_all(".answer")] == [1, 1]
 
-    page.goto(ADDRESS)
+    visit(page, ADDRESS)
     page.click(".correction button:text-is('Undo')")
     page.wait_for_selector(".correction .badge:text-is('undone')")
     build(page, corrected)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.core.serve.served import running
 from tests.films import BACKGROUND, COLOURS, Events, write_film
-from tests.pages import open_page, opened_browser, until, wait_for_time
+from tests.pages import open_page, opened_browser, until, visit, wait_for_time
 from tests.watched import CaptionWitness, ColourWitness, build, state_of, write_events
 from vsr1_core.datasets.registry import DatasetEntry
 
@@ -48,13 +48,13 @@ def page(browser: Any, films: str) -> Iterator[Any]:
 
 
 def search(page: Any, dataset: str, text: str) -> None:
-    page.goto("about:blank")
-    page.goto(f"/#/search?d={dataset}&q={text.replace(' ', '+')}")
+    visit(page, f"/#/search?d={dataset}&q={text.replace(' ', '+')}")
     page.wait_for_selector(".verdict.yes")
 
 
 def playing_at(page: Any) -> float:
-    until(page, "document.querySelector('video').readyState > 1 && !document.querySelector('video').seeking")
+    shown = "readyState > 1 && video.currentTime > 0 && !video.seeking"  # it begins at 0, and goes to a later place
+    until(page, f"((video) => video.{shown})(document.querySelector('video'))")
     return float(page.evaluate("document.querySelector('video').currentTime"))
 
 

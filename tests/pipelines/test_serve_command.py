@@ -75,7 +75,7 @@ def test_a_server_says_where_it_is_while_it_runs(tmp_path: Path) -> None:
         assert f"{found.url}/?token={TOKEN}" in server.stdout.readline()
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=120)
     assert not address_path(tmp_path).exists(), "a stopped server leaves no address behind"
 
 

@@ -127,7 +127,7 @@ def test_a_build_that_waits_goes_on_when_the_other_writer_has_ended(videos: Path
         thread.start()
         time.sleep(1.0)
         assert not results
-    thread.join(120)
+    thread.join(300)
     assert results[0].exit_code == 0, results[0].output
 
 
