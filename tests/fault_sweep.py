@@ -196,7 +196,8 @@ def main() -> None:
     given = parser.parse_args()
     first, step = map(int, given.part.split("/"))
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30
+    with tempfile.TemporaryDirectory(dir=memory if has_room else None) as folder:
         sweep = Sweep(SCENARIOS[given.scenario], Path(folder))
         print(json.dumps({"num_points": len(sweep.points), "num_chosen": len(sweep.chosen())}), flush=True)
         for kind in given.kinds.split(","):

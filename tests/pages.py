@@ -11,6 +11,9 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
+"""As root, and where /dev/shm has no room."""
+
 
 def opened_browser() -> Iterator[Any]:
     """The browser of a test module."""
@@ -18,7 +21,7 @@ def opened_browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1_core.rows.files import (
@@ -35,6 +35,7 @@ def table(tmp_path: Path) -> Table:
 
 
 @pytest.mark.slow
+@settings(deadline=None)
 @given(st.text())
 def test_a_file_stem_never_leaves_its_folder(row_id: str) -> None:
     stem = file_stem(row_id)

@@ -22,7 +22,7 @@ from golden_episodes import (
     turn,
     values_of,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1_core.evaluation.bootstrap import summarise
@@ -81,6 +81,7 @@ ranks_or_missing = st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=
 
 
 @pytest.mark.slow
+@settings(deadline=None)
 @given(ranks_or_missing)
 def test_recall_grows_with_k_and_bounds_mrr(ranks: list[int | None]) -> None:
     found = values(score(ranked(ranks)))
@@ -92,6 +93,7 @@ def test_recall_grows_with_k_and_bounds_mrr(ranks: list[int | None]) -> None:
 
 
 @pytest.mark.slow
+@settings(deadline=None)
 @given(ranks_or_missing)
 def test_a_missing_rank_is_the_worst_rank(ranks: list[int | None]) -> None:
     known = [rank for rank in ranks if rank is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr1_core.evaluation.columns import best_constant_span
@@ -38,6 +38,7 @@ def test_a_truth_without_length_has_iou_zero_even_with_itself() -> None:
 seconds = st.floats(-1e4, 1e4, allow_nan=False)
 
 
+@settings(deadline=None)
 @given(seconds, seconds, seconds, seconds)
 def test_iou_is_symmetric_and_in_the_unit_interval(a: float, b: float, c: float, d: float) -> None:
     forward, backward = float(temporal_iou(a, b, c, d)), float(temporal_iou(c, d, a, b))
@@ -45,6 +46,7 @@ def test_iou_is_symmetric_and_in_the_unit_interval(a: float, b: float, c: float,
     assert 0.0 <= forward <= 1.0 + 1e-12
 
 
+@settings(deadline=None)
 @given(seconds, st.floats(0.01, 1e3), seconds)
 def test_iou_is_one_with_itself_and_does_not_move_with_the_clock(start: float, length: float, shift: float) -> None:
     assert float(temporal_iou(start, start + length, start, start + length)) == pytest.approx(1.0)
