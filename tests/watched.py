@@ -237,7 +237,7 @@ def state_of(home: Path, corpora: Mapping[str, KnowingModels]) -> ServerState:
     def run(dataset: str, requests: Sequence[SearchRequest], told: Told) -> list[Found]:
         return search_together(corpora[dataset], requests, told)
 
-    return ServerState(Library(home), Engine(run), Conversions(home / "converted", 1 << 30, 60), Limits())
+    return ServerState(Library(home), Engine(run), Conversions(home / "converted", 1 << 30, 300), Limits())
 
 
 def write_events(path: Path, films: Iterable[tuple[str, Events]]) -> Path:

@@ -41,7 +41,7 @@ def sampled(
 ) -> list[Any]:
     """The results of workers that sample these videos in turn."""
     tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, recipe, limits, True) for p in paths]
-    return list(map_in_processes(_sample_video, tasks, workers, 60))
+    return list(map_in_processes(_sample_video, tasks, workers, 300))
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_processor_time_is_bounded_for_each_task_and_not_for_the_worker(tmp_path
 
 def test_a_file_may_not_grow_without_bound(tmp_path: Path) -> None:
     sizes = [1 << 20, 80 << 20, 1 << 20]
-    errors = [r.error for r in map_in_processes(partial(grow_a_file, folder=str(tmp_path)), sizes, 1, 60)]
+    errors = [r.error for r in map_in_processes(partial(grow_a_file, folder=str(tmp_path)), sizes, 1, 300)]
     assert [error is None for error in errors] == [True, False, True]
     assert "would give a file of more than" in str(errors[1])
 

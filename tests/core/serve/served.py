@@ -141,7 +141,7 @@ class FakeModels:
 def state_of(home: Path, models: FakeModels, limits: Limits | None = None) -> ServerState:
     limits = limits or Limits()
     engine = Engine(models.run, limits.num_waiting, max_batch=8)
-    return ServerState(Library(home), engine, Conversions(home / "converted", limits.converted_bytes, 60), limits)
+    return ServerState(Library(home), engine, Conversions(home / "converted", limits.converted_bytes, 300), limits)
 
 
 @contextlib.contextmanager

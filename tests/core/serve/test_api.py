@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_converted_says_so(home: Path, tmp_path: Path) -> 
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     state = state_of(home, FakeModels())
-    bad = Conversions(copy / "converted2", 1 << 20, 60)
+    bad = Conversions(copy / "converted2", 1 << 20, 300)
     source = home / "videos/2.mp4"
     whole = source.read_bytes()
     try:

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.core.serve.served import FakeModels, state_of
 from vsr1_core.serve.app import create_app
-from vsr1_core.serve.engine import Limits
 from vsr1_core.serve.guards import Access
 
 EXAMPLES = 15
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_no_described_request_is_a_server_error(home: Path) -> None:
-    app = create_app(state_of(home, FakeModels(), Limits(search_s=5.0)), Access())
+    app = create_app(state_of(home, FakeModels()), Access())
     described = schemathesis.openapi.from_asgi("/api/openapi.json", app, headers=HOST)
     operations = [found.ok() for found in described.get_all_operations()]
     assert len(operations) >= 10
