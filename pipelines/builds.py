@@ -18,6 +18,7 @@ from pipelines.commands import say
 from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
+from pipelines.location import mark_runs
 from pipelines.planner import UNUSABLE
 from pipelines.settings import Settings
 from pipelines.watching import report_observations
@@ -92,6 +93,7 @@ def run_build(
     ):
         tags = process_tags() | {LEASE_TAG: lease.run} | _tags(options)
         close_dead_runs(instance, settings.home)
+        mark_runs(instance, WHOLE_GRAPH)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
         if options.executor == "multiprocess":

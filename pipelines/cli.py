@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -329,13 +328,12 @@ def ui(
     """Start the web UI of Dagster with the runs of this home. Ctrl-C stops it."""
     require_dagster("vsr1 ui", "ui", "dagster_dg_cli")
     from pipelines.instance import dagster_home
+    from pipelines.location import location_arguments
 
     settings = read_settings()
     port = free_port(host, port)
     environ = {**os.environ, "VSR1_HOME": str(settings.home), "DAGSTER_HOME": str(dagster_home(settings.home))}
-    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"  # exists in a checkout, not in a wheel
-    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipelines.definitions"]
-    arguments = ["dev", *location, "--host", host, "--port", str(port)]
+    arguments = ["dev", *location_arguments(), "--host", host, "--port", str(port)]
     os.execve(sys.executable, [sys.executable, "-c", DG, *arguments], environ)
 
 
