@@ -14,6 +14,9 @@ from pipelines.settings import prepare_process
 prepare_process()  # before anything imports torch
 os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer
 
+for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE", "COLUMNS", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)  # what commands print is looked at as it is without a terminal
+
 MEMORY = Path("/dev/shm")  # of Linux
 ROOM = 8 << 30
 """Bytes; the tests write about 1 GiB."""

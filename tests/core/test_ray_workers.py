@@ -77,6 +77,19 @@ def test_no_cluster_is_a_clear_error(tmp_path: Path) -> None:
         list(map_rows_on_ray(square, range(3), "127.0.0.1:1", [tmp_path]))
 
 
+def test_a_machine_on_which_ray_does_not_start_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does, where the machine is busy
+
+    monkeypatch.setenv(*ray_cluster._LOOPBACK)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(ValueError, match="Ray cannot be started on this machine: The current node timed out"):
+        list(map_rows_on_ray(square, range(3), ray_cluster.THIS_MACHINE, [tmp_path]))
+
+
 def test_every_item_has_one_result(joined: Any, tmp_path: Path) -> None:
     results = outcomes(map_rows_on_ray(square, range(41), joined.address, [tmp_path]))
     assert {item: result.value for item, result in results.items()} == {n: n * n for n in range(41)}
