@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +124,36 @@ def test_seeking_finds_the_same_frames_as_a_full_pass(tmp_path: Path, monkeypatc
     by_pass = assert_last_frame_at_or_before(path, times, few)
     assert len(sought) == 6
     np.testing.assert_array_equal(by_seeking.pixels, by_pass.pixels)
+
+
+def test_a_frame_of_every_group_is_sought_where_that_spares_most_of_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 64 frames of a minute with a key frame each second: 58 % of the frames are decoded."""
+    pictures = np.concatenate([flat_frames(30)] * 8)
+    path = write_video(tmp_path / "minute.mp4", [k / 30 for k in range(240)], pictures, gop=30)
+    recipe = FrameRecipe(fps=1.25, max_frames=10, max_pixels=64 * 64)
+    decoded = count_decoded(monkeypatch)
+    by_seeking = sample_frames(path, recipe)
+    num_sought = decoded[0]
+    monkeypatch.setattr(decode, "_num_sought", lambda index, groups: len(index.times_s))
+    by_pass = sample_frames(path, recipe)
+    assert num_sought < 0.75 * (decoded[0] - num_sought)
+    np.testing.assert_array_equal(by_seeking.timestamps_s, by_pass.timestamps_s)
+    np.testing.assert_array_equal(by_seeking.pixels, by_pass.pixels)
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of frames that were decoded so far, as its only element."""
+    counted, frames = [0], decode.decoded_frames
+
+    def counting(*arguments: Any) -> Iterator[Any]:
+        for frame in frames(*arguments):
+            counted[0] += 1
+            yield frame
+
+    monkeypatch.setattr(decode, "decoded_frames", counting)
+    return counted
 
 
 def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
