@@ -176,7 +176,10 @@ def expected_lines(frame: pl.DataFrame, expected: ExpectedRanges) -> tuple[Table
     title = f"Here, in %, and the range in which 95 % of the runs are to be expected, from {expected.num_runs} runs"
     measured = f"The ranges were measured with: {expected.command}"
     if num_outside:
-        verdict = f"{num_outside} of {len(cells)} values are OUTSIDE the range that is to be expected. {measured}"
+        verdict = (
+            f"{num_outside} of {len(cells)} values are OUTSIDE the range that is to be expected; one in twenty is by "
+            f"chance. {measured}"
+        )
     else:
         verdict = f"All {len(cells)} values are in the range that is to be expected. {measured}"
     return table(title, header, rows), verdict
