@@ -1,0 +1,139 @@
+"""The whole data construction over many rows: processor time, rows per second and memory of each stage.
+
+    python -m tests.benchmarks.bench_scale 10000 100000     # numbers of queries; there is a video for every fourth
+
+Videos, frames and models are not there: an embedder of `DIM` dimensions gives each query a vector near that of its
+video. Which rows are wanted, their versions, the index, rankings, pool, traces, examples, prompts, and the tables on
+disk are those of the real stages. Each size runs in a process and a folder of its own.
+
+Exact ranking compares each query with each video of its split, so its work grows with the square; that of all other
+stages with the number of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.measuring import resident_bytes
+from tests.benchmarks.stand_in import BUILT
+from tests.benchmarks.test_planning import instant_stages, write_world
+from vsr1_core.configurations import TINY
+from vsr1_core.models.peak_memory import PeakMemory
+from vsr1_core.recipes import Configuration
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.unmoved import build_stage
+
+DIM = 64
+NOISE = 0.9
+"""Length of what sets a query apart from its video, whose vector has length 1: some queries find it first, some not."""
+VIDEO_OF = {"query_embeddings": "gt_video_id", "video_embeddings": "video_id"}
+SUPPORTING = ("base_models",)
+
+
+def fake_vector(video_id: str, noise: np.random.Generator | None = None) -> list[float]:
+    """The vector of a video, or with `noise` that of a query about it; of length 1."""
+    vector = np.random.default_rng(int(video_id.lstrip("v"))).standard_normal(DIM)
+    vector /= np.linalg.norm(vector)
+    if noise is not None:
+        vector += NOISE / DIM**0.5 * noise.standard_normal(DIM)
+    return (vector / np.linalg.norm(vector)).astype(np.float32).tolist()
+
+
+def embed(stage: Any, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+    """`make` of both embedding stages."""
+    noise = np.random.default_rng(0) if stage.name == "query_embeddings" else None
+    for row_id, row in rows.items():
+        video_id = row.known.get("gt_video_id", row_id)
+        yield {stage.key: row_id, **row.known, "vector": fake_vector(video_id, noise)}
+
+
+def stages() -> dict[str, Stage]:
+    """Those of the data construction, in order."""
+    found = {name: stage for name, stage in instant_stages().items() if name in (*BUILT, *SUPPORTING)}
+    for name in VIDEO_OF:
+        found[name].__class__ = type("FakeEmbeddings", (type(found[name]),), {"make": embed})
+    return found
+
+
+def configuration(num_queries: int) -> Configuration:
+    """With a pool that grows with the corpus: a fifth of the queries."""
+    return replace(TINY, pool=replace(TINY.pool, num_matched=num_queries // 10, num_not_matched=num_queries // 10))
+
+
+def measured(num_queries: int, home: Path) -> dict[str, dict[str, float]]:
+    """Stage -> its rows, processor seconds, MiB of growth while it ran, and MiB of its table."""
+    world, numbers = write_world(home, num_queries), {}
+    view = world.view(stages(), configuration(num_queries))
+    for name, stage in view.stages.items():
+        with PeakMemory("cpu", resident_bytes) as memory:
+            started = time.process_time()
+            num_rows = build_stage(view, stage, Execution(workers=1)).num_processed
+            seconds = time.process_time() - started
+        table = view.table(name).rows_path.stat().st_size
+        numbers[name] = {
+            "rows": num_rows, "s": seconds, "mib": memory.grown_bytes / 2**20, "table_mib": table / 2**20
+        }  # fmt: skip
+        print(f"{num_queries:,}: {name}, {seconds:.2f} s", file=sys.stderr)
+    return {name: found for name, found in numbers.items() if name in BUILT}
+
+
+def report(by_size: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
+    """A Markdown table with a row for each stage. Rows, rates and sizes of tables are those of the largest size,
+    seconds and memory those of all sizes. The ratio is that of the two largest sizes' seconds."""
+    sizes = sorted(by_size)
+    named = " / ".join(f"{size:,}" for size in sizes)
+    head = ["stage", "rows", f"s, {named}", "times the time", "rows per s", f"MiB more, {named}", "MiB of its table"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [_line(name, [by_size[size][name] for size in sizes]) for name in by_size[sizes[0]]]
+    totals = [sum(of["s"] for of in by_size[size].values()) for size in sizes]
+    linear = [total - by_size[size]["first_ranking"]["s"] for total, size in zip(totals, sizes, strict=True)]
+    for what, seconds in (("all stages", totals), ("all but first_ranking", linear)):
+        lines.append(f"{what}: {' / '.join(f'{s:.1f}' for s in seconds)} s, {_ratio(seconds)} times the time")
+    return "\n".join(lines)
+
+
+def _line(name: str, of_sizes: Sequence[Mapping[str, float]]) -> str:
+    last, seconds = of_sizes[-1], [of["s"] for of in of_sizes]
+    memory = " / ".join(f"{of['mib']:,.0f}" for of in of_sizes)
+    return (
+        f"| `{name}` | {last['rows']:,.0f} | {' / '.join(f'{s:.2f}' for s in seconds)} | {_ratio(seconds)} "
+        f"| {last['rows'] / max(last['s'], 1e-3):,.0f} | {memory} "
+        f"| {last['table_mib']:,.1f} |"
+    )
+
+
+def _ratio(seconds: Sequence[float]) -> str:
+    return f"{seconds[-1] / max(seconds[-2], 1e-3):.1f}" if len(seconds) > 1 else "-"
+
+
+def in_own_process(num_queries: int) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_scale", str(num_queries), "--json"]
+    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("queries", type=int, nargs="+", help="numbers of queries")
+    parser.add_argument("--json", action="store_true", help="of one number, in this process")
+    options = parser.parse_args()
+    if options.json:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measured(options.queries[0], Path(folder))))
+    else:
+        print(report({size: in_own_process(size) for size in options.queries}))
+
+
+if __name__ == "__main__":
+    main()
