@@ -183,14 +183,17 @@ def test_a_query_costs_what_its_tokens_cost() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["videos", "answers"])
-def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(what: str) -> None:
+@pytest.mark.parametrize(("what", "growth"), [("videos", 3.0), ("answers", 1.3)])
+def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(
+    what: str, growth: float
+) -> None:
+    """growth: measured are 11 and, where the batch has all rows before the budget is spent, 1.5 to 1.6."""
     small, large = 24 << 20, 192 << 20
     few, many, wide, long, long_wide = _peak_bytes(
         what, (6, 16, small), (12, 16, small), (24, 16, large), (1, 96, small), (1, 96, large)
     )
     assert many < 1.3 * few
-    assert wide > 1.5 * many
+    assert wide > growth * many
     assert long_wide > 1.35 * long, "a long video alone is read in parts"
 
 

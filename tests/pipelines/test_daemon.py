@@ -26,7 +26,7 @@ from pipelines.instance import dagster_home
 from tests.fakes import write_numbers
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # a busy machine takes eight minutes
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {"a": 1, "b": 2, "c": 3}
