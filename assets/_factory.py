@@ -177,7 +177,7 @@ def outcome_metadata(table: Table, files: Path, outcome: Outcome) -> dict[str, A
         "rows/dropped": outcome.num_dropped,
         "rows/unchanged": counts["unchanged"],
         "seconds": round(outcome.seconds, 2),
-        "size_mib": round((table.rows_path.stat().st_size + folder_bytes(files)) / 2**20, 3),
+        "size_mib": round((table.num_bytes + folder_bytes(files)) / 2**20, 3),
         "table": dg.MetadataValue.path(str(table.rows_path)),
         "sample": dg.MetadataValue.md(sample_table(table)),
     }

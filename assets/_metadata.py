@@ -62,8 +62,8 @@ def sample_table(table: Table, num_rows: int = 5) -> str:
     because the UI cuts off columns that do not fit.
     """
     names = [name for name, dtype in table.schema.items() if name not in BASE_COLUMNS and not _is_table(dtype)]
-    frame = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).filter(pl.col("status") == "ok")
-    shown = without_empty_columns(frame.select(names).head(num_rows).collect())
+    first = table.ok_rows([table.key])[table.key].head(num_rows).to_list()
+    shown = without_empty_columns(table.rows(names, first))
     if not shown.height:
         return "No ok rows."
     if shown.width <= _MAX_COLUMNS:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
-import polars as pl
 
 from assets.handle import Handle
 from vsr1_core.rows.files import read_json, write_json
@@ -59,10 +58,10 @@ class HandleIOManager(dg.IOManager):
 def claim_problem(handle: Handle, table: Table) -> str:
     """Compare a handle with the table that it names: rows, version, and the files of its ok rows. Empty if they
     agree."""
-    if not table.exists():
+    files = table.files()
+    if files is None:
         return f"the record of {handle.asset} says {handle.num_rows:,} rows, but {table.rows_path} is gone"
-    num_rows = pl.scan_parquet(table.rows_path, hive_partitioning=False, glob=False).select(pl.len()).collect().item()
-    version = table.manifest()["data_version"]
+    num_rows, version = files.num_rows(), table.manifest()["data_version"]
     if (num_rows, version) != (handle.num_rows, handle.data_version):
         return (
             f"the record of {handle.asset} says {handle.num_rows:,} rows at version {handle.data_version}, "

@@ -15,6 +15,7 @@ from tests.small_world import SmallWorld, clip, fill
 from vsr1_core.configurations import NANO
 from vsr1_core.home.building import build
 from vsr1_core.home.correcting import WantedCorrection, correct, listed_corrections
+from vsr1_core.rows import row_files
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.adopted import Adopted, write_adopted
 from vsr1_core.stages.base import View
@@ -71,6 +72,12 @@ def edited(home: Path) -> None:
         world.write_annotations(split)
 
 
+def build_by_deltas(home: Path) -> None:
+    """As if all tables were large. Each strike has a process of its own, so nothing else is built like this."""
+    row_files.ONE_FILE_BYTES = -1
+    build_all(home)
+
+
 def adopt_and_build(home: Path) -> None:
     checkpoint = home.with_name("checkpoint")
     checkpoint.mkdir(exist_ok=True)
@@ -100,6 +107,7 @@ def import_all(home: Path) -> None:
 SCENARIOS = {
     "first": Scenario(corpus, build_all),
     "edit": Scenario(edited, build_all),
+    "deltas": Scenario(edited, build_by_deltas),
     "adopt": Scenario(built, adopt_and_build),
     "correct": Scenario(built, correct_and_build),
     "import": Scenario(prepared, import_all),

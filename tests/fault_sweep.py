@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import polars as pl
-
 from tests.faults import NOT_REFUSED, Kind, Writes, install
 from vsr1_core.rows import lease
+from vsr1_core.rows.row_files import row_files
 
 
 def in_child(work: Callable[[], object]) -> tuple[int | None, Any]:
@@ -76,8 +75,9 @@ def _state_of(home: Path) -> dict[str, Any]:
     tables = {}
     for manifest in sorted((home / "lake/tables").rglob("manifest.json")):
         kept = json.loads(manifest.read_text())
-        newest = max(manifest.parent.glob("rows*.parquet"))
-        frame = pl.read_parquet(newest, hive_partitioning=False, glob=False)
+        files = row_files(manifest.parent)
+        assert files is not None
+        frame = files.read(list(files.schema))
         facts = {name: kept[name] for name in ("num_rows", "num_ok", "num_failed", "data_version")}
         tables[f"{manifest.parent.parent.name}"] = {"facts": facts, "rows": json.loads(frame.write_json())}
     files = sorted(str(path.relative_to(home)) for path in (home / "lake").rglob("*"))

@@ -31,7 +31,7 @@ def results(scenario: str, kinds: str, part: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_build_that_is_cut_off_at_a_sample_of_its_writes_is_completed() -> None:
-    found = results("edit", ",".join(KINDS), "97/200")
+    found = results("deltas", ",".join(KINDS), "97/200")
     assert {result["kind"] for result in found} == set(KINDS)
     assert len(found) >= 2 * len(KINDS)
     assert [result for result in found if result["problems"]] == []
@@ -41,7 +41,7 @@ def test_a_build_that_is_cut_off_at_a_sample_of_its_writes_is_completed() -> Non
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scenario", ["first", "edit", "adopt", "correct", "import"])
+@pytest.mark.parametrize("scenario", ["first", "edit", "deltas", "adopt", "correct", "import"])
 def test_a_build_that_is_cut_off_at_any_write_is_completed(scenario: str, kind: str, part: int) -> None:
     found = results(scenario, kind, f"{part}/{NUM_PARTS}")
     assert [result for result in found if result["problems"]] == []

@@ -236,7 +236,7 @@ def row(value: int) -> dict[str, object]:
 
 def test_a_commit_leaves_the_rows_that_a_query_may_be_reading(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what no query can be reading is removed, but not at every commit."""
-    import vsr1_core.rows.table as lake
+    import vsr1_core.rows.row_files as lake
 
     for value in range(1, lake.MAX_ROW_FILES + 3):
         before = table.rows_path
@@ -250,7 +250,7 @@ def test_a_commit_leaves_the_rows_that_a_query_may_be_reading(table: Table, monk
 
 
 def test_large_files_that_were_replaced_go_before_there_are_many(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vsr1_core.rows.table as lake
+    import vsr1_core.rows.row_files as lake
 
     monkeypatch.setattr(lake, "MAX_OLD_BYTES", 1)
     for value in range(3):

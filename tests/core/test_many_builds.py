@@ -11,7 +11,7 @@ import pytest
 
 from tests.few_stages import START, stages
 from tests.small_world import SmallWorld, build, clip, fill
-from vsr1_core.rows import table
+from vsr1_core.rows import row_files
 
 WARM_UP = 12
 """Builds after which libraries have allocated what they keep."""
@@ -61,7 +61,7 @@ def edit(world: SmallWorld, number: int) -> None:
 def test_builds_with_edits_hold_and_leave_no_more_than_the_first_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(table, "SUPERSEDED_S", 0.0)  # ten minutes otherwise
+    monkeypatch.setattr(row_files, "SUPERSEDED_S", 0.0)  # ten minutes otherwise
     world = fill(SmallWorld(tmp_path), num_train=3, num_test=2).register()
     seen = list[Held]()
     for number in range(count):
@@ -73,5 +73,5 @@ def test_builds_with_edits_hold_and_leave_no_more_than_the_first_ones(
     warm, last = seen[WARM_UP - 1], seen[-1]
     assert last.memory_mib < warm.memory_mib + GROWTH_MIB
     assert last.open_files <= warm.open_files
-    assert max(held.row_files for held in seen) <= table.MAX_ROW_FILES + 1
+    assert max(held.row_files for held in seen) <= row_files.MAX_ROW_FILES + 1
     assert last.other_files <= warm.other_files

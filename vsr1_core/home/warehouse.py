@@ -1,11 +1,11 @@
 """`vsr1.duckdb`: DuckDB views over the lake's Parquet, for people, notebooks and `vsr1 sql`.
 
 The file contains views and no data. The view of an asset globs over the files of all datasets, so it shows what is
-committed at the time of the query and need not be remade after a run. Of the files with a table's rows (`rows.table`)
-it reads the newest one that the glob found: a query that runs during a commit sees the whole table from before it. The
-same glob also matches one empty Parquet file per asset (`<lake>/schemas/`), so an asset that was never built has no
-rows and the right columns. A refresh writes a new file and renames it over the old one, so readers and writers never
-wait for each other.
+committed at the time of the query and need not be remade after a run. Of the files with a table's rows
+(`rows.row_files`) it reads those of the newest state that the glob found: a query that runs during a commit sees the
+whole table from before it. The same glob also matches one empty Parquet file per asset (`<lake>/schemas/`), so an asset
+that was never built has no rows and the right columns. A refresh writes a new file and renames it over the old one, so
+readers and writers never wait for each other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vsr1_core.home.warehouse_views import HOME_VARIABLE, METRICS, MadeView, mad
 from vsr1_core.rows.build_history import BUILDS, RECIPES
 from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.row_files import PATTERN
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
 from vsr1_core.stages.base import Stage
 
@@ -51,7 +52,7 @@ def connect(home: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
     how = "READ_ONLY" if read_only else "READ_WRITE"
     if path.exists():
         connection = _attach(_connection(home), path, how)
-        if _follows_home(connection):
+        if _is_of_this_form(connection):
             return connection
         connection.close()
     try:
@@ -185,11 +186,12 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duck
     return connection
 
 
-def _follows_home(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the views read the home where it is now. Views of before read the place where they were made."""
-    views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'lake'"
+def _is_of_this_form(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the views read the home where it is now, and all files of rows. Views of before read the place where they
+    were made, or no deltas."""
+    views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'failures'"
     found = connection.execute(views).fetchone()
-    return found is not None and HOME_VARIABLE in found[0]
+    return found is not None and HOME_VARIABLE in found[0] and PATTERN in found[0]
 
 
 def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 from vsr1_core.home.segment_sql import is_right, segments_of
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
+from vsr1_core.rows.row_files import DROPPED, NAME, PATTERN
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
@@ -65,6 +66,10 @@ class Tables:
     def first(self, prefix: str) -> Stage | None:
         """A stage whose name begins with `prefix`; all of them have the same columns. None where there is none."""
         return next((stage for name, stage in self.stages.items() if name.startswith(prefix)), None)
+
+    def key(self, prefix: str) -> str:
+        """The key of the tables whose name begins with `prefix`."""
+        return next(stage.key for name, stage in self.stages.items() if name.startswith(prefix))
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def _asset_sql(stage: Stage) -> str:
     if stage.name in ID_LAST:
         columns = [*columns[1:], columns[0]]
     shown = ["dataset", *columns, "status", "error", "row_version"]
-    return f"SELECT {', '.join(map(_shown, shown))} FROM {_newest(stage.name)}"
+    return f"SELECT {', '.join(map(_shown, shown))} FROM {_committed(stage.name, stage.key)}"
 
 
 def _shown(column: str) -> str:
@@ -155,7 +160,7 @@ def predictions(tables: Tables) -> str | None:
     if stage is None:
         return None
     rest = [name for name in stage.columns if name not in (*PREDICTION_COLUMNS, "turns")]
-    return f"SELECT {name_list([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(PREDICTIONS)}"
+    return f"SELECT {name_list([*PREDICTION_COLUMNS, *rest])} FROM {_with_method(tables, PREDICTIONS)}"
 
 
 OF_TURNS = meanings(RANKED_TURN_COLUMNS) | {
@@ -174,7 +179,7 @@ def turns(tables: Tables) -> str | None:
     if tables.first(PREDICTIONS) is None:
         return None
     ordered = [*TURN_ORDER, *(name for name in RANKED_TURN_COLUMNS if name not in TURN_ORDER)]
-    source = _with_method(PREDICTIONS)
+    source = _with_method(tables, PREDICTIONS)
     truth = "gt_video_id, gt_start_s, gt_end_s"
     unnested = f"SELECT dataset, method, query_id, {truth}, unnest(turns) AS t FROM {source} WHERE status = 'ok'"
     right = f"{is_right('t.video_id', '')} AS is_right_video"
@@ -218,8 +223,8 @@ def outcomes(tables: Tables) -> str | None:
                    p.first_rank - p.rank AS rank_gain,
                    {JUDGED},
                    list_contains([{is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
-            FROM {_with_method(PREDICTIONS)} p
-            LEFT JOIN {_newest("moments")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
+            FROM {_with_method(tables, PREDICTIONS)} p
+            LEFT JOIN {_committed("moments", "query_id")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
@@ -243,7 +248,7 @@ def outcomes(tables: Tables) -> str | None:
 def segments(tables: Tables) -> str | None:
     if "frame_tensors" not in tables.stages:
         return None
-    return segments_of(_newest("frame_tensors"))
+    return segments_of(_committed("frame_tensors", "video_id"))
 
 
 @sql_view(
@@ -256,7 +261,7 @@ def verification_probes(tables: Tables) -> str | None:
     if stage is None:
         return None
     columns = name_list(["dataset", "method", *stage.columns, "status", "error", stage.key])
-    return f"SELECT {columns} FROM {_with_method(PROBES)}"
+    return f"SELECT {columns} FROM {_with_method(tables, PROBES)}"
 
 
 _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
@@ -271,7 +276,7 @@ _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
 def curves(tables: Tables) -> str | None:
     logged = [
         f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
-        f"FROM {_newest(name)} WHERE {_IS_OWN}"
+        f"FROM {_committed(name, stage.key)} WHERE {_IS_OWN}"
         for name, stage in tables.stages.items()
         if {"curve", "source"} <= set(stage.columns)
     ]
@@ -284,7 +289,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
     found = [name for name, stage in tables.stages.items() if "episodes" in stage.columns]
     if not found:
         return None
-    sources = [_newest(name) for name in found]
+    sources = [_committed(name, tables.stages[name].key) for name in found]
     return " UNION ALL ".join(f"SELECT dataset, unnest(episodes) AS e FROM {t} WHERE {_IS_OWN}" for t in sources)
 
 
@@ -320,7 +325,7 @@ def grpo_turns(tables: Tables) -> str | None:
 def failures(tables: Tables) -> str | None:
     parts = [
         f"SELECT dataset, {quoted_text(name)} AS asset, {quoted_name(stage.key)} AS row_id, error "
-        f"FROM {_newest(name)} WHERE status = 'failed'"
+        f"FROM {_committed(name, stage.key)} WHERE status = 'failed'"
         for name, stage in tables.stages.items()
     ]
     return " UNION ALL ".join(parts)
@@ -336,24 +341,39 @@ def pattern_of(below: str) -> str:
     return rf"regexp_replace({HOME}, '([*?\[])', '[\1]', 'g') || {quoted_text(below)}"
 
 
-def _newest(asset: str) -> str:
+def _committed(asset: str, key: str) -> str:
     """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
 
-    A listing on the left of the join chooses the newest files by their names, so that a table whose newest file has no
-    rows shows none. DuckDB lists files when it binds, left before right, so the files that were newest in the first
-    listing still exist in the second one. With a window function DuckDB lists them in the other order, and one query in
-    ten that ran during a commit found no rows.
+    A listing on the left of the joins chooses the files of the newest state (`rows.row_files`), so that a table whose
+    newest state has no rows shows none. DuckDB lists files when it binds, left before right, so the files that were
+    newest in the first listing still exist in the later ones, and a delta that only those found is newer than `newest`
+    and replaces nothing. With a window function DuckDB lists them in the other order, and one query in ten that ran
+    during a commit found no rows.
     """
-    pattern = pattern_of(f"lake/*/{asset}/dataset=*/rows*.parquet")
-    newest = f"SELECT max(file) AS newest FROM glob({pattern}) GROUP BY parse_dirpath(file)"
-    return f"(SELECT found.* FROM ({newest}) JOIN {scan_of(pattern)} AS found ON found.filename = newest)"
+    pattern, name = pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}"), quoted_name(key)
+    states = f"SELECT parse_dirpath(file) AS folder, list(file) AS files, max({_part(1, 'file')}) AS newest "
+    of_state = f"list_filter(files, lambda f: {_part(2, 'f')} = left(newest, {len('_0000000001')}))"
+    live = f"SELECT folder, newest, unnest({of_state}) AS file FROM ({states} FROM glob({pattern}) GROUP BY folder)"
+    deltas = f"SELECT {name} AS id, filename, parse_dirpath(filename) AS folder FROM {scan_of(pattern)} "
+    is_later = f"{_part(1, 'later.filename')} > {_part(1, 'live.file')} AND {_part(1, 'later.filename')} <= live.newest"
+    return (
+        f"(SELECT found.* FROM ({live}) AS live JOIN {scan_of(pattern)} AS found ON found.filename = live.file "
+        f"ANTI JOIN ({deltas} WHERE {_part(3, 'filename')} <> '') AS later "
+        f"ON later.id = found.{name} AND later.folder = live.folder AND {is_later} "
+        f"WHERE found.status IS DISTINCT FROM {quoted_text(DROPPED)})"
+    )
 
 
-def _with_method(prefix: str) -> str:
+def _part(number: int, file: str) -> str:
+    """SQL of a part of the name of a file of rows (`NAME`)."""
+    return f"regexp_extract({file}, {quoted_text(NAME + '$')}, {number})"
+
+
+def _with_method(tables: Tables, prefix: str) -> str:
     """SQL of all rows of the assets `<prefix><method>`, with the column `method`."""
     name = prefix.replace(".", r"\.")
     method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
-    return f"(SELECT *, {method} AS method FROM {_newest(prefix + '*')})"
+    return f"(SELECT *, {method} AS method FROM {_committed(prefix + '*', tables.key(prefix))})"
 
 
 def scan_of(pattern: str) -> str:

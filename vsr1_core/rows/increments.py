@@ -160,15 +160,26 @@ def run_plan(
     last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else ([], 0)
     seconds = time.monotonic() - started
     moved = moved_columns(table, plan, unversioned or {})
-    is_whole = table.is_whole() and not table.has_other_columns() and not table.has_old_paths()
+    is_whole = table.is_whole() and not table.is_of_other_form()
     if due or plan.orphaned or moved is not None or not is_whole:
-        merged = pl.concat([table.rows(), table.pending(), table.frame(last)]).unique(table.key, keep="last")
-        merged = merged.filter(pl.col(table.key).is_in(list(wanted)))
-        merged = merged if moved is None else merged.update(moved, on=table.key)
-        manifest = table.commit(merged, {"num_processed": len(due), "seconds": round(seconds, 3)})
+        changed, dropped = _changes(table, wanted, table.frame(last), moved)
+        record = {"num_processed": len(due), "seconds": round(seconds, 3)}
+        manifest = table.commit_changes(changed, dropped, record)
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
+
+
+def _changes(
+    table: Table, wanted: Mapping[str, Inputs], last: pl.DataFrame, moved: pl.DataFrame | None
+) -> tuple[pl.DataFrame, list[str]]:
+    """The rows to commit, and the ids of the committed rows that nobody wants any more."""
+    made = pl.concat([table.pending(), last])
+    if moved is not None:
+        made = pl.concat([table.rows(ids=moved[table.key].to_list()), made])
+    changed = made.unique(table.key, keep="last").filter(pl.col(table.key).is_in(list(wanted)))
+    changed = changed if moved is None else changed.update(moved, on=table.key)
+    return changed, [row_id for row_id in table.rows([table.key])[table.key] if row_id not in wanted]
 
 
 class KnownRow(Protocol):
@@ -231,7 +242,7 @@ def _collect(
             if row_id not in missing:
                 raise RuntimeError(f"{table.asset}: row {row_id!r} was produced twice or was not asked for")
             missing.discard(row_id)
-            shard.add(_stamped(row, wanted[row_id]))
+            shard.add(_stamped(row, wanted[row_id]), is_last=not missing)
             num_failed += row.get("error") is not None
             progress.note(len(due) - len(missing))
         if missing:
@@ -246,8 +257,10 @@ class _Shard:
         self.rows: list[dict[str, Any]] = []
         self._table, self._max_rows, self._saved_at = table, max_rows, time.monotonic()
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], is_last: bool) -> None:
         self.rows.append(row)
+        if is_last:  # the commit follows, and would write these rows a second time
+            return
         if len(self.rows) >= self._max_rows or time.monotonic() - self._saved_at >= SHARD_S:
             self.save()
 

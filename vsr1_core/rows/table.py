@@ -1,10 +1,9 @@
 """The rows of one asset for one dataset as Parquet: the committed state, the shards of a running build, the manifest.
 
-Each table has one folder, `tables/<asset>/dataset=<name>/`, with `rows_<number>.parquet` (the newest one is the
-committed state; `rows.parquet`, which earlier versions wrote, is older than any of them), `manifest.json` (a summary,
-written last) and `pending/` (the shards of a run that has not finished). A file of rows never changes once it has its
-name, and it is kept for a while after a newer file replaced it: DuckDB opens a file three times per query, and 15 to 19
-of 1,000 queries failed when a commit replaced the file in between. `rows.increments` decides which rows to process.
+Each table has one folder, `tables/<asset>/dataset=<name>/`, with the files of its rows (`rows.row_files`, which alone
+knows their names), `manifest.json` (a summary, written last) and `pending/` (the shards of a run that has not
+finished). `rows.increments`
+decides which rows to process.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
-import os
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +24,7 @@ import polars as pl
 from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.places import PATH_COLUMNS, Places
+from vsr1_core.rows.row_files import DROPPED, RowFiles, drop_superseded, first_base, row_files
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -35,12 +32,6 @@ BASE_COLUMNS: dict[str, Any] = {
     "status": pl.String,
     "error": pl.String,
 }
-SUPERSEDED_S = 600.0
-"""For this many seconds after a commit, queries may still read the file of rows that it replaced."""
-MAX_ROW_FILES = 8
-"""When a table has more files of rows than this, a commit removes those that no query can still be reading."""
-MAX_OLD_BYTES = 256 << 20
-"""The same where those that newer ones replaced take more bytes than this."""
 HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
 """The columns that a kept state of a table has before the table's own columns. Times are UTC."""
 
@@ -64,18 +55,21 @@ class Table:
         """Name -> polars type of every column: the key, the bookkeeping columns, and the asset's own columns."""
         return {self.key: pl.String, **BASE_COLUMNS, **self.columns}
 
+    def files(self) -> RowFiles | None:
+        """The files of the committed rows; None where there are none yet."""
+        return row_files(self.folder)
+
     @property
     def rows_path(self) -> Path:
-        """The file of the committed rows. When there are none yet, the path that the first ones will get."""
-        return self._newest() or self.folder / _rows_name(1)
+        """The file that the last commit wrote. When there are none yet, the path that the first one will get."""
+        files = self.files()
+        return first_base(self.folder) if files is None else files.newest
 
-    def _newest(self) -> Path | None:
-        try:
-            with os.scandir(self.folder) as entries:
-                names = [e.name for e in entries if e.name.startswith("rows") and e.name.endswith(".parquet")]
-        except FileNotFoundError:
-            return None
-        return self.folder / max(names) if names else None
+    @property
+    def num_bytes(self) -> int:
+        """What the files of the committed rows take."""
+        files = self.files()
+        return 0 if files is None else files.num_bytes
 
     @property
     def manifest_path(self) -> Path:
@@ -83,33 +77,35 @@ class Table:
 
     def is_whole(self) -> bool:
         """Whether the last commit was finished: the manifest is of the newest rows, and no shard is left."""
-        newest = self._newest()
-        if newest is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
+        files = self.files()
+        if files is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
             return False
-        return self.manifest().get("rows", newest.name) == newest.name  # manifests of before do not name them
+        newest = files.newest.name
+        return self.manifest().get("rows", newest) == newest  # manifests of before do not name them
 
     def state(self) -> list[Any]:
         """What tells the committed rows from those of any other commit; empty where there are none."""
-        newest = self._newest()
-        return [] if newest is None else [newest.name, *file_state(newest)]
+        files = self.files()
+        return [] if files is None else [files.newest.name, *file_state(files.newest)]
 
     def exists(self) -> bool:
         """Whether any rows have been committed."""
-        return self._newest() is not None
+        return self.files() is not None
 
     @functools.cached_property
     def _empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self.schema)
 
-    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """The committed rows, sorted by id. The frame is empty, with the right columns, when nothing was built yet."""
-        declared, path = self.schema, self._newest()
+    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
+        """The committed rows, sorted by id; `ids`: only those with one of these ids. The frame is empty, with the right
+        columns, when nothing was built yet."""
+        declared, files = self.schema, self.files()
         wanted = list(columns) if columns is not None else list(declared)
-        if path is None:
+        if files is None:
             return self._empty[wanted]
-        kept = _schema(path)
+        kept = files.schema
         same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
-        frame = self._placed(_read(path, same))
+        frame = self._placed(files.read(same, ids))
         if len(same) == len(wanted):
             return frame
         # A column that an older version wrote with another type, or not at all, is null here. The version of its stage
@@ -134,24 +130,24 @@ class Table:
 
     def has_old_paths(self) -> bool:
         """Whether the committed rows keep paths otherwise than a commit would now: absolute ones inside the home."""
-        path = self._newest()
-        if path is None or not self._has_paths:
+        files = self.files()
+        if files is None or not self._has_paths:
             return False
-        kept = _read(path, [name for name in (*PATH_COLUMNS, "row_inputs") if name in _schema(path)])
+        kept = files.read([name for name in (*PATH_COLUMNS, "row_inputs") if name in files.schema])
         return not kept.equals(self._stored(self._placed(kept)))
 
     def new_columns(self) -> list[str]:
         """The declared columns that the committed rows lack, or have with another type."""
-        path = self._newest()
-        if path is None:
+        files = self.files()
+        if files is None:
             return []
-        kept = _schema(path)
+        kept = files.schema
         return [name for name, dtype in self._empty.schema.items() if kept.get(name) != dtype]
 
     def has_other_columns(self) -> bool:
         """Whether the committed rows have other columns than the declared ones."""
-        path = self._newest()
-        return path is not None and dict(_schema(path)) != dict(self._empty.schema)
+        files = self.files()
+        return files is not None and dict(files.schema) != dict(self._empty.schema)
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows whose status is `ok`."""
@@ -195,37 +191,55 @@ class Table:
         """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
         added to the manifest. Returns the manifest. Raises LeaseLost, and changes nothing, when another run has taken
         the dataset over."""
-        frame = frame.select(list(self.schema)).sort(self.key)
-        newest = self.rows_path
-        following = self.folder / _rows_name(_rows_number(newest) + 1) if newest.exists() else newest
+        files = self.files()
+        path = first_base(self.folder) if files is None else files.next_base()
+        return self._write(path, frame, frame, record)
+
+    def commit_changes(
+        self, changed: pl.DataFrame, dropped: Iterable[str], record: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """`commit` of the committed rows with `changed` in place of those with the same ids, and without `dropped`.
+        Where the table is large, only what changed is written."""
+        gone = pl.DataFrame({self.key: list(dropped)}, schema={self.key: pl.String})
+        files = self.files()
+        if files is None or self.is_of_other_form() or not files.takes_delta(changed.height + gone.height):
+            return self.commit(self._merged(changed, gone), record)
+        delta = pl.concat([changed, gone.with_columns(status=pl.lit(DROPPED))], how="diagonal")
+        return self._write(files.next_delta(), delta, self._merged(changed[self._heads], gone), record)
+
+    def is_of_other_form(self) -> bool:
+        """Whether all committed rows have to be written again, because a commit would write them otherwise now."""
+        return self.has_other_columns() or self.has_old_paths()
+
+    @property
+    def _heads(self) -> list[str]:
+        return [self.key, "row_version", "status"]
+
+    def _merged(self, changed: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
+        rows = pl.concat([self.rows(changed.columns), changed]).unique(self.key, keep="last")
+        return rows.join(gone, on=self.key, how="anti")
+
+    def _write(self, path: Path, rows: pl.DataFrame, state: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Commit `rows` as the file `path`. state: the columns `_heads`, or more, of all rows that stand then."""
+        is_ok = pl.col("status") == "ok"
         manifest = {
             "asset": self.asset,
             "dataset": self.dataset,
-            "num_rows": frame.height,
-            "num_ok": frame.filter(pl.col("status") == "ok").height,
-            "num_failed": frame.filter(pl.col("status") != "ok").height,
-            "data_version": data_version(frame, self.key),
-            "rows": following.name,
+            "num_rows": state.height,
+            "num_ok": state.filter(is_ok).height,
+            "num_failed": state.filter(~is_ok).height,
+            "data_version": data_version(state, self.key),
+            "rows": path.name,
             **record,
         }
         with self._fence() as fence:
-            with atomic_path(following) as temporary:
-                self._stored(frame).write_parquet(temporary)
+            with atomic_path(path) as temporary:
+                self._stored(rows.select(list(self.schema)).sort(self.key)).write_parquet(temporary)
                 fence()
             write_json(self.manifest_path, manifest)
             shutil.rmtree(self.folder / "pending", ignore_errors=True)
-        self._drop_superseded()
+        drop_superseded(self.folder)
         return manifest
-
-    def _drop_superseded(self) -> None:
-        """Remove files of rows that no query reads any more. This happens rarely, because a query that has just listed
-        the folder and has not opened its files yet would fail.
-        """
-        files = sorted(self.folder.glob("rows*.parquet"))
-        if len(files) > MAX_ROW_FILES or sum(old.stat().st_size for old in files[:-1]) > MAX_OLD_BYTES:
-            for old, newer in itertools.pairwise(files):
-                if time.time() - newer.stat().st_mtime > SUPERSEDED_S:
-                    old.unlink()
 
     def keep_state(self, folder: Path) -> None:
         """Add a state with the committed `ok` rows to `folder`, unless the last state kept there is the same."""
@@ -251,45 +265,6 @@ class Table:
                 f"vsr1 build --dataset {self.dataset} --assets {self.asset}"
             )
         return dict(read_json(self.manifest_path))
-
-
-SMALL_FILE = 2**16
-"""Files of rows of up to this many bytes are kept in memory: planning a graph reads each table about ten times."""
-
-
-def _read(path: Path, columns: list[str]) -> pl.DataFrame:
-    """Read `columns` of a file of rows."""
-    if (small := _small(path)) is not None:
-        return small[0][columns]
-    return pl.read_parquet(path, columns=columns, hive_partitioning=False, glob=False)
-
-
-def _schema(path: Path) -> Mapping[str, Any]:
-    if (small := _small(path)) is not None:
-        return small[1]
-    return pl.scan_parquet(path, hive_partitioning=False, glob=False).collect_schema()
-
-
-def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
-    """The whole file and its schema; None for a file that is too large to keep in memory."""
-    stat = path.stat()
-    return _kept(path, stat.st_ino, stat.st_mtime_ns) if stat.st_size <= SMALL_FILE else None
-
-
-@functools.lru_cache(maxsize=128)
-def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
-    """Read a small file once. A file never changes once it has its name; `inode` and `written_ns` tell it from a file
-    of the same name in a home that was deleted and made again."""
-    frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
-    return frame, dict(frame.schema)
-
-
-def _rows_name(number: int) -> str:
-    return f"rows_{number:010d}.parquet"
-
-
-def _rows_number(path: Path) -> int:
-    return int(path.stem.removeprefix("rows").removeprefix("_") or "0")
 
 
 def data_version(frame: pl.DataFrame, key: str) -> str:
