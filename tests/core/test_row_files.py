@@ -10,11 +10,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 from fake_results import fake_stages
 
 from vsr1_core.home import warehouse
+from vsr1_core.home.warehouse_views import HOME_VARIABLE
 from vsr1_core.rows import row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
@@ -207,6 +209,14 @@ def test_views_read_bases_with_their_deltas(tmp_path: Path, monkeypatch: pytest.
         assert len(names(table)) == 3
         shown = warehouse.query(tmp_path, f"select query_id, query from moments where dataset = '{dataset}' order by 1")
         assert shown.equals(table.rows(["query_id", "query"]))
+
+
+def test_views_that_know_no_deltas_are_made_again(tmp_path: Path) -> None:
+    warehouse.refresh(tmp_path, fake_stages())
+    with duckdb.connect(str(warehouse.database_path(tmp_path))) as connection:
+        made = f"SELECT getvariable('{HOME_VARIABLE}') || 'rows*.parquet' AS of_before"
+        connection.execute(f"CREATE OR REPLACE VIEW failures AS {made}")
+    assert warehouse.query(tmp_path, "select * from failures").columns == ["dataset", "asset", "row_id", "error"]
 
 
 NUM_ASKED = 30

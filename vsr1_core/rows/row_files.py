@@ -34,9 +34,9 @@ PATTERN = "[rc]*.parquet"
 """Files of rows, and nothing else in the folder of a table."""
 ONE_FILE_BYTES = 8 << 20
 """A table whose base has at most so many bytes is always written whole, as one file."""
-MAX_DELTAS = 400
-"""With so many deltas, the next commit writes a base: readers open each file. 400 commits of 0.25 % of the rows take as
-much room as the base, which is the other bound (`RowFiles.takes_delta`)."""
+MAX_DELTAS = 200
+"""With so many deltas, the next commit writes a base: each takes a millisecond of each reader. 200 commits of 0.5 % of
+the rows take as much room as the base, which is the other bound (`RowFiles.takes_delta`)."""
 SUPERSEDED_S = 600.0
 """For this many seconds after a base was committed, queries may still read the files of the state before it."""
 MAX_ROW_FILES = 8
