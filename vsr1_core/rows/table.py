@@ -2,8 +2,7 @@
 
 Each table has one folder, `tables/<asset>/dataset=<name>/`, with the files of its rows (`rows.row_files`, which alone
 knows their names), `manifest.json` (a summary, written last) and `pending/` (the shards of a run that has not
-finished). `rows.increments`
-decides which rows to process.
+finished). `rows.increments` decides which rows to process.
 """
 
 from __future__ import annotations
