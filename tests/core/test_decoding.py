@@ -174,9 +174,8 @@ def test_samples_of_one_prompt_share_its_reading_and_change_nothing() -> None:
     policy, prompts, features = world()
     order = [2, 0, 2, 2, 1, 0]
     widths: list[int] = []
-    hook = policy.model.model.language_model.register_forward_pre_hook(
-        lambda _m, _a, kwargs: widths.append(len(kwargs["inputs_embeds"])), with_kwargs=True
-    )
+    layer = policy.model.model.language_model.layers[0]
+    hook = layer.mlp.register_forward_pre_hook(lambda _module, args: widths.append(len(args[0])))
     try:
         group = run(policy, [prompts[i] for i in order], [features[i] for i in order], max_new_tokens=5)
     finally:

@@ -178,11 +178,7 @@ def reading(setup: Setup) -> dict[str, Any]:
     prompts, shown = prompts_about(policy, features, len(videos))
     tokens = sum(len(p.token_ids) for p in prompts)
 
-    def read() -> None:
-        with policy.reading(prompts, shown, room=0):
-            pass
-
-    text_s, _ = _timed(setup, read)
+    text_s, _ = _timed(setup, lambda: policy.reading(prompts, shown, room=0))
     embed_s, _ = _timed(setup, lambda: embedder.embed_features(features))
     size = size_of(setup.config)
     return {

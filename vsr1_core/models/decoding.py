@@ -99,12 +99,12 @@ class _Rows:
 
     def run(self, prompts: Sequence[Prompt], features: Sequence[Any], room: int = 0) -> list[Decoded]:
         """Read the prompts, then one input per row and step until no row is left. `room`: expected tokens of a text."""
-        with self.policy.reading(prompts, features, room + self.settings.num_soft_tokens + 1) as reading:
-            while reading.rows:
-                embeds, kept = self.next_inputs(reading)
-                if not kept:
-                    break
-                reading.step(embeds[reading.keep(kept)])
+        reading = self.policy.reading(prompts, features, room + self.settings.num_soft_tokens + 1)
+        while reading.rows:
+            embeds, kept = self.next_inputs(reading)
+            if not kept:
+                break
+            reading.step(embeds[reading.keep(kept)])
         for row, tokens in self.latents.items():
             self.decoded[row].latents = torch.stack(tokens)
         return self.decoded

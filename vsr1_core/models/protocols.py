@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -333,7 +332,7 @@ class PolicyModel(Protocol):
         Raises ValueError if a conversation and its layout disagree about whether there is a video.
         """
 
-    def reading(self, prompts: Sequence[Prompt], features: Sequence[Any], room: int) -> AbstractContextManager[Reading]:
+    def reading(self, prompts: Sequence[Prompt], features: Sequence[Any], room: int) -> Reading:
         """Read all prompts and their videos in one pass (prefill), for inference. `room`: expected number of steps."""
 
     def teacher_forced(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import TextWriter
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
-from vsr1_core.models.qwen3_vl.reading import PromptReading, read_prompts, teacher_forced, teacher_forced_answers
+from vsr1_core.models.qwen3_vl.reading import PromptReading, teacher_forced, teacher_forced_answers
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
@@ -57,10 +56,8 @@ class LoadedPolicy:
         wrapper = self.model.soft_query.form.video_wrapper
         return build_prompts(self.tokenizer, self.model.model, conversations, layouts, video_wrapper=wrapper)
 
-    def reading(
-        self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], room: int
-    ) -> AbstractContextManager[PromptReading]:
-        return read_prompts(self.model, prompts, features, self.tokenizer.pad_token_id, room)
+    def reading(self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], room: int) -> PromptReading:
+        return PromptReading(self.model, prompts, features, self.tokenizer.pad_token_id, room)
 
     def teacher_forced(
         self,

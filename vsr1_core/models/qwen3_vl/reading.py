@@ -3,8 +3,7 @@ gradients (`teacher_forced`). `models.decoding` decides what is fed, and uses th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from vsr1_core.models.qwen3_vl.branches import Branches
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
 from vsr1_core.models.qwen3_vl.prefix import SharedPrefix, layer_inputs
+from vsr1_core.models.qwen3_vl.single_steps import SingleSteps, capture_on
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 
@@ -45,12 +45,10 @@ class _HiddenStates:
 
 
 class PromptReading:
-    """See `protocols.Reading`. Rows are in the order of the cache; mask is [B, L], and positions [B] are those of the
-    next input."""
+    """See `protocols.Reading`. Rows are in the order of the cache."""
 
     def __init__(
         self,
-        model: _HiddenStates,
         policy: Policy,
         prompts: Sequence[Prompt],
         features: Sequence[VideoFeatures | None],
@@ -58,25 +56,20 @@ class PromptReading:
         room: int,
     ) -> None:
         """Read the prompts in one pass; rows with the same prompt and video are read once."""
-        self._model = model
-        self._cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
+        cache = InPlaceCache(policy.config.text_config.num_hidden_layers, room)
         different, places = _read_once(prompts, features)
         batch = left_padded(policy.model, [prompts[i] for i in different], [features[i] for i in different], pad_id)
-        hidden = model.run(**language_model_kwargs(batch), past_key_values=self._cache)
-        self.rows = list(range(len(hidden)))
-        self.mask = batch.mask
-        self.positions = batch.positions.amax(dim=(0, 2)) + 1  # padding has position 0
-        self.hidden, self.seed = hidden[:, -1], model.seed(hidden)[:, -1]
+        with _HiddenStates(policy) as model:
+            hidden = model.run(**language_model_kwargs(batch), past_key_values=cache)
+            self.hidden, self.seed = hidden[:, -1], model.seed(hidden)[:, -1]
+        self.rows = list(range(len(prompts)))
+        mask, positions = batch.mask, batch.positions.amax(dim=(0, 2)) + 1  # padding has position 0
         if len(different) < len(prompts):
-            self._cache.repeat_rows(places.to(batch.mask.device))
-            self._select(places.tolist())
-            self.rows = list(range(len(prompts)))
-
-    def _select(self, index: Sequence[int]) -> None:
-        at = torch.tensor(list(index), device=self.mask.device)
-        self.rows = [self.rows[i] for i in index]
-        self.mask, self.positions = self.mask[at], self.positions[at]
-        self.hidden, self.seed = self.hidden[at], self.seed[at]
+            at = places.to(mask.device)
+            cache.repeat_rows(at)
+            self.hidden, self.seed, mask, positions = (t[at] for t in (self.hidden, self.seed, mask, positions))
+        self._seed_is_pre_norm = policy.soft_query.seed_hidden == "pre_norm"
+        self._steps = SingleSteps(policy.model.language_model, cache, mask, positions, capture_on(mask.device))
 
     def keep(self, kept: Sequence[int]) -> list[int]:
         """Keep the rows at the places `kept` (ascending); the last rows fill the holes. Returns the old places in the
@@ -87,37 +80,21 @@ class PromptReading:
         order = list(range(len(kept)))
         for hole, mover in zip(holes, movers, strict=True):
             order[hole] = mover
-        self._cache.move_rows(holes, movers, len(kept))
-        self._select(order)
+        self._steps.move_rows(holes, movers, len(kept))
+        self.rows = [self.rows[i] for i in order]
+        self.hidden, self.seed = self.hidden[order], self.seed[order]
         return order
 
     def step(self, embeds: Tensor) -> None:
         """One decoding step: one input embedding per row, [B, H]; append to the key-value cache, advance every row's
         position by 1 on all three rotary axes."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
-        hidden = self._model.run(
-            inputs_embeds=embeds[:, None],
-            attention_mask=self.mask,
-            position_ids=self.positions[None, :, None].expand(3, -1, -1),
-            past_key_values=self._cache,
-        )
-        self.positions = self.positions + 1
-        self.hidden = hidden[:, -1]
-        self.seed = self._model.seed(hidden)[:, -1]
+        before_norm, self.hidden = self._steps.step(embeds)
+        self.seed = before_norm if self._seed_is_pre_norm else self.hidden
 
 
 def _read_once(prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None]) -> tuple[list[int], Tensor]:
     """The rows whose prompt and video occur for the first time, and for every row which of these it equals."""
     return same_prompts([(p.token_ids.numpy().tobytes(), id(f)) for p, f in zip(prompts, features, strict=True)])
-
-
-@contextmanager
-def read_prompts(
-    policy: Policy, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None], pad_id: int, room: int
-) -> Iterator[PromptReading]:
-    """Read the prompts, and keep the model's hooks while they are continued. `room`: the expected number of steps."""
-    with _HiddenStates(policy) as model:
-        yield PromptReading(model, policy, prompts, features, pad_id, room)
 
 
 def teacher_forced(
