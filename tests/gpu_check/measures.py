@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import Decoded, DecodeSettings
+from vsr1_core.models.qwen3_vl import reading as reading_module
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
@@ -205,27 +207,37 @@ def _timed(setup: Setup, work: Callable[[], Any], repeats: int = 3) -> tuple[flo
 @part
 @torch.no_grad()
 def decoding(setup: Setup) -> dict[str, Any]:
-    """Seconds per decoding step of a batch (the forecast's `step_s`), tokens a second, and memory."""
+    """Seconds per decoding step of a batch (the forecast's `step_s`), tokens a second, and memory: with steps that are
+    captured once, and with each kernel launched from Python."""
     policy, _ = setup.models()
     inputs = setup.inputs
     features = policy.encoder.encode(list(setup.videos(4, inputs.short).values()))
     facts: dict[str, Any] = {}
     for rows in (1, inputs.batch):
         prompts, shown = prompts_about(policy, features, rows)
-        _decoded(policy, prompts, shown, 2)
-        with PeakMemory(setup.device, resident_bytes) as memory:
-            started = setup.clock()
-            made = _decoded(policy, prompts, shown, inputs.text_tokens)
-            seconds = setup.clock() - started
-        steps = max(len(row.token_ids) for row in made) + NUM_SOFT_TOKENS
-        written = sum(row.num_text_tokens + row.num_latent_tokens for row in made)
-        facts[f"rows_{rows}"] = {
-            "step_s": seconds / steps,
-            "tokens_per_s": written / seconds,
-            "prompt_tokens": len(prompts[0].token_ids),
-            "peak_bytes": memory.peak_bytes,
-        }
+        _decoded(policy, prompts, shown, 4)
+        captured = _steps_of_decoding(setup, policy, prompts, shown)
+        with mock.patch.object(reading_module, "capture_on", return_value=None):
+            launched = _steps_of_decoding(setup, policy, prompts, shown)
+        facts[f"rows_{rows}"] = {**captured, "step_s_without_capture": launched["step_s"]}
     return facts
+
+
+def _steps_of_decoding(setup: Setup, policy: LoadedPolicy, prompts: list[Prompt], shown: list[Any]) -> dict[str, Any]:
+    with PeakMemory(setup.device, resident_bytes) as memory:
+        reading_s, _ = _timed(setup, lambda: policy.reading(prompts, shown, room=0), repeats=1)
+        started = setup.clock()
+        made = _decoded(policy, prompts, shown, setup.inputs.text_tokens)
+        seconds = setup.clock() - started
+    steps = max(len(row.token_ids) for row in made) + NUM_SOFT_TOKENS
+    written = sum(row.num_text_tokens + row.num_latent_tokens for row in made)
+    return {
+        "step_s": max(seconds - reading_s, 0) / steps,
+        "reading_s": reading_s,
+        "tokens_per_s": written / seconds,
+        "prompt_tokens": len(prompts[0].token_ids),
+        "peak_bytes": memory.peak_bytes,
+    }
 
 
 @part
@@ -296,14 +308,28 @@ def stage_2_without_reference(setup: Setup) -> dict[str, Any]:
     return _stage_2(setup, beta=0.0)
 
 
-def _stage_2(setup: Setup, beta: float) -> dict[str, Any]:
+@part
+def stage_2_in_8_bits(setup: Setup) -> dict[str, Any]:
+    """The same step, of which the optimiser keeps its moments in 8 bits."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return {"skipped": "bitsandbytes is not installed"}
+    return _stage_2(setup, beta=0.01, optimizer="adamw_8bit")
+
+
+@part
+def stage_2_of_adapters(setup: Setup) -> dict[str, Any]:
+    """The same step, in which adapters of rank 16 learn beside a text model in the dtype of inference."""
+    return _stage_2(setup, beta=0.01, lora_rank=16)
+
+
+def _stage_2(setup: Setup, beta: float, **changes: Any) -> dict[str, Any]:
     from vsr1_core.recipes import GRPORecipe
     from vsr1_core.search.index import build_index
     from vsr1_core.training.grpo import train_grpo
     from vsr1_core.training.rollout import GRPOPrompt
     from vsr1_core.training.runs import TrainingRun
 
-    policy, embedder = setup.models_to_train()
+    policy, embedder = setup.models() if changes.get("lora_rank") else setup.models_to_train()
     frames = setup.inputs.long
     videos = setup.videos(4, frames)
     features, vectors = _features_and_vectors(policy, embedder, videos)
@@ -318,6 +344,7 @@ def _stage_2(setup: Setup, beta: float) -> dict[str, Any]:
         bf16=setup.device == "cuda",
         num_negatives=2,
         beta=beta,
+        **changes,
     )
 
     def train(steps: int) -> None:
@@ -367,6 +394,37 @@ def comparisons(setup: Setup) -> dict[str, Any]:
     options.clock = "wall"
     bench = Bench.of(options)
     return {"lines": [bench.title(), *(line for each in COMPARISONS for line in getattr(bench, each)())]}
+
+
+@part
+def build(setup: Setup) -> dict[str, Any]:
+    """The toy corpus of `nano`, from raw videos to the report, and its test queries: both on the device, and the
+    queries on the CPU with the same weights. Everything here is small, so its seconds say nothing of real models."""
+    missing = [name for name in ("polars", "av", "faiss", "trl") if importlib.util.find_spec(name) is None]
+    if missing:
+        return {"skipped": f"{', '.join(missing)} not installed"}
+    from vsr1_core import Home
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(folder, device=setup.device)
+        home.add_dataset("made", toy=True, config="nano")
+        built = home.build("made")
+        again = sum(asset.num_processed for asset in home.build("made"))
+        moments = home.table("moments", "made")
+        queries = [row["query"] for row in moments.to_dicts() if row["split"] == "test"][:8]
+        here = [home.search(text, "made", method="videosearch_r1") for text in queries]
+        there = [Home(folder, device="cpu").search(text, "made", method="videosearch_r1") for text in queries]
+        metrics = home.table("metrics", "made")
+    firsts = [(a[0], b[0]) for a, b in zip(here, there, strict=True)]
+    return {
+        "assets": {asset.name: [asset.num_rows, asset.num_failed, round(asset.seconds, 1)] for asset in built},
+        "failed": sum(asset.num_failed for asset in built),
+        "made_again": again,
+        "num_metrics": len(metrics),
+        "queries": len(firsts),
+        "same_video_as_on_cpu": sum(a.video == b.video for a, b in firsts),
+        "largest_score_difference": max(abs(a.score - b.score) for a, b in firsts),
+    }
 
 
 @part
