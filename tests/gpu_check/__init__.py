@@ -4,5 +4,5 @@
     python -m tests.gpu_check --device cpu --size tiny         # the same parts, on any machine
 
 It needs torch, transformers and safetensors; the training parts also need trl, datasets and peft, the parts that search
-need faiss. Dagster, Polars, DuckDB and video decoders are not used.
+need faiss, and the part that builds a corpus needs polars, duckdb and av. Dagster is not used.
 """

@@ -1,8 +1,7 @@
-"""The parts of the check: what each measures, on models with random weights. No processes and no files here."""
+"""The parts of the check that only run models, with random weights. No processes and no files here."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import tempfile
 import time
@@ -15,7 +14,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.benchmarks.corpora import random_frames
 from tests.benchmarks.measuring import Clock, resident_bytes
@@ -23,7 +21,6 @@ from tests.benchmarks.sizes import config_2b, random_models
 from tests.core import naive
 from tests.core.tiny_models import query_text, small_config, tiny_tokenizer
 from vsr1_core.models.decoding import decode
-from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import Decoded, DecodeSettings
@@ -33,7 +30,7 @@ from vsr1_core.models.qwen3_vl.inputs import VideoPatches
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
-from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text, build_messages
+from vsr1_core.reasoning.conversation import REFINE_TOKEN, build_messages
 
 NUM_SOFT_TOKENS = 8
 
@@ -98,7 +95,7 @@ PARTS: dict[str, Part] = {}
 
 
 def part(function: Part) -> Part:
-    """Register a part under the name of its function; parts run in the order of this file."""
+    """Register a part under the name of its function; parts run in the order of their files."""
     PARTS[function.__name__] = function
     return function
 
@@ -241,131 +238,6 @@ def _steps_of_decoding(setup: Setup, policy: LoadedPolicy, prompts: list[Prompt]
 
 
 @part
-def stage_1(setup: Setup) -> dict[str, Any]:
-    """Seconds and memory of a step of stage 1 on one long video, with gradient checkpointing."""
-    from vsr1_core.recipes import SFTRecipe
-    from vsr1_core.training.examples import build_examples
-    from vsr1_core.training.runs import TrainingRun
-    from vsr1_core.training.sft import SFTData, train_sft
-
-    policy, embedder = setup.models_to_train()
-    videos = setup.videos(4, setup.inputs.long)
-    features, vectors = _features_and_vectors(policy, embedder, videos)
-    rows = [_sft_row(i, len(videos)) for i in range(len(videos))]
-    layouts = [f.layout for f in features.get([r["shown_video_id"] for r in rows])]
-    examples = build_examples(policy, rows, layouts)
-    data = SFTData(examples, features, vectors, {})
-    recipe = SFTRecipe(batch_size=1, gradient_checkpointing=True, bf16=setup.device == "cuda", num_negatives=2)
-
-    def train(steps: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            train_sft(policy, embedder, data, dataclasses.replace(recipe, steps=steps), TrainingRun(Path(folder)))
-
-    return {"tokens_per_row": len(examples[0].prompt.token_ids), **_training_step(setup, train)}
-
-
-def _sft_row(i: int, num_videos: int) -> dict[str, Any]:
-    """Only rows that refine, so that every step has L_ret."""
-    return {
-        "query_id": f"q{i}",
-        "query": query_text(i),
-        "gt_video_id": f"v{i}",
-        "shown_video_id": f"v{(i + 1) % num_videos}",
-        "label": "not_matched",
-        "answer": answer_text("the video shows a bar, not a ring.", False),
-        "negative_ids": [f"v{(i + 1) % num_videos}"],
-    }
-
-
-def _features_and_vectors(
-    policy: LoadedPolicy, embedder: Qwen3VLEmbedder, videos: dict[str, VideoPatches]
-) -> tuple[FeatureStore, dict[str, Tensor]]:
-    with torch.no_grad():
-        store = FeatureStore(embedder.encoder, videos.__getitem__)
-        vectors = {v: embedder.embed_features(store.get([v]))[0].float().cpu() for v in videos}
-    return FeatureStore(policy.encoder, videos.__getitem__), vectors
-
-
-def _training_step(setup: Setup, train: Callable[[int], None]) -> dict[str, Any]:
-    """Seconds of one step after the first, which warms up, and the highest memory."""
-    ends: list[float] = []
-    hook = register_optimizer_step_post_hook(lambda *_: ends.append(setup.clock()))
-    with PeakMemory(setup.device, resident_bytes) as memory:
-        train(3)
-    hook.remove()
-    return {"step_s": (ends[-1] - ends[0]) / (len(ends) - 1), "peak_bytes": memory.peak_bytes}
-
-
-@part
-def stage_2(setup: Setup) -> dict[str, Any]:
-    """Seconds and memory of a step of stage 2: a group of 8 episodes of 2 turns, with a reference model."""
-    return _stage_2(setup, beta=0.01)
-
-
-@part
-def stage_2_without_reference(setup: Setup) -> dict[str, Any]:
-    """The same step without a reference model (beta 0)."""
-    return _stage_2(setup, beta=0.0)
-
-
-@part
-def stage_2_in_8_bits(setup: Setup) -> dict[str, Any]:
-    """The same step, of which the optimiser keeps its moments in 8 bits."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return {"skipped": "bitsandbytes is not installed"}
-    return _stage_2(setup, beta=0.01, optimizer="adamw_8bit")
-
-
-@part
-def stage_2_of_adapters(setup: Setup) -> dict[str, Any]:
-    """The same step, in which adapters of rank 16 learn beside a text model in the dtype of inference."""
-    return _stage_2(setup, beta=0.01, lora_rank=16)
-
-
-def _stage_2(setup: Setup, beta: float, **changes: Any) -> dict[str, Any]:
-    from vsr1_core.recipes import GRPORecipe
-    from vsr1_core.search.index import build_index
-    from vsr1_core.training.grpo import train_grpo
-    from vsr1_core.training.rollout import GRPOPrompt
-    from vsr1_core.training.runs import TrainingRun
-
-    policy, embedder = setup.models() if changes.get("lora_rank") else setup.models_to_train()
-    frames = setup.inputs.long
-    videos = setup.videos(4, frames)
-    features, vectors = _features_and_vectors(policy, embedder, videos)
-    index = build_index(list(vectors), torch.stack(list(vectors.values())).numpy())
-    prompts = [GRPOPrompt("q0", query_text(0), "v0", 0.0, 1.0, float(frames), ("v1", "v2"))]
-    recipe = GRPORecipe(
-        queries_per_step=1,
-        group_size=8,
-        num_turns=2,
-        max_new_tokens=setup.inputs.text_tokens,
-        gradient_checkpointing=True,
-        bf16=setup.device == "cuda",
-        num_negatives=2,
-        beta=beta,
-        **changes,
-    )
-
-    def train(steps: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            train_grpo(
-                policy,
-                embedder,
-                prompts,
-                index,
-                features,
-                vectors,
-                dict.fromkeys(videos, float(frames)),
-                {},
-                dataclasses.replace(recipe, steps=steps),
-                TrainingRun(Path(folder)),
-            )
-
-    return {"beta": beta, "group": recipe.group_size, "turns": recipe.num_turns, **_training_step(setup, train)}
-
-
-@part
 @torch.no_grad()
 def patch_embedding(setup: Setup) -> dict[str, Any]:
     """The vision tower's patch embedding as the published convolution and as the equal matrix product."""
@@ -394,37 +266,6 @@ def comparisons(setup: Setup) -> dict[str, Any]:
     options.clock = "wall"
     bench = Bench.of(options)
     return {"lines": [bench.title(), *(line for each in COMPARISONS for line in getattr(bench, each)())]}
-
-
-@part
-def build(setup: Setup) -> dict[str, Any]:
-    """The toy corpus of `nano`, from raw videos to the report, and its test queries: both on the device, and the
-    queries on the CPU with the same weights. Everything here is small, so its seconds say nothing of real models."""
-    missing = [name for name in ("polars", "av", "faiss", "trl") if importlib.util.find_spec(name) is None]
-    if missing:
-        return {"skipped": f"{', '.join(missing)} not installed"}
-    from vsr1_core import Home
-
-    with tempfile.TemporaryDirectory() as folder:
-        home = Home(folder, device=setup.device)
-        home.add_dataset("made", toy=True, config="nano")
-        built = home.build("made")
-        again = sum(asset.num_processed for asset in home.build("made"))
-        moments = home.table("moments", "made")
-        queries = [row["query"] for row in moments.to_dicts() if row["split"] == "test"][:8]
-        here = [home.search(text, "made", method="videosearch_r1") for text in queries]
-        there = [Home(folder, device="cpu").search(text, "made", method="videosearch_r1") for text in queries]
-        metrics = home.table("metrics", "made")
-    firsts = [(a[0], b[0]) for a, b in zip(here, there, strict=True)]
-    return {
-        "assets": {asset.name: [asset.num_rows, asset.num_failed, round(asset.seconds, 1)] for asset in built},
-        "failed": sum(asset.num_failed for asset in built),
-        "made_again": again,
-        "num_metrics": len(metrics),
-        "queries": len(firsts),
-        "same_video_as_on_cpu": sum(a.video == b.video for a, b in firsts),
-        "largest_score_difference": max(abs(a.score - b.score) for a, b in firsts),
-    }
 
 
 @part
