@@ -104,7 +104,7 @@ class _Rows:
             embeds, kept = self.next_inputs(reading)
             if not kept:
                 break
-            reading.step(embeds[reading.keep(kept)])
+            reading.step(_at(embeds, reading.keep(kept)))
         for row, tokens in self.latents.items():
             self.decoded[row].latents = torch.stack(tokens)
         return self.decoded
@@ -113,32 +113,38 @@ class _Rows:
         """The next inputs [B, H] of the rows of `reading`, and the places of the rows that continue (ascending)."""
         thinking = [i for i, row in enumerate(reading.rows) if row in self.latents]
         writing = [i for i, row in enumerate(reading.rows) if row not in self.latents]
-        embeds = torch.empty_like(reading.hidden)
-        kept: list[int] = []
-        if thinking:
-            kept += self._think(reading, thinking, embeds)
-        if writing:
-            kept += self._write(reading, writing, embeds)
+        if not writing:
+            return self._think(reading, thinking)
+        if not thinking:
+            return self._write(reading, writing)
+        embeds, kept = torch.empty_like(reading.hidden), []
+        for places, act in ((thinking, self._think), (writing, self._write)):
+            embeds[places], going_on = act(reading, places)
+            kept += going_on
         return embeds, sorted(kept)
 
-    def _think(self, reading: Reading, places: list[int], embeds: Tensor) -> list[int]:
-        """Append each row's next soft token and set the input that follows it. Returns the places that continue."""
+    def _think(self, reading: Reading, places: list[int]) -> tuple[Tensor, list[int]]:
+        """Append each row's next soft token. Returns the inputs that follow, and the places that continue."""
         rows = [reading.rows[i] for i in places]
-        is_first = torch.tensor([not self.latents[row] for row in rows], device=embeds.device)
-        z = self.policy.model.latent(torch.where(is_first[:, None], reading.seed[places], reading.hidden[places]))
+        first = [not self.latents[row] for row in rows]
+        states = _at(reading.seed if any(first) else reading.hidden, places)
+        if any(first) and not all(first):
+            is_first = torch.tensor(first, device=states.device)
+            states = torch.where(is_first[:, None], states, _at(reading.hidden, places))
+        z = self.policy.model.latent(states)
         for row, token in zip(rows, z, strict=True):
             self.latents[row].append(token)
-        embeds[places] = self.policy.model.latent_input(z).to(embeds)  # R is float32
         wanted = self.settings.num_soft_tokens
-        return [i for i, row in zip(places, rows, strict=True) if len(self.latents[row]) < wanted]
+        kept = [i for i, row in zip(places, rows, strict=True) if len(self.latents[row]) < wanted]
+        return self.policy.model.latent_input(z).to(reading.hidden), kept  # R is float32
 
-    def _write(self, reading: Reading, places: list[int], embeds: Tensor) -> list[int]:
-        """Sample each row's next token; a row whose text ends continues with <REFINE> or leaves. Returns the places
-        that continue."""
-        tokens = self._sample(reading, places)
-        embeds[places] = self.embedding(tokens)
+    def _write(self, reading: Reading, places: list[int]) -> tuple[Tensor, list[int]]:
+        """Sample each row's next token; a row whose text ends continues with <REFINE> or leaves. Returns the inputs
+        that follow, and the places that continue."""
+        tokens, token_ids = self._sample(reading, places)
+        embeds = self.embedding(tokens)
         kept = []
-        for i, token in zip(places, tokens.tolist(), strict=True):
+        for number, (i, token) in enumerate(zip(places, token_ids, strict=True)):
             row = reading.rows[i]
             if self._goes_on(row, token):
                 kept.append(i)
@@ -147,27 +153,29 @@ class _Rows:
             result.text = written_text(self.policy.tokenizer, result.token_ids, self.ends)
             if self.settings.num_soft_tokens and self.wants_refine(result.text):
                 self.latents[row] = []
-                embeds[i] = self.embedding.weight[self.refine_id]
+                embeds[number] = self.embedding.weight[self.refine_id]
                 kept.append(i)
-        return kept
+        return embeds, kept
 
-    def _sample(self, reading: Reading, places: list[int]) -> Tensor:
-        """Draw the next token of each row, and record its log-probability and the probability of a match."""
-        log_probs = self.policy.model.lm_head(reading.hidden[places]).float().log_softmax(-1)
+    def _sample(self, reading: Reading, places: list[int]) -> tuple[Tensor, list[int]]:
+        """Draw the next token of each row, on the device and here, and record its log-probability and the probability
+        of a match."""
+        log_probs = self.policy.model.lm_head(_at(reading.hidden, places)).float().log_softmax(-1)
         if self.settings.temperature > 0:
             weights = (log_probs / self.settings.temperature).softmax(-1)
             tokens = torch.multinomial(weights, 1, generator=self.generator)[:, 0]
         else:
             tokens = log_probs.argmax(-1)
-        chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
+        # One transfer for both, as the host waits for each. Single precision is exact for ids up to 16 million.
+        pair = torch.stack([tokens.float(), log_probs.gather(-1, tokens[:, None])[:, 0]]).tolist()
         for place, i in enumerate(places):
             result = self.decoded[reading.rows[i]]
             is_kept = len(result.token_ids) < self.settings.max_new_tokens
             if is_kept and result.matched_probability is None and self.decision.is_decision_next(result.token_ids):
-                pair = log_probs[place, [self.decision.matched, self.decision.not_matched]]
-                result.matched_probability = float(pair.softmax(-1)[0])
-            result.log_probs.append(chosen[place])
-        return tokens
+                both = log_probs[place, [self.decision.matched, self.decision.not_matched]]
+                result.matched_probability = float(both.softmax(-1)[0])
+            result.log_probs.append(pair[1][place])
+        return tokens, [int(token) for token in pair[0]]
 
     def _goes_on(self, row: int, token: int) -> bool:
         """Record the token. Returns False if the row's text is complete. Stop tokens are counted but are not text.
@@ -180,3 +188,8 @@ class _Rows:
             return False
         result.token_ids.append(token)
         return token not in self.ends
+
+
+def _at(states: Tensor, places: Sequence[int]) -> Tensor:
+    """`states[places]`. If these are all places in their order, nothing is sent to the device or copied there."""
+    return states if list(places) == list(range(len(states))) else states[list(places)]
