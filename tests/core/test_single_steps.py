@@ -138,7 +138,10 @@ def test_only_a_gpu_captures() -> None:
 @pytest.mark.gpu
 @NEEDS_GPU
 @pytest.mark.parametrize("max_new_tokens", [12, 90])
-def test_cuda_graphs_decode_what_single_kernels_do(monkeypatch: pytest.MonkeyPatch, max_new_tokens: int) -> None:
+def test_cuda_graphs_decode_what_single_kernels_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, max_new_tokens: int
+) -> None:
     graphs = decoded(max_new_tokens, device="cuda")
+    assert caplog.messages == [], "all steps were captured"
     monkeypatch.setattr(reading, "capture_on", lambda _device: None)
     assert_equal(graphs, decoded(max_new_tokens, device="cuda"))

@@ -32,7 +32,7 @@ ASSUMED: Mapping[str, Factor] = {
     ),
     "cpu_fp32_flops": Factor(7e10, "the same in fp32, or where the processor has no bf16; from its share of the peak"),
     "cpu_bytes_per_s": Factor(8e9, "bytes of weights per second that a decoding step reads on a CPU; assumed"),
-    "step_s": Factor(0.096, "seconds per decoding step of 64 rows; measured on one H100 with the 2B model"),
+    "step_s": Factor(0.031, "seconds per decoding step of 64 rows; measured on one H200 with the 2B model"),
     "teacher_tokens_per_s": Factor(1000, "tokens per second that the teacher's server writes; assumed, not measured"),
     "teacher_tokens": Factor(1200, "tokens per reply of a thinking teacher; assumed"),
     "answer_tokens": Factor(150, "tokens per answer with its reasoning; assumed"),
@@ -308,17 +308,16 @@ def _training_state(trainings: Sequence[Learning]) -> Estimate:
 def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     """The estimate of stage 2.
 
-    The video of a turn is read once per query in the first turn and once per episode in later turns. The policy replays
-    all turns with gradients, and the reference replays them without.
+    The prompt of a turn is read once per query in the first turn, and in later turns once per episode, as each may be
+    about another video. The policy reads these prompts once more with gradients, and the reference without.
     """
     size, learning = base.writer, base.learning(recipe)
     steps = recipe.steps or base.corpus.num_queries.get("train", 0) // recipe.queries_per_step
     episodes = recipe.queries_per_step * recipe.group_size
-    replayed = episodes * recipe.num_turns
     read = recipe.queries_per_step + episodes * (recipe.num_turns - 1)
     passes = 8 if recipe.gradient_checkpointing else 6
     per_pass = base.mean_tokens("train") * size.text
-    replaying = base.hours(per_pass * replayed * (passes + 2 * bool(recipe.beta)), is_training=True)
+    replaying = base.hours(per_pass * read * (passes + 2 * bool(recipe.beta)), is_training=True)
     decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, episodes)
     micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
     lengths = [base.longest_prompt + recipe.max_new_tokens]

@@ -133,11 +133,10 @@ def capture_on(device: torch.device) -> Capture | None:
 
 
 class CudaGraphs:
-    """Captures steps as CUDA graphs. All graphs of one object share a pool of memory, so that only the one captured
-    last may be replayed."""
+    """Captures steps as CUDA graphs. Each has a pool of memory of its own: torch 2.11 fails an assertion where a pool
+    is used again whose last graph is gone."""
 
     def __init__(self, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
         self._stream = _stream(device)
 
     def __call__(self, step: Callable[[], States]) -> Callable[[], States]:
@@ -145,7 +144,7 @@ class CudaGraphs:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             # Other threads load frames and features meanwhile: their allocations are no business of the capture.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(capture_error_mode="thread_local")
             try:
                 states = step()
             finally:
