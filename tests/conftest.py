@@ -36,7 +36,6 @@ LONGEST = (
     "test_ray_workers.py",
     "test_ray_actors.py",
     "test_run_commands.py",
-    "test_recipe_fields.py",
 )
 """By what `make test PYTEST_ARGS=--durations=30` says."""
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from pipelines.automation_sensor import QUIET
 from pipelines.planner import Outlook, Planner
 from tests.fakes import Numbers, Squares, fake_stages, write_numbers
+from tests.one_connection import instance_in_memory
 from tests.ticker import Ticker
 from vsr1_core.configuration_files import write_configuration
 from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
@@ -25,7 +25,7 @@ START = {"a": 1, "b": 2, "c": 3}
 def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticker]:
     """Two datasets that were built once; nothing is asked for. Others were never built."""
     save_entry(tmp_path, DatasetEntry("other", "toy", "", str(tmp_path / "data/other")))
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         ticker = Ticker(tmp_path, instance, fake_stages)
         for dataset in ("toy", "other"):
             write_numbers(tmp_path, dataset, START)
