@@ -8,7 +8,7 @@ and the same parts it wants the same rows. `test_published_build` shows that wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from vsr1_core.rows.versions import canonical, row_version
 from vsr1_core.stages import methods
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import all_stages
+from vsr1_core.stages.readings import Reading
 
 pytestmark = pytest.mark.slow
 
@@ -211,14 +212,13 @@ class Committed(View):
     """Tables that nobody changes, so each is read once. answers: stage -> parts of the configuration that it read ->
     their values -> the versions of the rows that it wants."""
 
-    kept: dict[Any, pl.DataFrame] = dataclasses.field(default_factory=dict)
+    kept: dict[Reading, pl.DataFrame] = dataclasses.field(default_factory=dict)
     answers: dict[str, dict[Parts, dict[Parts, dict[str, str]]]] = dataclasses.field(default_factory=dict)
 
-    def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        asked = (asset, columns and tuple(columns))
-        if asked not in self.kept:
-            self.kept[asked] = super().rows(asset, columns)
-        return self.kept[asked]
+    def read(self, reading: Reading) -> pl.DataFrame:
+        if reading not in self.kept:
+            self.kept[reading] = super().read(reading)
+        return self.kept[reading]
 
 
 def fitted(config: Configuration) -> Configuration:

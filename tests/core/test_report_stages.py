@@ -175,7 +175,7 @@ def test_the_plan_of_a_changed_answer_names_what_will_run(view: View, tmp_path: 
     change(view, "predictions.sqr_sft", "00010_fig", rank=77)
     fresh = view_of(tmp_path)
     for name in ("moments", "predictions.sqr_sft"):  # committed tables stand for themselves here
-        fresh.planned[name] = fresh.table(name).rows()
+        fresh.planned[name] = fresh.table(name)
     assert len(fresh.stages["metrics"].due(fresh).stale) == NUM_OF_EPISODES
 
 

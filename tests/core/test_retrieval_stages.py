@@ -12,6 +12,7 @@ import pytest
 from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.recipes import RetrievalRecipe
+from vsr1_core.rows.increments import Future
 from vsr1_core.search.index import read_index
 from vsr1_core.stages.base import NotYetKnown, Stage, View
 from vsr1_core.stages.execution import Execution
@@ -157,8 +158,9 @@ def test_vectors_that_are_no_unit_vectors_fail_the_index_with_a_reason(corpus):
 
 def test_splits_that_are_not_known_yet_postpone_the_plan(corpus):
     view = corpus.view
-    frame = view.table("video_embeddings").rows().with_columns(splits=pl.lit(None, pl.List(pl.String)))
-    view.planned["video_embeddings"] = frame
+    table = view.table("video_embeddings")
+    due = table.rows().with_columns(splits=pl.lit(None, pl.List(pl.String)))
+    view.planned["video_embeddings"] = Future(table, due)
     with pytest.raises(NotYetKnown, match="video_embeddings"):
         view.stages["video_index"].plan(view)
 

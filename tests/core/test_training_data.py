@@ -14,6 +14,7 @@ from vsr1_core.reasoning.conversation import HARD_REFINE_PROMPT, is_well_formed,
 from vsr1_core.reasoning.tasks import ConfigurationError, TeacherReply
 from vsr1_core.reasoning.teacher import make_teacher
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
+from vsr1_core.rows.increments import Future
 from vsr1_core.stages import traces
 from vsr1_core.stages.base import NotYetKnown
 from vsr1_core.stages.execution import Execution
@@ -312,9 +313,9 @@ def test_a_new_train_video_waits_for_the_ranking_before_the_pool_is_planned(corp
 def test_the_pool_cannot_be_planned_before_the_first_ranking(corpus):
     with pytest.raises(NotYetKnown, match="first_ranking"):
         view = corpus.view
-        view.planned["first_ranking"] = view.table("first_ranking").frame(
-            [{"query_id": "q", "status": "ok", "split": "train", "gt_video_id": "v"}]
-        )
+        table = view.table("first_ranking")
+        due = [{"query_id": "q", "status": "ok", "split": "train", "gt_video_id": "v"}]
+        view.planned["first_ranking"] = Future(table, table.frame(due))
         view.stages["top1_pool"].plan(view)
 
 

@@ -259,6 +259,6 @@ def test_nothing_is_kept_of_a_build_on_tables_as_they_were_planned(world: World)
     """Such a plan reads what is planned, and not the tables."""
     shutil.rmtree(world.home / "lake/cache")
     view = world.view()
-    view.planned["numbers"] = view.table("numbers").rows()
+    view.planned["numbers"] = view.table("numbers")
     build_stage(view, world.squares, Execution())
     assert world.looks_at_rows(world.plans)

@@ -119,6 +119,36 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
     return Plan(tuple(new), tuple(stale), orphaned, tuple(failed), tuple(unchanged), causes)
 
 
+@dataclass
+class Future:
+    """The rows of `table` as a build leaves them. Of what is there, only columns that are asked for are read, and once.
+
+    made: the rows that it makes, with the columns that are known before. dropped: ids of the rows that it drops. moved:
+    key and new values of unversioned columns, of unchanged rows (`moved_columns`).
+    """
+
+    table: Table
+    made: pl.DataFrame
+    dropped: Sequence[str] = ()
+    moved: pl.DataFrame | None = None
+    _found: dict[str, pl.Series] = field(default_factory=dict, init=False, repr=False)
+
+    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """The rows, sorted by id."""
+        names = list(self.table.schema if columns is None else columns)
+        if missing := [name for name in names if name not in self._found]:
+            self._found |= self._read(missing).to_dict()
+        return pl.DataFrame([self._found[name] for name in names])
+
+    def _read(self, names: Sequence[str]) -> pl.DataFrame:
+        key = self.table.key
+        known = self.table.known(dict.fromkeys([*names, key]))
+        kept = known.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
+        if self.moved is not None:
+            kept = kept.update(self.moved[[name for name in self.moved.columns if name in kept.columns]], on=key)
+        return pl.concat([kept, self.made[kept.columns]]).sort(key)[names]
+
+
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
     """Names of the inputs that were added, were removed, or have another version. The names are sorted."""
     return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.settings import settings_of
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.readings import Names, Reading, Rows
 
 Imports = Literal["none", "whole", "rows"]
 
@@ -89,23 +90,26 @@ class View:
 
     While planning, `planned` holds the tables that a build changes as they will be then: rows that have to be made
     have their new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises.
-    read_by: asset -> the assets whose tables its last plan read.
+    read_by: asset -> what its last plan read.
     """
 
     lake: Lake
     entry: DatasetEntry
     config: Configuration
     stages: Mapping[str, Stage]
-    planned: dict[str, pl.DataFrame] = field(default_factory=dict)
+    planned: dict[str, Rows] = field(default_factory=dict)
     unsettled: set[str] = field(default_factory=set)
     home: Path | None = None
-    read_by: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
-    _read: set[str] = field(default_factory=set, init=False, repr=False)
+    read_by: dict[str, frozenset[Reading]] = field(default_factory=dict, init=False, repr=False)
+    _read: set[Reading] = field(default_factory=set, init=False, repr=False)
     _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
         """The committed table of an asset."""
-        self._read.add(asset)
+        self._read.add(Reading(asset, "table"))
+        return self._table(asset)
+
+    def _table(self, asset: str) -> Table:
         if asset not in self._tables:
             stage = self.stages[asset]
             self._tables[asset] = self.lake.table(asset, self.entry.name, stage.key, stage.dtypes)
@@ -113,7 +117,7 @@ class View:
 
     @contextlib.contextmanager
     def noting_reads(self, asset: str) -> Iterator[None]:
-        """Note in `read_by` which tables the block reads, in which `asset` is planned."""
+        """Note in `read_by` what the block reads of tables, in which `asset` is planned."""
         outer, self._read = self._read, set()
         try:
             yield
@@ -121,34 +125,30 @@ class View:
             self.read_by[asset] = frozenset(self._read)
             self._read |= outer
 
-    def rows(self, asset: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The ok rows of an upstream table. While planning, `row_version` is exact and unknown columns are null."""
-        if asset not in self.planned:
-            if asset in self.unsettled:  # which rows it should have is not known yet
-                raise NotYetKnown(asset)
-            return self.table(asset).ok_rows(columns)
-        frame = self.planned[asset].filter(pl.col("status") == "ok")
-        return frame if columns is None else frame[list(columns)]
+    def rows(self, asset: str, columns: Names = None, splits: Names = None) -> pl.DataFrame:
+        """The ok rows of an upstream table, or of these splits. While planning, unknown columns are null."""
+        return self.read(Reading.of(asset, "ok", columns, splits))
 
-    def results(self, asset: str, columns: Sequence[str] | None = None, where: pl.Expr | None = None) -> pl.DataFrame:
-        """The ok rows of an upstream table (those that fit `where`) with the final values of all columns.
+    def results(self, asset: str, columns: Names = None, splits: Names = None) -> pl.DataFrame:
+        """`rows` with the final values of all columns. Raises NotYetKnown while one of them is still to be made."""
+        return self.read(Reading.of(asset, "results", columns, splits))
 
-        Raises NotYetKnown while one of them is still to be made. `where` may use columns that are known before."""
-        if asset not in self.planned and columns is not None:  # a committed table: read only the columns asked for
-            extra = [] if where is None else where.meta.root_names()
-            frame = self.rows(asset, list(dict.fromkeys([*columns, *extra])))
-            return (frame if where is None else frame.filter(where))[list(columns)]
-        frame = self.rows(asset)
-        frame = frame if where is None else frame.filter(where)
-        # A row that is still to be made has no `row_inputs` yet.
-        if asset in self.planned and frame["row_inputs"].null_count():
+    def read(self, reading: Reading) -> pl.DataFrame:
+        """What is read now. Raises NotYetKnown while that depends on results which are still to be made."""
+        self._read.add(reading)
+        asset, planned, table = reading.asset, self.planned.get(reading.asset), self._table(reading.asset)
+        if planned is None and asset in self.unsettled:  # which rows it should have is not known yet
             raise NotYetKnown(asset)
-        return frame if columns is None else frame[list(columns)]
+        needs_all = reading.kind == "results" and planned is not None
+        frame = reading.of_rows(planned or table, table.schema, ["row_inputs"] if needs_all else [])
+        if needs_all and frame["row_inputs"].null_count():  # a row that is still to be made has none yet
+            raise NotYetKnown(asset)
+        return frame if reading.columns is None else frame[list(reading.columns)]
 
-    def versions(self, asset: str) -> dict[str, str]:
-        """Row id -> row version of an upstream table's ok rows."""
+    def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
+        """Row id -> row version of an upstream table's ok rows (of these splits)."""
         key = self.stages[asset].key
-        return dict(self.rows(asset, [key, "row_version"]).iter_rows())
+        return dict(self.rows(asset, [key, "row_version"], splits).iter_rows())
 
     def version(self, asset: str, row_id: str) -> str:
         """The row version of one ok row of an upstream table; empty where there is no such row."""

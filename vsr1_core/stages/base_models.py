@@ -21,7 +21,7 @@ from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.loading import asked_with, frames_to_embed, one_row
 from vsr1_core.stages.model_content import fetched_name, model_identity
 from vsr1_core.stages.model_folders import IN_TRAIN, ModelStage, content_version, known_options, model_row, train_videos
-from vsr1_core.stages.moments import IS_TRAIN, windows_by_video
+from vsr1_core.stages.moments import IS_TRAIN, TRAIN, windows_by_video
 from vsr1_core.stages.reads import every
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class BaseModels(ModelStage):
 
     @staticmethod
     def _trained_on(view: View) -> dict[str, str]:
-        moments = view.rows("moments").filter(IS_TRAIN)
+        moments = view.rows("moments", ["video_id", "start_s", "end_s", "plain_query", "query"], TRAIN)
         videos = train_videos(view)
         if moments.is_empty() or videos.is_empty():
             raise ValueError(
@@ -91,8 +91,7 @@ class BaseModels(ModelStage):
                 f"{moments.height} train moments, {videos.height} readable train videos. Put its videos into "
                 f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
             )
-        read = moments.select("video_id", "start_s", "end_s", "plain_query", "query")
-        return {"captions": fingerprint(sorted(read.rows())), "frames": content_version(videos)}
+        return {"captions": fingerprint(sorted(moments.rows())), "frames": content_version(videos)}
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:

@@ -24,7 +24,7 @@ from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
+from vsr1_core.stages.moments import TRAIN, moment_version, train_moments
 from vsr1_core.stages.reads import same
 
 SFT_FILE = "train_oneturn.json"
@@ -149,7 +149,7 @@ class HardRefineExamples(SFTExamples):
 
 
 def _plain_captions(view: View) -> dict[str, str]:
-    return dict(view.rows("moments", ["query_id", "plain_query", "split"]).filter(IS_TRAIN).drop("split").iter_rows())
+    return dict(view.rows("moments", ["query_id", "plain_query"], TRAIN).iter_rows())
 
 
 def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class GRPOPrompts(Stage):
     def plan(self, view: View) -> dict[str, Row]:
         negatives, imported = view.versions("hard_negatives"), view.imported_rows(self.name)
         moments = train_moments(view)
-        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
+        rankings = view.versions("first_ranking", TRAIN)
         return {
             query_id: Row(
                 {
@@ -233,7 +233,7 @@ class GRPOPrompts(Stage):
                 {"gt_video_id": moments[query_id]["gt_video_id"]},
                 facts=moments[query_id],
             )
-            for query_id, version, _ in rankings.iter_rows()
+            for query_id, version in rankings.items()
             if query_id in moments and (not imported or query_id in imported)
         }
 

@@ -13,12 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-import polars as pl
-
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
 from vsr1_core.rows.files import file_state
-from vsr1_core.rows.increments import Plan, moved_columns, without_gc
+from vsr1_core.rows.increments import Future, Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
@@ -185,14 +183,12 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
 
 def _future(
     view: View, stage: Stage, rows: Mapping[str, Row], inputs: Mapping[str, Inputs], plan: Plan
-) -> pl.DataFrame | None:
+) -> Future | None:
     """The table after the build: unchanged and failed rows as they are, new and stale ones with known columns only.
-    None where it stays as it is, so that nobody has to read all of it."""
+    None where it stays as it is."""
     table = view.table(stage.name)
     moved = moved_columns(table, plan, stage.unversioned(table, rows))
     if moved is None and not plan.due() and not plan.orphaned and table.is_whole():
         return None
-    kept = table.known().filter(pl.col(stage.key).is_in([*plan.unchanged, *plan.failed]))
-    kept = kept if moved is None else kept.update(moved, on=stage.key)
     due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due()]
-    return pl.concat([kept, table.frame(due)])
+    return Future(table, table.frame(due), plan.orphaned, moved)

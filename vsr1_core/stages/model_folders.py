@@ -23,6 +23,7 @@ from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import TRAINED
+from vsr1_core.stages.moments import TRAIN
 
 if TYPE_CHECKING:
     from vsr1_core.training.runs import CurvePoint
@@ -173,7 +174,7 @@ def is_absent(view: View, asset: str, row_id: str) -> bool:
         return False
     key = view.stages[asset].key
     if asset in view.planned:
-        return row_id not in view.planned[asset][key]
+        return row_id not in view.planned[asset].rows([key])[key]
     table = view.table(asset)
     return asset not in view.unsettled and table.exists() and row_id not in table.rows([key])[key]
 
@@ -210,7 +211,7 @@ def model_row(
 
 def train_videos(view: View) -> pl.DataFrame:
     """The columns video_id, content and splits of the train videos that have frames."""
-    return view.rows("frame_tensors", ["video_id", "content", "splits"]).filter(IN_TRAIN)
+    return view.rows("frame_tensors", ["video_id", "content", "splits"], TRAIN)
 
 
 def content_version(videos: pl.DataFrame) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from vsr1_core.evaluation.row_types import MomentRow
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 
+TRAIN = ("train",)
 IS_TRAIN = pl.col("split") == "train"
 COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
 """The text of a query as it is compared with the texts of other queries."""
@@ -24,10 +26,14 @@ MOMENT_COLUMNS = {
 """Column of a moment that training rows of both stages copy -> its name in the training rows."""
 
 
+def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
+    """The columns of a `MomentRow` of the moments in these splits."""
+    return view.rows("moments", tuple(MomentRow.__annotations__), splits)
+
+
 def train_moments(view: View) -> dict[str, dict[str, Any]]:
     """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS."""
-    frame = view.rows("moments", ["query_id", "split", *MOMENT_COLUMNS]).filter(IS_TRAIN).drop("split")
-    rows = frame.rename(MOMENT_COLUMNS).to_dicts()
+    rows = view.rows("moments", ["query_id", *MOMENT_COLUMNS], TRAIN).rename(MOMENT_COLUMNS).to_dicts()
     return {row.pop("query_id"): row for row in rows}
 
 
@@ -43,16 +49,16 @@ def asked_version(query: str, video_id: str) -> str:
 
 def asked_versions(view: View) -> dict[str, str]:
     """Train query id -> its `asked_version`."""
-    moments = view.rows("moments", ["query_id", "split", "query", "video_id"]).filter(IS_TRAIN)
-    return {query_id: asked_version(query, video_id) for query_id, _, query, video_id in moments.iter_rows()}
+    moments = view.rows("moments", ["query_id", "query", "video_id"], TRAIN)
+    return {query_id: asked_version(query, video_id) for query_id, query, video_id in moments.iter_rows()}
 
 
 def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
     """Query id -> ids of the videos of all moments in the split with the same query text, including its own video. A
     video that is searched in windows is named by those that show any part of such a moment: its other windows are wrong
     for the query."""
-    columns = ["query_id", "split", "query", "video_id", "start_s", "end_s"]
-    texts = view.rows("moments", columns).filter(pl.col("split") == split).with_columns(text=COMPARED_TEXT)
+    columns = ["query_id", "query", "video_id", "start_s", "end_s"]
+    texts = view.rows("moments", columns, [split]).with_columns(text=COMPARED_TEXT)
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
     pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
     never = {query_id: frozenset(videos) for query_id, videos in pairs}

@@ -14,7 +14,7 @@ from vsr1_core.segments import is_right, touches
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.moments import (
-    IS_TRAIN,
+    TRAIN,
     asked_versions,
     right_segments,
     same_text_videos,
@@ -133,14 +133,14 @@ def _describable(view: View) -> frozenset[str]:
     """The segments that the teacher can describe: it needs their stored frames, or annotated moments in them."""
     if view.config.teacher.asks_a_model:
         return frozenset(view.rows("frame_tensors", ["video_id"])["video_id"])
-    moments = view.rows("moments", ["video_id", "start_s", "end_s", "split"]).filter(IS_TRAIN).drop("split").rows()
+    moments = view.rows("moments", ["video_id", "start_s", "end_s"], TRAIN).rows()
     windows = windows_by_video(view)
     shown = {s for moment in moments for s in windows.get(moment[0], ()) if touches(s, *moment)}
     return frozenset(video_id for video_id, *_ in moments) | shown
 
 
 def _train_rankings(view: View) -> pl.DataFrame:
-    return view.results("first_ranking", ["query_id", "gt_video_id", "rank", "top_video_ids"], where=IS_TRAIN)
+    return view.results("first_ranking", ["query_id", "gt_video_id", "rank", "top_video_ids"], TRAIN)
 
 
 def _draw(seed: int, name: str) -> str:

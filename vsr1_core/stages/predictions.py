@@ -19,6 +19,7 @@ from vsr1_core.stages.loading import asked_with, vectors_of
 from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
+from vsr1_core.stages.moments import moment_rows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import KEPT_OF_TURNS, RANKED_TURN
@@ -122,10 +123,10 @@ class Predictions(ModelRows):
         model = (self.method.model, self.method.row_id)
         if not self.concerns(view) or is_absent(view, *model):
             return {}
-        indexes, vectors = view.versions("video_index"), view.versions("query_embeddings")
+        splits = view.config.evaluation.splits
+        indexes, vectors = view.versions("video_index"), view.versions("query_embeddings", splits)
         checkpoint = view.version(*model)
         embedder = view.version("base_models", "embedder")
-        moments = view.rows("moments").filter(pl.col("split").is_in(list(view.config.evaluation.splits)))
         return {
             row["query_id"]: Row(
                 {
@@ -138,7 +139,7 @@ class Predictions(ModelRows):
                 },
                 facts=row,
             )
-            for row in typed_rows(moments, MomentRow)
+            for row in typed_rows(moment_rows(view, splits), MomentRow)
         }
 
     def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:

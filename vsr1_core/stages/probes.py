@@ -17,7 +17,7 @@ from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.methods import PROBED, Method, asked_as, methods_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
-from vsr1_core.stages.moments import same_text_videos, windows_by_video
+from vsr1_core.stages.moments import moment_rows, same_text_videos, windows_by_video
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, one
 
@@ -146,10 +146,9 @@ def probes_of(view: View) -> dict[str, ShownPair]:
     with_frames = set(view.rows("frame_tensors", ["video_id"])["video_id"])
     windows = windows_by_video(view)
     for split in view.config.evaluation.splits:
-        of_split = pl.col("split") == split
-        ranked = dict(view.results("first_ranking", ["query_id", "top_video_ids"], of_split).iter_rows())
+        ranked = dict(view.results("first_ranking", ["query_id", "top_video_ids"], [split]).iter_rows())
         never = same_text_videos(view, split)
-        moments = view.rows("moments").filter(of_split & pl.col("video_id").is_in([*with_frames, *windows]))
+        moments = moment_rows(view, [split]).filter(pl.col("video_id").is_in([*with_frames, *windows]))
         for moment in typed_rows(moments, MomentRow):
             query_id, span = moment["query_id"], (moment["start_s"], moment["end_s"])
             right = best_right(windows.get(moment["video_id"], [moment["video_id"]]), moment["video_id"], *span)

@@ -22,11 +22,12 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks, methods
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.method_styles import STYLES
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import IS_TRAIN
+from vsr1_core.stages.readings import Reading
 from vsr1_core.stages.reads import every, found_by, of_split, row_ids_of_split
 
 CHECKPOINTS = ("base_models", *methods.TRAINED)
@@ -284,18 +285,13 @@ def _metric_id(view: View, method: str, metric: str, split: str) -> str:
 
 def _all_rows(view: View, asset: str, columns: Sequence[str]) -> pl.DataFrame:
     """All rows of an upstream table, failed ones included, as planned. Raises NotYetKnown where the plan is unknown."""
-    if asset in view.planned:
-        return view.planned[asset].select(list(columns))
-    if asset in view.unsettled:
-        raise NotYetKnown(asset)
-    return view.table(asset).rows(columns)
+    return view.read(Reading.of(asset, "all", columns))
 
 
 def annotated_queries(view: View, split: str) -> pl.DataFrame:
     """The annotated queries of a split, sorted by id."""
     columns = ["query_id", "split", "query", "video_id", "start_s", "end_s", "duration_s", "status"]
-    frame = _all_rows(view, "moments", columns)
-    return frame.filter((pl.col("split") == split) & (pl.col("status") == "ok")).sort("query_id")
+    return view.rows("moments", columns, [split]).sort("query_id")
 
 
 def _content(truth: pl.DataFrame, columns: Sequence[str]) -> str:
@@ -356,7 +352,7 @@ def _failures(view: View) -> pl.DataFrame:
     for name, stage in view.stages.items():
         if name == Report.name:
             continue
-        rows = view.planned[name] if name in view.planned else view.table(name).rows([stage.key, "status", "error"])
+        rows = view.planned.get(name, view.table(name)).rows([stage.key, "status", "error"])
         failed = rows.filter(pl.col("status") == "failed")
         frames.append(failed.select(pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"))
     return pl.concat(frames)

@@ -20,7 +20,7 @@ from vsr1_core.stages.base import NotYetKnown, Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corpus import failed
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, TRAIN, asked_versions, same_text_videos
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class HardNegatives(Stage):
         never = same_text_videos(view)
         of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
         asked = asked_versions(view) if view.imported is not None else None  # only imported rows have this basis
-        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"]).filter(IS_TRAIN)
+        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"], TRAIN)
         return {
             query_id: Row(
                 {"first_ranking": version, "moments": of_videos[never[query_id]]},

@@ -18,7 +18,7 @@ from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.model_rows import ModelRows
-from vsr1_core.stages.moments import IS_TRAIN, moment_version, train_moments
+from vsr1_core.stages.moments import IS_TRAIN, TRAIN, moment_rows, moment_version, train_moments
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
@@ -111,7 +111,7 @@ def _teacher_tasks(view: View) -> list[TeacherTask]:
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
     shown_videos = {segment_id: video_of(segment_id) for segment_id in pool["shown_video_id"]}
     asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in([*shown_videos.values()])
-    moments = list(typed_rows(view.rows("moments").filter(IS_TRAIN & (asked | shown_ones)), MomentRow))
+    moments = list(typed_rows(moment_rows(view, TRAIN).filter(asked | shown_ones), MomentRow))
     of_query = {m["query_id"]: m for m in moments}
     of_video = defaultdict(list)
     for moment in moments:

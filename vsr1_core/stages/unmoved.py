@@ -4,8 +4,9 @@ After each build that leaves a table as its stage wants it, this is kept beside 
 all of it stands, another plan would find every row unchanged (or failed, as it was), so it is not made. What a plan
 depends on:
 
-- The tables that it reads: noted while it is made (`View.noting_reads`), and told apart by their files of rows, which
-  never change once they have their name. A table that the plan at hand changes has moved.
+- What it reads of tables: noted while it is made (`View.noting_reads`). It stands where the table's files of rows do,
+  which never change once they have their name. Where there are others, or the plan at hand changes the table, the
+  columns and splits that were read decide, by their content: the text of a test query moves nothing that trains.
 - Its own table, which has to be whole: a killed build leaves shards, or rows that the manifest does not name.
 - The code of this library, with the versions of Python and polars; the stages; the dataset's entry and configuration;
   where the home is; files that stages read (`Stage.records`), which are corrections and adopted checkpoints; of a
@@ -21,8 +22,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,23 @@ from vsr1_core.datasets import sources
 from vsr1_core.rows.files import check_name, file_state, read_json, write_json
 from vsr1_core.rows.increments import CommittedIds, Outcome, Plan
 from vsr1_core.rows.versions import code_digest, fingerprint
-from vsr1_core.stages.base import Stage, View
+from vsr1_core.stages.base import NotYetKnown, Stage, View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.readings import Reading, content_digest
 
 
 @dataclass(frozen=True)
 class PlannedFrom:
-    """What the plan of a table that is as wanted was made from. tables: asset -> the state of its table."""
+    """What the plan of a table that is as wanted was made from.
+
+    tables: asset -> the state of its table. contents: asset -> (kind, columns, splits, digest) of each `Reading` of it;
+    without an entry for the table itself, where all of it counts.
+    """
 
     basis: str
     beside: str
     tables: Mapping[str, list[Any]]
+    contents: Mapping[str, list[list[Any]]] = field(default_factory=dict)
 
 
 class Standing:
@@ -51,6 +58,7 @@ class Standing:
 
     def __init__(self, view: View) -> None:
         self.view = view
+        self._contents: dict[Reading, str] = {}
 
     @cached_property
     def basis(self) -> str:
@@ -94,14 +102,37 @@ class Standing:
         kept, table = self._kept(stage), self.view.table(stage.name)
         if kept is None or not self.basis or kept.basis != self.basis or not table.is_whole():
             return None
-        moved = self.view.planned.keys() | self.view.unsettled
-        if any(asset in moved or self.view.table(asset).state() != state for asset, state in kept.tables.items()):
-            return None
-        if kept.beside != self.beside(stage):
+        if kept.beside != self.beside(stage) or not all(self._stands(kept, asset) for asset in kept.tables):
             return None
         manifest = table.manifest()
         ok, failed = (CommittedIds(table, status, manifest[f"num_{status}"]) for status in ("ok", "failed"))
         return None if stage.retries_failed and failed else Plan(unchanged=ok, failed=failed)
+
+    def _stands(self, kept: PlannedFrom, asset: str) -> bool:
+        """Whether a plan would read the same of a table as the kept one."""
+        if asset not in self._moved and self.view.table(asset).state() == kept.tables[asset]:
+            return True
+        contents = kept.contents.get(asset, [])
+        return bool(contents) and all(found == self._content(Reading.of(asset, *read)) for *read, found in contents)
+
+    @property
+    def _moved(self) -> set[str]:
+        """The assets whose tables a build changes."""
+        return self.view.planned.keys() | self.view.unsettled
+
+    def _content(self, reading: Reading) -> str:
+        """A version of what is read now; empty while that is not known, which it always is of committed tables."""
+        if reading not in self._contents:
+            with contextlib.suppress(NotYetKnown):
+                self._contents[reading] = content_digest(self.view.read(reading))
+        return self._contents.get(reading, "")
+
+    def renew(self, stage: Stage) -> None:
+        """Keep the present states of the tables of which a plan would read the same as the kept one."""
+        kept = self._kept(stage)
+        if kept is not None and not self._moved:
+            tables = {asset: self.view.table(asset).state() for asset in kept.tables}
+            self._write(stage, replace(kept, tables=tables))
 
     def keep(self, stage: Stage, before: PlannedFrom) -> None:
         """Keep what the table of `stage` was planned from, if that can be said and stood still while it was planned.
@@ -109,18 +140,29 @@ class Standing:
         self: as it stands after the build. before: what stood before it.
         """
         own, after = stage.name, self.seen(stage)
-        is_said = bool(before.basis and before.beside) and not self.view.planned and not self.view.unsettled
+        is_said = bool(before.basis and before.beside) and not self._moved
         if not is_said or (after.basis, after.beside) != (before.basis, before.beside):
             return
         table, read = self.view.table(own), self.view.read_by.get(own)
-        if (
-            read is None or not table.is_whole() or "rows" not in table.manifest()
-        ):  # manifests of before do not name them
+        if read is None or not table.is_whole() or "rows" not in table.manifest():  # those of before do not name them
             return
-        if own in read and after.tables[own] != before.tables[own]:
+        assets = {reading.asset for reading in read}
+        if any(after.tables[asset] != before.tables[asset] for asset in assets):
             return
-        tables = {asset: before.tables[asset] for asset in read} | {own: after.tables[own]}
-        kept = PlannedFrom(before.basis, before.beside, tables)
+        tables = {asset: after.tables[asset] for asset in assets | {own}}
+        whole = {own} | {reading.asset for reading in read if reading.kind == "table"}
+        contents = self._contents_of(reading for reading in read if reading.asset not in whole)
+        self._write(stage, PlannedFrom(before.basis, before.beside, tables, contents))
+
+    def _contents_of(self, read: Iterable[Reading]) -> dict[str, list[list[Any]]]:
+        """`PlannedFrom.contents` of these readings, of tables as they are now."""
+        found: dict[str, list[list[Any]]] = {}
+        for one in sorted(read, key=repr):
+            names = [None if some is None else list(some) for some in (one.columns, one.splits)]
+            found.setdefault(one.asset, []).append([one.kind, *names, self._content(one)])
+        return found
+
+    def _write(self, stage: Stage, kept: PlannedFrom) -> None:
         if kept != self._kept(stage):
             write_json(self._path(stage), asdict(kept), lasting=False)
 
@@ -139,6 +181,7 @@ def build_stage(view: View, stage: Stage, run: Execution) -> Outcome:
     started, standing = time.monotonic(), Standing(view)
     plan = standing.plan(stage)
     if plan is not None and not (run.retry_failed and plan.failed):
+        standing.renew(stage)
         outcome = Outcome(0, 0, 0, time.monotonic() - started, view.table(stage.name).manifest(), plan)
         stage.end_build(view, outcome, run.run_id)
         return outcome

@@ -1,0 +1,137 @@
+"""A stage is planned again where what its plan reads of tables moved: these columns of these splits, and not the table.
+
+The graph is the real one with cheap models (`tests.few_stages`). That the plans are the same with and without this
+short cut is checked over random edits (`test_random_edits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.few_stages import START, stages
+from tests.small_world import SmallWorld, clip, fill
+from vsr1_core.rows.increments import Future
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.table import Table
+from vsr1_core.stages.base import View
+from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.graph import plan_graph
+from vsr1_core.stages.readings import content_digest
+from vsr1_core.stages.unmoved import build_stage
+
+FILES = {"annotation_files", "raw_videos"}
+"""Stages that look at files, each time."""
+TRAINS = {
+    *("base_models", "hard_negatives", "top1_pool", "reasoning_traces", "sft_examples", "sft_checkpoint"),
+    *("grpo_prompts", "grpo_checkpoint"),
+}
+"""Stages that read train rows only."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SmallWorld:
+    made = fill(SmallWorld(tmp_path), num_train=2, num_test=2)
+    build(made)
+    return made
+
+
+def view_of(world: SmallWorld) -> View:
+    return world.view(stages(), START)
+
+
+def build(world: SmallWorld) -> None:
+    view = view_of(world)
+    for stage in view.stages.values():
+        build_stage(view, stage, Execution(workers=1))
+
+
+def looked_at(world: SmallWorld) -> set[str]:
+    """The stages that a plan has to look at the rows of."""
+    view = view_of(world)
+    plan_graph(view)
+    return set(view.read_by)
+
+
+def change_a_test_text(world: SmallWorld) -> None:
+    world.rows["test"][0]["fig_desc"] = "something else moves"
+    world.write_annotations("test")
+
+
+def change_a_test_span(world: SmallWorld) -> None:
+    world.rows["test"][0]["time"] = [0.5, 2.0]
+    world.write_annotations("test")
+
+
+def add_a_test_video(world: SmallWorld) -> None:
+    world.put_video("more", clip(3))
+    world.add_query("test", 999, "more")
+    world.write_annotations("test")
+
+
+def touch_a_video(world: SmallWorld) -> None:
+    world.clock = 10_000
+    world.touch(world.video_path("train_0"))
+
+
+EDITS: tuple[tuple[Callable[[SmallWorld], None], set[str]], ...] = (
+    (change_a_test_text, TRAINS | {"frame_tensors", "video_embeddings", "video_index"}),
+    (change_a_test_span, TRAINS | {"frame_tensors", "query_embeddings", "first_ranking"}),
+    (add_a_test_video, TRAINS),
+    (touch_a_video, TRAINS | {"video_embeddings", "query_embeddings", "predictions.sqr_sft"}),
+)
+
+
+@pytest.mark.parametrize(("edit", "unmoved"), EDITS, ids=[edit.__name__ for edit, _ in EDITS])
+def test_what_reads_nothing_that_moved_is_not_looked_at(
+    world: SmallWorld, edit: Callable[[SmallWorld], None], unmoved: set[str]
+) -> None:
+    assert looked_at(world) == FILES
+    edit(world)
+    assert not unmoved & looked_at(world)
+    build(world)
+    assert looked_at(world) == FILES
+
+
+def table_of(folder: Path) -> Table:
+    columns = {"value": pl.Int64, "vector": pl.List(pl.Float32)}
+    table = Lake(folder / "lake").table("things", "toy", "thing_id", columns)
+    rows = [{"thing_id": i, "status": "ok", "row_inputs": "{}", "value": n} for n, i in enumerate("acde")]
+    table.commit(table.frame(rows), {})
+    return table
+
+
+def test_a_future_table_has_what_is_made_and_not_what_is_dropped(tmp_path: Path) -> None:
+    table = table_of(tmp_path)
+    made = table.frame([{"thing_id": "b", "status": "ok"}, {"thing_id": "c", "status": "ok", "value": 7}])
+    moved = pl.DataFrame({"thing_id": ["a"], "value": [9]})
+    future = Future(table, made, ["d"], moved)
+    assert future.rows(["value"])["value"].to_list() == [9, None, 7, 3]
+    assert future.rows(["thing_id", "row_inputs"]).rows() == [("a", "{}"), ("b", None), ("c", None), ("e", "{}")]
+    assert future.rows().columns == table.rows().columns
+
+
+def test_a_future_table_reads_only_the_columns_that_are_asked_for_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, asked = table_of(tmp_path), list[list[str]]()
+    read = Table.rows
+    monkeypatch.setattr(Table, "rows", lambda self, columns: asked.append(list(columns)) or read(self, columns))
+    future = Future(table, table.frame([]))
+    for _ in range(2):
+        future.rows(["thing_id", "value"])
+    assert asked == [["thing_id", "value"]]
+
+
+def test_equal_rows_have_one_digest_however_they_came_about() -> None:
+    rows = pl.DataFrame({"i": ["a", "b", "c"], "n": [1, 2, None], "t": [["x"], ["y", None], []]})
+    joined = pl.concat([rows[1:], rows[:1]]).sort("i")
+    assert content_digest(joined) == content_digest(rows)
+    assert content_digest(rows[:2]) == content_digest(
+        pl.DataFrame({"i": ["a", "b"], "n": [1, 2], "t": [["x"], ["y", None]]})
+    )
+    for other in (rows[:2], rows.reverse(), rows.rename({"n": "m"}), rows.with_columns(n=pl.lit(1))):
+        assert content_digest(other) != content_digest(rows)
