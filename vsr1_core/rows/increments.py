@@ -142,11 +142,12 @@ class Future:
 
     def _read(self, names: Sequence[str]) -> pl.DataFrame:
         key = self.table.key
-        known = self.table.known(dict.fromkeys([*names, key]))
-        kept = known.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
+        frame = self.table.known(dict.fromkeys([*names, key]))  # rankings take hundreds of MB, so no copy is kept
+        frame = frame.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
         if self.moved is not None:
-            kept = kept.update(self.moved[[name for name in self.moved.columns if name in kept.columns]], on=key)
-        return pl.concat([kept, self.made[kept.columns]]).sort(key)[names]
+            frame = frame.update(self.moved[[name for name in self.moved.columns if name in frame.columns]], on=key)
+        frame = pl.concat([frame, self.made[frame.columns]])
+        return frame.sort(key)[names]
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:

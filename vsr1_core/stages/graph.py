@@ -159,26 +159,29 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
 
     kept: stages that the build leaves out. They are planned as well, but downstream stages see their present tables.
     """
-    plans, standing = list[StagePlan](), Standing(view)
-    for name, stage in stages_of(view).items():
-        if (same := standing.plan(stage)) is not None:
-            plans.append(StagePlan(name, same))
-            continue
-        try:
-            rows = stage.planned_rows(view)
-        except NotYetKnown as reason:
-            plans.append(StagePlan(name, None, reason.asset))
-            if name not in kept:
-                view.unsettled.add(name)
-            continue
-        inputs = stage.inputs_of(view, rows)
-        plan = stage.plan_of(inputs, view.table(name))
-        plans.append(StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values())))
-        if name not in kept and (future := _future(view, stage, rows, inputs, plan)) is not None:
-            view.planned[name] = future
-        if name not in kept and plan.due():
+    standing = Standing(view)
+    return [_planned(stage, standing, name in kept) for name, stage in stages_of(view).items()]
+
+
+def _planned(stage: Stage, standing: Standing, is_left_out: bool) -> StagePlan:
+    """The plan of a stage, whose rows are forgotten before those of the next one are planned. The view has its table as
+    it will be, unless the build leaves the stage out."""
+    view, name = standing.view, stage.name
+    if (same := standing.plan(stage)) is not None:
+        return StagePlan(name, same)
+    try:
+        rows = stage.planned_rows(view)
+    except NotYetKnown as reason:
+        if not is_left_out:
             view.unsettled.add(name)
-    return plans
+        return StagePlan(name, None, reason.asset)
+    inputs = stage.inputs_of(view, rows)
+    plan = stage.plan_of(inputs, view.table(name))
+    if not is_left_out and (future := _future(view, stage, rows, inputs, plan)) is not None:
+        view.planned[name] = future
+    if not is_left_out and plan.due():
+        view.unsettled.add(name)
+    return StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values()))
 
 
 def _future(
