@@ -184,7 +184,7 @@ def test_whatever_moves_the_rows_are_looked_at(world: World, move: Callable[[Wor
 
 
 def test_another_version_of_the_code_looks_at_the_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unmoved, "code_digest", lambda: "another")
+    monkeypatch.setattr(unmoved, "CODE", "another")
     assert world.looks_at_rows(world.plans)
 
 
@@ -262,3 +262,42 @@ def test_nothing_is_kept_of_a_build_on_tables_as_they_were_planned(world: World)
     view.planned["numbers"] = view.table("numbers")
     build_stage(view, world.squares, Execution())
     assert world.looks_at_rows(world.plans)
+
+
+def commit_other_numbers(world: World) -> None:
+    """As another process does that took the dataset over."""
+    table = world.view().table("numbers")
+    table.commit(table.rows().with_columns(row_version=table.rows()["row_version"] + "x"), {})
+
+
+def test_a_commit_before_it_is_kept_what_was_read_is_seen_by_the_next_plan(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(world.home / "lake/cache")
+    keep = unmoved.Standing._contents_of
+    with monkeypatch.context() as patch:
+        interrupted = lambda own, read: commit_other_numbers(world) or keep(own, read)  # noqa: E731
+        patch.setattr(unmoved.Standing, "_contents_of", interrupted)
+        build_stage(world.view(), world.squares, Execution())
+    assert world.looks_at_rows(world.plans)
+
+
+def test_a_commit_after_contents_were_compared_is_seen_by_the_next_plan(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, digest = world.view().table("numbers"), unmoved.content_digest
+    table.commit(table.rows(), {})  # another file of the same rows
+    with monkeypatch.context() as patch:
+        patch.setattr(unmoved, "content_digest", lambda frame: commit_other_numbers(world) or digest(frame))
+        assert not world.looks_at_rows(lambda: build_stage(world.view(), world.squares, Execution()))
+    assert world.looks_at_rows(world.plans)
+
+
+def test_equal_rows_in_another_file_are_compared_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, compared = world.view().table("numbers"), list[int]()
+    table.commit(table.rows(), {})
+    digest = unmoved.content_digest
+    monkeypatch.setattr(unmoved, "content_digest", lambda frame: compared.append(frame.height) or digest(frame))
+    for _ in range(2):
+        assert not world.looks_at_rows(lambda: build_stage(world.view(), world.squares, Execution()))
+    assert compared == [3]

@@ -126,6 +126,21 @@ def test_a_future_table_reads_only_the_columns_that_are_asked_for_and_once(
     assert asked == [["thing_id", "value"]]
 
 
+def test_a_future_table_never_mixes_the_rows_of_two_commits(tmp_path: Path) -> None:
+    """As where another process commits while a plan is made."""
+    table = table_of(tmp_path)
+    future = Future(table, table.frame([{"thing_id": "b", "status": "ok", "value": 5}]))
+    assert future.rows(["thing_id"])["thing_id"].to_list() == ["a", "b", "c", "d", "e"]
+    table.commit(table.rows()[1:], {})
+    assert future.rows(["thing_id", "value"]).rows() == [("b", 5), ("c", 1), ("d", 2), ("e", 3)]
+
+
+def test_columns_that_nothing_moves_in_are_read_as_they_are(tmp_path: Path) -> None:
+    table = table_of(tmp_path)
+    future = Future(table, table.frame([]), [], pl.DataFrame({"thing_id": ["a"], "value": [9]}))
+    assert future.rows(["row_inputs"])["row_inputs"].to_list() == ["{}"] * 4
+
+
 def test_equal_rows_have_one_digest_however_they_came_about() -> None:
     rows = pl.DataFrame({"i": ["a", "b", "c"], "n": [1, 2, None], "t": [["x"], ["y", None], []]})
     joined = pl.concat([rows[1:], rows[:1]]).sort("i")

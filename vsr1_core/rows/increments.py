@@ -135,14 +135,17 @@ class Future:
 
     def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The rows, sorted by id."""
-        names = list(self.table.schema if columns is None else columns)
+        names, key = list(self.table.schema if columns is None else columns), self.table.key
         if missing := [name for name in names if name not in self._found]:
-            self._found |= self._read(missing).to_dict()
+            found = self._read([key, *missing])
+            if key in self._found and not found[key].equals(self._found[key]):  # another process committed meanwhile
+                found = self._read([key, *self._found, *missing])
+            self._found |= found.to_dict()
         return pl.DataFrame([self._found[name] for name in names])
 
-    def _read(self, names: Sequence[str]) -> pl.DataFrame:
-        key = self.table.key
-        frame = self.table.known(dict.fromkeys([*names, key]))  # rankings take hundreds of MB, so no copy is kept
+    def _read(self, names: Iterable[str]) -> pl.DataFrame:
+        names, key = list(dict.fromkeys(names)), self.table.key
+        frame = self.table.known(names)  # rankings take hundreds of MB, so no copy is kept
         frame = frame.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
         if self.moved is not None:
             frame = frame.update(self.moved[[name for name in self.moved.columns if name in frame.columns]], on=key)

@@ -38,6 +38,10 @@ from vsr1_core.stages.base import NotYetKnown, Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.readings import Reading, content_digest
 
+CODE = code_digest()
+"""The code as it was loaded. Taken at the first plan, it could be that of an update which came in between, under which
+plans of the old code would be kept."""
+
 
 @dataclass(frozen=True)
 class PlannedFrom:
@@ -58,7 +62,15 @@ class Standing:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self._contents: dict[Reading, str] = {}
+        self._states: dict[str, list[Any]] = {}
+        self._contents: dict[tuple[Reading, bool], str] = {}
+
+    def state(self, asset: str) -> list[Any]:
+        """The state of a committed table. It is noted before any content of the table is read: where another commit
+        comes in between, what is kept names the state before it, and the next plan compares the contents again."""
+        if asset not in self._states:
+            self._states[asset] = self.view.table(asset).state()
+        return self._states[asset]
 
     @cached_property
     def basis(self) -> str:
@@ -73,7 +85,7 @@ class Standing:
         named = [[s.name, s.version, type(s).__qualname__] for s in stages]
         records = [file_state(path) for s in stages for path in s.records(view)]
         place = [str(view.lake.root.absolute()), str(view.home)]
-        code = [code_digest(), sys.version, pl.__version__]
+        code = [CODE, sys.version, pl.__version__]
         return fingerprint([code, named, place, view.entry, view.config, lent, records])
 
     @cached_property
@@ -92,7 +104,7 @@ class Standing:
 
     def seen(self, stage: Stage) -> PlannedFrom:
         """All that a plan of `stage` may be made from, with every table that there is."""
-        return PlannedFrom(self.basis, self.beside(stage), {i: self.view.table(i).state() for i in self.view.stages})
+        return PlannedFrom(self.basis, self.beside(stage), {i: self.state(i) for i in self.view.stages})
 
     def plan(self, stage: Stage) -> Plan | None:
         """The stage's plan, where nothing moved that it depends on; None where its rows have to be looked at.
@@ -110,10 +122,12 @@ class Standing:
 
     def _stands(self, kept: PlannedFrom, asset: str) -> bool:
         """Whether a plan would read the same of a table as the kept one."""
-        if asset not in self._moved and self.view.table(asset).state() == kept.tables[asset]:
+        if self.state(asset) == kept.tables[asset] and asset not in self._moved:
             return True
         contents = kept.contents.get(asset, [])
-        return bool(contents) and all(found == self._content(Reading.of(asset, *read)) for *read, found in contents)
+        with contextlib.suppress(NotYetKnown):  # what a plan would read is still to be made
+            return bool(contents) and all(found == self._content(Reading.of(asset, *read)) for *read, found in contents)
+        return False
 
     @property
     def _moved(self) -> set[str]:
@@ -121,18 +135,18 @@ class Standing:
         return self.view.planned.keys() | self.view.unsettled
 
     def _content(self, reading: Reading) -> str:
-        """A version of what is read now; empty while that is not known, which it always is of committed tables."""
-        if reading not in self._contents:
-            with contextlib.suppress(NotYetKnown):
-                self._contents[reading] = content_digest(self.view.read(reading))
-        return self._contents.get(reading, "")
+        """A version of what is read now. Raises NotYetKnown while that is still to be made."""
+        key = (reading, reading.asset in self._moved)
+        if key not in self._contents:
+            self._contents[key] = content_digest(self.view.read(reading))
+        return self._contents[key]
 
     def renew(self, stage: Stage) -> None:
-        """Keep the present states of the tables of which a plan would read the same as the kept one."""
+        """Keep the states of the tables of which a plan reads the same as the kept one, now that `plan` has found so.
+        Otherwise every later plan would compare their contents."""
         kept = self._kept(stage)
         if kept is not None and not self._moved:
-            tables = {asset: self.view.table(asset).state() for asset in kept.tables}
-            self._write(stage, replace(kept, tables=tables))
+            self._write(stage, replace(kept, tables={asset: self.state(asset) for asset in kept.tables}))
 
     def keep(self, stage: Stage, before: PlannedFrom) -> None:
         """Keep what the table of `stage` was planned from, if that can be said and stood still while it was planned.
@@ -147,11 +161,12 @@ class Standing:
         if read is None or not table.is_whole() or "rows" not in table.manifest():  # those of before do not name them
             return
         assets = {reading.asset for reading in read}
-        if any(after.tables[asset] != before.tables[asset] for asset in assets):
-            return
-        tables = {asset: after.tables[asset] for asset in assets | {own}}
         whole = {own} | {reading.asset for reading in read if reading.kind == "table"}
         contents = self._contents_of(reading for reading in read if reading.asset not in whole)
+        now = {asset: self.view.table(asset).state() for asset in assets}  # as it is after the contents were read
+        if any(not before.tables[asset] == after.tables[asset] == now[asset] for asset in assets):
+            return
+        tables = {asset: after.tables[asset] for asset in assets | {own}}
         self._write(stage, PlannedFrom(before.basis, before.beside, tables, contents))
 
     def _contents_of(self, read: Iterable[Reading]) -> dict[str, list[list[Any]]]:
