@@ -21,7 +21,7 @@ from vsr1_core.rows import row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.table import Table
+from vsr1_core.rows.table import GROUP_ROWS, Table, newest
 
 MAX_AMPLIFICATION = 3.0
 
@@ -159,7 +159,7 @@ def test_a_commit_that_fails_or_is_cut_off_leaves_one_of_the_two_states(
     assert table.is_whole()
 
 
-def _full(*_: object) -> None:
+def _full(*_: object, **__: object) -> None:
     raise OSError(28, os.strerror(28))
 
 
@@ -267,3 +267,19 @@ def test_another_process_sees_one_state_while_deltas_and_bases_are_committed(
         said = reader.stdout.read()
     assert reader.returncode == 0, "it told what it read on stderr"
     assert int(said) > 1, "it read while there was nothing new"
+
+
+def test_rows_are_written_in_groups_so_that_few_are_encoded_at_a_time(tmp_path: Path) -> None:
+    table = things(tmp_path)
+    table.commit(table.frame([{"thing_id": i, "value": n, "status": "ok"} for i, n in numbered(9000).items()]), {})
+    groups = duckdb.sql(f"select distinct row_group_num_rows from parquet_metadata('{table.rows_path}')").fetchall()
+    assert sorted(groups) == [(9000 - 2 * GROUP_ROWS,), (GROUP_ROWS,)]
+
+
+def test_of_rows_with_the_same_id_the_last_one_counts() -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        rows = [(f"t{draw.randrange(12)}", number) for number in range(draw.randrange(10))]
+        found = newest(pl.DataFrame(rows, schema=["thing_id", "value"], orient="row"), "thing_id")
+        assert dict(found.rows()) == dict(rows)
+        assert found["value"].is_sorted()

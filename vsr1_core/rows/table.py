@@ -31,6 +31,8 @@ BASE_COLUMNS: dict[str, Any] = {
     "status": pl.String,
     "error": pl.String,
 }
+GROUP_ROWS = 4096
+"""Rows that are encoded at a time. At polars' 262,144, the encoding of 100,000 rankings takes 370 MB."""
 HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
 """The columns that a kept state of a table has before the table's own columns. Times are UTC."""
 
@@ -115,7 +117,7 @@ class Table:
     def known(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows, in part replaced by those that a killed run left pending, which count as committed."""
         rows, pending = self.rows(columns), self.pending()
-        return rows if pending.is_empty() else pl.concat([rows, pending[rows.columns]]).unique(self.key, keep="last")
+        return rows if pending.is_empty() else newest(pl.concat([rows, pending[rows.columns]]), self.key)
 
     def _placed(self, kept: pl.DataFrame) -> pl.DataFrame:
         return self.places.placed_rows(kept) if self._has_paths else kept
@@ -184,7 +186,7 @@ class Table:
         readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
         if not readable:
             return self._empty
-        return self._placed(pl.concat(readable).unique(self.key, keep="last"))
+        return self._placed(newest(pl.concat(readable), self.key))
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
@@ -215,8 +217,8 @@ class Table:
         return [self.key, "row_version", "status"]
 
     def _merged(self, changed: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
-        rows = pl.concat([self.rows(changed.columns), changed]).unique(self.key, keep="last")
-        return rows.join(gone, on=self.key, how="anti")
+        rows = newest(pl.concat([self.rows(changed.columns), changed]), self.key)
+        return rows if gone.is_empty() else rows.join(gone, on=self.key, how="anti")
 
     def _write(self, path: Path, rows: pl.DataFrame, state: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Commit `rows` as the file `path`. state: the columns `_heads`, or more, of all rows that stand then."""
@@ -233,7 +235,8 @@ class Table:
         }
         with self._fence() as fence:
             with atomic_path(path) as temporary:
-                self._stored(rows.select(list(self.schema)).sort(self.key)).write_parquet(temporary)
+                ordered = self._stored(_sorted(rows.select(list(self.schema)), self.key))
+                ordered.write_parquet(temporary, row_group_size=GROUP_ROWS)
                 fence()
             write_json(self.manifest_path, manifest)
             shutil.rmtree(self.folder / "pending", ignore_errors=True)
@@ -266,8 +269,21 @@ class Table:
         return dict(read_json(self.manifest_path))
 
 
+def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The last row of each id, in the order of the rows; they themselves where no id comes twice. Ids alone are looked
+    at: `unique` makes two copies of the rows for a while, and rankings of 100,000 queries take 250 MB."""
+    if rows[key].n_unique() == rows.height:
+        return rows
+    return rows[rows.select(key).with_row_index("_row").unique(key, keep="last")["_row"].sort()]
+
+
+def _sorted(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    return rows if rows[key].is_sorted() else rows.sort(key)
+
+
 def data_version(frame: pl.DataFrame, key: str) -> str:
     """Hash of the (id, row version, status) triples, sorted by id: the same rows give the same version."""
-    columns = [pl.col(name).fill_null("None") for name in (key, "row_version", "status")]
-    rows = frame.sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
+    names = (key, "row_version", "status")
+    columns = [pl.col(name).fill_null("None") for name in names]
+    rows = frame.select(names).sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
     return hashlib.sha256("".join(f"{row}\x1e" for row in rows).encode()).hexdigest()[:16]
