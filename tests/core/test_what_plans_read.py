@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.few_stages import START, stages
 from tests.small_world import SmallWorld, clip, fill
@@ -20,7 +23,7 @@ from vsr1_core.rows.table import Table
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
-from vsr1_core.stages.readings import content_digest
+from vsr1_core.stages.readings import Reading, content_digest
 from vsr1_core.stages.unmoved import build_stage
 
 FILES = {"annotation_files", "raw_videos"}
@@ -150,3 +153,50 @@ def test_equal_rows_have_one_digest_however_they_came_about() -> None:
     )
     for other in (rows[:2], rows.reverse(), rows.rename({"n": "m"}), rows.with_columns(n=pl.lit(1))):
         assert content_digest(other) != content_digest(rows)
+
+
+IDS = ("a", "b", "c", "d")
+ROWS = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["ok", "failed"]),
+        "split": st.sampled_from(["train", "test"]),
+        "value": st.integers(0, 1),
+        "row_inputs": st.just("{}"),
+    }
+)
+DUE = ROWS.map(lambda row: {**row, "status": "ok", "row_inputs": None}) | ROWS
+READINGS = st.builds(
+    Reading.of,
+    st.just("things"),
+    st.sampled_from(["ok", "all", "results"]),
+    st.sampled_from([None, ("thing_id", "value"), ("value", "thing_id", "split"), ("thing_id",)]),
+    st.sampled_from([None, ("train",), ("train", "test")]),
+)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    there=st.dictionaries(st.sampled_from(IDS), ROWS, min_size=1),
+    made=st.dictionaries(st.sampled_from(IDS), DUE),
+    dropped=st.sets(st.sampled_from(IDS)),
+    moved=st.dictionaries(st.sampled_from(IDS), st.integers(0, 1)),
+    reading=READINGS,
+)
+def test_a_reading_is_spared_exactly_where_it_says_the_same_afterwards(
+    tmp_path_factory: pytest.TempPathFactory,
+    there: dict[str, Any],
+    made: dict[str, Any],
+    dropped: set[str],
+    moved: dict[str, int],
+    reading: Reading,
+) -> None:
+    columns = {"split": pl.String, "value": pl.Int64}
+    table = Lake(tmp_path_factory.mktemp("lake")).table("things", "toy", "thing_id", columns)
+    table.commit(table.frame([{"thing_id": i, **row} for i, row in there.items()]), {})
+    gone = [i for i in dropped if i in there and i not in made]
+    new = {i: value for i, value in moved.items() if i in there and i not in made and i not in gone}
+    frame = pl.DataFrame({"thing_id": [*new], "value": [*new.values()]}) if new else None
+    future = Future(table, table.frame([{"thing_id": i, **row} for i, row in made.items()]), gone, frame)
+    is_known = reading.kind != "results" or reading.is_made(future, table.schema)
+    was, will_be = (reading.of_rows(source, table.schema).rows() for source in (table, future))
+    assert reading.spares(future) == (is_known and was == will_be)

@@ -13,14 +13,14 @@ import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import polars as pl
 
 from vsr1_core.rows.progress import Progress
-from vsr1_core.rows.table import Table
+from vsr1_core.rows.table import Table, newest
 from vsr1_core.rows.texts import visible
 from vsr1_core.rows.versions import Inputs, row_version, spelled
 
@@ -143,14 +143,22 @@ class Future:
             self._found |= found.to_dict()
         return pl.DataFrame([self._found[name] for name in names])
 
-    def _read(self, names: Iterable[str]) -> pl.DataFrame:
+    def _read(self, names: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
         names, key = list(dict.fromkeys(names)), self.table.key
-        frame = self.table.known(names)  # rankings take hundreds of MB, so no copy is kept
+        # Rankings take hundreds of MB, so no copy of the table is kept.
+        frame = self.table.known(names) if ids is None else self.table.rows(names, ids)
         frame = frame.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
         if self.moved is not None:
             frame = frame.update(self.moved[[name for name in self.moved.columns if name in frame.columns]], on=key)
-        frame = pl.concat([frame, self.made[frame.columns]])
-        return frame.sort(key)[names]
+        return pl.concat([frame, self.made[frame.columns]]).sort(key)
+
+    def changed(self, columns: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows of a whole table that differ afterwards, as they are and as they will be, with the key and sorted by
+        id. All others stay as they are, and in their order."""
+        names, key = [self.table.key, *columns], self.table.key
+        moved = [] if self.moved is None else self.moved[key].to_list()
+        ids = {*self.made[key], *self.dropped, *moved}
+        return self.table.rows(dict.fromkeys(names), ids), self._read(names, ids)
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:
@@ -211,7 +219,7 @@ def _changes(
     made = pl.concat([table.pending(), last])
     if moved is not None:
         made = pl.concat([table.rows(ids=moved[table.key].to_list()), made])
-    changed = made.unique(table.key, keep="last").filter(pl.col(table.key).is_in(list(wanted)))
+    changed = newest(made, table.key).filter(pl.col(table.key).is_in(list(wanted)))
     changed = changed if moved is None else changed.update(moved, on=table.key)
     return changed, [row_id for row_id in table.rows([table.key])[table.key] if row_id not in wanted]
 

@@ -139,11 +139,9 @@ class View:
         asset, planned, table = reading.asset, self.planned.get(reading.asset), self._table(reading.asset)
         if planned is None and asset in self.unsettled:  # which rows it should have is not known yet
             raise NotYetKnown(asset)
-        needs_all = reading.kind == "results" and planned is not None
-        frame = reading.of_rows(planned or table, table.schema, ["row_inputs"] if needs_all else [])
-        if needs_all and frame["row_inputs"].null_count():  # a row that is still to be made has none yet
+        if planned is not None and reading.kind == "results" and not reading.is_made(planned, table.schema):
             raise NotYetKnown(asset)
-        return frame if reading.columns is None else frame[list(reading.columns)]
+        return reading.of_rows(planned or table, table.schema)
 
     def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""

@@ -10,10 +10,12 @@ import hashlib
 import io
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import polars as pl
+
+from vsr1_core.rows.increments import Future
 
 Kind = Literal["table", "ok", "all", "results"]
 Names = Sequence[str] | None
@@ -45,13 +47,41 @@ class Reading:
     def of(cls, asset: str, kind: Kind, columns: Names = None, splits: Names = None) -> Reading:
         return cls(asset, kind, None if columns is None else tuple(columns), None if splits is None else tuple(splits))
 
-    def of_rows(self, source: Rows, schema: Iterable[str], more: Sequence[str] = ()) -> pl.DataFrame:
-        """What is read of a table with the columns `schema`, beside `more` and the columns by which it is chosen."""
+    def of_rows(self, source: Rows, schema: Iterable[str]) -> pl.DataFrame:
+        """What is read of a table with the columns `schema`."""
+        if self.columns is None:
+            return self.chosen(source.rows())
+        return self.chosen(source.rows(dict.fromkeys([*self.columns, *self.chosen_by(schema)])))[list(self.columns)]
+
+    def is_made(self, source: Rows, schema: Iterable[str]) -> bool:
+        """Whether no row that is read is still to be made: such a row has no inputs yet."""
+        return not replace(self, columns=("row_inputs",)).of_rows(source, schema)["row_inputs"].null_count()
+
+    def chosen_by(self, schema: Iterable[str]) -> list[str]:
+        """The columns by which rows of a table with the columns `schema` are chosen."""
         split = "split" if "split" in schema else "splits"
-        chosen_by = ([] if self.splits is None else [split]) + ([] if self.kind == "all" else ["status"])
-        frame = source.rows(None if self.columns is None else dict.fromkeys([*self.columns, *chosen_by, *more]))
+        return ([] if self.splits is None else [split]) + ([] if self.kind == "all" else ["status"])
+
+    def chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows that are read, of a frame with the columns by which they are chosen."""
         frame = frame if self.kind == "all" else frame.filter(pl.col("status") == "ok")
-        return frame if self.splits is None else frame.filter(_is_in(split, self.splits))
+        if self.splits is None:
+            return frame
+        return frame.filter(_is_in("split" if "split" in frame.columns else "splits", self.splits))
+
+    def spares(self, future: Future) -> bool:
+        """Whether nothing that is read of a whole table differs afterwards: of the rows that a build changes, none is
+        read, or what is read of them stays. False where that is still to be made."""
+        schema = future.table.schema
+        heads = [self.chosen(rows) for rows in future.changed([*self.chosen_by(schema), "row_inputs"])]
+        if all(rows.is_empty() for rows in heads):
+            return True  # without a look at what is read, such as rankings
+        if self.kind == "results" and heads[1]["row_inputs"].null_count():
+            return False
+        names = schema if self.columns is None else self.columns
+        was, will_be = map(self.chosen, future.changed([*names, *self.chosen_by(schema)]))
+        compared = list(dict.fromkeys([future.table.key, *names]))
+        return content_digest(was[compared]) == content_digest(will_be[compared])
 
 
 def _is_in(column: str, splits: Sequence[str]) -> pl.Expr:

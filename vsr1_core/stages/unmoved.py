@@ -32,7 +32,7 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.rows.files import check_name, file_state, read_json, write_json
-from vsr1_core.rows.increments import CommittedIds, Outcome, Plan
+from vsr1_core.rows.increments import CommittedIds, Future, Outcome, Plan
 from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import NotYetKnown, Stage, View
 from vsr1_core.stages.execution import Execution
@@ -64,6 +64,7 @@ class Standing:
         self.view = view
         self._states: dict[str, list[Any]] = {}
         self._contents: dict[tuple[Reading, bool], str] = {}
+        self._spared: dict[Reading, bool] = {}
 
     def state(self, asset: str) -> list[Any]:
         """The state of a committed table. It is noted before any content of the table is read: where another commit
@@ -122,12 +123,21 @@ class Standing:
 
     def _stands(self, kept: PlannedFrom, asset: str) -> bool:
         """Whether a plan would read the same of a table as the kept one."""
-        if self.state(asset) == kept.tables[asset] and asset not in self._moved:
+        is_same, future = self.state(asset) == kept.tables[asset], self.view.planned.get(asset)
+        if is_same and asset not in self._moved:
             return True
-        contents = kept.contents.get(asset, [])
+        readings = [(Reading.of(asset, *read), found) for *read, found in kept.contents.get(asset, [])]
+        if is_same and isinstance(future, Future) and future.table.is_whole():
+            return bool(readings) and all(self._is_spared(reading, future) for reading, _ in readings)
         with contextlib.suppress(NotYetKnown):  # what a plan would read is still to be made
-            return bool(contents) and all(found == self._content(Reading.of(asset, *read)) for *read, found in contents)
+            return bool(readings) and all(found == self._content(reading) for reading, found in readings)
         return False
+
+    def _is_spared(self, reading: Reading, future: Future) -> bool:
+        """Whether a reading says the same of a table as it will be as of the table as it is: few rows are compared."""
+        if reading not in self._spared:
+            self._spared[reading] = reading.spares(future)
+        return self._spared[reading]
 
     @property
     def _moved(self) -> set[str]:
