@@ -222,6 +222,8 @@ def _by_library(writes: Writes, write: Callable[..., Any], what: str) -> Callabl
     """A library's function (thing, path) -> None that writes a file, as two points: before, and half done."""
 
     def writing(thing: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(path, str | os.PathLike):  # into memory
+            return write(thing, path, *args, **kwargs)
         place = _place(path)
         try:
             writes.point(what, place)
@@ -231,5 +233,6 @@ def _by_library(writes: Writes, write: Callable[..., Any], what: str) -> Callabl
                 writes.point(f"half {what}", place, lambda: os.truncate(place, os.path.getsize(place) // 2))
         except OSError as error:  # as polars and FAISS do
             raise RuntimeError(f"it could not be written: {os.strerror(error.errno or 0)}") from None
+        return None
 
     return writing
