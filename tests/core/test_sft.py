@@ -297,7 +297,8 @@ def test_latents_that_start_among_words_have_their_scale_and_a_gradient_of_their
         rows = [e for e in world.data.examples if e.refines]
         videos = world.data.features.get([e.shown_video_id for e in rows])
         at = list(range(len(rows)))
-        _, latents = world.policy.teacher_forced([e.prompt for e in rows], videos, refining=at, num_soft_tokens=3)
+        prompts, last = [e.prompt for e in rows], [1] * len(rows)
+        _, latents = world.policy.teacher_forced(prompts, videos, last=last, refining=at, num_soft_tokens=3)
         soft = world.policy.model.append_input(latents)
         search = SearchLoss(world.embedder, world.data.vectors, {}, RECIPE)
         world.policy.model.zero_grad()

@@ -76,8 +76,8 @@ def tiny_policy(
     return LoadedPolicy(policy, tiny_tokenizer())
 
 
-def tiny_embedder(seed: int = 1) -> Qwen3VLEmbedder:
-    model = Qwen3VLModel(small_config()).eval()
+def tiny_embedder(seed: int = 1, config: Qwen3VLConfig | None = None) -> Qwen3VLEmbedder:
+    model = Qwen3VLModel(config or small_config()).eval()
     spread(model, seed)
     model.requires_grad_(False)
     return Qwen3VLEmbedder(fast_vision(model), tiny_tokenizer())

@@ -24,11 +24,11 @@ def unshared_replay(
     refining = [i for i, turn in enumerate(turns) if turn.decoded.latents is not None]
     videos = features.get([turn.video_id for turn in turns])
     count = policy.model.soft_query.num_soft_tokens
-    hidden, latents = policy.teacher_forced(rows, videos, refining=refining, num_soft_tokens=count)
+    last = [1 + len(fed_tokens(turn, policy)) for turn in turns]
+    hidden, latents = policy.teacher_forced(rows, videos, last=last, refining=refining, num_soft_tokens=count)
     chosen, entropy = [], []
-    for states, row, turn in zip(hidden, rows, turns, strict=True):
-        first = len(states) - len(row.token_ids) + len(turn.prompt.token_ids) - 1
-        logits = policy.model.lm_head(states[first : first + turn.decoded.num_text_tokens]).float() / temperature
+    for states, turn in zip(hidden, turns, strict=True):
+        logits = policy.model.lm_head(states[: turn.decoded.num_text_tokens]).float() / temperature
         log_probs = logits.log_softmax(-1)
         targets = torch.tensor(turn.decoded.token_ids)
         chosen.append(log_probs.gather(-1, targets[:, None])[:, 0])

@@ -336,10 +336,17 @@ class PolicyModel(Protocol):
         """Read all prompts and their videos in one pass (prefill), for inference. `room`: expected number of steps."""
 
     def teacher_forced(
-        self, prompts: Sequence[Prompt], features: Sequence[Any], *, refining: Sequence[int], num_soft_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, H] of whole rows (prompt and answer), left-padded, and the latents [R, N, D] of the rows
-        `refining`, whose last token is <REFINE>. Gradients flow through everything."""
+        self,
+        prompts: Sequence[Prompt],
+        features: Sequence[Any],
+        *,
+        last: Sequence[int],
+        refining: Sequence[int],
+        num_soft_tokens: int,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Read whole rows (prompt and answer). Returns the hidden states [n_b, H] of the last n_b = last[b] tokens of
+        each row, and the latents [R, N, D] of the rows `refining`, whose last token is <REFINE>. Gradients flow through
+        everything."""
 
     def teacher_forced_answers(
         self,

@@ -265,11 +265,12 @@ class RefineSFTTrainer(PolicyTrainer, SFTTrainer):
         hidden, latents = self.policy.teacher_forced(
             [e.prompt for e in examples],
             self.data.features.get([e.shown_video_id for e in examples]),
+            last=[len(e.parts) + 1 for e in examples],
             refining=refining,
             num_soft_tokens=self.policy.model.soft_query.num_soft_tokens,
         )
-        states = torch.cat([hidden[i, -len(e.parts) - 1 : -1] for i, e in enumerate(examples)])
-        targets = torch.cat([e.prompt.token_ids[-len(e.parts) :] for e in examples]).to(hidden.device)
+        states = torch.cat([of_answer[:-1] for of_answer in hidden])
+        targets = torch.cat([e.prompt.token_ids[-len(e.parts) :] for e in examples]).to(states.device)
         kinds = torch.cat([e.parts for e in examples])
         mean, parts = token_cross_entropy(self.policy.model.lm_head(states), targets, kinds, PART_NAMES)
         search, facts = mean.new_zeros(()), dict[str, Tensor]()

@@ -45,7 +45,7 @@ def left_padded(
     positions = torch.zeros(3, rows, length, dtype=torch.long)
     video_mask = torch.zeros(rows, length, dtype=torch.bool)
     for row, (prompt, feature) in enumerate(zip(prompts, features, strict=True)):
-        _check_placeholders(prompt, feature)
+        check_placeholders(prompt, feature)
         start = length - len(prompt.token_ids)
         token_ids[row, start:] = prompt.token_ids
         mask[row, start:] = 1
@@ -62,7 +62,8 @@ def left_padded(
     return Batch(embeds, mask, positions.to(device), token_ids, video_mask, deepstack)
 
 
-def _check_placeholders(prompt: Prompt, feature: VideoFeatures | None) -> None:
+def check_placeholders(prompt: Prompt, feature: VideoFeatures | None) -> None:
+    """Raise ValueError if the prompt has not as many placeholders as its video has tokens."""
     expected = 0 if feature is None else len(feature.tokens)
     if int(prompt.video_mask.sum()) != expected:
         raise ValueError(

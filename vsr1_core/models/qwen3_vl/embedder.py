@@ -23,6 +23,7 @@ from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padded
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.packed import pack, pack_texts, packs, read
 from vsr1_core.models.qwen3_vl.policy import policy_from_body
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
@@ -191,14 +192,21 @@ class Qwen3VLEmbedder:
             )
             for p, z in zip(parts, soft, strict=True)
         ]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        positions = torch.arange(padded.shape[1], device=padded.device).expand(3, len(rows), -1)
-        hidden = self.model.language_model(inputs_embeds=padded, position_ids=positions, use_cache=False)
-        last = torch.tensor([len(r) - 1 for r in rows], device=padded.device)
-        pooled = hidden.last_hidden_state[torch.arange(len(rows), device=padded.device), last]
+        pooled = self._last_states_of_texts(rows)
         if self.head is not None:
             pooled = in_own_precision(self.head, pooled)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
+
+    def _last_states_of_texts(self, rows: Sequence[Tensor]) -> Tensor:
+        """The hidden states [B, H] at the ends of texts with the input embeddings rows[b] [n_b, H]."""
+        model = self.model.language_model
+        if packs(model):
+            return torch.cat(read(model, pack_texts(rows), [1] * len(rows)).states)
+        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        positions = torch.arange(padded.shape[1], device=padded.device).expand(3, len(rows), -1)
+        hidden = model(inputs_embeds=padded, position_ids=positions, use_cache=False)
+        last = torch.tensor([len(r) - 1 for r in rows], device=padded.device)
+        return hidden.last_hidden_state[torch.arange(len(rows), device=padded.device), last]
 
     def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
         """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower, unless a single one takes
@@ -212,9 +220,19 @@ class Qwen3VLEmbedder:
     def embed_features(self, features: Sequence[VideoFeatures]) -> Tensor:
         """Unit vectors [B, E] of videos from their vision features."""
         prompts = [self.video_prompt(f.layout) for f in features]
+        last = torch.cat(self._states(prompts, features, [1] * len(prompts)))
+        return torch.nn.functional.normalize(last.float(), dim=-1)
+
+    def _states(
+        self, prompts: Sequence[Prompt], features: Sequence[VideoFeatures], last: Sequence[int]
+    ) -> list[Tensor]:
+        """The hidden states [last[b], H] of the last tokens of each row."""
+        model = self.model.language_model
+        if packs(model):
+            return read(model, pack(self.model, prompts, features), last).states
         batch = left_padded(self.model, prompts, features, self.tokenizer.pad_token_id)
-        hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False)
-        return torch.nn.functional.normalize(hidden.last_hidden_state[:, -1].float(), dim=-1)
+        hidden = model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
+        return [row[-count:] for row, count in zip(hidden, last, strict=True)]
 
     def _build_video_prompt(self, layout: VideoLayout) -> Prompt:
         conversation = _conversation([{"type": "video"}])
@@ -238,9 +256,8 @@ class Qwen3VLEmbedder:
             self.tokenizer, self.model, conversations, layouts, video_wrapper=self.form.video_wrapper
         )
         rows = [extended(prompt, ids) for prompt, ids in zip(prompts, answers, strict=True)]
-        batch = left_padded(self.model, rows, features, self.tokenizer.pad_token_id)
-        hidden = self.model.language_model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
-        states = torch.cat([hidden[row, -len(ids) - 1 : -1] for row, ids in enumerate(answers)])
+        of_answers = self._states(rows, features, [len(ids) + 1 for ids in answers])
+        states = torch.cat([states[:-1] for states in of_answers])
         return (states @ self.word_embeddings.T).float()
 
     def new_policy(self, soft_query: SoftQueryConfig, seed: int) -> LoadedPolicy:

@@ -14,7 +14,7 @@ from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.protocols import TextWriter
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.policy import Policy
-from vsr1_core.models.qwen3_vl.reading import PromptReading, teacher_forced, teacher_forced_answers
+from vsr1_core.models.qwen3_vl.reading import PromptReading, answer_states, teacher_forced_answers
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.tokenizer import end_tokens
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
@@ -64,14 +64,12 @@ class LoadedPolicy:
         prompts: Sequence[Prompt],
         features: Sequence[VideoFeatures | None],
         *,
+        last: Sequence[int],
         refining: Sequence[int],
         num_soft_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
-        pad_id = self.tokenizer.pad_token_id
-        rows = teacher_forced(
-            self.model, prompts, features, refining=refining, pad_id=pad_id, num_soft_tokens=num_soft_tokens
-        )
-        return rows[0], rows[1]
+    ) -> tuple[list[Tensor], Tensor]:
+        kwargs = {"refining": refining, "pad_id": self.tokenizer.pad_token_id, "num_soft_tokens": num_soft_tokens}
+        return answer_states(self.model, prompts, features, last=last, **kwargs)
 
     def teacher_forced_answers(
         self,

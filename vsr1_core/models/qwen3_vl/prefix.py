@@ -4,7 +4,7 @@ training.
 The cache of transformers concatenates the key of a step to all keys before it, so autograd would keep a copy of the
 prompt's keys and values for every step: 5 GB per row of the 2B model for 7 steps after 6,700 tokens. Here the keys and
 values of the prompt are kept once, and a step attends to them and to those of the steps as two parts of one softmax.
-Inference uses `kv_cache`.
+Inference uses `kv_cache`, and packed passes `packed_steps`.
 """
 
 from __future__ import annotations
@@ -48,23 +48,16 @@ class _LayerState:
 
 
 class SharedPrefix:
-    """The rows `rows` of a batch that `model` has read, which are continued by one input per row at a time.
+    """Rows that `model` has read, which are continued by one input per row at a time.
 
-    The keys and values of the prompts are computed again from what each layer read (`layer_inputs`), with two products
-    per layer and for these rows only. So the large pass may be checkpointed, and rows that do not continue keep none.
+    next_positions: [R], of the next input. is_padding: bool [R, L], True at columns that are no token of a row.
     """
 
-    def __init__(self, model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int]) -> None:
-        at = torch.tensor(list(rows), device=batch.mask.device)
-        self.model = model
-        self.next_positions = batch.positions[:, at].amax(dim=(0, 2)) + 1  # padding has position 0
-        is_padding = batch.mask[at] == 0
+    def __init__(
+        self, model: Qwen3VLTextModel, layers: Sequence[_LayerState], next_positions: Tensor, is_padding: Tensor
+    ) -> None:
+        self.model, self.layers, self.next_positions = model, layers, next_positions
         self.bias = torch.zeros_like(is_padding, dtype=torch.float32).masked_fill(is_padding, -torch.inf)[:, None, None]
-        cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
-        self.layers = [
-            _LayerState(*checkpoint(read_by, layer, inputs[i][at], *cosines, use_reentrant=False))
-            for i, layer in enumerate(model.layers)
-        ]
 
     def step(self, embeds: Tensor) -> Tensor:
         """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
@@ -92,6 +85,22 @@ class SharedPrefix:
         length = state.keys.shape[2]
         mixed = weights[..., :length] @ state.values + weights[..., length:] @ own_values
         return attention.o_proj(mixed.reshape(len(query), 1, -1))
+
+
+def after_batch(model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int]) -> SharedPrefix:
+    """The prefix of the rows `rows` of a batch.
+
+    The keys and values of the prompts are computed again from what each layer read (`layer_inputs`), with two products
+    per layer and for these rows only. So the large pass may be checkpointed, and rows that do not continue keep none.
+    """
+    at = torch.tensor(list(rows), device=batch.mask.device)
+    cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
+    layers = [
+        _LayerState(*checkpoint(read_by, layer, inputs[i][at], *cosines, use_reentrant=False))
+        for i, layer in enumerate(model.layers)
+    ]
+    next_positions = batch.positions[:, at].amax(dim=(0, 2)) + 1  # padding has position 0
+    return SharedPrefix(model, layers, next_positions, batch.mask[at] == 0)
 
 
 def read_by(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.qwen3_vl.batching import Batch, language_model_kwargs, left_padded
 from vsr1_core.models.qwen3_vl.branches import Branches
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
+from vsr1_core.models.qwen3_vl.packed import pack, packs, read
+from vsr1_core.models.qwen3_vl.packed_steps import PackedPrefix
 from vsr1_core.models.qwen3_vl.policy import Policy
-from vsr1_core.models.qwen3_vl.prefix import SharedPrefix, layer_inputs
+from vsr1_core.models.qwen3_vl.prefix import SharedPrefix, after_batch, layer_inputs
 from vsr1_core.models.qwen3_vl.single_steps import SingleSteps, capture_on
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
@@ -114,12 +116,43 @@ def teacher_forced(
         seed = model.seed(hidden)[list(refining), -1]
     if not refining or not num_soft_tokens:
         return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
-    prefix = SharedPrefix(model.model, inputs, batch, refining)
+    prefix = after_batch(model.model, inputs, batch, refining)
+    return hidden, _latents(policy, seed, prefix, num_soft_tokens), batch
+
+
+def _latents(policy: Policy, seed: Tensor, prefix: SharedPrefix | PackedPrefix, num_soft_tokens: int) -> Tensor:
+    """The latents [R, N, D] that follow the states `seed` [R, H] at the ends of the rows of `prefix`."""
     tokens = [policy.latent(seed)]
     while len(tokens) < num_soft_tokens:
         # Convert to the precision of the text: autocast would leave the residual stream of the whole step in bf16.
-        tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(hidden))))
-    return hidden, torch.stack(tokens, dim=1), batch
+        tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(seed))))
+    return torch.stack(tokens, dim=1)
+
+
+def answer_states(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    *,
+    last: Sequence[int],
+    refining: Sequence[int],
+    pad_id: int,
+    num_soft_tokens: int,
+) -> tuple[list[Tensor], Tensor]:
+    """As `teacher_forced`, where only the hidden states of the last `last[b]` tokens of each row are wanted, one
+    [last[b], H] per row. Packed, where the model and the device allow it."""
+    model = policy.model.language_model
+    if not packs(model):
+        kwargs = {"refining": refining, "pad_id": pad_id, "num_soft_tokens": num_soft_tokens}
+        hidden, latents, _ = teacher_forced(policy, prompts, features, **kwargs)  # type: ignore[arg-type]
+        return [row[-count:] for row, count in zip(hidden, last, strict=True)], latents
+    packed = pack(policy.model, prompts, features)
+    done = read(model, packed, last)
+    if not refining or not num_soft_tokens:
+        return done.states, packed.embeds.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
+    seeds = done.before_norm if policy.soft_query.seed_hidden == "pre_norm" else done.states
+    seed = torch.stack([seeds[row][-1] for row in refining])
+    return done.states, _latents(policy, seed, PackedPrefix(model, packed, done, refining), num_soft_tokens)
 
 
 def teacher_forced_answers(
