@@ -5,21 +5,81 @@ As one optimiser it fits where a trainer expects one: schedules, accelerate, sav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 RATE = 2.0
 """Muon's learning rate as a multiple of AdamW's."""
 ADJUST = "match_rms_adamw"
-"""Orthogonal steps are scaled to the size of AdamW's."""
+"""Orthogonal steps are scaled to the size of AdamW's: `_scale_of`."""
 
 
 def is_layer_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon steps the parameter: a matrix between layers, and no table of words."""
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon, to the bit, with all matrices of one shape orthogonalised in one batch: a matrix of 128 x 128 by
+    itself takes three times as long on a CPU."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            learning = [p for p in group["params"] if p.grad is not None]
+            grads, buffers = [p.grad for p in learning if p.grad is not None], [self._buffer(p) for p in learning]
+            if not learning:
+                continue
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
+            torch._foreach_mul_(learning, 1 - group["lr"] * group["weight_decay"])
+            for places in _by_shape(updates):
+                some = orthogonal(
+                    [updates[i] for i in places], group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                for i, update in zip(places, some, strict=True):
+                    learning[i].add_(update, alpha=-group["lr"] * _scale_of(update.shape))
+
+    def _buffer(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _scale_of(shape: torch.Size) -> float:
+    return 0.2 * math.sqrt(max(shape))
+
+
+def _by_shape(matrices: Sequence[Tensor]) -> list[list[int]]:
+    """The places of the matrices of each shape."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        places.setdefault(matrix.shape, []).append(place)
+    return list(places.values())
+
+
+def orthogonal(
+    matrices: Sequence[Tensor], coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> Tensor:
+    """The nearest orthogonal matrices [n, rows, columns], in bfloat16, to `matrices` of one shape, roughly: by `steps`
+    of a Newton-Schulz iteration, as torch does it for one matrix."""
+    a, b, c = coefficients
+    stacked = torch.stack([matrix.bfloat16() for matrix in matrices])
+    is_tall = stacked.shape[1] > stacked.shape[2]
+    # One norm per matrix: a norm over two dimensions of the stack sums in another order.
+    norms = torch.stack([matrix.norm() for matrix in stacked]).clamp(min=epsilon)
+    stacked = stacked / norms[:, None, None]
+    stacked = stacked.mT.contiguous() if is_tall else stacked
+    for _ in range(steps):
+        gram = stacked @ stacked.mT
+        stacked = torch.baddbmm(stacked, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), stacked, beta=a)
+    return stacked.mT if is_tall else stacked
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -35,9 +95,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         )
         self.parts: list[Any] = []
         if muon:
-            self.parts.append(torch.optim.Muon(muon, weight_decay=weight_decay, adjust_lr_fn=ADJUST))
+            self.parts.append(BatchedMuon(muon, weight_decay=weight_decay, adjust_lr_fn=ADJUST))
         if adamw:
-            self.parts.append(torch.optim.AdamW(adamw, weight_decay=weight_decay))
+            # Of the many small tensors of a tiny model, each takes a dozen operations otherwise.
+            is_on_cpu = all(p.device.type == "cpu" for group in adamw for p in group["params"])
+            self.parts.append(torch.optim.AdamW(adamw, weight_decay=weight_decay, fused=is_on_cpu or None))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._link()
 
