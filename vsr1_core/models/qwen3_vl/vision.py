@@ -181,18 +181,12 @@ class PatchProduct(Qwen3VLVisionPatchEmbed):
         return F.linear(hidden_states.reshape(-1, weight[0].numel()).to(weight), weight.flatten(1), self.proj.bias)
 
 
-PRODUCT_FROM_WIDTH = 512
-"""Towers of this width or more embed patches by a product. The tiny ones keep the convolution, because their results
-were measured with it and training enlarges a difference in rounding."""
-
-
 def fast_vision(model: Qwen3VLModel) -> Qwen3VLModel:
-    """Let the vision tower of `model` compute attention in batches, and embed patches by a product where it is wide.
-    Weights and names stay. Returns `model`."""
+    """Let the vision tower of `model` compute attention in batches, and embed patches by a product. Weights and names
+    stay. Returns `model`."""
     for block in model.visual.blocks:
         block.attn.__class__ = BatchedVisionAttention
-    if model.config.vision_config.hidden_size >= PRODUCT_FROM_WIDTH:
-        use_patch_product(model)
+    use_patch_product(model)
     return model
 
 
