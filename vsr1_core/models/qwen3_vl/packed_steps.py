@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from vsr1_core.models.qwen3_vl.fused import rms_norm
@@ -22,18 +22,40 @@ from vsr1_core.models.qwen3_vl.packed import JointLayer, Packed, Read, rotations
 
 @dataclass
 class _Memory:
-    """The keys and values [R, h, L, d] of the prompts in one layer, as constants; those of the steps so far, each
-    [R, h, 1, d]; and what the backward passes of the steps noted.
+    """The keys and values of the prompts in one layer, as constants, each [R * h, L, d] and transposed [R * h, d, L]:
+    products with one row are twice as fast where the other side is read in its order. Then those of the steps so far,
+    [R * h, 1, d] each, and what the backward passes of the steps noted.
 
-    bias: [R, 1, 1, L], -inf at padding.
+    spans: where the rows are in the flat keys and values [T, h, d]. bias: [R * h, 1, L], -inf at padding.
     """
 
+    spans: Sequence[tuple[int, int]]
     keys: Tensor
+    keys_by_size: Tensor
     values: Tensor
+    values_by_size: Tensor
     bias: Tensor
     step_keys: list[Tensor] = field(default_factory=list)
     step_values: list[Tensor] = field(default_factory=list)
     noted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def _memory(keys: Tensor, values: Tensor, spans: Sequence[tuple[int, int]]) -> _Memory:
+    """The memory of the rows `spans` of flat keys and values [T, h, d]."""
+    heads, length = keys.shape[1], max(end - start for start, end in spans)
+    padded = []
+    for flat in (keys, values):
+        rows = flat.new_zeros(len(spans), heads, length, flat.shape[-1])
+        for row, (start, end) in zip(rows, spans, strict=True):
+            row[:, : end - start] = flat[start:end].transpose(0, 1)
+        padded.append(rows.flatten(0, 1))
+    is_padding = torch.arange(length) >= torch.tensor([end - start for start, end in spans])[:, None]
+    bias = (
+        keys.new_zeros(is_padding.shape).masked_fill_(is_padding, -torch.inf).repeat_interleave(heads, dim=0)[:, None]
+    )
+    of_keys, of_values = padded
+    return _Memory(spans, of_keys, of_keys.mT.contiguous(), of_values, of_values.mT.contiguous(), bias)
 
 
 class _Remember(torch.autograd.Function):
@@ -41,42 +63,52 @@ class _Remember(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, values: Tensor, memory: _Memory) -> Tensor:
-        ctx.memory = memory
+        ctx.memory, ctx.shape = memory, keys.shape
         return keys.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, of_scores, weights, of_mixed = (
-            torch.cat(parts, dim=2) for parts in zip(*ctx.memory.noted, strict=True)
-        )
-        ctx.memory.noted.clear()
-        return of_scores.mT @ queries, weights.mT @ of_mixed, None
+        memory = ctx.memory
+        queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*memory.noted, strict=True))
+        memory.noted.clear()
+        of_keys, of_values = torch.bmm(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)
+        return *(_flat(grad, memory.spans, ctx.shape) for grad in (of_keys, of_values)), None
+
+
+def _flat(padded: Tensor, spans: Sequence[tuple[int, int]], shape: torch.Size) -> Tensor:
+    """Gradients [R * h, L, d] in their places in the flat sequence, of `shape` [T, h, d]."""
+    flat = padded.new_zeros(shape)
+    for row, (start, end) in zip(padded.unflatten(0, (len(spans), -1)), spans, strict=True):
+        flat[start:end] = row[:, : end - start].transpose(0, 1)
+    return flat
 
 
 class _Attend(torch.autograd.Function):
-    """Attention of queries [R, h, 1, d] to the prompts of `memory` and to keys and values [R, h, s, d] of steps."""
+    """Attention of queries [R * h, 1, d] to the prompts of `memory` and to keys and values [R * h, s, d] of steps."""
 
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, _stand_in: Tensor, memory: _Memory, scale: float
     ) -> Tensor:
-        length = memory.keys.shape[2]
-        scores = torch.cat([queries @ memory.keys.mT + memory.bias, queries @ keys.mT], dim=-1).mul_(scale)
-        weights = scores.softmax(-1)
+        length = memory.keys.shape[1]
+        to_prompt = torch.baddbmm(memory.bias, queries, memory.keys_by_size, alpha=scale)
+        to_steps = torch.bmm(queries, keys.mT).mul_(scale)
+        weights = torch.cat([to_prompt, to_steps], dim=-1).softmax(-1)
         ctx.save_for_backward(queries, keys, values, weights)
         ctx.memory, ctx.scale = memory, scale
-        return weights[..., :length] @ memory.values + weights[..., length:] @ values
+        return torch.bmm(weights[..., :length], memory.values).baddbmm_(weights[..., length:], values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, weights = ctx.saved_tensors
-        memory, length = ctx.memory, ctx.memory.keys.shape[2]
-        of_weights = torch.cat([grad @ memory.values.mT, grad @ values.mT], dim=-1)
+        memory, length = ctx.memory, ctx.memory.keys.shape[1]
+        of_weights = torch.cat([torch.bmm(grad, memory.values_by_size), torch.bmm(grad, values.mT)], dim=-1)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
         of_prompt, of_steps = of_scores[..., :length], of_scores[..., length:]
         memory.noted.append((queries, of_prompt, weights[..., :length], grad))
-        of_queries = of_prompt @ memory.keys + of_steps @ keys
-        return of_queries, of_steps.mT @ queries, weights[..., length:].mT @ grad, grad.new_zeros(()), None, None
+        of_queries = torch.bmm(of_prompt, memory.keys).baddbmm_(of_steps, keys)
+        of_keys, of_values = torch.bmm(of_steps.mT, queries), torch.bmm(weights[..., length:].mT, grad)
+        return of_queries, of_keys, of_values, grad.new_zeros(()), None, None
 
 
 class PackedPrefix:
@@ -84,21 +116,15 @@ class PackedPrefix:
 
     def __init__(self, model: Qwen3VLTextModel, packed: Packed, read: Read, rows: Sequence[int]) -> None:
         self.model, self.layers = model, read.layers
-        lengths = torch.tensor([packed.lengths[row] for row in rows])
-        parts = packed.positions.T.split(list(packed.lengths))
-        self.next_positions = torch.stack([parts[row].max() for row in rows]) + 1
-        is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
-        bias = torch.zeros(is_padding.shape).masked_fill(is_padding, -torch.inf)[:, None, None]
-        self.memories, self.stand_ins = [], []
-        for flat in zip(read.keys, read.values, strict=True):
-            of_rows = [t.split(list(packed.lengths)) for t in flat]
-            keys, values = (
-                pad_sequence([some[row] for row in rows], batch_first=True).transpose(1, 2).contiguous()
-                for some in of_rows
-            )
-            memory = _Memory(keys.detach(), values.detach(), bias)
-            self.memories.append(memory)
-            self.stand_ins.append(_Remember.apply(keys, values, memory))  # type: ignore[no-untyped-call]
+        ends = list(accumulate(packed.lengths))
+        spans = [(ends[row] - packed.lengths[row], ends[row]) for row in rows]
+        self.next_positions = torch.stack([packed.positions[:, start:end].max() for start, end in spans]) + 1
+        pairs = list(zip(read.keys, read.values, strict=True))
+        self.memories = [_memory(keys, values, spans) for keys, values in pairs]
+        self.stand_ins: list[Tensor] = [
+            _Remember.apply(*pair, memory)  # type: ignore[no-untyped-call]
+            for pair, memory in zip(pairs, self.memories, strict=True)
+        ]
 
     def step(self, embeds: Tensor) -> Tensor:
         """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
@@ -114,9 +140,9 @@ def _run_layer(
     layer: JointLayer, memory: _Memory, stand_in: Tensor, hidden: Tensor, rotations: tuple[Tensor, Tensor]
 ) -> Tensor:
     normed = rms_norm(hidden, layer.module.input_layernorm)
-    queries, keys, values = (t[:, :, None] for t in layer.queries_keys_values(normed, rotations))
+    queries, keys, values = (t.flatten(0, 1)[:, None] for t in layer.queries_keys_values(normed, rotations))
     memory.step_keys.append(keys)
     memory.step_values.append(values)
-    own = torch.cat(memory.step_keys, dim=2), torch.cat(memory.step_values, dim=2)
+    own = torch.cat(memory.step_keys, dim=1), torch.cat(memory.step_values, dim=1)
     mixed: Tensor = _Attend.apply(queries, *own, stand_in, memory, layer.attention.scaling)  # type: ignore[no-untyped-call]
-    return layer.finish(hidden, mixed.flatten(1))
+    return layer.finish(hidden, mixed.view(len(hidden), -1))
