@@ -20,7 +20,7 @@ from tests.core.tiny_models import (
 )
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.qwen3_vl import embedder as embedder_module
-from vsr1_core.models.qwen3_vl import reading
+from vsr1_core.models.qwen3_vl import fused, reading
 from vsr1_core.models.qwen3_vl.fused import Span, attend, gated, rms_norm, rotated_heads, signed
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.packed import packs
@@ -184,7 +184,11 @@ def test_the_gate_and_its_gradient_equal_the_formula() -> None:
     agree(lambda: gated(both), lambda: F.silu(both[:, :5]) * both[:, 5:], both)
 
 
-def test_attention_within_rows_and_its_gradients_equal_a_call_per_row() -> None:
+@pytest.mark.parametrize("kept", [fused.KEPT_WEIGHTS, 0])  # with 0, the weights are computed a second time
+def test_attention_within_rows_and_its_gradients_equal_a_call_per_row(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "KEPT_WEIGHTS", kept)
     torch.manual_seed(0)
     lengths, counts = (5, 1, 4), (5, 1, 2)
     queries, keys, values = random(sum(counts), 2, 6), random(sum(lengths), 2, 6), random(sum(lengths), 2, 6)

@@ -43,6 +43,12 @@ def gated(gate_and_up: Tensor) -> Tensor:
     return product
 
 
+KEPT_WEIGHTS = 1 << 23
+"""Attention weights of one pass over one layer that are kept for the backward pass, 32 MB. A batch of `tiny` has at
+most a third of that, or two with one process. More are computed a second time: 16 rows of 1,300 tokens would keep
+430 MB in each layer."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A row in the flat sequences of attention: its keys are [start, end), and its queries, which are those of its last
@@ -131,16 +137,15 @@ class _Gated(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-        longest = max(span.end - span.start for span in spans)
-        later = queries.new_full((longest, longest), -torch.inf).triu_(1)
         mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
-        weights = []
+        later, weights = _later(queries, spans), []
+        size = queries.shape[1] * sum((s.query_end - s.query_start) * (s.end - s.start) for s in spans)
+        is_kept = size <= KEPT_WEIGHTS
         for span in spans:
             query, key, value = _of_row(span, queries, keys, values)
-            count, length = query.shape[1], key.shape[1]
-            scores = torch.baddbmm(later[length - count : length, :length], query, key.mT, alpha=scale)
-            weights.append(torch.softmax(scores, -1, out=scores))
-            mixed[span.query_start : span.query_end] = torch.bmm(weights[-1], value).transpose(0, 1)
+            weight = _weights(query, key, later, scale)
+            mixed[span.query_start : span.query_end] = torch.bmm(weight, value).transpose(0, 1)
+            weights += [weight] * is_kept
         ctx.save_for_backward(queries, keys, values, *weights)
         ctx.spans, ctx.scale = spans, scale
         return mixed.flatten(1)
@@ -150,8 +155,10 @@ class _Attention(torch.autograd.Function):
         queries, keys, values, *weights = ctx.saved_tensors
         grad = grad.view_as(queries)
         of_queries, of_keys, of_values = (torch.empty(t.shape, dtype=t.dtype) for t in (queries, keys, values))
-        for span, weight in zip(ctx.spans, weights, strict=True):
+        later = None if weights else _later(queries, ctx.spans)
+        for number, span in enumerate(ctx.spans):
             query, key, value = _of_row(span, queries, keys, values)
+            weight = weights[number] if later is None else _weights(query, key, later, ctx.scale)
             of_mixed = grad[span.query_start : span.query_end].transpose(0, 1)
             of_values[span.start : span.end] = torch.bmm(weight.mT, of_mixed).transpose(0, 1)
             of_weight = torch.bmm(of_mixed, value.mT)
@@ -159,6 +166,19 @@ class _Attention(torch.autograd.Function):
             of_queries[span.query_start : span.query_end] = torch.bmm(of_scores, key).transpose(0, 1)
             of_keys[span.start : span.end] = torch.bmm(of_scores.mT, query).transpose(0, 1)
         return of_queries, of_keys, of_values, None, None
+
+
+def _later(queries: Tensor, spans: Sequence[Span]) -> Tensor:
+    """-inf where a key comes after a query, [L, L] for the longest row."""
+    longest = max(span.end - span.start for span in spans)
+    return queries.new_full((longest, longest), -torch.inf).triu_(1)
+
+
+def _weights(query: Tensor, key: Tensor, later: Tensor, scale: float) -> Tensor:
+    """The weights [h, n, L] of the last n tokens of a row."""
+    count, length = query.shape[1], key.shape[1]
+    scores = torch.baddbmm(later[length - count : length, :length], query, key.mT, alpha=scale)
+    return torch.softmax(scores, -1, out=scores)
 
 
 def _of_row(span: Span, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
