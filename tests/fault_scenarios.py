@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import writing
 
-for module in ("av", "faiss"):  # once, and not in each forked process
-    importlib.import_module(module)
 METHODS = ("sqr_sft", "videosearch_r1")
 CONFIG = dataclasses.replace(
     NANO,
@@ -73,9 +70,12 @@ def edited(home: Path) -> None:
 
 
 def build_by_deltas(home: Path) -> None:
-    """As if all tables were large. Each strike has a process of its own, so nothing else is built like this."""
-    row_files.ONE_FILE_BYTES = -1
-    build_all(home)
+    """As if all tables were large."""
+    usual, row_files.ONE_FILE_BYTES = row_files.ONE_FILE_BYTES, -1
+    try:
+        build_all(home)
+    finally:
+        row_files.ONE_FILE_BYTES = usual
 
 
 def adopt_and_build(home: Path) -> None:

@@ -1,8 +1,9 @@
 """Faults at each point where a process writes: it is killed, the disk is full or fails, or the power goes.
 
 A point is a call that changes a file or a folder: opening for writing, writing, renaming, deleting, making a folder,
-waiting for the disk, and what libraries write by themselves. `Writes` counts the points of this process below a folder
-and strikes at one of them; `install` lets the calls pass through it. `tests.fault_sweep` builds with that.
+waiting for the disk, and what libraries write by themselves. `install` lets the calls pass through a `Writes`, which
+counts the points below a folder. There it strikes with an error, or says what a cut at that point would leave on the
+disk: of a process that is killed, or whose power goes, nothing else matters. `tests.fault_sweep` builds with that.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import errno
 import functools
 import io
 import os
-import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,79 +21,111 @@ from typing import Any, Literal
 
 import polars as pl
 
-Kind = Literal["kill", "full", "broken", "names_lost", "data_lost"]
-"""kill: SIGKILL. full: no room from this point on. broken: one call fails with EIO. names_lost: the power goes, and of
-what was not waited for neither names nor content are on the disk. data_lost: the same, but names are."""
+from tests.fault_states import File, Tree, is_empty, moved, read_tree
+
+Cut = Literal["kill", "names_lost", "data_lost"]
+"""kill: SIGKILL. names_lost: the power goes, and of what was not waited for neither names nor content are on the disk.
+data_lost: the same, but names are."""
+Refusal = Literal["full", "broken"]
+"""full: no room from this point on. broken: one call fails with EIO."""
+Kind = Cut | Refusal
 NOT_REFUSED = ("unlink", "rmdir")
 """What a full disk does not refuse."""
 
 
-class Writes:
-    """Counts the points below `root`, and strikes at number `at`."""
+@dataclass(frozen=True)
+class Half:
+    """A call that is cut off. leave: makes its file so. content: what the file would hold then."""
 
-    def __init__(self, root: Path, kind: Kind = "kill", at: int | None = None) -> None:
-        self.root, self.kind, self.at = str(root.resolve()), kind, at
+    place: str
+    leave: Callable[[], object]
+    content: Callable[[], bytes]
+
+
+class Writes:
+    """Counts the points below `root` from `begin` to `end`, and strikes at number `at`. on_point: called at each point
+    with its number and its half."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root.resolve())
+        self.begin()
+        self.end()
+
+    def begin(
+        self,
+        kind: Refusal | None = None,
+        at: int | None = None,
+        on_point: Callable[[int, Half | None], object] = lambda number, half: None,
+    ) -> None:
+        self.kind, self.at, self.on_point = kind, at, on_point
         self.seen: list[str] = []
-        self.disk = Disk(Path(tempfile.mkdtemp(dir=root.parent)))
-        self.has_struck = False
+        self.disk = Disk()
+        self.has_struck, self.is_on = False, True
+
+    def end(self) -> None:
+        self.is_on = False
 
     def is_inside(self, path: str) -> bool:
-        return path == self.root or path.startswith(self.root + "/")
+        return self.is_on and (path == self.root or path.startswith(self.root + "/"))
 
-    def point(self, what: str, path: str, tear: Callable[[], object] = lambda: None, named: str = "") -> None:
-        """One point. tear: leaves the call half done. named: the path that an error names, where it is another one."""
+    def point(self, what: str, path: str, half: Half | None = None, named: str = "") -> None:
+        """One point. named: the path that an error names, where it is another one."""
         if not self.is_inside(path):
             return
         number = len(self.seen)
         self.seen.append(f"{what} {path.removeprefix(self.root)}")
+        self.on_point(number, half)
         if number == self.at:
             self.has_struck = True
-            tear()
-            self._strike(named or path)
+            if half:
+                half.leave()
+            self._refuse(named or path)
         elif self.has_struck and self.kind == "full" and what not in NOT_REFUSED:
-            self._strike(named or path)
+            self._refuse(named or path)
 
-    def _strike(self, path: str) -> None:
-        if self.kind in ("full", "broken"):
-            code = errno.ENOSPC if self.kind == "full" else errno.EIO
-            raise OSError(code, os.strerror(code), path)
-        if self.kind != "kill":
-            self.disk.lose(with_names=self.kind == "names_lost")
-        os.kill(os.getpid(), signal.SIGKILL)
+    def _refuse(self, path: str) -> None:
+        code = errno.ENOSPC if self.kind == "full" else errno.EIO
+        raise OSError(code, os.strerror(code), path)
+
+    def left_by(self, half: Half | None) -> dict[Cut, Tree]:
+        """What each cut here would leave on the disk."""
+        tree = read_tree(self.root)
+        if half:
+            tree[half.place] = File(half.content(), os.stat(half.place).st_mtime_ns)
+        return {"kill": tree, "names_lost": self.disk.left(tree, True), "data_lost": self.disk.left(tree, False)}
 
 
 @dataclass
 class Disk:
-    """What is not on the disk yet: names (folder, how to undo), and the files whose content is not. In `stash`, files
-    that lost their names have others."""
+    """What is not on the disk yet: names (folder, how to undo), and the files whose content is not."""
 
-    stash: Path
-    names: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
+    names: list[tuple[str, Callable[[Tree], object]]] = field(default_factory=list)
     contents: set[str] = field(default_factory=set)
 
     def waited_for(self, path: str) -> None:
         self.contents.discard(path)
         self.names = [(folder, undo) for folder, undo in self.names if folder != path]
 
-    def keep(self, path: str) -> str | None:
-        """A second name of a file that is about to lose its own."""
-        if not os.path.isfile(path):
-            return None
-        kept = tempfile.mktemp(dir=self.stash)
-        REAL["link"](path, kept)
-        return kept
-
-    def lose(self, with_names: bool) -> None:
-        for path in self.contents:
-            with contextlib.suppress(OSError):
-                os.truncate(path, 0)
+    def left(self, tree: Tree, with_names: bool) -> Tree:
+        """What is left of `tree` when the power goes."""
+        left = {
+            path: File(b"", node.written_ns) if node and path in self.contents else node for path, node in tree.items()
+        }
         for _, undo in reversed(self.names) if with_names else ():
-            with contextlib.suppress(OSError):
-                undo()
+            undo(left)
+        return left
+
+
+def _kept(place: str) -> File | None:
+    """A file that is about to lose its name; None for what is no file."""
+    if not os.path.isfile(place):
+        return None
+    with _real_open(place, "rb") as file:
+        return File(file.read(), os.stat(place).st_mtime_ns)
 
 
 REAL: dict[str, Callable[..., Any]] = {
-    name: getattr(os, name) for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync", "link")
+    name: getattr(os, name) for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync")
 }
 _real_open = io.open
 
@@ -123,28 +154,35 @@ def _place(path: Any, dir_fd: int | None = None) -> str:
 def _moved(writes: Writes, source: Any, target: Any, **folders: Any) -> None:
     old, new = _place(source, folders.get("src_dir_fd")), _place(target, folders.get("dst_dir_fd"))
     writes.point("rename", new, named=old)
-    kept = writes.disk.keep(new)
+    is_inside = writes.is_inside(new)
+    kept = _kept(new) if is_inside else None
     REAL["replace"](source, target, **folders)
-    if writes.is_inside(new):
+    if is_inside:
 
-        def undo() -> None:
-            REAL["replace"](new, old)
-            if kept:
-                REAL["link"](kept, new)
+        def undo(tree: Tree) -> None:
+            if new in tree and os.path.dirname(old) in tree:
+                moved(tree, new, old)
+                if kept:
+                    tree[new] = kept
 
         writes.disk.names.append((os.path.dirname(new), undo))
         contents = writes.disk.contents
-        moved = {path for path in contents if path == old or path.startswith(f"{old}/")}
-        writes.disk.contents = (contents - moved) | {new + path.removeprefix(old) for path in moved}
+        unsaved = {path for path in contents if path == old or path.startswith(f"{old}/")}
+        writes.disk.contents = (contents - unsaved) | {new + path.removeprefix(old) for path in unsaved}
 
 
 def _deleted(writes: Writes, path: Any, *, dir_fd: int | None = None) -> None:
     place = _place(path, dir_fd)
     writes.point("unlink", place)
-    kept = writes.disk.keep(place) if writes.is_inside(place) else None
+    kept = _kept(place) if writes.is_inside(place) else None
     REAL["unlink"](path, dir_fd=dir_fd)
     if kept:
-        writes.disk.names.append((os.path.dirname(place), lambda: REAL["link"](kept, place)))
+        writes.disk.names.append((os.path.dirname(place), lambda tree: _put_back(tree, place, kept)))
+
+
+def _put_back(tree: Tree, place: str, node: File | None) -> None:
+    if os.path.dirname(place) in tree:
+        tree.setdefault(place, node)
 
 
 def _folder_deleted(writes: Writes, path: Any, *, dir_fd: int | None = None) -> None:
@@ -152,7 +190,7 @@ def _folder_deleted(writes: Writes, path: Any, *, dir_fd: int | None = None) -> 
     writes.point("rmdir", place)
     REAL["rmdir"](path, dir_fd=dir_fd)
     if writes.is_inside(place):
-        writes.disk.names.append((os.path.dirname(place), lambda: REAL["mkdir"](place)))
+        writes.disk.names.append((os.path.dirname(place), lambda tree: _put_back(tree, place, None)))
 
 
 def _folder_made(writes: Writes, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
@@ -161,19 +199,21 @@ def _folder_made(writes: Writes, path: Any, mode: int = 0o777, *, dir_fd: int | 
         writes.point("mkdir", place)
     REAL["mkdir"](path, mode, dir_fd=dir_fd)
     if writes.is_inside(place):
-        writes.disk.names.append((os.path.dirname(place), lambda: REAL["rmdir"](place)))
+        undo: Callable[[Tree], object] = lambda tree: tree.pop(place, None) if is_empty(tree, place) else None  # noqa: E731
+        writes.disk.names.append((os.path.dirname(place), undo))
 
 
 def _waited_for(writes: Writes, descriptor: int) -> None:
     place = os.readlink(f"/proc/self/fd/{descriptor}")
     writes.point("fsync", place)
-    writes.disk.waited_for(place)  # the disk itself is not waited for, which would take most of the time
+    if writes.is_inside(place):
+        writes.disk.waited_for(place)  # the disk itself is not waited for, which would take most of the time
 
 
 def _note_written(writes: Writes, place: str, is_new: bool) -> None:
     writes.disk.contents.add(place)
     if is_new:
-        writes.disk.names.append((os.path.dirname(place), lambda: REAL["unlink"](place)))
+        writes.disk.names.append((os.path.dirname(place), lambda tree: tree.pop(place, None)))
 
 
 def _opened(writes: Writes, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -184,22 +224,31 @@ def _opened(writes: Writes, file: Any, mode: str = "r", *args: Any, **kwargs: An
     if is_new or "a" not in mode:
         writes.point("open", place)
         _note_written(writes, place, is_new)
-    return Written(_real_open(file, mode, *args, **kwargs), place, writes)
+    before = _kept(place) if "a" in mode else None
+    return Written(_real_open(file, mode, *args, **kwargs), place, writes, before.content if before else b"")
 
 
 class Written:
-    """An open file whose writes are points; a kill at one leaves half of it."""
+    """An open file whose writes are points; a cut at one leaves half of it. content: what was in it and what was
+    written, which the file itself may still hold back. Nobody writes anywhere but at the end."""
 
-    def __init__(self, file: Any, place: str, writes: Writes) -> None:
-        self._file, self._place, self._writes = file, place, writes
+    def __init__(self, file: Any, place: str, writes: Writes, content: bytes) -> None:
+        assert not {"r+", "x+"} & {getattr(file, "mode", "")}, f"{place} is written in the middle"
+        self._file, self._place, self._writes, self._content = file, place, writes, content
 
     def write(self, data: Any) -> Any:
-        self._writes.point("write", self._place, lambda: self._tear(data))
+        half = data[: len(data) // 2]
+        cut = Half(self._place, lambda: self._leave(half), lambda: self._content + self._bytes(half))
+        self._writes.point("write", self._place, cut)
+        self._content += self._bytes(data)
         return self._file.write(data)
 
-    def _tear(self, data: Any) -> None:
-        self._file.write(data[: len(data) // 2])
+    def _leave(self, half: Any) -> None:
+        self._file.write(half)
         self._file.flush()
+
+    def _bytes(self, data: Any) -> bytes:
+        return data.encode(self._file.encoding, self._file.errors) if isinstance(data, str) else bytes(data)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -225,14 +274,25 @@ def _by_library(writes: Writes, write: Callable[..., Any], what: str) -> Callabl
         if not isinstance(path, str | os.PathLike):  # into memory
             return write(thing, path, *args, **kwargs)
         place = _place(path)
+        if not writes.is_inside(place):
+            return write(thing, path, *args, **kwargs)
         try:
             writes.point(what, place)
             write(thing, path, *args, **kwargs)
-            if writes.is_inside(place):
-                _note_written(writes, place, is_new=True)
-                writes.point(f"half {what}", place, lambda: os.truncate(place, os.path.getsize(place) // 2))
+            _note_written(writes, place, is_new=True)
+            writes.point(f"half {what}", place, _half_of(place))
         except OSError as error:  # as polars and FAISS do
             raise RuntimeError(f"it could not be written: {os.strerror(error.errno or 0)}") from None
         return None
 
     return writing
+
+
+def _half_of(place: str) -> Half:
+    size = os.path.getsize(place) // 2
+
+    def content() -> bytes:
+        with _real_open(place, "rb") as file:
+            return file.read(size)
+
+    return Half(place, lambda: os.truncate(place, size), content)
