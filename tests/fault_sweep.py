@@ -225,16 +225,20 @@ class Sweep:
     def _problems_of_end(self, ended: Ended, at: int) -> list[str]:
         if ended.points[: at + 1] != self.points[: at + 1]:
             return [f"it passed other points: {ended.points}"]
-        if _opened_things() != self._open:
+        if self._left_open():
             gc.collect()
-            if (now := _opened_things()) != self._open:
-                return [f"it left {now} open, and {self._open} were before"]
+            if left := self._left_open():
+                return [f"it left open: {left}"]
         if not ended.error:  # what failed was not needed, such as deleting what is deleted later
             return [] if ended.has_struck else ["nothing was struck"]
         home, said = str(self.home), ended.text
         is_sentence = "\n" not in said and home in said and "cannot be written" in said
         is_of_deleting = f"'{home}" in said and "\n" not in said and ended.points[at].startswith(NOT_REFUSED)
         return [] if is_sentence or is_of_deleting else [f"it said {ended.error}: {said}\n{ended.trace}"]
+
+    def _left_open(self) -> dict[str, int]:
+        now = _opened_things()
+        return {what: now[what] - num for what, num in self._open.items() if now[what] > num}
 
 
 class _KnownHome(BaseException):

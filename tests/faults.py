@@ -109,7 +109,8 @@ class Disk:
     def left(self, tree: Tree, with_names: bool) -> Tree:
         """What is left of `tree` when the power goes."""
         left = {
-            path: File(b"", node.written_ns) if node and path in self.contents else node for path, node in tree.items()
+            path: File(b"", node.written_ns + 1) if node and path in self.contents else node
+            for path, node in tree.items()
         }
         for _, undo in reversed(self.names) if with_names else ():
             undo(left)

@@ -36,7 +36,7 @@ def results(scenario: str, *options: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_build_that_is_cut_off_at_a_sample_of_its_writes_is_completed() -> None:
-    found = results("deltas", "--every", "150")
+    found = results("deltas", "--every", "200")
     assert len(found) >= 2 * len(KINDS)
     assert [result for result in found if result["problems"]] == []
 
