@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from tests.waiting import until
 from vsr1_core.media.cage import caged
 from vsr1_core.media.video_limits import VideoLimits
+from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.ray_shares import READY, WorkerIsBroken
 
 
@@ -24,7 +26,7 @@ def threads_and_process(_: int) -> tuple[str | None, int]:
 
 def misbehave(what: str) -> str:
     """`crash` dies like a decoder with a segmentation fault, `crash-parent` ends who started this process, `hang` never
-    ends, `bug` and `refuse` raise."""
+    ends, `bug` and `refuse` raise, and so does `full`, as on a full disk."""
     if what == "crash-parent":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
@@ -34,6 +36,10 @@ def misbehave(what: str) -> str:
         time.sleep(60)
     if what == "refuse":
         raise ValueError("the video is not a video")
+    if what == "full":
+        refused = WriteRefused("frames.npy cannot be written: its disk is full")
+        refused.errno = errno.ENOSPC
+        raise refused
     if what == "bug":
         raise KeyError("width")
     return what.upper()

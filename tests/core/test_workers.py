@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.workers import misbehave, square, started_process, threads_and_process, wait_for_file
+from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.process_identity import identity_of
 from vsr1_core.rows.workers import map_rows
+from vsr1_core.stages.execution import Execution
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -49,6 +52,16 @@ def test_known_errors_keep_their_words_and_bugs_name_their_place(workers: int) -
     assert results["refuse"] == "the video is not a video"
     assert "unexpected KeyError at workers.py" in str(results["bug"])
     assert results["a"] is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_refused_write_is_no_items_fault_and_stops_the_run(workers: int) -> None:
+    run = Execution(workers=workers)
+    with pytest.raises(WriteRefused, match="its disk is full") as raised:
+        list(run.map_rows(misbehave, ["a", "full", "b"], []))
+    assert raised.value.errno == errno.ENOSPC
+    found = {r.item: (r.value, r.error) for r in run.map_rows(misbehave, ["a", "refuse"], [])}
+    assert found == {"a": ("A", None), "refuse": (None, "the video is not a video")}
 
 
 def test_leaving_early_stops_the_workers(tmp_path: Path) -> None:

@@ -101,14 +101,34 @@ def corrections_path(home: Path, corpus: str) -> Path:
 
 
 def read_corrections(path: Path) -> list[Correction]:
-    """All lines of the file, oldest first; none where it is missing.
+    """All lines of the file, oldest first; none where it is missing. A last line that a killed process left without its
+    end is none: nobody was told that it is there.
 
     Raises:
         ValueError: A line is no correction; the message names the file and the line.
     """
     if not path.is_file():
         return []
-    return [_parsed(path, number, line) for number, line in read_jsonl(path)]
+    lines = list(read_jsonl(path))
+    if lines and _is_cut_off(lines[-1][1]):
+        lines.pop()
+    return [_parsed(path, number, line) for number, line in lines]
+
+
+def _is_cut_off(line: str) -> bool:
+    """Whether a line, the last one of a file, is the beginning of one. No part of a JSON object is one."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return not line.endswith("\n")
+    return False
+
+
+def _whole_size(path: Path) -> int:
+    """Bytes of the file without a last line that is cut off."""
+    content = path.read_bytes() if path.exists() else b""
+    last = content.rfind(b"\n") + 1
+    return last if _is_cut_off(content[last:].decode(errors="replace")) else len(content)
 
 
 def _parsed(path: Path, number: int, line: str) -> Correction:
@@ -144,8 +164,11 @@ def appending(path: Path) -> Iterator[list[Correction]]:
 
 
 def _append(path: Path, added: Iterable[Correction]) -> None:
-    size = path.stat().st_size if path.exists() else 0
+    size = _whole_size(path)
     try:
+        if path.exists() and size < path.stat().st_size:
+            with refusals_explained(path, path):
+                os.truncate(path, size)
         append_lines(path, "".join(json.dumps(_fields(one), ensure_ascii=False) + "\n" for one in added))
     except OSError:
         with contextlib.suppress(OSError):  # what was refused is not half there

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal
 
 from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.boundary import Item, Result, Value
+from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.workers import map_in_processes, map_rows
 
 TextWriterName = Literal["in-process", "vllm"]
@@ -74,7 +75,19 @@ class Execution:
         deadline_s: float = 900.0,
     ) -> Iterator[Result[Item, Value]]:
         """`workers.map_rows`, in processes of this machine or on a Ray cluster, whose nodes see `folders`.
-        deadline_s: seconds that one item may take."""
+        deadline_s: seconds that one item may take.
+
+        Raises:
+            WriteRefused: The system refused a write of `function`, for which no item is to blame.
+        """
+        for result in self._mapped(_Writing(function), items, folders, deadline_s):
+            if isinstance(result.value, _Refused):
+                raise result.value.error()
+            yield Result(result.item, result.value, result.error)
+
+    def _mapped(
+        self, function: Callable[[Item], Value], items: Iterable[Item], folders: Sequence[Path], deadline_s: float
+    ) -> Iterator[Result[Item, Value]]:
         if not self.ray and self.is_caged:
             return map_in_processes(function, items, max(1, self.workers), deadline_s)
         if not self.ray:
@@ -82,3 +95,29 @@ class Execution:
         from vsr1_core.rows.ray_workers import map_rows_on_ray
 
         return map_rows_on_ray(function, items, self.ray, folders, deadline_s, self.log)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A refused write, as processes send it to each other. code: the system's error."""
+
+    text: str
+    code: int | None
+
+    def error(self) -> WriteRefused:
+        refused = WriteRefused(self.text)
+        refused.errno = self.code
+        return refused
+
+
+@dataclass(frozen=True)
+class _Writing(Generic[Item, Value]):
+    """`function`, whose value is a refused write where there was one. Any other error is that of its item."""
+
+    function: Callable[[Item], Value]
+
+    def __call__(self, item: Item) -> Value | _Refused:
+        try:
+            return self.function(item)
+        except WriteRefused as error:
+            return _Refused(str(error), error.errno)

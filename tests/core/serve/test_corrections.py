@@ -193,11 +193,24 @@ def test_what_cannot_be_corrected_is_refused_and_nothing_is_written(
 def test_a_torn_line_is_named_and_nothing_is_guessed(asked: TestClient, corrected: CorrectedWorld) -> None:
     correct(asked, changes={"end_s": 2.0})
     path = corrections_path(corrected.world.home, "small")
-    path.write_bytes(path.read_bytes() + b'{"correction_id": "12')
+    path.write_bytes(path.read_bytes() + b'{"correction_id": "12\n')
     with pytest.raises(ValueError, match=r"corrections\.jsonl, line 2 is no correction"):
         read_corrections(path)
     assert asked.get(f"{OF}/corrections").status_code == 400
     assert str(corrected.world.home) not in asked.get(f"{OF}/corrections").text
+
+
+def test_a_line_that_a_killed_process_left_without_its_end_is_none(
+    asked: TestClient, corrected: CorrectedWorld
+) -> None:
+    correct(asked, changes={"end_s": 2.0})
+    path = corrections_path(corrected.world.home, "small")
+    path.write_bytes(path.read_bytes() + '{"correction_id": "12", "who": "é'.encode()[:-1])
+    assert len(read_corrections(path)) == 1
+    correct(asked, changes={"end_s": 1.5})
+    assert len(read_corrections(path)) == 2
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # whole, but for the line break, as an editor may leave it
+    assert len(read_corrections(path)) == 2
 
 
 def test_a_correction_that_cannot_be_written_says_so_and_is_not_half_there(
