@@ -147,13 +147,16 @@ def _row_files(table: Table) -> list[Path]:
     return sorted(table.folder.glob("rows*.parquet"))
 
 
-def test_a_folder_that_cannot_be_replaced_stays_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", ["report", ".tmp"])
+def test_a_folder_that_cannot_be_replaced_stays_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
     place, replace = tmp_path / "report", os.replace
     with atomic_folder(place) as folder:
         (folder / "report.md").write_text("old")
 
     def failing(source: Path, target: Path) -> None:
-        if source.name.endswith(".tmp"):
+        if source.name.endswith(fails):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
         replace(source, target)
 

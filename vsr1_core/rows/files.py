@@ -164,13 +164,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             _put_all_on_disk(temporary)
             if path.exists():
-                old = _hidden(path.parent, path.name, "old")
-                os.replace(path, old)
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.replace(old, path)
-                    raise
+                old = _exchanged(path, temporary)
                 _put_on_disk(path.parent)
                 shutil.rmtree(old)
             else:
@@ -179,6 +173,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _exchanged(path: Path, temporary: Path) -> Path:
+    """Put the folder `temporary` in the place of `path`. Returns where the latter is now."""
+    old = _hidden(path.parent, path.name, "old")
+    with refusals_explained(path, path), refusals_explained(path, old):
+        os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+    return old
 
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<what>tmp|old)(\..+)?", re.DOTALL)
