@@ -167,6 +167,21 @@ def test_a_folder_that_cannot_be_replaced_stays_in_its_place(
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+def test_a_folder_that_was_replaced_and_cannot_be_deleted_is_swept_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for text in ("old", "new"):
+        with monkeypatch.context() as patch, atomic_folder(tmp_path / "report") as folder:
+            (folder / "report.md").write_text(text)
+            patch.setattr(os, "rmdir", fail)
+    assert (tmp_path / "report" / "report.md").read_text() == "new"
+    assert sweep_leftovers(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
 def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lines.jsonl"
     append_lines(path, "1\n2\n")

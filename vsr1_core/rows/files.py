@@ -166,7 +166,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = _exchanged(path, temporary)
                 _put_on_disk(path.parent)
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # what is left of it is swept when the lease is taken
             else:
                 os.replace(temporary, path)
                 _put_on_disk(path.parent)
