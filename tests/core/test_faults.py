@@ -14,7 +14,7 @@ import pytest
 from tests.fault_states import is_same
 
 KINDS = ("kill", "full", "broken", "names_lost", "data_lost")
-NUM_PARTS = {"first": 20, "edit": 12, "deltas": 12, "adopt": 6, "correct": 6, "import": 8}
+NUM_PARTS = {"first": 20, "edit": 12, "deltas": 16, "adopt": 6, "correct": 6, "import": 8}
 """Each takes under two minutes of one core."""
 
 
