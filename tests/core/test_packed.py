@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ from tests.core.tiny_models import (
 )
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.qwen3_vl import embedder as embedder_module
-from vsr1_core.models.qwen3_vl import fused, reading
+from vsr1_core.models.qwen3_vl import fused, packed_steps, reading
 from vsr1_core.models.qwen3_vl.fused import Span, attend, gated, rms_norm, rotated_heads, signed
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.packed import packs
@@ -87,6 +88,21 @@ def test_states_latents_and_all_gradients_equal_those_of_a_padded_batch(
         return [*states, latents]
 
     assert_padded_and_packed_agree(work, policy.model, monkeypatch)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_nothing_of_a_step_stays(learns: bool) -> None:
+    """Python cannot collect a circle that goes through autograd: a training would fill the memory."""
+    policy = tiny_policy(config=small_config(grouped_heads=False, num_hidden_layers=2))
+    policy.model.model.language_model.requires_grad_(learns)
+    rows, features, last = whole_rows(policy)
+    for _ in range(2):
+        latents = policy.teacher_forced(rows, features, last=last, refining=[0, 2], num_soft_tokens=4)[1]
+        latents.sum().backward()
+    del latents
+    policy.model.zero_grad()
+    gc.collect()
+    assert [kept for kept in gc.get_objects() if type(kept) is packed_steps._Memory] == []
 
 
 def test_vectors_and_answers_of_a_model_that_learns_equal_those_of_a_padded_batch(

@@ -24,8 +24,8 @@ def is_layer_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, to the bit, with all matrices of one shape orthogonalised in one batch: a matrix of 128 x 128 by
-    itself takes three times as long on a CPU."""
+    """torch's Muon, up to the rounding of bfloat16, with all matrices of one shape orthogonalised in one batch: a
+    matrix of 128 x 128 by itself takes three times as long on a CPU."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -24,20 +24,25 @@ from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 def packs(model: Qwen3VLTextModel) -> bool:
     """Whether a pass over `model` that starts now may be packed: it is differentiated, runs on a CPU in float32, keeps
     its activations, and has plain layers (no adapters) in which each query head has keys of its own."""
-    layer = model.layers[0]
-    attention, mlp = layer.self_attn, layer.mlp
-    of_attention = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    linear = (*of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    layer, config = model.layers[0], model.config
     return (
         torch.is_grad_enabled()
         and model.embed_tokens.weight.device.type == "cpu"
         and model.embed_tokens.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not (model.training and getattr(layer, "gradient_checkpointing", False))
-        and attention.num_key_value_groups == 1
-        and model.config.hidden_act == "silu"
-        and all(type(part) is nn.Linear and part.bias is None for part in linear)
+        and not (model.training and (getattr(layer, "gradient_checkpointing", False) or config.attention_dropout))
+        and layer.self_attn.num_key_value_groups == 1
+        and config.hidden_act == "silu"
+        and all(map(_is_plain, model.layers))
     )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether all products of a layer are those of linear layers without adapters and biases."""
+    attention, mlp = layer.self_attn, layer.mlp
+    of_attention = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    linear = (*of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return all(type(part) is nn.Linear and part.bias is None for part in linear)
 
 
 @dataclass(frozen=True)

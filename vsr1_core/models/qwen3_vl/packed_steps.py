@@ -23,8 +23,9 @@ from vsr1_core.models.qwen3_vl.packed import JointLayer, Packed, Read, rotations
 @dataclass
 class _Memory:
     """The keys and values of the prompts in one layer, as constants, each [R * h, L, d] and transposed [R * h, d, L]:
-    products with one row are twice as fast where the other side is read in its order. Then those of the steps so far,
-    [R * h, 1, d] each, and what the backward passes of the steps noted.
+    products with one row are twice as fast where the other side is read in its order. Then what the backward passes of
+    the steps noted. Nothing here may belong to the graph of autograd, whose nodes hold this: Python does not see such a
+    circle, and all of it would stay for ever.
 
     spans: where the rows are in the flat keys and values [T, h, d]. bias: [R * h, 1, L], -inf at padding.
     """
@@ -35,8 +36,6 @@ class _Memory:
     values: Tensor
     values_by_size: Tensor
     bias: Tensor
-    step_keys: list[Tensor] = field(default_factory=list)
-    step_values: list[Tensor] = field(default_factory=list)
     noted: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -105,7 +104,8 @@ class _Attend(torch.autograd.Function):
         of_weights = torch.cat([torch.bmm(grad, memory.values_by_size), torch.bmm(grad, values.mT)], dim=-1)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
         of_prompt, of_steps = of_scores[..., :length], of_scores[..., length:]
-        memory.noted.append((queries, of_prompt, weights[..., :length], grad))
+        if ctx.needs_input_grad[3]:
+            memory.noted.append((queries.detach(), of_prompt, weights[..., :length], grad))
         of_queries = torch.bmm(of_prompt, memory.keys).baddbmm_(of_steps, keys)
         of_keys, of_values = torch.bmm(of_steps.mT, queries), torch.bmm(weights[..., length:].mT, grad)
         return of_queries, of_keys, of_values, grad.new_zeros(()), None, None
@@ -125,24 +125,32 @@ class PackedPrefix:
             _Remember.apply(*pair, memory)  # type: ignore[no-untyped-call]
             for pair, memory in zip(pairs, self.memories, strict=True)
         ]
+        self.own: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in pairs]
+        """Layer -> keys and values [R * h, 1, d] of each step so far."""
 
     def step(self, embeds: Tensor) -> Tensor:
         """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
         rotations = rotations_at(self.model, embeds, self.next_positions.expand(3, -1))
         self.next_positions = self.next_positions + 1
         hidden = embeds
-        for layer, memory, stand_in in zip(self.layers, self.memories, self.stand_ins, strict=True):
-            hidden = _run_layer(layer, memory, stand_in, hidden, rotations)
+        for layer, memory, stand_in, own in zip(self.layers, self.memories, self.stand_ins, self.own, strict=True):
+            hidden = _run_layer(layer, memory, stand_in, own, hidden, rotations)
         return rms_norm(hidden, self.model.norm)
 
 
 def _run_layer(
-    layer: JointLayer, memory: _Memory, stand_in: Tensor, hidden: Tensor, rotations: tuple[Tensor, Tensor]
+    layer: JointLayer,
+    memory: _Memory,
+    stand_in: Tensor,
+    own: tuple[list[Tensor], list[Tensor]],
+    hidden: Tensor,
+    rotations: tuple[Tensor, Tensor],
 ) -> Tensor:
+    """The next hidden states [R, H]. own: keys and values of the steps so far, to which those of this one are added."""
     normed = rms_norm(hidden, layer.module.input_layernorm)
     queries, keys, values = (t.flatten(0, 1)[:, None] for t in layer.queries_keys_values(normed, rotations))
-    memory.step_keys.append(keys)
-    memory.step_values.append(values)
-    own = torch.cat(memory.step_keys, dim=1), torch.cat(memory.step_values, dim=1)
-    mixed: Tensor = _Attend.apply(queries, *own, stand_in, memory, layer.attention.scaling)  # type: ignore[no-untyped-call]
+    for kept, new in zip(own, (keys, values), strict=True):
+        kept.append(new)
+    of_steps = (torch.cat(kept, dim=1) for kept in own)
+    mixed: Tensor = _Attend.apply(queries, *of_steps, stand_in, memory, layer.attention.scaling)  # type: ignore[no-untyped-call]
     return layer.finish(hidden, mixed.view(len(hidden), -1))
