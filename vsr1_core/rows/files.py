@@ -166,7 +166,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = _exchanged(path, temporary)
                 _put_on_disk(path.parent)
-                shutil.rmtree(old, ignore_errors=True)  # what is left of it is swept when the lease is taken
+                _dropped(old, path)
             else:
                 os.replace(temporary, path)
                 _put_on_disk(path.parent)
@@ -186,6 +186,15 @@ def _exchanged(path: Path, temporary: Path) -> Path:
             os.replace(old, path)
             raise
     return old
+
+
+def _dropped(old: Path, path: Path) -> None:
+    """Delete the folder whose place `path` another one took. What cannot be deleted is swept when a lease is taken; a
+    part of it is never put back, as `old` could be."""
+    gone = _hidden(path.parent, path.name, "tmp")
+    with contextlib.suppress(OSError):
+        os.replace(old, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<what>tmp|old)(\..+)?", re.DOTALL)
@@ -228,10 +237,11 @@ def _sweep(path: Path, found: re.Match[str]) -> None:
     successor = path.with_name(found["name"])
     if found["what"] == "old" and not successor.exists():
         path.rename(successor)
-    elif path.is_dir():
-        shutil.rmtree(path)
+    elif path.is_dir():  # what somebody has open on a network disk stays until the next sweep, and stops nothing
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
