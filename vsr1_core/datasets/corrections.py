@@ -116,19 +116,16 @@ def read_corrections(path: Path) -> list[Correction]:
 
 
 def _is_cut_off(line: str) -> bool:
-    """Whether a line, the last one of a file, is the beginning of one. No part of a JSON object is one."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return not line.endswith("\n")
-    return False
+    """Whether a line, the last one of a file, is the beginning of one: it has neither the end of a line nor that of an
+    object. A whole object with a mistake in it is none of that, and is complained about."""
+    return not line.endswith("\n") and not line.rstrip().endswith("}")
 
 
 def _whole_size(path: Path) -> int:
     """Bytes of the file without a last line that is cut off."""
     content = path.read_bytes() if path.exists() else b""
     last = content.rfind(b"\n") + 1
-    return last if _is_cut_off(content[last:].decode(errors="replace")) else len(content)
+    return last if _is_cut_off(content[last:].decode("utf-8-sig", errors="replace")) else len(content)
 
 
 def _parsed(path: Path, number: int, line: str) -> Correction:

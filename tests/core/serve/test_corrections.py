@@ -211,6 +211,9 @@ def test_a_line_that_a_killed_process_left_without_its_end_is_none(
     assert len(read_corrections(path)) == 2
     path.write_bytes(path.read_bytes().rstrip(b"\n"))  # whole, but for the line break, as an editor may leave it
     assert len(read_corrections(path)) == 2
+    path.write_bytes(path.read_bytes().replace(b'"action":', b'"action:'))  # with a mistake of whoever edited it
+    with pytest.raises(ValueError, match="is no correction"):
+        read_corrections(path)
 
 
 def test_a_correction_that_cannot_be_written_says_so_and_is_not_half_there(
