@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +22,8 @@ from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, InPlaceLayer
 from vsr1_core.models.qwen3_vl.prefix import heads_of, keys_and_values
 
 _log = logging.getLogger(__name__)
+_CAPTURING = threading.Lock()
+"""One thread captures at a time, because all use one stream."""
 States = tuple[Tensor, Tensor]
 """Hidden states [B, H] before and after the final norm."""
 Capture = Callable[[Callable[[], States]], Callable[[], States]]
@@ -141,15 +144,16 @@ class CudaGraphs:
 
     def __call__(self, step: Callable[[], States]) -> Callable[[], States]:
         graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            # Other threads load frames and features meanwhile: their allocations are no business of the capture.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                states = step()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        with _CAPTURING:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                # Other threads load frames and features meanwhile: their allocations are no business of the capture.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    states = step()
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream().wait_stream(self._stream)
 
         def replay() -> States:
             graph.replay()
