@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,8 +209,8 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of functions that were applied on the cluster."""
     names = list[str]()
 
-    def spy(function: Callable[[Any], Any], *arguments: Any) -> Iterator[Result[Any, Any]]:
-        names.append(function.__name__)
+    def spy(function: Any, *arguments: Any) -> Iterator[Result[Any, Any]]:
+        names.append(function.function.__name__)  # of what `Execution.map_rows` wraps
         return map_rows_on_ray(function, *arguments)
 
     monkeypatch.setattr(ray_workers, "map_rows_on_ray", spy)
