@@ -17,8 +17,8 @@ from vsr1_core.recipes import (
     RetrievalRecipe,
     SFTRecipe,
     TinyRecipe,
-    ToyRecipe,
 )
+from vsr1_core.toy_recipe import ToyRecipe
 
 TINY_FRAMES = FrameRecipe(fps=1.0, max_frames=12, max_pixels=64 * 64)
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from vsr1_core.input_form import OURS, QUERY_INSTRUCTION, InputForm
-from vsr1_core.limits import Ascending, Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
+from vsr1_core.limits import Count, Each, Keys, NotEmpty, Positive, Range, Share, Weight, Whole
 from vsr1_core.reward_weights import RewardWeights
 from vsr1_core.rows.versions import ADDED
 from vsr1_core.segments import SegmentRecipe
+from vsr1_core.toy_recipe import ToyRecipe
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 """The course of the learning rate after the warmup; the names are those of the transformers library."""
@@ -22,27 +23,6 @@ Methods = Annotated[tuple[str, ...], Keys("vsr1_core.stages.methods", "ALL")]
 Refine = Literal["none", "soft", "text"]
 """How a query changes after a video was rejected: `none` does not change it, `soft` adds soft tokens (SQR), and `text`
 writes a new query (HQR)."""
-
-
-@dataclass(frozen=True)
-class ToyRecipe:
-    """The rendered toy corpus, which `vsr1_core.datasets.toy` draws."""
-
-    num_train: Whole = 1500
-    num_val: Whole = 150
-    num_test: Whole = 300
-    size: Annotated[int, Range(16)] = 64
-    """Width and height of a frame in pixels."""
-    source_fps: Count = 4
-    seconds_per_event: Annotated[tuple[int, int], Ascending()] = (3, 5)
-    num_events: Annotated[tuple[int, int], Ascending()] = (2, 2)
-    moments_per_train_video: Count = 2
-    moments_per_eval_video: Count = 1
-    near_duplicate_share: Share = 0.1
-    """Share of the videos that copy another video of their split and change one attribute: of one event, or the
-    background."""
-    synonym_probability: Share = 0.5
-    seed: Whole = 42
 
 
 @dataclass(frozen=True)
@@ -392,7 +372,7 @@ class Configuration:
 
     name: str
     retrain: Literal["auto", "manual"] = "manual"
-    toy: ToyRecipe = ToyRecipe()
+    toy: ToyRecipe = field(default=ToyRecipe())
     frames: FrameRecipe = FrameRecipe()
     models: ModelRecipe = ModelRecipe()
     retrieval: RetrievalRecipe = RetrievalRecipe()

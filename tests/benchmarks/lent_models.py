@@ -7,11 +7,11 @@ from pathlib import Path
 
 from vsr1_core.configurations import NANO, TINY
 from vsr1_core.datasets.registry import DatasetEntry, save_entry
-from vsr1_core.recipes import ToyRecipe
 from vsr1_core.rows.lake import Lake
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages
+from vsr1_core.toy_recipe import ToyRecipe
 
 LENDER = "lender"
 

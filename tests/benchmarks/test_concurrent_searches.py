@@ -18,12 +18,12 @@ from tests.benchmarks.lent_models import LENDER, lend_untrained_models
 from tests.benchmarks.measuring import Clock, interleaved, line
 from tests.core.fake_corpus import Given
 from tests.core.serve.served import running
-from vsr1_core.recipes import ToyRecipe
 from vsr1_core.serve.app import state_of_home
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.loading import one_row
 from vsr1_core.stages.methods import ALL
+from vsr1_core.toy_recipe import ToyRecipe
 
 NUM_SEARCHES, REPEATS = 32, 1
 SEARCHED_BY = ALL["sqr_sft"]

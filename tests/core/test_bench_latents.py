@@ -10,7 +10,7 @@ import torch
 
 from tests.benchmarks import bench_latents, toy_corpus
 from vsr1_core.configurations import TINY
-from vsr1_core.recipes import ToyRecipe
+from vsr1_core.toy_recipe import ToyRecipe
 
 SIZES = {"batch": 2, "plain-rows": 1, "queries": 2, "plain-queries": 1, "max-new-tokens": 4}
 SMALLEST = [f"--{name}={value}" for name, value in {**SIZES, "repeats": 1, "threads": 1}.items()]

@@ -16,7 +16,8 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.media.decode import sample_frames
 from vsr1_core.media.probe import probe
-from vsr1_core.recipes import FrameRecipe, ToyRecipe
+from vsr1_core.recipes import FrameRecipe
+from vsr1_core.toy_recipe import ToyRecipe
 
 TINY = CONFIGURATIONS["tiny"]
 NANO = CONFIGURATIONS["nano"]

@@ -24,7 +24,6 @@ from tests.workers import misbehave, square, started_process, threads_and_proces
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.media.frame_store import read_frames
-from vsr1_core.recipes import ToyRecipe
 from vsr1_core.rows import ray_cluster, ray_shares, ray_workers
 from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
@@ -34,6 +33,7 @@ from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import in_order
+from vsr1_core.toy_recipe import ToyRecipe
 
 pytestmark = pytest.mark.slow
 

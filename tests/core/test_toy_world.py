@@ -3,7 +3,7 @@
 from collections import Counter
 
 from vsr1_core.datasets import toy
-from vsr1_core.recipes import ToyRecipe
+from vsr1_core.toy_recipe import ToyRecipe
 
 RECIPE = ToyRecipe(num_train=60, num_val=40, num_test=120)
 

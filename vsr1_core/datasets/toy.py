@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vsr1_core.recipes import ToyRecipe
+from vsr1_core.toy_recipe import ToyRecipe
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),

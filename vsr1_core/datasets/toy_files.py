@@ -9,9 +9,9 @@ import numpy as np
 
 from vsr1_core.datasets import toy
 from vsr1_core.datasets.toy import Scene
-from vsr1_core.recipes import ToyRecipe
 from vsr1_core.rows.files import atomic_path, digest_file, read_json, write_json, write_jsonl
 from vsr1_core.rows.versions import fingerprint
+from vsr1_core.toy_recipe import ToyRecipe
 
 TOY_VERSION = 2
 """Version of the code that describes scenes and their annotations. Raise it by hand when the descriptions change."""
