@@ -16,7 +16,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class InPlaceLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, heads, room, head_dim]; `keys` and `values` are views of the filled part."""
+    """Keys and values of one layer, [B, heads, room, head_dim]; `keys` and `values` are views of what was filled at the
+    last `update`."""
 
     is_sliding = False
 
@@ -50,7 +51,7 @@ class InPlaceLayer(CacheLayerMixin):
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[: self.num_rows, :, start:end] = states
         self.length = end
-        self._set_views()
+        self.keys, self.values = (b[: self.num_rows, :, :end] for b in self.buffers)
         return self.keys, self.values
 
     def put(self, at: Tensor, key_states: Tensor, value_states: Tensor) -> None:
@@ -62,7 +63,6 @@ class InPlaceLayer(CacheLayerMixin):
     def advance(self) -> None:
         """One position more is filled."""
         self.length += 1
-        self._set_views()
 
     def take_room(self, length: int) -> None:
         """If `length` positions do not fit, grow the buffers to them and `room` more; `room` doubles each time. What is
@@ -75,22 +75,17 @@ class InPlaceLayer(CacheLayerMixin):
             self.buffers[place] = new
         self.room *= 2
 
-    def _set_views(self) -> None:
-        self.keys, self.values = (b[: self.num_rows, :, : self.length] for b in self.buffers)
-
     def move_rows(self, to: Sequence[int], of: Sequence[int], num_rows: int) -> None:
         """Put rows `of` in the places `to`, then keep the first `num_rows`. Only the moved rows are copied."""
         self.num_rows = num_rows
         for buffer in self.buffers:
             for target, source in zip(to, of, strict=True):
                 buffer[target, :, : self.length] = buffer[source, :, : self.length]
-        self._set_views()
 
     def repeat_rows(self, rows: Tensor) -> None:
         """Replace the batch by its rows `rows[0]`, `rows[1]`, ..., so that a prompt is read once for all samples."""
         self.num_rows = len(rows)
         self.buffers = [b[rows] for b in self.buffers]
-        self._set_views()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
