@@ -19,6 +19,7 @@ from pipelines.definitions import build_defs
 from pipelines.instance import close_dead_runs, free_places_assigned, open_instance, process_tags
 from pipelines.jobs import WHOLE_GRAPH
 from pipelines.location import mark_runs
+from pipelines.no_run import Place, build_without_run
 from pipelines.planner import UNUSABLE
 from pipelines.settings import Settings
 from pipelines.watching import report_observations
@@ -70,7 +71,7 @@ def run_build(
     options: BuildOptions = BuildOptions(),  # it is frozen
     defs: dg.Definitions | None = None,
 ) -> BuildResult:
-    """Build `assets` and everything that they need.
+    """Build `assets` and everything that they need. Where nothing is due, that is found without a Dagster run.
 
     Args:
         settings: Where the home is, and what the work runs on.
@@ -96,6 +97,10 @@ def run_build(
         mark_runs(instance, WHOLE_GRAPH)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
+        if options.executor == "in-process":
+            place = Place(defs, instance, dataset, lease.run)
+            if (same := build_without_run(place, keys, options.retry_failed)) is not None:
+                return BuildResult(True, "", same, [], "")
         if options.executor == "multiprocess":
             result = _run_multiprocess(instance, dataset, keys, tags)
         else:

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import pipelines.definitions
 import pipelines.resources
 from pipelines.cli import app
 from tests.command_line import use_stages
-from tests.fakes import fake_stages, write_numbers
+from tests.fakes import Squares, Total, fake_stages, write_numbers
 from vsr1_core.home.warehouse_views import VIEWS
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import hold
+from vsr1_core.stages.base import Check
+from vsr1_core.stages.graph import open_view
 
 
 @pytest.fixture
@@ -112,6 +116,57 @@ def test_a_second_build_runs_nothing_and_failed_rows_only_when_asked(home: Path)
         last = instance.get_runs(limit=1)[0]
     assert last.tags["vsr1/retry_failed"] == "true"
     assert str(home) not in str(last.run_config), "a run that is repeated after a move reads the home of then"
+
+
+def runs(home: Path) -> int:
+    from pipelines.instance import open_instance
+
+    with open_instance(home) as instance:
+        return instance.get_runs_count()
+
+
+def _forget_runs(home: Path) -> None:
+    shutil.rmtree(home / "dagster" / "storage")
+    shutil.rmtree(home / "dagster" / "history")
+
+
+def _leave_pending(home: Path) -> None:
+    (open_view(home, "toy", fake_stages()).table("numbers").folder / "pending").mkdir()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "another value": lambda home: write_numbers(home, "toy", {"a": 1, "b": 5, "c": -3}),
+    "a row less": lambda home: write_numbers(home, "toy", {"a": 1, "c": -3}),
+    "a killed build": _leave_pending,
+    "Dagster's storage is gone": _forget_runs,
+    "a new version of the code": lambda home: setattr(Squares, "version", 2),
+}
+
+
+@pytest.mark.slow
+def test_where_nothing_is_due_no_run_is_started_and_otherwise_one_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Squares, "version", 1)
+    ok("build")
+    (home / "vsr1.duckdb").unlink()
+    num_runs = 1
+    for name, change in CHANGES.items():
+        ok("build")
+        assert runs(home) == num_runs, f"before {name}"
+        assert (home / "vsr1.duckdb").exists(), "the views are written again"
+        change(home)
+        num_runs = 1 if change is _forget_runs else num_runs + 1
+        ok("build")
+        assert runs(home) == num_runs, name
+
+
+@pytest.mark.slow
+def test_a_check_that_fails_stops_a_build_in_which_nothing_is_due(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok("build")
+    bad = Check("is_small", "The sum is small.", lambda view, name: "the sum is too large")
+    monkeypatch.setattr(Total, "checks", (bad,))
+    assert "the sum is too large" in refused("build")
 
 
 @pytest.mark.slow

@@ -43,10 +43,13 @@ class BuiltAsset:
     seconds: float
 
 
-def build(view: View, execution: Execution, names: Sequence[str], wait: bool = False) -> Iterator[BuiltAsset]:
+def build(
+    view: View, execution: Execution, names: Sequence[str], wait: bool = False, lease: str = ""
+) -> Iterator[BuiltAsset]:
     """Build the named assets of one dataset, upstream before downstream, and yield what was done to each.
 
-    wait: wait for another build of the dataset, or the like, instead of raising.
+    wait: wait for another build of the dataset, or the like, instead of raising. lease: the run whose lease of the
+    dataset this process holds already.
 
     Raises:
         LeaseHeld: Something else writes the dataset; the message says what.
@@ -55,7 +58,7 @@ def build(view: View, execution: Execution, names: Sequence[str], wait: bool = F
     execution = execution if execution.run_id else dataclasses.replace(execution, run_id=str(uuid.uuid4()))
     asked = set(names)
     wanted = [name for name in view.stages if name in asked]
-    with writing(view, "a build", wait=wait, log=execution.log) as held:
+    with writing(view, "a build", lease, wait=wait, log=execution.log) as held:
         for number, name in enumerate(wanted, 1):
             execution.log(f"{number} of {len(wanted)}: {name}")
             stage = held.stages[name]

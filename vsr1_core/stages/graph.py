@@ -163,6 +163,19 @@ def plan_graph(view: View, kept: Collection[str] = ()) -> list[StagePlan]:
     return [_planned(stage, standing, name in kept) for name, stage in stages_of(view).items()]
 
 
+@without_gc()
+def is_anything_due(view: View, names: Collection[str], retry_failed: bool = False) -> bool:
+    """Whether a build of the named stages would make, drop, update or finish any row. It looks no further than the
+    first stage of which that is so, or of which it cannot be known."""
+    standing = Standing(view)
+    for name, stage in stages_of(view).items():
+        if name in names:
+            plan = _planned(stage, standing, False).plan
+            if plan is None or plan.due(retry_failed) or name in view.planned or not view.table(name).is_whole():
+                return True
+    return False
+
+
 def _planned(stage: Stage, standing: Standing, is_left_out: bool) -> StagePlan:
     """The plan of a stage, whose rows are forgotten before those of the next one are planned. The view has its table as
     it will be, unless the build leaves the stage out."""
