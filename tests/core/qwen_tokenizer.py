@@ -76,8 +76,8 @@ def _pieces(ranks: dict[bytes, int], token: bytes, limit: int) -> tuple[bytes, .
 
 
 @functools.cache
-def qwen_tokenizer(appends_end_of_text: bool = False) -> PreTrainedTokenizerFast:
-    """With Qwen3-VL's chat form and <REFINE>; `appends_end_of_text` as Qwen's embedding models do."""
+def _model() -> models.BPE:
+    """The vocabulary and its merges, which take seconds to find."""
     ranks = _ranks()
     letters = dict(zip(sorted(range(256), key=_byte_order), _byte_alphabet(), strict=True))
     spell = functools.partial(_spelled, letters)
@@ -86,7 +86,13 @@ def qwen_tokenizer(appends_end_of_text: bool = False) -> PreTrainedTokenizerFast
         for token, rank in ranks.items()
         if len(token) > 1 and len(pair := _pieces(ranks, token, rank)) == 2
     ]
-    tokenizer = Tokenizer(models.BPE({spell(t): r for t, r in ranks.items()}, merges))
+    return models.BPE({spell(t): r for t, r in ranks.items()}, merges)
+
+
+@functools.cache
+def qwen_tokenizer(appends_end_of_text: bool = False) -> PreTrainedTokenizerFast:
+    """With Qwen3-VL's chat form and <REFINE>; `appends_end_of_text` as Qwen's embedding models do."""
+    tokenizer = Tokenizer(_model())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -73,12 +73,13 @@ def test_latents_follow_the_query_in_the_own_template(appends: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [200, pytest.param(1_000, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("appends", [False, True])
-def test_latents_follow_the_query_in_1000_real_queries_with_the_real_tokenizer(
-    appends: bool, shared_data: Path
+def test_latents_follow_the_query_in_real_queries_with_the_real_tokenizer(
+    appends: bool, number: int, shared_data: Path
 ) -> None:
-    queries = fig_queries(shared_data, 1000)
-    assert len(set(queries)) > 900
+    queries = fig_queries(shared_data, number)
+    assert len(set(queries)) > 0.9 * number
     closing = ["<|im_end|>", "Ċ", "<|im_start|>", "assistant", "Ċ", *(["<|endoftext|>"] if appends else [])]
     assert_latents_follow_the_query(qwen_tokenizer(appends), queries, closing)
 

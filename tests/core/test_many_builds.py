@@ -57,7 +57,7 @@ def edit(world: SmallWorld, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [24, pytest.param(100, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("count", [16, pytest.param(100, marks=pytest.mark.sweep)])
 def test_builds_with_edits_hold_and_leave_no_more_than_the_first_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

@@ -177,7 +177,7 @@ def test_whatever_part_is_built_in_between_plans_are_exact(built: Path, part: in
 
 
 MARKS = (pytest.mark.slow, pytest.mark.sweep)
-PARTS = [pytest.param(part, marks=MARKS if part > 1 else MARKS[:1]) for part in range(NUM_PARTS)]
+PARTS = [pytest.param(part, marks=MARKS if part else MARKS[:1]) for part in range(NUM_PARTS)]
 
 
 @pytest.mark.parametrize("part", PARTS)
