@@ -26,6 +26,7 @@ from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
 
 REQUIRED = ("video", "start", "end", "query")
+OPTIONAL = ("id", "split", "duration")
 
 
 def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
@@ -105,10 +106,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
     and duration. The columns may be in any order and letter case."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         records = csv_records(file.readlines())
-        header = [name.strip().lower() for name in next(records, (1, []))[1]]
-        missing = [name for name in REQUIRED if name not in header]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; line 1 must name {', '.join(REQUIRED)}")
+        header = _csv_header(path, next(records, (1, []))[1])
         seen: Counter[str] = Counter()
         whole: dict[tuple[Any, ...], str] = {}
         for number, cells in records:
@@ -121,6 +119,21 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Moment | BadLine]]:
                 yield place, moment
             except ValueError as error:
                 yield place, BadLine(place, f"{place}: {visible(str(error))}")
+
+
+def _csv_header(path: Path, cells: list[str] | str) -> list[str]:
+    """The names of the columns in lower case. Raises ValueError where they cannot be read, one is missing, or one that
+    is read is there twice."""
+    if isinstance(cells, str):
+        raise ValueError(f"{path}, line 1: {cells}")
+    header = [name.strip().lower() for name in cells]
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; line 1 must name {', '.join(REQUIRED)}")
+    twice = [name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has more than one column {', '.join(twice)}; remove or rename all but one")
+    return header
 
 
 def _refuse_twice(moment: Moment, place: str, whole: dict[tuple[Any, ...], str]) -> None:

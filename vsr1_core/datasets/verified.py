@@ -18,7 +18,7 @@ from typing import Any
 from vsr1_core.datasets.benchmarks import BENCHMARKS
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
 from vsr1_core.rows.files import read_json, read_jsonl
-from vsr1_core.rows.texts import half_character, visible
+from vsr1_core.rows.texts import half_character, parsed_json, visible
 from vsr1_core.rows.versions import fingerprint
 
 SAVE_AS_UTF8 = "; save the file as UTF-8, for example: iconv -f cp1252 -t utf-8 OLD > NEW"
@@ -147,7 +147,7 @@ def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
     for number, line in read_jsonl(path):
         place = f"{path.name}:{number}"
         try:
-            yield place, fig_moment(json.loads(line), split)
+            yield place, fig_moment(parsed_json(line), split)
         except json.JSONDecodeError as error:
             yield place, BadLine(place, f"{place} is not valid JSON ({error.msg} at column {error.colno})")
         except ValueError as error:
@@ -157,7 +157,7 @@ def read_fig(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
 def read_fig_array(path: Path, split: str) -> Iterator[tuple[str, Moment | BadLine]]:
     """Yield (`<file>:<number of the item>`, moment) for a file that is one JSON array of objects. Raises ValueError if
     it is not valid JSON."""
-    for number, fields in enumerate(read_json(path), 1):
+    for number, fields in enumerate(read_json(path, errors="surrogateescape"), 1):
         place = f"{path.name}:{number}"
         try:
             yield place, fig_moment(fields, split)
@@ -179,9 +179,9 @@ def fig_moment(fields: Any, split: str) -> Moment:
     duration = fields.get("duration")
     return make_moment(
         query_id=whole_text(f"{desc_id}_fig", "desc_id"),
-        split=split_of(whole_text(str(fields.get("split") or split), "split")),
+        split=split_of(whole_text(str(fields.get("split") or ""), "split") or split),
         query=query,
-        plain_query=whole_text(str(fields.get("cog_desc") or query), "cog_desc"),
+        plain_query=whole_text(str(fields.get("cog_desc") or ""), "cog_desc") or query,
         video=text_of(fields, "video"),
         span=(time[0], time[1]),
         duration=duration,
@@ -236,7 +236,7 @@ def seconds(value: Any, name: str) -> float:
     try:
         on_clock = _of_clock(value)
         number = math.nan if isinstance(value, bool) else float(value) if on_clock is None else on_clock
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one is for a whole number of hundreds of digits
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a number of seconds, got {value!r}")

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vsr1_core.rows.texts import parsed_json
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
@@ -244,11 +246,12 @@ def _sweep(path: Path, found: re.Match[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises ValueError, naming the file, when it is not valid JSON."""
+def read_json(path: Path, errors: str = "strict") -> Any:
+    """Read a JSON file, with or without the mark of UTF-8 at its start. Raises ValueError, naming the file, when it is
+    not valid JSON. errors: what becomes of a byte that is not UTF-8, as `open` says it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return parsed_json(path.read_text(encoding="utf-8-sig", errors=errors))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -4,8 +4,10 @@ shown. Nothing here changes a text that is stored or searched for."""
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 _HALF = re.compile("[\ud800-\udfff]")
 _UNSEEN = re.compile(
@@ -29,6 +31,15 @@ def half_character(text: str) -> str | None:
         f"character {found.start() + 1} of the text is U+{ord(found[0]):04X}, half of a surrogate pair, which is no "
         "character: write the text in UTF-8, or as a whole pair of escapes"
     )
+
+
+def parsed_json(text: str, object_of: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text; `object_of` makes its objects of their pairs, if it is given. Raises
+    ValueError (JSONDecodeError where it is not valid) also for what is nested so deeply that Python cannot read it."""
+    try:
+        return json.loads(text, object_pairs_hook=object_of)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

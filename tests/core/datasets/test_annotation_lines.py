@@ -162,3 +162,46 @@ def test_the_shared_cases_have_their_right_values() -> None:
 def test_a_moment_that_is_written_in_the_fig_schema_is_read_as_the_same(duration_s: float | None) -> None:
     moment = Moment("12ab-2_fig", "test", "a red ring", "a ring", "films/one", 1.25, 3.0, duration_s, clamped=False)
     assert fig_moment(fig_fields(vars(moment)), "test") == moment
+
+
+GOOD = json.dumps({"video": "v", "time": [0, 5], "desc_id": 1, "fig_desc": "a dog"})
+BEYOND_PYTHON = {
+    "nested too deeply": "[" * 100_000,
+    "start must be a number of seconds": '{"video": "v", "desc_id": 2, "fig_desc": "q", "time": [1'
+    + "0" * 400
+    + ", 5]}",
+}
+
+
+@pytest.mark.parametrize("reason", BEYOND_PYTHON)
+def test_a_line_that_python_cannot_hold_costs_no_other_line(tmp_path: Path, reason: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{GOOD}\n{BEYOND_PYTHON[reason]}\n")
+    rows = read(path)
+    assert reason in reasons(rows)["a.jsonl:2"]
+    assert queries(rows) == ["a dog"]
+
+
+def test_an_array_is_read_with_a_mark_and_loses_one_item_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    bad = GOOD.replace("a dog", "caf\xe9").encode("cp1252")
+    path.write_bytes(b"\xef\xbb\xbf[" + bad + b", " + GOOD.encode() + b"]")
+    assert queries(read(path)) == ["a dog"]
+    assert "the byte 0xE9, which is not UTF-8" in reasons(read(path))["a.json:1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("video,start,end,query,Query", "more than one column query"),
+        ('video,start,end,"query', "line 1: a double quote"),
+    ],
+)
+def test_a_header_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, header: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        csv(tmp_path, f"{header}\nv,0,5,a dog,a cat\n")
+
+
+def test_a_blank_text_of_an_optional_field_is_none() -> None:
+    blank = fig_moment({**json.loads(GOOD), "split": " ", "cog_desc": "\t"}, "val")
+    assert (blank.split, blank.plain_query) == ("val", "a dog")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vsr1_core.rows.files import read_jsonl
-from vsr1_core.rows.texts import check_text
+from vsr1_core.rows.texts import check_text, parsed_json
 
 MAX_NAMED = 20
 
@@ -75,7 +74,7 @@ def json_lines(path: Path, problems: Problems, strict: bool = True) -> Iterator[
         return
     for number, text in read_jsonl(path):
         try:
-            fields = json.loads(check_text(text), object_pairs_hook=_without_repeats)
+            fields = parsed_json(check_text(text), _without_repeats)
         except ValueError as error:
             fields = error
         if isinstance(fields, dict):
@@ -90,7 +89,7 @@ def read_document(path: Path, problems: Problems, kind: type[Any]) -> Any:
         problems.add(path, "is not there")
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        value = parsed_json(path.read_text(encoding="utf-8"), _without_repeats)
     except ValueError as error:
         problems.add(path, f"is not valid JSON, or is cut off ({error})")
         return None
