@@ -19,11 +19,12 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSIO
 from assets._factory import code_version
 from assets._keys import Workplace, asset_key
 from pipelines.commands import say
-from pipelines.planner import UNUSABLE
 from vsr1_core.home.building import BuiltAsset, build
 from vsr1_core.home.warehouse import refresh
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import is_anything_due
+
+WAREHOUSE = "warehouse"
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,44 @@ class Place:
 
 def build_without_run(place: Place, keys: Collection[dg.AssetKey], retry_failed: bool) -> list[BuiltAsset] | None:
     """What was built, without any row; None where a run has to be started: something is due, Dagster does not know the
-    tables as they are, a check fails, or a file cannot be read. The run then says so."""
+    tables and views as they are, a check fails, or anything cannot be read or written. The run then says so."""
     workplace: Workplace = (place.defs.resources or {})["workplace"]
     view = workplace.view(place.dataset)
     names = [name for name in view.stages if asset_key(name) in keys]
     execution = dataclasses.replace(workplace.execution(say), run_id=str(uuid.uuid4()))
     try:
-        if is_anything_due(view, names, retry_failed) or not all(_is_known(place, view, name) for name in names):
+        if is_anything_due(view, names, retry_failed) or not _are_known(place, view, names, keys):
             return None
         built = list(build(workplace.view(place.dataset), execution, names, lease=place.lease))
-    except UNUSABLE:
+        if asset_key(WAREHOUSE) in keys and view.home is not None:
+            refresh(view.home, view.stages)
+    except Exception:  # noqa: BLE001  # such as that of polars about a broken table: a step of the run names the asset
         return None
-    if asset_key("warehouse") in keys and view.home is not None:
-        refresh(view.home, view.stages)
-    return built
+    is_same = not any(asset.num_processed for asset in built)  # files may have changed since they were looked at
+    return built if is_same else None
 
 
-def _is_known(place: Place, view: View, name: str) -> bool:
-    """Whether the last materialisation that Dagster knows is of the table and the code as they are."""
+def _are_known(place: Place, view: View, names: Collection[str], keys: Collection[dg.AssetKey]) -> bool:
+    """Whether Dagster knows the tables as they are, and views that were written after the last of them: they are not
+    where a run was stopped before, be it by a check."""
+    found = {name: _materialized(place, name) for name in names}
+    if not all(_is_known(record, view, name) for name, record in found.items()):
+        return False
+    last = max((record.storage_id for record in found.values() if record is not None), default=0)
+    views = _materialized(place, WAREHOUSE) if asset_key(WAREHOUSE) in keys else None
+    return asset_key(WAREHOUSE) not in keys or (views is not None and views.storage_id > last)
+
+
+def _materialized(place: Place, name: str) -> dg.EventLogRecord | None:
+    """The last materialisation that Dagster knows of an asset of the dataset."""
     wanted = dg.AssetRecordsFilter(asset_key(name), asset_partitions=[place.dataset])
     records = place.instance.fetch_materializations(wanted, limit=1).records
-    event = records[0].asset_materialization if records else None
+    return records[0] if records else None
+
+
+def _is_known(record: dg.EventLogRecord | None, view: View, name: str) -> bool:
+    """Whether a materialisation is of the table and the code as they are."""
+    event = record.asset_materialization if record else None
     tags: dict[str, Any] = dict(event.tags or {}) if event else {}
     now = {
         DATA_VERSION_TAG: view.table(name).manifest()["data_version"],

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -130,6 +131,14 @@ def _forget_runs(home: Path) -> None:
     shutil.rmtree(home / "dagster" / "history")
 
 
+def _forget_views(home: Path) -> None:
+    """As a run does that was stopped before its last step."""
+    from pipelines.instance import open_instance
+
+    with open_instance(home) as instance:
+        instance.wipe_assets([dg.AssetKey("warehouse")])
+
+
 def _leave_pending(home: Path) -> None:
     (open_view(home, "toy", fake_stages()).table("numbers").folder / "pending").mkdir()
 
@@ -139,6 +148,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a row less": lambda home: write_numbers(home, "toy", {"a": 1, "c": -3}),
     "a killed build": _leave_pending,
     "Dagster's storage is gone": _forget_runs,
+    "Dagster knows no views": _forget_views,
     "a new version of the code": lambda home: setattr(Squares, "version", 2),
 }
 
@@ -167,6 +177,21 @@ def test_a_check_that_fails_stops_a_build_in_which_nothing_is_due(home: Path, mo
     bad = Check("is_small", "The sum is small.", lambda view, name: "the sum is too large")
     monkeypatch.setattr(Total, "checks", (bad,))
     assert "the sum is too large" in refused("build")
+
+
+@pytest.mark.slow
+def test_a_broken_table_and_views_that_cannot_be_written_are_told_by_a_run(home: Path) -> None:
+    ok("build")
+    (home / "vsr1.duckdb").unlink()
+    (home / "vsr1.duckdb").mkdir()
+    assert "warehouse: " in refused("build")
+    rows = open_view(home, "toy", fake_stages()).table("squares").files()
+    assert rows is not None
+    rows.newest.write_bytes(b"broken")
+    result = run("build")
+    assert isinstance(result.exception, SystemExit), "it is an error message, and no traceback"
+    assert "squares: " in result.output
+    assert runs(home) == 3
 
 
 @pytest.mark.slow
