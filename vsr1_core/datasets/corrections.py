@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.rows.files import append_lines, check_name, read_jsonl, refusals_explained
+from vsr1_core.rows.files import append_lines, check_name, read_jsonl, refusals_explained, unended_line
+from vsr1_core.rows.texts import check_text, parsed_json
 from vsr1_core.rows.versions import fingerprint
 
 Action = Literal["change", "add", "reject", "undo"]
 State = Literal["applied", "in the annotation", "conflict", "undone"]
 ACTIONS: tuple[Action, ...] = ("change", "add", "reject", "undo")
+_NO_TEXTS = ("before", "after", "start_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -110,36 +113,56 @@ def read_corrections(path: Path) -> list[Correction]:
     if not path.is_file():
         return []
     lines = list(read_jsonl(path))
-    if lines and _is_cut_off(lines[-1][1]):
+    _, unended = unended_line(path)
+    if unended.strip() and _is_cut_off(unended):
         lines.pop()
     return [_parsed(path, number, line) for number, line in lines]
 
 
-def _is_cut_off(line: str) -> bool:
-    """Whether a line, the last one of a file, is the beginning of one: it has neither the end of a line nor that of an
-    object. A whole object with a mistake in it is none of that, and is complained about."""
-    return not line.endswith("\n") and not line.rstrip().endswith("}")
+def _is_cut_off(unended: bytes) -> bool:
+    """Whether a line without its line break is the beginning of one. A whole object with a mistake in it is none, and
+    is complained about."""
+    text = unended.decode("utf-8-sig", errors="replace").rstrip()
+    try:
+        parsed_json(text)
+    except json.JSONDecodeError as error:
+        return not text.endswith("}") or error.pos == len(text)  # it may be cut behind the end of an inner object
+    except ValueError:
+        return False
+    return not text.endswith("}")
 
 
 def _whole_size(path: Path) -> int:
     """Bytes of the file without a last line that is cut off."""
-    content = path.read_bytes() if path.exists() else b""
-    last = content.rfind(b"\n") + 1
-    return last if _is_cut_off(content[last:].decode("utf-8-sig", errors="replace")) else len(content)
+    start, unended = unended_line(path)
+    return start if _is_cut_off(unended) else start + len(unended)
 
 
 def _parsed(path: Path, number: int, line: str) -> Correction:
     try:
-        fields = json.loads(line)
-        spans = {name: Annotated(**fields.pop(name)) for name in ("before", "after") if fields.get(name)}
+        fields = dict(parsed_json(line))
+        spans = {name: Annotated(**fields.pop(name)) for name in ("before", "after") if fields.get(name) is not None}
         correction = Correction(**{**fields, **spans})
-        if correction.action not in ACTIONS:
-            raise ValueError(f"the action {correction.action!r} is not one of {', '.join(ACTIONS)}")
+        _check(correction)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path}, line {number} is no correction ({error}); put it right or delete the line"
         ) from error
     return correction
+
+
+def _check(correction: Correction) -> None:
+    """Raise ValueError for a value that no correction has: files may be edited by hand."""
+    if correction.action not in ACTIONS:
+        raise ValueError(f"the action {correction.action!r} is not one of {', '.join(ACTIONS)}")
+    spans = [part for part in (correction.before, correction.after) if part is not None]
+    for name, value in (item for part in (correction, *spans) for item in vars(part).items()):
+        if name not in _NO_TEXTS and not isinstance(value, str):
+            raise ValueError(f"{name} must be a text, got {value!r}")
+        check_text(str(value))
+    for part in spans:
+        if not 0 <= part.start_s < part.end_s < math.inf:
+            raise ValueError(f"the span [{part.start_s}, {part.end_s}] s is negative, reversed or empty")
 
 
 @contextlib.contextmanager

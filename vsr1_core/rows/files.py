@@ -298,15 +298,28 @@ def append_lines(path: Path, lines: str) -> None:
     with refusals_explained(path, path):
         _make_folder(path.parent, lasting=True)
         is_new = not path.exists()
-        with path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            is_cut_off = file.read(1) not in (b"", b"\n")
-            file.write((b"\n" if is_cut_off else b"") + lines.encode())
+        _, unended = unended_line(path)
+        with path.open("ab") as file:
+            file.write((b"\n" if unended else b"") + lines.encode())
             file.flush()
             os.fsync(file.fileno())
         if is_new:
             _put_on_disk(path.parent)
+
+
+def unended_line(path: Path) -> tuple[int, bytes]:
+    """Where a last line without its line break begins, in bytes, and the line itself. Where there is none, or no file:
+    the file's size, and nothing."""
+    if not path.exists():
+        return 0, b""
+    with path.open("rb") as file:
+        start, line = file.seek(0, os.SEEK_END), b""
+        while start and b"\n" not in line:
+            size = min(start, 8192)
+            start = file.seek(start - size)
+            line = file.read(size) + line
+    found = line.rfind(b"\n") + 1
+    return start + found, line[found:]
 
 
 def digest_file(path: Path) -> str:
