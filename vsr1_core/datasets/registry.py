@@ -69,12 +69,27 @@ def builtin_entries(home: Path) -> dict[str, DatasetEntry]:
 
 
 def load_entries(home: Path) -> dict[str, DatasetEntry]:
-    """Map name -> dataset: the built-in datasets, overridden and extended by the registered ones."""
+    """Map name -> dataset: the built-in datasets, overridden and extended by the registered ones. Raises ValueError,
+    naming the file, for a file that is no registration of the dataset of its name."""
     entries = builtin_entries(home)
     for path in sorted((home / "datasets").glob("[!.]*.json")):
-        entry = DatasetEntry(**_with_paths(read_json(path), Places(home).placed))
-        entries[check_name(entry.name)] = entry
+        entry = _read_entry(path, Places(home))
+        entries[entry.name] = entry
     return entries
+
+
+def _read_entry(path: Path, places: Places) -> DatasetEntry:
+    kept = read_json(path)
+    try:
+        entry = DatasetEntry(**_with_paths(dict(kept), places.placed))
+        if check_name(entry.name) != path.stem:  # a copy would take the place of the one that it was copied from
+            raise ValueError(f"it says that it is {entry.name!r}; the file and `name` have to agree")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no registration of a dataset: {error}. Put it right, or move it away and add the dataset anew: "
+            "vsr1 dataset add"
+        ) from error
+    return entry
 
 
 def get_entry(home: Path, name: str) -> DatasetEntry:
