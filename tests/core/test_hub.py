@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import create_autospec
 
+import polars as pl
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
@@ -15,7 +16,7 @@ from tests.core.fake_corpus import FakeCorpus, Given, shape_corpus
 from tests.core.test_policy_checkpoints import assert_same_weights, write_released
 from tests.core.tiny_models import tiny_embedder, tiny_policy
 from vsr1_core.datasets.registry import DatasetEntry
-from vsr1_core.home.hub import remote
+from vsr1_core.home.hub import remote, tables
 from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.home.hub.checkpoints import find_checkpoint, write_checkpoint_folder
 from vsr1_core.home.hub.tables import export_tables
@@ -230,3 +231,13 @@ def test_datasets_opens_what_is_exported(home: Home, tmp_path: Path) -> None:
         export_tables(home.view, folder)
     with pytest.raises(ValueError, match="no table videos to export"):
         export_tables(home.view, tmp_path / "more", ["videos"])
+
+
+def test_a_split_of_the_annotations_never_names_a_place_outside_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"../../../outside": pl.DataFrame({"query_id": ["1"]})}
+    monkeypatch.setattr(tables, "TABLES", {"moments": ("Says.", lambda view: rows)})
+    with pytest.raises(ValueError, match="cannot be the name of a split"):
+        export_tables(cast(View, None), tmp_path / "a" / "out")
+    assert list(tmp_path.rglob("*")) == []

@@ -13,7 +13,7 @@ import polars as pl
 
 from vsr1_core.datasets.benchmarks import BENCHMARKS, VERIFIED_FIG
 from vsr1_core.home.warehouse_views import PREDICTIONS
-from vsr1_core.rows.files import atomic_folder
+from vsr1_core.rows.files import atomic_folder, check_name
 from vsr1_core.rows.table import BASE_COLUMNS
 from vsr1_core.stages.base import View
 from vsr1_core.stages.examples import published_grpo_row, published_prompt, published_sft_row
@@ -90,7 +90,7 @@ def export_tables(view: View, folder: Path, names: Sequence[str] = ()) -> dict[s
         Table -> split -> number of rows.
 
     Raises:
-        ValueError: A name is unknown, or a named table has no rows.
+        ValueError: A name is unknown, a named table has no rows, or a split has a name that no file can have.
         FileExistsError: `folder` is not empty.
     """
     unknown = sorted(set(names) - set(TABLES))
@@ -103,6 +103,8 @@ def export_tables(view: View, folder: Path, names: Sequence[str] = ()) -> dict[s
     if empty and (names or len(empty) == len(chosen)):
         raise ValueError(f"{view.entry.name} has no rows of {', '.join(empty)}; run: vsr1 build -d {view.entry.name}")
     chosen = {name: splits for name, splits in chosen.items() if splits}
+    for split in {split for splits in chosen.values() for split in splits}:
+        check_name(split, "split, which is a file here")  # annotations may say anything
     with atomic_folder(folder) as temporary:
         for name, splits in chosen.items():
             (temporary / name).mkdir()
