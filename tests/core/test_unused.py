@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from tests.small_world import SmallWorld, build, fill
 from vsr1_core.configurations import CONFIGURATIONS
-from vsr1_core.home.unused import DAY_S, MIN_AGE_S, unused_files
+from vsr1_core.home.unused import DAY_S, MIN_AGE_S, delete_rows, unused_files
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.rows.files import write_json
 from vsr1_core.rows.lake import Lake
@@ -129,3 +129,15 @@ def test_the_command_lists_and_deletes_only_when_told(
     assert sorted(checkpoints.iterdir()) == before
     assert "Deleted 1 of 1" in prune("--days", "30", "--delete")
     assert sorted(checkpoints.iterdir()) == [path for path in before if path.name != f"{ASSET}-earlier"]
+
+
+def test_of_a_linked_folder_only_the_link_is_deleted(tmp_path: Path) -> None:
+    lake, elsewhere = Lake(tmp_path / "lake"), tmp_path / "big_disk"
+    elsewhere.mkdir()
+    (elsewhere / "kept.npy").write_bytes(b"kept")
+    link = lake.files("frame_tensors", "small")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    delete_rows(lake, "small")
+    assert not link.is_symlink()
+    assert (elsewhere / "kept.npy").exists()

@@ -45,10 +45,7 @@ class UnusedFile:
         now = _measure(self.path)
         if now is None or now.num_bytes != self.num_bytes or now.age_s < self.age_s:
             return False  # another build has written it anew
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink()
+        _delete(self.path)
         return True
 
 
@@ -118,9 +115,17 @@ def delete_rows(lake: Lake, dataset: str) -> int:
     with lake.fenced():
         sizes = [found.num_bytes for path in folders if (found := _measure(path)) is not None]
         for path in folders:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _delete(path)
     KnownDigests.of(lake, dataset).path.unlink(missing_ok=True)
     return sum(sizes)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder; of a link, which may lead out of the home, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _pending_paths(table: Table) -> list[str | None]:
