@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, client_of, running, state_of
 from tests.waiting import until
+from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.home.search_result import Found
 from vsr1_core.serve.engine import Limits
 from vsr1_core.serve.media import Conversions
@@ -107,6 +108,22 @@ def test_datasets_have_their_splits_and_methods(client: TestClient) -> None:
     assert "sqr_sft" in [method["name"] for method in dataset["methods"]]
     assert [method["name"] for method in dataset["evaluated"]] == ["sqr_sft", "videosearch_r1"]
     assert said["outcomes"]["never_shown"] == "never shown"
+
+
+def test_a_dataset_that_cannot_be_read_does_not_take_the_others_away(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    save_entry(copy, DatasetEntry("other", "folder", str(copy / "videos"), config="longer"))
+    with client_of(state_of(copy, FakeModels())) as client:
+        found = client.get("/api/datasets").json()
+        assert [dataset["name"] for dataset in found["datasets"]] == [DATASET]
+        assert "no configuration 'longer'" in found["problems"]["other"]
+        rows = next((copy / "lake/tables/video_index").rglob("rows_*.parquet"))
+        rows.write_bytes(rows.read_bytes()[:-20])
+        damaged = client.get("/api/datasets").json()
+    assert damaged["datasets"] == []
+    assert damaged["problems"][DATASET].startswith("a table of small is damaged: ")
+    assert str(tmp_path) not in str(damaged)
 
 
 def test_videos_are_listed_by_id(client: TestClient) -> None:
