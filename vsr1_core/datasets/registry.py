@@ -72,9 +72,18 @@ def load_entries(home: Path) -> dict[str, DatasetEntry]:
     """Map name -> dataset: the built-in datasets, overridden and extended by the registered ones."""
     entries = builtin_entries(home)
     for path in sorted((home / "datasets").glob("[!.]*.json")):
-        entry = DatasetEntry(**_with_paths(read_json(path), Places(home).placed))
+        entry = _entry_of(path, _with_paths(read_json(path), Places(home).placed))
         entries[check_name(entry.name)] = entry
     return entries
+
+
+def _entry_of(path: Path, fields: Mapping[str, Any]) -> DatasetEntry:
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(DatasetEntry)}
+    unknown, missing = sorted(set(fields) - set(known)), [name for name in known if known[name] and name not in fields]
+    if unknown or missing:
+        what = f"the unknown field {unknown[0]!r}" if unknown else f"no field {missing[0]!r}"
+        raise ValueError(f"{path} has {what}: it is of another version of this project, or was edited by hand")
+    return DatasetEntry(**fields)
 
 
 def get_entry(home: Path, name: str) -> DatasetEntry:
