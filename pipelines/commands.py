@@ -16,7 +16,7 @@ import typer
 
 from pipelines import completion
 from pipelines.settings import Settings, read_settings
-from vsr1_core.rows.texts import did_you_mean
+from vsr1_core.rows.texts import did_you_mean, visible
 
 if TYPE_CHECKING:
     from vsr1_core.recipes import Configuration
@@ -74,13 +74,13 @@ def _known_errors() -> tuple[type[Exception], ...]:
 
 
 def say(line: str) -> None:
-    """Print a line about the progress to stderr."""
-    typer.echo(line, err=True)
+    """Print a line about the progress to stderr. Names of files in it cannot steer the terminal."""
+    typer.echo(visible(line), err=True)
 
 
 def fail(message: str) -> None:
     """Print `error: message` to stderr and exit with code 1."""
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error: {visible(message)}", fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
 
 

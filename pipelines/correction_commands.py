@@ -78,8 +78,16 @@ def corrections_undo(
     """Undo one correction. Its line stays in the file; the next build brings the old rows back."""
     from vsr1_core.home import correcting
 
-    correcting.undo(_view(dataset), correction_id, getpass.getuser())
+    correcting.undo(_view(dataset), correction_id, _own_name())
     typer.echo(f"Undone. To see what a build makes again: vsr1 plan --dataset {dataset}")
+
+
+def _own_name() -> str:
+    """The name of the person; empty for a user without one, such as that of `docker run --user 1234`."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        return ""
 
 
 @corrections.command("export")

@@ -7,20 +7,25 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands import UserError, command, free_port
+from pipelines.commands import UserError, command, free_port, say
 from pipelines.settings import execution_of, read_settings, read_token
+
+if TYPE_CHECKING:
+    from vsr1_core.serve.builds import Builds
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROGRAM = (sys.executable, "-m", "vsr1_core")
 """`vsr1` of this installation, as a build starts it."""
+END_S = 8.0
+"""How long a build may take to end with the server, in seconds. `docker stop` kills both after 10."""
 NOT_INSTALLED = (
     "`vsr1 serve` needs FastAPI and uvicorn, which are not installed; run: pip install 'videosearch-r1[serve]' "
     "(from a checkout: pip install -c constraints.txt -e '.[serve]')"
@@ -59,38 +64,69 @@ def serve(
     token = read_token() or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(token, frozenset([*(name or []), *_own_names(host)]), any_address=host not in LOOPBACK)
     state = state_of_home(
-        settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui, build=build_hook(settings.home)
+        settings.home, lambda: execution_of(settings, lambda _line: None), ui_url=ui, builds=page_builds(settings.home)
     )
     url = f"http://{_local_name(host)}:{port}"
     typer.echo(f"Serving {settings.home} on {url}{f'/?token={token}' if token else ''}  (Ctrl-C stops it)")
     run(settings.home, state, access, host, port, url)
 
 
-def build_hook(home: Path) -> Callable[[str, Callable[[str], None]], str] | None:
-    """What the page's builds run: `vsr1 build` as a child, a Dagster run that the UI of this home shows. None without
-    Dagster."""
-    return partial(_build, home) if find_spec("dagster") is not None else None
+def page_builds(home: Path) -> Builds:
+    """The builds of the page: `vsr1 build` as a child, a Dagster run that the UI of this home shows. Without Dagster
+    there are none."""
+    from vsr1_core.serve.builds import Builds
+
+    child = ChildBuild(home)
+    return Builds(child.run, child.end) if find_spec("dagster") is not None else Builds()
 
 
-def _build(home: Path, dataset: str, told: Callable[[str], None]) -> str:
-    """Build a dataset of the home. Returns why the build stopped; empty where it ended well."""
-    arguments = [*PROGRAM, "build", f"--dataset={dataset}"]
-    environ = {**os.environ, "VSR1_HOME": str(home)}
-    errors = list[str]()
-    with subprocess.Popen(
-        arguments,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    ) as child:
-        for line in child.stderr or ():
-            if errors or line.startswith("error: "):
-                errors.append(line.strip().removeprefix("error: "))
-            told(line.rstrip())
-    return "" if child.returncode == 0 else " ".join(errors) or f"the build ended with status {child.returncode}"
+class ChildBuild:
+    """Runs `vsr1 build` in a home, one at a time, until `end` is called."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock, self._has_ended = threading.Lock(), False
+        self._child: subprocess.Popen[str] | None = None
+
+    def run(self, dataset: str, told: Callable[[str], None]) -> str:
+        """Build a dataset of the home. Returns why the build stopped; empty where it ended well."""
+        with self._lock:
+            if self._has_ended:
+                return "the server stops"
+            child = self._child = self._started(dataset)
+        errors = list[str]()
+        with child:
+            for line in child.stderr or ():
+                if errors or line.startswith("error: "):
+                    errors.append(line.strip().removeprefix("error: "))
+                told(line.rstrip())
+        return "" if child.returncode == 0 else " ".join(errors) or f"the build ended with status {child.returncode}"
+
+    def _started(self, dataset: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*PROGRAM, "build", f"--dataset={dataset}"],
+            env={**os.environ, "VSR1_HOME": str(self._home)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def end(self) -> None:
+        """Stop the build that runs, and start no other. Dagster takes SIGTERM as it takes Ctrl-C; a build that has not
+        ended `END_S` later is killed."""
+        with self._lock:
+            self._has_ended, child = True, self._child
+        if child is None or child.poll() is not None:
+            return
+        say("Stopping the build that was started on the page; what is finished is kept.")
+        child.terminate()
+        try:
+            child.wait(END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def _own_names(host: str) -> list[str]:

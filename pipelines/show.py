@@ -190,7 +190,10 @@ def frame_csv(frame: pl.DataFrame) -> str:
     import polars as pl
 
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
-    flat = [pl.Series(name, [json.dumps(v, ensure_ascii=False) for v in frame[name].to_list()]) for name in nested]
+    flat = [
+        pl.Series(name, [json.dumps(v, ensure_ascii=False, default=str) for v in frame[name].to_list()])
+        for name in nested
+    ]
     return frame.with_columns(flat).write_csv()
 
 

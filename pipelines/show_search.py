@@ -8,6 +8,7 @@ import typer
 
 from pipelines.show import console, table
 from vsr1_core.home.search_result import Found, Hit, ShownTurn
+from vsr1_core.rows.texts import visible
 
 
 def print_found(found: Found, output: str) -> None:
@@ -21,7 +22,7 @@ def print_found(found: Found, output: str) -> None:
 
 def _tables(found: Found) -> None:
     out = console()
-    out.print(f"{found.dataset}, {found.split}: {_asked(found)}", markup=False, highlight=False)
+    out.print(visible(f"{found.dataset}, {found.split}: {_asked(found)}"), markup=False, highlight=False)
     out.print(found.verdict, style="bold", highlight=False)
     if found.turns:
         header = ["turn", "video_id", "last rank", "decision", "probability", "start_s", "end_s", "reasoning"]
@@ -102,4 +103,4 @@ def _fields(values: dict[str, object]) -> None:
     """One line per field that has a value."""
     for name, value in values.items():
         if value not in (None, ""):
-            typer.echo(f"  {name}: {value}")
+            typer.echo(f"  {name}: {visible(str(value))}")

@@ -27,10 +27,11 @@ def view_of(world: SmallWorld) -> View:
 
 @dataclass(frozen=True)
 class FewLibrary(Library):
-    def datasets(self) -> list[dict[str, Any]]:
+    def datasets(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Without what reads stages that are left out here."""
         evaluated = [{"name": name, "label": name} for name in METHODS]
-        return [{"name": "small", "num_videos": 2, "splits": {"test": 2}, "methods": [], "evaluated": evaluated}]
+        small = {"name": "small", "num_videos": 2, "splits": {"test": 2}, "methods": [], "evaluated": evaluated}
+        return [small], {}
 
 
 @dataclass(frozen=True)

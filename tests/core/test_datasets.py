@@ -12,7 +12,7 @@ import pytest
 from tests.videos import number_of
 from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets import folder, sources, toy, toy_files, verified
-from vsr1_core.datasets.registry import DatasetEntry
+from vsr1_core.datasets.registry import DatasetEntry, load_entries
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.media.decode import sample_frames
 from vsr1_core.media.probe import probe
@@ -233,3 +233,17 @@ def test_edited_toy_annotations_count_until_the_recipe_changes(tmp_path: Path) -
     path.write_text(path.read_text().replace("red", "crimson"))
     assert sources.annotation_files(entry, NANO)["toy_fig_test.jsonl"].content != as_written
     assert not toy_files.is_written(tmp_path, ToyRecipe(num_train=3, num_val=1, num_test=2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"name": "mine"}, "no field 'kind'"), ({"name": "mine", "kind": "folder", "x": 1}, "the unknown field 'x'")],
+)
+def test_a_registration_of_another_version_is_named(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    path = tmp_path / "datasets/mine.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(fields))
+    with pytest.raises(
+        ValueError, match=rf"mine\.json is no registration of a dataset: it has {said}, so it is of another version"
+    ):
+        load_entries(tmp_path)

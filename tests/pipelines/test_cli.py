@@ -270,6 +270,15 @@ def test_sql_answers_in_three_formats(home: Path) -> None:
     assert [row["asset"] for row in rows] == ["squares"]
 
 
+def test_sql_answers_with_every_type_or_says_which_it_cannot(home: Path) -> None:
+    nested = "select ['x'::blob] as b, [date '2020-01-01'] as d"
+    assert "2020-01-01" in ok("sql", nested, "--format", "csv")
+    refused = CliRunner().invoke(app, ["sql", "select 1 as one, interval 1 day as length"])
+    assert refused.exit_code == 1
+    assert "write it as column::varchar: one INTEGER, length INTERVAL" in refused.stderr
+    assert ok("sql", "select (interval 1 day)::varchar as length", "--format", "csv") == "length\n1 day\n"
+
+
 def test_sql_without_a_query_lists_the_views(home: Path) -> None:
     views = json.loads(ok("sql", "--format", "json"))
     says = next(view.says for view in VIEWS if view.name == "failures")

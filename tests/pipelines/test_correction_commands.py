@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,8 @@ def test_corrections_are_listed_undone_and_exported(world: SmallWorld, tmp_path:
     written = run("corrections", "export", str(target))
     assert "Wrote 4 queries" in written
     assert "Left out: 1 corrections that are not applied" in written
+    (advised,) = re.findall(r"see: vsr1 (.*)", written)
+    assert CliRunner().invoke(app, advised.split()).exit_code == 0, "the advice can be followed"
     rows = {row["desc_id"]: row for row in map(json.loads, target.read_text().splitlines())}
     assert (rows["900"]["fig_desc"], rows["900"]["time"], rows["900"]["split"]) == ("a [red] thing", [1.0, 2.5], "test")
     assert rows["900"]["cog_desc"] == "thing 900 moves"
@@ -66,3 +70,12 @@ def test_a_wide_result_is_printed_one_line_per_column(tmp_path: Path, monkeypatc
     narrow = CliRunner().invoke(app, ["sql", "select 'a\nb' as two, null as none", "--format", "record"]).output
     assert narrow == "row 1 of 1\n  two   a\n        b\n  none  \n"
     assert CliRunner().invoke(app, ["sql", "select 1 as one where false", "-f", "record"]).output == "no rows\n"
+
+
+def test_a_user_without_a_name_can_undo(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    (one, *_) = json.loads(run("corrections", "list", "--format", "json"))
+    assert "Undone." in run("corrections", "undo", one["correction_id"])

@@ -20,7 +20,6 @@ from tests.corrected_world import FewLibrary
 from tests.pages import open_page, opened_browser
 from tests.small_world import SmallWorld, build, fill
 from vsr1_core.home import warehouse
-from vsr1_core.serve.builds import Builds
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view, plan_graph
 
@@ -44,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def page(home: Path) -> Iterator[Any]:
     state = dataclasses.replace(
-        state_of(home, FakeModels()), library=FewLibrary(home), builds=Builds(serve_command.build_hook(home))
+        state_of(home, FakeModels()), library=FewLibrary(home), builds=serve_command.page_builds(home)
     )
     with running(state) as address:
         for browser in opened_browser():

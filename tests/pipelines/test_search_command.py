@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import vsr1_core.home.search
+from pipelines import show_search
 from pipelines.cli import app
+from pipelines.commands import say
 from pipelines.show_search import print_found
 from tests.videos import write_video
 from vsr1_core.home.search import SearchRequest
@@ -86,6 +90,20 @@ def test_a_record_has_one_field_per_line_and_json_is_the_result(answered: Asked)
     out, _ = run("--format", "json")
     assert Found.from_dict(json.loads(out)) == FOUND
     assert json.loads(out)["verdict"] == "matched in turn 2"
+
+
+@pytest.mark.parametrize("form", ["record", "table"])
+def test_no_name_and_no_answer_steers_a_terminal(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, written = io.StringIO(), list[str]()
+    monkeypatch.setattr("typer.echo", lambda text, **_: written.append(text))
+    monkeypatch.setattr(show_search, "console", lambda: Console(file=shown, width=160))
+    clear = "\x1b[2J"
+    turn = ShownTurn(1, f"a{clear}b", 0.5, "not_matched", reasoning=f"is {clear} seen")
+    print_found(Found(f"a {clear} dog", "mine", "test", (Hit(1, f"a{clear}b", 0.5),), turns=(turn,)), form)
+    say(f"reads a{clear}b")
+    said = "".join([shown.getvalue(), *written])
+    assert "\\u001b[2J" in said
+    assert "\x1b" not in said
 
 
 def test_clips_are_saved_and_said_beside_the_result(answered: Asked, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,12 +16,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipelines import serve_command
 from pipelines.cli import app
 from pipelines.settings import read_token
-from tests.core.serve.served import DATASET, FakeModels, running, state_of, write_home
+from tests.core.serve.served import DATASET, FakeModels, client_of, running, state_of, write_home
+from tests.waiting import until
 from vsr1_core.home.running import RunningServer, address_path, announced, running_server, search_through
 from vsr1_core.home.search import SearchRequest
 from vsr1_core.home.search_result import Found
+from vsr1_core.serve.state import ServerState
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef0123"
@@ -58,6 +62,31 @@ def test_a_server_of_another_version_is_named(home: Path, monkeypatch: pytest.Mo
         server = RunningServer(address, TOKEN, state.instance)
         with pytest.raises(ValueError, match="is of another version of this project: start it again"):
             search_through(server, DATASET, asked)
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_build_of_the_page_ends_with_its_server(home: Path, monkeypatch: pytest.MonkeyPatch, obeys: bool) -> None:
+    ignore = "" if obeys else "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    script = f"import os, signal, sys, time; {ignore} print(os.getpid(), file=sys.stderr, flush=True); time.sleep(600)"
+    monkeypatch.setattr(serve_command, "PROGRAM", (sys.executable, "-c", script))
+    monkeypatch.setattr(serve_command, "END_S", 120 if obeys else 0.1)
+    state = dataclasses.replace(state_of(home, FakeModels()), builds=serve_command.page_builds(home))
+    of = f"/api/datasets/{DATASET}/build"
+    with client_of(state) as client:
+        assert client.post(of).json()["state"] == "running"
+        until(lambda: client.get(of).json()["lines"])
+        (pid,) = client.get(of).json()["lines"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+    state.builds.start(DATASET)
+    until(lambda: (last := state.builds.last(DATASET)) is not None and last.state != "running")
+    assert last_problem(state) == "the server stops", "none is started any more"
+
+
+def last_problem(state: ServerState) -> str:
+    last = state.builds.last(DATASET)
+    assert last is not None
+    return last.problem
 
 
 @pytest.mark.slow

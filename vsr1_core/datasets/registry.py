@@ -81,7 +81,7 @@ def load_entries(home: Path) -> dict[str, DatasetEntry]:
 def _read_entry(path: Path, places: Places) -> DatasetEntry:
     kept = read_json(path)
     try:
-        entry = DatasetEntry(**_with_paths(dict(kept), places.placed))
+        entry = _entry_of(_with_paths(dict(kept), places.placed))
         if check_name(entry.name) != path.stem:  # a copy would take the place of the one that it was copied from
             raise ValueError(f"it says that it is {entry.name!r}; the file and `name` have to agree")
     except (TypeError, ValueError, AttributeError) as error:
@@ -90,6 +90,15 @@ def _read_entry(path: Path, places: Places) -> DatasetEntry:
             "vsr1 dataset add"
         ) from error
     return entry
+
+
+def _entry_of(fields: Mapping[str, Any]) -> DatasetEntry:
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(DatasetEntry)}
+    unknown, missing = sorted(set(fields) - set(known)), [name for name in known if known[name] and name not in fields]
+    if unknown or missing:
+        what = f"the unknown field {unknown[0]!r}" if unknown else f"no field {missing[0]!r}"
+        raise ValueError(f"it has {what}, so it is of another version of this project, or was edited by hand")
+    return DatasetEntry(**fields)
 
 
 def get_entry(home: Path, name: str) -> DatasetEntry:

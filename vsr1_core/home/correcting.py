@@ -197,7 +197,7 @@ def _left_out(view: View, found: Corrected, usable: Mapping[str, Moment]) -> Ite
     if bad := len(found.moments) - len(usable):
         yield f"{bad:,} lines that are not valid moments"
     if conflicts := sum(one.state == "conflict" for one in found.judged):
-        yield f"{conflicts:,} corrections that are not applied; see: vsr1 corrections list {view.entry.name}"
+        yield f"{conflicts:,} corrections that are not applied; see: vsr1 corrections list --dataset {view.entry.name}"
     named = {moment.video_id for moment in usable.values()}
     alone = sorted({v for v in sources.corpus_splits(view.entry, view.config) if v not in named})
     if alone and not sources.unannotated_splits(view.entry):

@@ -101,6 +101,11 @@ def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
                 return relation.pl()
         except duckdb.Error as error:
             raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
+        except pl.exceptions.ComputeError as error:  # of an INTERVAL
+            types = ", ".join(f"{name} {kind}" for name, kind in zip(relation.columns, relation.types, strict=True))
+            raise ValueError(
+                f"a column has a type that no table here holds; write it as column::varchar: {types}"
+            ) from error
         raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
 
 

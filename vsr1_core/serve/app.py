@@ -16,7 +16,7 @@ from vsr1_core.home.search import SearchRequest, Told, search_together
 from vsr1_core.home.search_result import Found
 from vsr1_core.rows.lake import Lake
 from vsr1_core.serve import correction_routes, data_routes, errors, media_routes, page_routes, search_routes
-from vsr1_core.serve.builds import BuildHook, Builds
+from vsr1_core.serve.builds import Builds
 from vsr1_core.serve.engine import Engine, Limits
 from vsr1_core.serve.guards import Access, Guards
 from vsr1_core.serve.library import Library
@@ -38,13 +38,15 @@ NUM_OPEN_DATASETS = 2
 def create_app(
     state: ServerState, access: Access, during: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 ) -> ASGIApp:
-    """The ASGI app of a server, with its guards. The engine ends with it. during: entered while the app runs; uvicorn
-    raises the signal that stopped it again once the app has ended, so nothing after it would run."""
+    """The ASGI app of a server, with its guards. The engine ends with it, and so does a build that it runs. during:
+    entered while the app runs; uvicorn raises the signal that stopped it again once the app has ended, so nothing after
+    it would run."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with during():
             yield
+        state.builds.close()
         state.engine.close()
 
     # FastAPI's own pages for docs load scripts from a CDN.
@@ -68,10 +70,10 @@ def state_of_home(
     execution: Callable[[], Execution],
     limits: Limits | None = None,
     ui_url: str = "",
-    build: BuildHook | None = None,
+    builds: Builds | None = None,
 ) -> ServerState:
-    """The state of a server of `home`, whose models are opened by its first search. build: what the page's builds run;
-    None where this machine cannot build."""
+    """The state of a server of `home`, whose models are opened by its first search. builds: those of the page; None
+    where this machine cannot build."""
     limits = limits or Limits()
     opened = OpenedDatasets(home, execution, NUM_OPEN_DATASETS)
 
@@ -87,7 +89,7 @@ def state_of_home(
         limits=limits,
         open_datasets=opened.names,
         ui_url=ui_url,
-        builds=Builds(build),
+        builds=builds or Builds(),
     )
 
 

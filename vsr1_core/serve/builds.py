@@ -31,10 +31,11 @@ class Build:
 
 
 class Builds:
-    """Starts builds and remembers the last one of each dataset. hook: None where this machine cannot build."""
+    """Starts builds and remembers the last one of each dataset. hook: None where this machine cannot build. end: ends
+    the build that the hook runs, and lets it start no other."""
 
-    def __init__(self, hook: BuildHook | None = None) -> None:
-        self._hook = hook
+    def __init__(self, hook: BuildHook | None = None, end: Callable[[], object] = lambda: None) -> None:
+        self._hook, self._end = hook, end
         self._last: dict[str, Build] = {}
         self._lock = threading.Lock()
 
@@ -58,6 +59,10 @@ class Builds:
             build = self._last[dataset] = Build(dataset)
         threading.Thread(target=self._run, args=(self._hook, build), name="vsr1-build", daemon=True).start()
         return build
+
+    def close(self) -> None:
+        """End the build that runs: nobody would see how it goes."""
+        self._end()
 
     @staticmethod
     def _run(hook: BuildHook, build: Build) -> None:

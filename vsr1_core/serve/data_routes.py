@@ -42,8 +42,9 @@ def metrics(state: State) -> str:
 
 @router.get("/api/datasets")
 def datasets(state: State) -> JSONResponse:
-    """Every dataset that can be searched, with its splits and methods, and the names of outcomes."""
-    return _json({"datasets": state.library.datasets(), "outcomes": OUTCOMES})
+    """Every dataset that can be searched, with its splits and methods; why others cannot be read; names of outcomes."""
+    found, problems = state.library.datasets()
+    return _json({"datasets": found, "problems": problems, "outcomes": OUTCOMES})
 
 
 @router.get("/api/datasets/{dataset}/videos", responses=NOT_THERE)

@@ -11,7 +11,10 @@ from vsr1_core.home.correcting import Conflict
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.serve.engine import Busy
 
-_FOLDERS = re.compile(r"(?<![\w./])(?:/[\w.@+~-]+)+/")
+_ENDS = r"""[:;,)'"`](?=[\s:;,.)'"`]|$)"""
+_FOLDERS = re.compile(rf"(?<![\w./])/(?:(?![\s/])(?:(?!{_ENDS})[^/\n])*(?<!\s)/)+")
+"""Folders from the root on, with spaces in their names: up to the last slash before a sign that ends a path in a
+sentence. A slash after a space begins another path."""
 
 
 def without_folders(text: str) -> str:

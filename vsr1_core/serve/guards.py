@@ -46,7 +46,7 @@ class Access:
     def knows_host(self, host: str) -> bool:
         """Whether a `Host` header names this server."""
         name = _host_name(host)
-        if name in LOCAL_NAMES or name in self.names:
+        if name in LOCAL_NAMES or name in map(_host_name, self.names):
             return True
         return self.any_address and _is_address(name)
 
@@ -127,7 +127,7 @@ class Guards:
     def _enter(self, scope: Scope) -> Response | None:
         """For the printed address of the page: the token in a cookie, and the same address without it."""
         query = scope["query_string"].decode("latin-1")
-        given = parse_qs(query, max_num_fields=20).get("token", [""])[0] if len(query) < 4096 else ""
+        given = parse_qs(query).get("token", [""])[0] if len(query) < 4096 else ""
         if scope["path"] != "/" or not hmac.compare_digest(given.encode(), self.access.token.encode()):
             return None
         entered = RedirectResponse("/", status_code=303)

@@ -13,6 +13,7 @@ from vsr1_core.home import warehouse
 from vsr1_core.home.search import built_methods
 from vsr1_core.home.warehouse_views import quoted_text
 from vsr1_core.segments import best_of_each, video_of, window_of
+from vsr1_core.serve.errors import without_folders
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view
 from vsr1_core.stages.methods import ALL
@@ -79,10 +80,18 @@ class Library:
         """LookupError: there is no such dataset."""
         return open_view(self.home, dataset)
 
-    def datasets(self) -> list[dict[str, Any]]:
-        """What is built of each dataset; one that is not built at all is left out."""
-        found = (self._dataset(name) for name in load_entries(self.home))
-        return [dataset for dataset in found if dataset["num_videos"]]
+    def datasets(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """What is built of each dataset; one that is not built at all is left out. And what is wrong with each dataset
+        that cannot be read: the others can be searched."""
+        found, problems = list[dict[str, Any]](), dict[str, str]()
+        for name in load_entries(self.home):
+            try:
+                found.append(self._dataset(name))
+            except (OSError, ValueError, LookupError) as error:
+                problems[name] = without_folders(str(error))
+            except pl.exceptions.PolarsError as error:
+                problems[name] = f"a table of {name} is damaged: {without_folders(str(error))}"
+        return [dataset for dataset in found if dataset["num_videos"]], problems
 
     def _dataset(self, name: str) -> dict[str, Any]:
         view = self.view(name)

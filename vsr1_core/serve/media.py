@@ -51,6 +51,14 @@ class Playable:
     media_type: str
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A video's file, and where its converted copy is or is to be."""
+
+    source: Path
+    target: Path
+
+
 def facts_of(view: View, video_id: str) -> VideoFacts:
     """LookupError: the dataset has no such video."""
     video, frames = _row(view, "videos", video_id), _frames(view, video_id)
@@ -138,20 +146,27 @@ class Conversions:
         self._convert = convert or partial(_in_a_process, deadline_s=deadline_s)
         self._one_at_a_time = threading.Lock()
 
-    def get(self, view: View, video_id: str) -> Playable:
-        """The converted video, made now where it is not there. LookupError: the video has no file. ValueError: it
-        cannot be converted."""
+    def wanted(self, view: View, video_id: str) -> Conversion:
+        """What has to be there for the video to be played. LookupError: the video has no file."""
         source = original(view, video_id).path
         stamp = source.stat()
         version = fingerprint([str(source), stamp.st_size, stamp.st_mtime_ns])
-        target = self.folder / f"{file_stem(video_id)}-{version}.mp4"
-        if not _is_used(target):  # what is there does not wait for another video's conversion
-            with self._one_at_a_time:
-                if not _is_used(target):
+        return Conversion(source, self.folder / f"{file_stem(video_id)}-{version}.mp4")
+
+    def made(self, wanted: Conversion) -> Playable | None:
+        """The converted video, made now where it is not there. None while another one is being converted: a request
+        that waited here would hold one of the server's threads. ValueError: it cannot be converted."""
+        if not _is_used(wanted.target):  # what is there does not wait for another video's conversion
+            if not self._one_at_a_time.acquire(blocking=False):
+                return None
+            try:
+                if not _is_used(wanted.target):
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    self._convert(source, target)
-                    self._keep_bound(target)
-        return Playable(target, "video/mp4")
+                    self._convert(wanted.source, wanted.target)
+                    self._keep_bound(wanted.target)
+            finally:
+                self._one_at_a_time.release()
+        return Playable(wanted.target, "video/mp4")
 
     def _keep_bound(self, newest: Path) -> None:
         others = [path for path in self.folder.glob("*.mp4") if path != newest]  # its time may be that of another one

@@ -77,7 +77,8 @@ def open_conflicts(view: View, asset: str) -> str:
     if not open_ones:
         return ""
     first = f"that of {open_ones[0].correction.query_id}: {open_ones[0].detail}"
-    return f"{len(open_ones):,} corrections are not applied, e.g. {first} (vsr1 corrections list {view.entry.name})"
+    listing = f"vsr1 corrections list --dataset {view.entry.name}"
+    return f"{len(open_ones):,} corrections are not applied, e.g. {first} ({listing})"
 
 
 def unknown_queries(view: View, asset: str) -> str:

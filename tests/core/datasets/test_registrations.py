@@ -13,9 +13,9 @@ from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[]", "missing 2 required"),
+        ("[]", "it has no field 'name'"),
         ("[1]", "is no registration"),
-        ('{"name": "x", "kind": "folder", "nope": 1}', "unexpected keyword argument 'nope'"),
+        ('{"name": "x", "kind": "folder", "nope": 1}', "it has the unknown field 'nope'"),
         ('{"name": 5, "kind": "folder"}', "is no registration"),
         ('{"name": "x", "kind": "folder", "videos": 5}', "is no registration"),
         ("{", "is not valid JSON"),

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import threading
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import av
 import pytest
 from starlette.testclient import TestClient
 
-from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, client_of, state_of
+from tests.core.serve.served import DATASET, QUERY, VIDEOS, FakeModels, client_of, running, state_of
+from tests.waiting import until
+from vsr1_core.datasets.registry import DatasetEntry, save_entry
 from vsr1_core.home.search_result import Found
 from vsr1_core.serve.engine import Limits
 from vsr1_core.serve.media import Conversions
 from vsr1_core.serve.page_routes import FILES
+from vsr1_core.stages.base import View
 
 ASK = {"text": "a dog", "dataset": DATASET}
 OF = f"/api/datasets/{DATASET}"
+
+
+def converted(kept: Conversions, view: View, video: str) -> Path:
+    """The converted video of a folder in which nothing else is converted."""
+    made = kept.made(kept.wanted(view, video))
+    assert made is not None
+    return made.path
 
 
 def events_of(text: str) -> list[tuple[str, dict[str, object]]]:
@@ -94,6 +108,22 @@ def test_datasets_have_their_splits_and_methods(client: TestClient) -> None:
     assert "sqr_sft" in [method["name"] for method in dataset["methods"]]
     assert [method["name"] for method in dataset["evaluated"]] == ["sqr_sft", "videosearch_r1"]
     assert said["outcomes"]["never_shown"] == "never shown"
+
+
+def test_a_dataset_that_cannot_be_read_does_not_take_the_others_away(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    save_entry(copy, DatasetEntry("other", "folder", str(copy / "videos"), config="longer"))
+    with client_of(state_of(copy, FakeModels())) as client:
+        found = client.get("/api/datasets").json()
+        assert [dataset["name"] for dataset in found["datasets"]] == [DATASET]
+        assert "no configuration 'longer'" in found["problems"]["other"]
+        rows = next((copy / "lake/tables/video_index").rglob("rows_*.parquet"))
+        rows.write_bytes(rows.read_bytes()[:-20])
+        damaged = client.get("/api/datasets").json()
+    assert damaged["datasets"] == []
+    assert damaged["problems"][DATASET].startswith("a table of small is damaged: ")
+    assert str(tmp_path) not in str(damaged)
 
 
 def test_videos_are_listed_by_id(client: TestClient) -> None:
@@ -190,7 +220,7 @@ def test_conversions_keep_their_bound_and_drop_what_was_used_longest_ago(home: P
     kept = Conversions(tmp_path, 150, 60, convert=lambda source, target: target.write_bytes(b"x" * 100) and None)
     names = [VIDEOS[0], "pool"]
     for older, newer in (names, names[::-1]):
-        first, second = kept.get(view, older).path, kept.get(view, newer).path
+        first, second = converted(kept, view, older), converted(kept, view, newer)
         assert not first.exists()
         assert second.exists()
 
@@ -205,18 +235,44 @@ def test_a_converted_video_is_served_while_another_one_is_being_converted(home: 
             assert goes_on.wait(60)
 
     kept = Conversions(tmp_path, 1 << 20, 60, convert)
-    first = kept.get(view, VIDEOS[0])
-    other = threading.Thread(target=kept.get, args=(view, "pool"))
+    first = converted(kept, view, VIDEOS[0])
+    other = threading.Thread(target=converted, args=(kept, view, "pool"))
     other.start()
     assert begun.wait(60)
-    again = threading.Thread(target=kept.get, args=(view, VIDEOS[0]), daemon=True)
-    again.start()
-    again.join(60)
-    is_waiting = again.is_alive()
+    assert kept.made(kept.wanted(view, VIDEOS[2])) is None, "its turn has not come, and no thread waits for it"
+    again = converted(kept, view, VIDEOS[0])
     goes_on.set()
     other.join()
-    assert first.path.is_file()
-    assert not is_waiting
+    assert again == first
+    assert first.is_file()
+
+
+def test_videos_that_wait_for_their_conversion_hold_no_other_request_up(home: Path, tmp_path: Path) -> None:
+    begun, goes_on, made = threading.Event(), threading.Event(), list[str]()
+
+    def convert(source: Path, target: Path) -> None:
+        begun.set()
+        assert goes_on.wait(60)
+        made.append(source.name)
+        target.write_bytes(b"x")
+
+    state = state_of(home, FakeModels())
+    state.conversions = Conversions(tmp_path, 1 << 20, 60, convert)
+    with running(state) as address, contextlib.ExitStack() as open_requests:
+        host, port = address.removeprefix("http://").split(":")
+        for number in range(45):  # more than the server has threads
+            video = VIDEOS[0] if number else "pool"
+            client = open_requests.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            path = f"{OF}/video/file?{urllib.parse.urlencode({'id': video, 'converted': True})}"
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert begun.wait(60)
+        with urllib.request.urlopen(f"{address}/api/health", timeout=60) as answer:
+            assert answer.status == 200
+        open_requests.close()
+        until(lambda: state.requests.num["GET", 503] == 44)  # each of those that left was noticed
+        goes_on.set()
+        until(lambda: made)
+    assert made == ["1.mkv"], "nobody waits for the other video any more"
 
 
 def test_a_file_that_cannot_be_converted_says_so(home: Path, tmp_path: Path) -> None:
@@ -229,7 +285,7 @@ def test_a_file_that_cannot_be_converted_says_so(home: Path, tmp_path: Path) -> 
     try:
         source.write_bytes(b"no video")
         with pytest.raises(ValueError, match=r"the video cannot be converted: .*2\.mp4 cannot be opened") as error:
-            bad.get(state.library.view(DATASET), VIDEOS[2])
+            converted(bad, state.library.view(DATASET), VIDEOS[2])
         assert str(home) not in str(error.value)
     finally:
         source.write_bytes(whole)

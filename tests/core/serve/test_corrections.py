@@ -253,7 +253,21 @@ def test_one_build_runs_at_a_time_and_a_failure_says_why(corrected: CorrectedWor
     with client_of(dataclasses.replace(state, builds=Builds())) as client:
         assert client.get(f"{OF}/build").json()["can_build"] is False
         assert "vsr1 build --dataset small" in client.post(f"{OF}/build").json()["detail"]
-    assert without_folders("300/s in /a/b c/d.mp4") == "300/s in b c/d.mp4"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("300/s in /a/b c/d.mp4", "300/s in d.mp4"),
+        ("'/home/me/My Videos (2024)/it's/a b.mp4' is not there: see /b c/e.py", "'a b.mp4' is not there: see e.py"),
+        ("/a/b.mp4 cannot be moved to /c d/e/b.mp4", "b.mp4 cannot be moved to b.mp4"),
+        ("reads (/a/b c/d.mp4), 5 / 10 rows/s", "reads (d.mp4), 5 / 10 rows/s"),
+        ("http://host/a/b, and/or a/b c/d", "http://host/a/b, and/or a/b c/d"),
+        ("/größe/x y/z", "z"),
+    ],
+)
+def test_no_message_has_a_folder_also_where_its_name_has_spaces(said: str, shown: str) -> None:
+    assert without_folders(said) == shown
 
 
 def test_a_home_without_corrections_is_as_before(corrected: CorrectedWorld) -> None:

@@ -51,6 +51,9 @@ def test_an_open_server_knows_addresses_and_the_names_it_was_given() -> None:
     access = Access(TOKEN, frozenset({"films.example"}), any_address=True)
     assert all(map(access.knows_host, ["films.example", "192.168.1.7:80", "[fe80::1]:80", "localhost"]))
     assert not any(map(access.knows_host, ["evil.example", "films.example.evil", "1.2.3.4.evil"]))
+    spelled = Access(TOKEN, frozenset({"Films.Example", "MyBox:8321"}))
+    assert all(map(spelled.knows_host, ["films.example:8321", "FILMS.example", "mybox", "MyBox:8321"]))
+    assert not any(map(spelled.knows_host, ["evil.example", ""]))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,13 @@ def test_without_the_token_nothing_is_answered(guarded: TestClient) -> None:
         assert refused.status_code == 401
     assert guarded.get("/api/health", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert guarded.get(f"/api/health?token={TOKEN}").status_code == 401, "a token in an address is for the page alone"
+
+
+def test_many_fields_in_an_address_are_refused_like_any_other(guarded: TestClient) -> None:
+    assert guarded.get("/?" + "a=1&" * 30).status_code == 401
+    entered = guarded.get("/?" + "a=1&" * 30 + f"token={TOKEN}", follow_redirects=False)
+    assert entered.status_code == 303
+    guarded.cookies.clear()
 
 
 def test_the_printed_address_gives_a_cookie_and_hides_the_token(guarded: TestClient) -> None:

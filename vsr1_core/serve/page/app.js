@@ -92,6 +92,8 @@ setTheme(theme());
 try {
   const [listed, health] = await Promise.all([get("/api/datasets"), get("/api/health")]);
   Object.assign(context, listed, { health });
+  for (const [name, said] of Object.entries(listed.problems))
+    main.before(h("p", { class: "notice", role: "status" }, `The dataset ${name} is left out: ${said}`));
   document.getElementById("server").textContent = `vsr1 ${health.version}`;
   if (!listed.datasets.length) put(main, h("p", { class: "verdict no" }, "Nothing is built yet. Run: vsr1 build --dataset toy"));
   else show();
