@@ -207,8 +207,8 @@ def test_the_experiment_is_tiny_with_more_videos_steps_and_methods() -> None:
     assert config.fine_tuned.steps == config.hard_refine.steps > TINY.hard_refine.steps
     trained = ("sft", "fine_tuned", "hard_refine", "grpo")
     as_tiny = {n: replace(getattr(config, n), steps=getattr(TINY, n).steps) for n in trained}
-    own = ("matched_share", "lr", "refine_lr")
-    as_tiny["grpo"] = replace(as_tiny["grpo"], **{name: getattr(TINY.grpo, name) for name in own})
+    as_tiny["grpo"] = replace(as_tiny["grpo"], lr=TINY.grpo.lr)
+    as_tiny["sft"] = replace(as_tiny["sft"], retrieval_weight=TINY.sft.retrieval_weight)
     as_tiny["toy"] = replace(config.toy, num_train=TINY.toy.num_train)
     steps = {name: getattr(TINY.models.tiny, name) for name in ("vision_pretraining_steps", "contrastive_steps")}
     models = replace(config.models, tiny=replace(config.models.tiny, **steps))
