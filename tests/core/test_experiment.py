@@ -20,10 +20,10 @@ from vsr1_core.evaluation.claims import claims
 from vsr1_core.evaluation.curves import score_soft_tokens, score_turns
 from vsr1_core.evaluation.episodes import load_episodes
 from vsr1_core.evaluation.expected import ExpectedRanges, Range, configuration_key, expected_ranges, measured_ranges
-from vsr1_core.evaluation.experiment import Experiment, Run, mean_interval
+from vsr1_core.evaluation.experiment import Experiment, Run, mean_interval, t_point
 from vsr1_core.evaluation.experiment_text import write_experiment
 from vsr1_core.evaluation.metrics import metrics_shown, score
-from vsr1_core.evaluation.scores import Scores
+from vsr1_core.evaluation.scores import Ratio, Scores
 from vsr1_core.home.metrics_grid import expected_grid
 from vsr1_core.stages.method_styles import STYLES
 
@@ -60,7 +60,14 @@ def test_the_interval_over_seeds_is_that_of_students_t() -> None:
     assert mean_interval([5.0, 7.0])[2] - 6.0 == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2))
     assert math.isnan(mean_interval([5.0])[1])
     many = np.random.default_rng(0).normal(size=400)
-    assert mean_interval(many)[2] - many.mean() == pytest.approx(1.96 * many.std(ddof=1) / 20)
+    assert mean_interval(many)[2] - many.mean() == pytest.approx(1.966 * many.std(ddof=1) / 20, rel=1e-4)
+
+
+def test_the_points_of_students_t_are_those_of_printed_tables_and_fall_to_the_normal_one() -> None:
+    printed = {1: 12.706, 15: 2.131, 16: 2.120, 17: 2.110, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980, 10**9: 1.960}
+    assert {freedom: t_point(freedom + 1) for freedom in printed} == pytest.approx(printed, abs=1e-3)
+    points = [t_point(count) for count in range(2, 60)]
+    assert points == sorted(points, reverse=True)
 
 
 def test_results_average_the_seeds(experiment: Experiment) -> None:
@@ -153,6 +160,41 @@ def test_claims_hold_where_the_methods_are_as_the_paper_says_and_fail_where_they
     assert worse["VCMR: stage 1 above fine-tuned"] is False
     assert worse[lifted] is False
     assert not any("hard refinement" in text or "stage 2" in text for text in worse)
+
+
+SHARES = {"vcmr_0.5", "recall_at_1", "first_recall_at_1", "verification_accuracy", "grounding_0.5"}
+
+
+def shares_of(hits: dict[str, int], others: int = 5) -> Scores:
+    """Scores over ten queries. hits: metric -> how many of them it counts, `others` where it is not named."""
+    counted = {
+        name: np.arange(10) < hits.get(name, others) for name in (*SHARES, "num_text_tokens", "num_latent_tokens")
+    }
+    return Scores(tuple("abcdefghij"), {name: Ratio(one.astype(float), np.ones(10)) for name, one in counted.items()})
+
+
+def test_equal_means_are_equal_in_the_claims_whatever_the_order_of_the_seeds() -> None:
+    """(0.1 + 0.2 + 0.3) / 3 is one bit more than (0.3 + 0.2 + 0.1) / 3."""
+    for before, after in ((3, 2, 1), (1, 2, 3)), ((1, 2, 3), (3, 2, 1)):
+        runs = {
+            Run(seed): {
+                "fine_tuned": shares_of({"vcmr_0.5": before[seed]}),
+                "sqr_sft": shares_of({"vcmr_0.5": after[seed]}),
+                "videosearch_r1": shares_of({"vcmr_0.5": before[seed]}),
+            }
+            for seed in range(3)
+        }
+        found = {claim.text: claim.holds for claim in claims(Experiment("x", runs, STYLES, 20), 0)}
+        assert found["VCMR: stage 1 above fine-tuned"] is False
+        assert found["VCMR: stage 2 not below stage 1"] is True
+
+
+def test_a_metric_that_one_run_cannot_judge_has_no_range_whichever_run_that_is() -> None:
+    judged, nothing = Ratio(np.array([1.0]), np.array([1.0])), Ratio(np.array([0.0]), np.array([0.0]))
+    for order in ((judged, nothing), (nothing, judged)):
+        runs = {Run(seed): {"sqr_sft": Scores(("a",), {"grounding_0.5": part})} for seed, part in enumerate(order)}
+        row = only(ex.results(Experiment("x", runs, STYLES, 20)), metric="grounding_0.5")
+        assert (row["mean"], row["lowest"], row["highest"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(("num_soft_tokens", "said"), [(0, 0), (1, 1), (8, 2)])

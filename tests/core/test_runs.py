@@ -123,6 +123,39 @@ def test_a_finished_training_that_was_not_committed_takes_no_further_step(
     assert all(torch.equal(value, weights[name]) for name, value in first.policy.model.state_dict().items())
 
 
+@pytest.mark.slow
+def test_the_patience_of_early_stopping_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is lowest in step 1, and lower still in step 5, which a patience of 3 never reaches."""
+
+    def evaluate(self: RefineSFTTrainer, *_: Any, **__: Any) -> dict[str, float]:
+        found = {"eval_loss": {1: 1.0, 5: 0.5}.get(self.state.global_step, 2.0)}
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    monkeypatch.setattr(RefineSFTTrainer, "evaluate", evaluate)
+    recipe = replace(SFT, steps=6, early_stop_patience=3, validation_steps=1, validation_share=0.4)
+    whole, stopped = test_sft.make_world(), test_sft.make_world()
+    expected = run_sft(whole, recipe, TrainingRun(tmp_path / "whole"))
+    assert max(point.step for point in expected) == 4
+    run = TrainingRun(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, RefineSFTTrainer, 4)
+        with pytest.raises(Stopped):
+            run_sft(stopped, recipe, run)
+    found = run_sft(stopped, recipe, run)
+    weights = stopped.policy.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.policy.model.state_dict().items())
+    assert max(point.step for point in found) == 4
+
+
+def test_no_state_is_saved_while_values_wait_to_be_logged(tmp_path: Path) -> None:
+    for save_steps, validates, validation_steps in ((7, False, 15), (0, True, 15), (0, True, 50)):
+        recipe = replace(SFT, validation_steps=validation_steps)
+        arguments = sft._arguments(recipe, TrainingRun(tmp_path, save_steps), validates)
+        assert arguments.save_steps % arguments.logging_steps == 0
+    assert arguments.logging_steps == sft.LOGGING_STEPS
+
+
 def test_a_half_written_state_is_passed_over_and_dropped_with_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "version"
     assert kept_state(folder) is None

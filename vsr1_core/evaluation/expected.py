@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from vsr1_core.configurations import with_seed
-from vsr1_core.evaluation.experiment import Experiment, t_point
+from vsr1_core.evaluation.experiment import ROUNDING, Experiment, t_point
 from vsr1_core.evaluation.metrics import metrics_shown
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import read_json
 from vsr1_core.rows.versions import fingerprint
 
-ROUNDING = 1e-9
-"""By how much a value may be outside: a mean of equal values need not equal them."""
 OWNER = Path(__file__).with_name("expected_ranges.json")
 
 

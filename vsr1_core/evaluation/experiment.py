@@ -24,7 +24,11 @@ from vsr1_core.evaluation.scores import Scores, values
 from vsr1_core.evaluation.spans import FloatArray
 
 T_POINTS = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; beyond these, 1.960 is used."""
+"""Two-sided 95 % points of Student's t with 1, 2, 3, ... degrees of freedom; `t_point` has those beyond."""
+NORMAL_POINT = 1.959964
+"""Two-sided 95 % point of the normal distribution, which is that of Student's t with endless degrees of freedom."""
+ROUNDING = 1e-9
+"""By how much two means of equal values may differ: the order of a sum decides its last bits."""
 
 
 class Run(NamedTuple):
@@ -129,9 +133,14 @@ class Experiment:
 
 
 def t_point(count: int) -> float:
-    """The two-sided 95 % point of Student's t for the mean of `count` numbers, at least 2."""
-    points = (*T_POINTS, 1.960)
-    return points[min(count - 2, len(points) - 1)]
+    """The two-sided 95 % point of Student's t for the mean of `count` numbers, at least 2.
+
+    Beyond the table these are the first terms of its expansion about the normal point, right to 0.001.
+    """
+    freedom, z = count - 1, NORMAL_POINT
+    if freedom <= len(T_POINTS):
+        return T_POINTS[freedom - 1]
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def mean_interval(numbers: Sequence[float] | FloatArray) -> tuple[float, float, float]:
@@ -159,17 +168,16 @@ def results(experiment: Experiment) -> pl.DataFrame:
 
     Returns:
         (method, metric, mean, low, high, lowest, highest, values): values has one number per run, lowest and highest
-        are the range of these; low and high bound the 95 % interval of the mean over seeds and are null for a single
-        seed.
+        are the range of these, null where a run has nothing to judge; low and high bound the 95 % interval of the mean
+        over seeds and are null for a single seed.
     """
     first = next(iter(experiment.runs.values()))
     rows = []
     for method in experiment.methods:
         for metric in first[method].names:
             found = experiment.values(method, metric)
-            rows.append(
-                (method, metric, *mean_interval(experiment.by_seed(found)), min(found), max(found), found.tolist())
-            )
+            of_runs = float(found.min()), float(found.max()), found.tolist()
+            rows.append((method, metric, *mean_interval(experiment.by_seed(found)), *of_runs))
     schema = {**RESULT_SCHEMA, "values": pl.List(pl.Float64)}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(*_FLOATS).fill_nan(None))
 

@@ -60,6 +60,7 @@ class TrainingRun:
             "save_strategy": "steps" if save_steps else "no",
             "save_steps": max(1, save_steps),
             "save_total_limit": 1,
+            "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
             "report_to": list(self.trackers) or "none",
             "run_name": self.name,
             "project": "vsr1",

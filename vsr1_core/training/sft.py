@@ -8,6 +8,7 @@ outrank the right video are kept. `SFTRecipe.refine` other than `soft` trains a 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,8 @@ def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Adapters | No
 
 
 def _arguments(recipe: SFTRecipe, run: TrainingRun, validates: bool) -> SFTConfig:
-    arguments = run.arguments(LOGGING_STEPS)
+    # A validation saves the state, so values have to be logged by then (`TrainingRun.arguments`).
+    arguments = run.arguments(math.gcd(LOGGING_STEPS, recipe.validation_steps) if validates else LOGGING_STEPS)
     if validates:  # transformers keeps the best weights as a checkpoint, so it has to save as often as it validates
         steps = {"eval_steps": recipe.validation_steps, "save_steps": recipe.validation_steps}
         best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
