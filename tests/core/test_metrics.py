@@ -158,7 +158,7 @@ def test_two_rows_for_one_query_are_refused() -> None:
 
 def probe(query_id: str, label: str, decision: str, span: Any = (None, None), **changes: Any) -> dict:
     row = {"query_id": query_id, "label": label, "decision": decision, "start_s": span[0], "end_s": span[1]}
-    return {**row, "status": "ok", **changes}
+    return {**row, "shown_video_id": "v", "status": "ok", **changes}
 
 
 PROBES = [
@@ -173,12 +173,14 @@ PROBES = [
 ]
 
 
+PROBE_SCHEMA = {"query_id": pl.String, "label": pl.String, "decision": pl.String, "start_s": pl.Float64,
+                "end_s": pl.Float64, "shown_video_id": pl.String, "status": pl.String}  # fmt: skip
+
+
 def probe_values(train: list[dict]) -> dict[str, float]:
-    schema = {"query_id": pl.String, "label": pl.String, "decision": pl.String, "start_s": pl.Float64,
-              "end_s": pl.Float64, "status": pl.String}  # fmt: skip
     moments = moments_frame([{**m, "duration_s": 20.0} for m in GOLDEN_MOMENTS[:-1]] + [moment("f", 10.0, 20.0)])
     moments = moments.with_columns(duration_s=pl.lit(20.0))
-    found = load_probes(moments, pl.DataFrame(PROBES, schema=schema), moments_frame(train))
+    found = load_probes(moments, pl.DataFrame(PROBES, schema=PROBE_SCHEMA), moments_frame(train))
     scored = values(score(load_episodes(moments, predictions_frame(GOLDEN_PREDICTIONS)), found))
     return {metric.name: scored[metric.name] for metric in metrics_of("probes")}
 
@@ -191,6 +193,16 @@ def test_probes_score_as_worked_out_by_hand() -> None:
         "grounding_given_matched_0.5": 2 / 3,
         "constant_span_grounding_0.5": 1.0,  # a to d lie in the first half of 20 seconds
     }
+
+
+def test_the_span_in_a_window_is_compared_with_the_part_of_the_moment_that_it_shows() -> None:
+    moments = moments_frame([moment("a", 4.0, 34.0), moment("b", 4.0, 34.0), moment("c", 4.0, 34.0)])
+    found = [
+        probe("a", "matched", "matched", (10.0, 20.0), shown_video_id="v//10-20"),
+        probe("b", "matched", "matched", (10.0, 20.0)),
+    ]
+    iou = load_probes(moments, pl.DataFrame(found, schema=PROBE_SCHEMA), moments_frame([])).iou
+    assert iou.tolist() == pytest.approx([1.0, 1 / 3, 0.0])
 
 
 def test_the_constant_span_never_sees_the_moments_it_is_judged_on() -> None:

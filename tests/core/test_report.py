@@ -102,7 +102,14 @@ def test_every_plot_the_text_shows_lies_beside_it_and_no_other(toy_report: Path)
 def test_curves_have_a_column_a_turn_and_a_soft_token(toy_report: Path) -> None:
     text = toy_report.read_text()
     assert "| R@1, 1 turn | R@1, 2 turns | R@1, 3 turns | VCMR 0.5, 1 turn |" in text
+    assert "Recall is by the ranking from which the last shown video came." in text
     assert "| method | R@1, 0 | R@1, 1 |" in text.split("## By the number of soft tokens")[1]
+
+
+def test_a_report_without_a_training_tells_of_none() -> None:
+    inputs = inputs_for(60)
+    assert ", trained once (one seed). Shares" in text_of(inputs)
+    assert "trained once" not in text_of(replace(inputs, curves={}))
 
 
 def test_an_option_is_compared_with_the_same_method_without_it() -> None:

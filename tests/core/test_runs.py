@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from tests.core import test_grpo, test_sft
 from vsr1_core.training import sft
+from vsr1_core.training.examples import choose_negatives
 from vsr1_core.training.grpo import EpisodeGRPOTrainer, train_grpo
 from vsr1_core.training.runs import NOISE, TrainingRun, add_noise, drop_state, kept_state, shared_order, training_order
 from vsr1_core.training.sft import RefineSFTTrainer, train_sft
@@ -194,6 +196,13 @@ def test_every_pass_sees_every_row_once_and_no_step_sees_one_twice() -> None:
     assert training_order(10, 4, 3, seed=1) == training_order(10, 4, 50, seed=1)[:12]
     assert training_order(10, 4, 3, seed=2) != training_order(10, 4, 3, seed=1)
     assert len(training_order(3, 8, 2, seed=1)) == 16
+
+
+def test_as_many_negatives_are_chosen_as_there_are_whatever_the_corpus_lacks() -> None:
+    never = frozenset({"a", "not embedded", "nor this"})
+    assert sorted(choose_negatives(["b"], list("abcde"), never, 4, random.Random(0))) == list("bcde")
+    assert sorted(choose_negatives(["b"], list("abcde"), never, 9, random.Random(0))) == list("bcde")
+    assert choose_negatives(["b", "a", "c"], list("abcde"), never, 2, random.Random(0)) == ["b", "c"]
 
 
 def test_noise_is_relative_small_and_the_same_for_the_same_draw() -> None:

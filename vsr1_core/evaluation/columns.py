@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from vsr1_core.evaluation.spans import BoolArray, FloatArray, temporal_iou
-from vsr1_core.segments import is_right
+from vsr1_core.segments import clipped, is_right
 
 
 def floats(values: pl.Series) -> FloatArray:
@@ -21,12 +21,28 @@ def equals(values: pl.Series, text: str) -> BoolArray:
 def is_right_video(frame: pl.DataFrame) -> BoolArray:
     """Where video_id is the row's gt_video_id, or a window that is right for its moment; False where it is null."""
     found = (frame["video_id"] == frame["gt_video_id"]).fill_null(False).to_numpy()
-    windows = frame["video_id"].str.contains("//", literal=True).fill_null(False).to_numpy()
+    windows = _are_windows(frame["video_id"])
     if windows.any():
         rows = frame.select("video_id", "gt_video_id", "gt_start_s", "gt_end_s").filter(windows).iter_rows()
         found = found.copy()
         found[windows] = [is_right(*row) for row in rows]
     return found
+
+
+def _are_windows(segment_ids: pl.Series) -> BoolArray:
+    """Which ids may be those of windows; null is not."""
+    return segment_ids.str.contains("//", literal=True).fill_null(False).to_numpy()
+
+
+def cut_to_shown(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with each right span (gt_start_s, gt_end_s) cut to what shown_video_id shows, where it is a window."""
+    windows = _are_windows(frame["shown_video_id"])
+    if not windows.any():
+        return frame
+    shown = frame.select("shown_video_id", "gt_start_s", "gt_end_s").iter_rows()
+    spans = [clipped(*row) if is_window else row[1:] for row, is_window in zip(shown, windows, strict=True)]
+    starts, ends = zip(*spans, strict=True)
+    return frame.with_columns(gt_start_s=pl.Series(starts), gt_end_s=pl.Series(ends))
 
 
 def span_iou(frame: pl.DataFrame) -> FloatArray:

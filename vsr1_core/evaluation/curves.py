@@ -1,7 +1,8 @@
 """Refinement curves: metrics against the number of turns, and against the number of soft tokens, that are allowed.
 
-Both curves are computed from episodes that were searched once: a search of t turns is the first t turns of a longer
-search, and the ranks that fewer soft tokens would have given were stored during the search. The `places` of a metric
+Both curves are computed from episodes that were searched once: what a search of t turns shows and answers is the first
+t turns of a longer search (`cut_after` says which ranking counts), and the ranks that fewer soft tokens would have
+given were stored during the search. The `places` of a metric
 say whether it has a curve. This module reads no tables and draws no plots.
 """
 

@@ -158,7 +158,9 @@ def _verifications(frame: pl.DataFrame) -> Verifications:
 def cut_after(episodes: Episodes, num_turns: int) -> Episodes:
     """The same episodes as if the search had stopped after `num_turns` shown videos.
 
-    An episode ends with its first match, so its answer is the answer of its last turn. What the best answer would have
+    An episode ends with its first match, so its answer is the answer of its last turn. `rank` is that of the ranking
+    from which the last shown video came: the ranking after the last refinement, by which `Episodes.rank` goes where
+    nothing was matched, showed no video. What the best answer would have
     been is not known, so `best_iou` is NaN, and there are no ranks of segments.
     """
     v = episodes.verifications

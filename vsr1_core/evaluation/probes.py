@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from vsr1_core.evaluation.columns import best_constant_span, equals, floats, ok_rows, span_iou
+from vsr1_core.evaluation.columns import best_constant_span, cut_to_shown, equals, floats, ok_rows, span_iou
 from vsr1_core.evaluation.spans import BoolArray, FloatArray, temporal_iou
 
 
@@ -22,7 +22,8 @@ class Probes:
     accepts_right: BoolArray
     rejects_wrong: BoolArray
     iou: FloatArray
-    """IoU of the span in the right video; 0 unless the policy matched that video."""
+    """IoU of the span in the right video, or with the part of the right span that the shown window has; 0 unless the
+    policy matched what it was shown."""
     constant_iou: FloatArray
     """IoU of the constant span that was fitted on the train moments; NaN if there are no train moments."""
 
@@ -44,7 +45,8 @@ def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.D
     """
     columns = {"gt_start_s": "start_s", "gt_end_s": "end_s", "duration_s": "duration_s"}
     truth = moments.select("query_id", **columns).sort("query_id")
-    rows = ok_rows(probes).select("query_id", "label", "decision", "start_s", "end_s", is_shown=pl.lit(True))
+    shown = ("query_id", "label", "shown_video_id", "decision", "start_s", "end_s")
+    rows = ok_rows(probes).select(*shown, is_shown=pl.lit(True))
     right, wrong = (
         truth.join(rows.filter(pl.col("label") == label), on="query_id", how="left", validate="1:1").sort("query_id")
         for label in ("matched", "not_matched")
@@ -55,7 +57,7 @@ def load_probes(moments: pl.DataFrame, probes: pl.DataFrame, train_moments: pl.D
         has_wrong=wrong["is_shown"].fill_null(False).to_numpy(),
         accepts_right=accepts_right,
         rejects_wrong=equals(wrong["decision"], "not_matched"),
-        iou=np.where(accepts_right, span_iou(right), 0.0),
+        iou=np.where(accepts_right, span_iou(cut_to_shown(right)), 0.0),
         constant_iou=_constant_iou(truth, train_moments),
     )
 

@@ -92,9 +92,10 @@ def _opening(inputs: ReportInputs) -> str:
         reason = f"`{inputs.dataset}` has no annotated queries in this split."
         return "\n".join([*lines, f"There is nothing to score: {reason}"])
     corpus = f"{inputs.num_videos:,} videos" if inputs.num_videos else "a corpus whose index is not built"
+    trained = ", trained once (one seed)" if inputs.curves else ""
     lines.append(
         f"{num_queries:,} queries about {inputs.moments['video_id'].n_unique():,} videos, searched in {corpus}. "
-        f"The configuration is `{inputs.config}`, trained once (one seed). Shares are in percent; brackets are 95 % "
+        f"The configuration is `{inputs.config}`{trained}. Shares are in percent; brackets are 95 % "
         f"bootstrap intervals over queries ({inputs.num_resamples:,} resamples, seed {inputs.seed}): they say how much "
         "the choice of queries matters, not how much another training run would differ."
     )

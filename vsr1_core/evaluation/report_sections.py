@@ -99,7 +99,13 @@ def further_metrics(inputs: ReportInputs, analysis: Analysis) -> list[str]:
 
 def by_turns(inputs: ReportInputs, analysis: Analysis) -> list[str]:
     table = _curve_table(inputs, TURNS, metrics_shown("turns plot"), lambda x: counted(x, "turn", "turns"))
-    return ["## By the number of turns allowed", "", *table, *plot_lines(analysis, "turns")] if table else []
+    note = (
+        "Recall is by the ranking from which the last shown video came. A search that ends without a match ranks once "
+        "more, after its last refinement: in the tables of the last ranking, recall is by that ranking."
+    )
+    if not table:
+        return []
+    return ["## By the number of turns allowed", "", note, "", *table, *plot_lines(analysis, "turns")]
 
 
 def by_soft_tokens(inputs: ReportInputs, analysis: Analysis) -> list[str]:

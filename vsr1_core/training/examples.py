@@ -107,4 +107,6 @@ def choose_negatives(
         if video_id not in taken:
             taken.add(video_id)
             chosen.append(video_id)
-    return chosen
+    # `taken` may name videos that the corpus lacks, and is as large as the corpus before all of it is taken then.
+    left = [video_id for video_id in corpus_ids if video_id not in taken] if len(chosen) < wanted else []
+    return chosen + rng.sample(left, min(wanted - len(chosen), len(left)))

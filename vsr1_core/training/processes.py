@@ -3,8 +3,9 @@
 The losses run parts of the policy but never its forward method, which DistributedDataParallel hooks into; so gradients
 are averaged here, between the backward pass and clipping. A loss is a sum over the rows (or tokens) of a process,
 divided by the mean count over the processes, so that the average is the mean over the rows of all processes: two
-processes train the same weights as one. There are two differences: each process draws its own samples in stage 2, and
-the curve shows the share of the first process.
+processes train the same weights as one. There are three differences: each process draws its own samples in stage 2,
+the curve shows the share of the first process, and where stage 1 takes one pass (`steps` 0) whose rows do not fill the
+last step, accelerate fills it with the first rows, so that each process has as many.
 """
 
 from __future__ import annotations
