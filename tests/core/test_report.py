@@ -106,6 +106,10 @@ def test_curves_have_a_column_a_turn_and_a_soft_token(toy_report: Path) -> None:
     assert "| method | R@1, 0 | R@1, 1 |" in text.split("## By the number of soft tokens")[1]
 
 
+def test_an_interval_without_width_is_not_told_as_certainty() -> None:
+    assert "these 60 queries still allows a true share of up to 5.0 %" in text_of(inputs_for(60))
+
+
 def test_a_report_without_a_training_tells_of_none() -> None:
     inputs = inputs_for(60)
     assert ", trained once (one seed). Shares" in text_of(inputs)

@@ -278,6 +278,22 @@ def test_with_all_negatives_the_loss_is_over_the_corpus_without_videos_of_the_sa
     assert soft.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("all_negatives", [False, True])
+def test_the_right_video_is_no_negative_although_the_excluded_ones_do_not_name_it(
+    world: World, all_negatives: bool
+) -> None:
+    rows = [e for e in world.data.examples if e.refines]
+    soft = torch.zeros(len(rows), 3, world.embedder.hidden_size)
+    recipe = replace(RECIPE, all_negatives=all_negatives, num_negatives=99)
+
+    def losses(never: dict[str, frozenset[str]]) -> Tensor:
+        return SearchLoss(world.embedder, world.data.vectors, never, recipe)(rows, soft, "0", []).losses
+
+    others = {e.query_id: frozenset({"v6"}) - {e.gt_video_id} for e in rows}
+    named = {e.query_id: others[e.query_id] | {e.gt_video_id} for e in rows}
+    torch.testing.assert_close(losses(others), losses(named))
+
+
 @pytest.mark.slow
 def test_logs_say_how_near_refined_queries_are_and_how_many_rose(world: World, tmp_path: Path) -> None:
     rows = [e for e in world.data.examples if e.refines]

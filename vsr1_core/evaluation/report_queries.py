@@ -169,6 +169,9 @@ def reading(inputs: ReportInputs, analysis: Analysis) -> list[str]:
         "wrong verification.",
         "* Verification: each decision is judged against the video that was actually shown; any decision other than "
         "matched or not_matched is wrong. Grounding is measured on accepted right videos only.",
+        "* An interval without width is not certainty: where all queries agree, so do all resamples. A share of 0 % of "
+        f"these {inputs.moments.height:,} queries still allows a true share of up to "
+        f"{100 * min(1.0, 3 / inputs.moments.height):.1f} % (3 / queries).",
         "* A dash means that there is nothing to judge or, for the median rank, that more than half of the queries "
         "have no rank.",
         "",

@@ -87,7 +87,7 @@ class SearchLoss:
         return torch.tensor([self.row_of[v] for v in video_ids], dtype=torch.long, device=self.corpus.device)
 
     def _never(self, example: SFTExample) -> frozenset[str]:
-        return self.never.get(example.query_id, frozenset({example.gt_video_id}))
+        return self.never.get(example.query_id, frozenset()) | {example.gt_video_id}
 
     def _negatives(self, examples: Sequence[SFTExample], draw: str) -> tuple[Tensor, Tensor]:
         """Vectors of the negatives, [R, K, D] or, for all rows alike, [V, D]; and a mask [R, K] or [R, V] that is False
