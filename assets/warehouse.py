@@ -11,6 +11,8 @@ from assets._factory import OWNERS
 from assets._keys import asset_key
 from vsr1_core.stages.base import Stage
 
+WAREHOUSE = "warehouse"
+
 
 def warehouse_asset(
     stages: Mapping[str, Stage],
@@ -22,7 +24,7 @@ def warehouse_asset(
     milliseconds."""
 
     @dg.asset(
-        name="warehouse",
+        name=WAREHOUSE,
         group_name="warehouse",
         owners=[OWNERS["warehouse"]],
         kinds={"duckdb"},

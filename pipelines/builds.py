@@ -97,13 +97,12 @@ def run_build(
         mark_runs(instance, WHOLE_GRAPH)
         with contextlib.suppress(*UNUSABLE):  # the run itself says what is wrong with the files, and stops
             report_observations(instance, open_view(settings.home, dataset))
-        if options.executor == "in-process":
-            place = Place(defs, instance, dataset, lease.run)
-            if (same := build_without_run(place, keys, options.retry_failed)) is not None:
-                return BuildResult(True, "", same, [], "")
         if options.executor == "multiprocess":
             result = _run_multiprocess(instance, dataset, keys, tags)
         else:
+            place = Place(defs, instance, dataset, lease.run)
+            if (same := build_without_run(place, keys, options.retry_failed)) is not None:
+                return BuildResult(True, "", same, [], "")
             job = defs.resolve_job_def(WHOLE_GRAPH)
             with bars_on_terminal():
                 result = job.execute_in_process(

@@ -1,5 +1,5 @@
-"""A build in which nothing is due, without a Dagster run: the events of a run that does nothing take ten times as long
-as to find that it would do nothing, and stay in the event log for ever.
+"""A build in which nothing is due, without a Dagster run: the events of a run that does nothing take longer than to
+find that it would do nothing, and stay in the event log for ever.
 
 Each stage is built all the same, which makes no row then, but finishes or repairs what lies beside its rows, and is
 checked.
@@ -18,13 +18,12 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSIO
 
 from assets._factory import code_version
 from assets._keys import Workplace, asset_key
+from assets.warehouse import WAREHOUSE
 from pipelines.commands import say
 from vsr1_core.home.building import BuiltAsset, build
 from vsr1_core.home.warehouse import refresh
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import is_anything_due
-
-WAREHOUSE = "warehouse"
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,13 @@ def _are_known(place: Place, view: View, names: Collection[str], keys: Collectio
     """Whether Dagster knows the tables as they are, and views that were written after the last of them: they are not
     where a run was stopped before, be it by a check."""
     found = {name: _materialized(place, name) for name in names}
-    if not all(_is_known(record, view, name) for name, record in found.items()):
+    records = [record for name, record in found.items() if record is not None and _is_current(record, view, name)]
+    if len(records) < len(names):
         return False
-    last = max((record.storage_id for record in found.values() if record is not None), default=0)
-    views = _materialized(place, WAREHOUSE) if asset_key(WAREHOUSE) in keys else None
-    return asset_key(WAREHOUSE) not in keys or (views is not None and views.storage_id > last)
+    if asset_key(WAREHOUSE) not in keys:
+        return True
+    views = _materialized(place, WAREHOUSE)
+    return views is not None and all(views.storage_id > record.storage_id for record in records)
 
 
 def _materialized(place: Place, name: str) -> dg.EventLogRecord | None:
@@ -74,9 +75,9 @@ def _materialized(place: Place, name: str) -> dg.EventLogRecord | None:
     return records[0] if records else None
 
 
-def _is_known(record: dg.EventLogRecord | None, view: View, name: str) -> bool:
+def _is_current(record: dg.EventLogRecord, view: View, name: str) -> bool:
     """Whether a materialisation is of the table and the code as they are."""
-    event = record.asset_materialization if record else None
+    event = record.asset_materialization
     tags: dict[str, Any] = dict(event.tags or {}) if event else {}
     now = {
         DATA_VERSION_TAG: view.table(name).manifest()["data_version"],

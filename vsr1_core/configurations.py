@@ -90,9 +90,9 @@ EXPERIMENT = dataclasses.replace(
     ),
 )
 """The configuration that `vsr1 experiment` trains with several seeds: `tiny` with twice as many train videos and more
-steps. A policy learns to write answers in 400 steps; learning to search takes longer. Stage 2 begins to move VCMR only
-with a hundred steps. It has all methods except the ablation that needs its own stage 1
-(`sqr_sft+drop_above_positive`); add that one if there is time."""
+steps; L_ret weighs less, and stage 2 learns faster. A policy learns to write answers in 400 steps; learning to search
+takes longer. Stage 2 begins to move VCMR only with a hundred steps. It has all methods except the ablation that needs
+its own stage 1 (`sqr_sft+drop_above_positive`); add that one if there is time."""
 
 NANO = Configuration(
     name="nano",

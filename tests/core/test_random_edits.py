@@ -34,6 +34,7 @@ from vsr1_core.stages.graph import plan_graph
 from vsr1_core.stages.unmoved import Standing, build_stage
 
 NUM_SCRIPTS, NUM_PARTS = 200, 20
+PARTS = [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, NUM_PARTS))]
 IN_WINDOWS = dataclasses.replace(START, segments=SegmentRecipe(window_s=4.0))
 
 
@@ -171,22 +172,19 @@ def build_parts_and_compare(home: Path, steps: list[tuple[Edit, int, int, set[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, NUM_PARTS))])
+@pytest.mark.parametrize("part", PARTS)
 def test_whatever_part_is_built_in_between_plans_are_exact(built: Path, part: int) -> None:
     compare_after_scripts(built, START, part, 2, STEPS, build_parts_and_compare)
 
 
-MARKS = (pytest.mark.slow, pytest.mark.sweep)
-PARTS = [pytest.param(part, marks=MARKS if part else MARKS[:1]) for part in range(NUM_PARTS)]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, part: int) -> None:
     compare_after_scripts(built, START, part, NUM_SCRIPTS // NUM_PARTS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, NUM_PARTS))])
+@pytest.mark.parametrize("part", PARTS)
 def test_the_same_holds_where_videos_are_searched_in_windows(built_in_windows: Path, part: int) -> None:
     compare_after_scripts(built_in_windows, IN_WINDOWS, part, 5)
 
