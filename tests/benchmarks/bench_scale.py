@@ -1,13 +1,16 @@
 """The whole data construction over many rows: processor time, rows per second and memory of each stage.
 
     python -m tests.benchmarks.bench_scale 10000 100000     # numbers of queries; there is a video for every fourth
+    python -m tests.benchmarks.bench_scale 100000 1000000 --videos 25000
 
 Videos, frames and models are not there: an embedder of `DIM` dimensions gives each query a vector near that of its
 video. Which rows are wanted, their versions, the index, rankings, pool, traces, examples, prompts, and the tables on
-disk are those of the real stages. Each size runs in a process and a folder of its own.
+disk are those of the real stages. Each size has a folder of its own, and each of its stages a process of its own:
+memory that one stage took and gave back would else not be counted for the next one.
 
 Exact ranking compares each query with each video of its split, so its work grows with the square; that of all other
-stages with the number of rows.
+stages with the number of rows. With `--videos`, the number of videos is the same for all sizes, and the work of the
+ranking grows with the number of rows as well.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import numpy as np
 from tests.benchmarks.measuring import resident_bytes
 from tests.benchmarks.stand_in import BUILT
 from tests.benchmarks.test_planning import instant_stages, write_world
+from tests.small_world import SmallWorld
 from vsr1_core.configurations import TINY
 from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.recipes import Configuration
@@ -72,21 +76,17 @@ def configuration(num_queries: int) -> Configuration:
     return replace(TINY, pool=replace(TINY.pool, num_matched=num_queries // 10, num_not_matched=num_queries // 10))
 
 
-def measured(num_queries: int, home: Path) -> dict[str, dict[str, float]]:
-    """Stage -> its rows, processor seconds, MiB of growth while it ran, and MiB of its table."""
-    world, numbers = write_world(home, num_queries), {}
-    view = world.view(stages(), configuration(num_queries))
-    for name, stage in view.stages.items():
-        with PeakMemory("cpu", resident_bytes) as memory:
-            started = time.process_time()
-            num_rows = build_stage(view, stage, Execution(workers=1)).num_processed
-            seconds = time.process_time() - started
-        table = view.table(name).rows_path.stat().st_size
-        numbers[name] = {
-            "rows": num_rows, "s": seconds, "mib": memory.grown_bytes / 2**20, "table_mib": table / 2**20
-        }  # fmt: skip
-        print(f"{num_queries:,}: {name}, {seconds:.2f} s", file=sys.stderr)
-    return {name: found for name, found in numbers.items() if name in BUILT}
+def measured(num_queries: int, home: Path, name: str) -> dict[str, float]:
+    """Rows of one stage, processor seconds, MiB of growth while it ran, and MiB of its table."""
+    import faiss  # noqa: F401  # before anything is counted
+
+    view = SmallWorld(home).view(stages(), configuration(num_queries))
+    with PeakMemory("cpu", resident_bytes) as memory:
+        started = time.process_time()
+        num_rows = build_stage(view, view.stages[name], Execution(workers=1)).num_processed
+        seconds = time.process_time() - started
+    table = view.table(name).rows_path.stat().st_size
+    return {"rows": num_rows, "s": seconds, "mib": memory.grown_bytes / 2**20, "table_mib": table / 2**20}
 
 
 def report(by_size: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
@@ -118,21 +118,30 @@ def _ratio(seconds: Sequence[float]) -> str:
     return f"{seconds[-1] / max(seconds[-2], 1e-3):.1f}" if len(seconds) > 1 else "-"
 
 
-def in_own_process(num_queries: int) -> dict[str, dict[str, float]]:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_scale", str(num_queries), "--json"]
-    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+def in_own_processes(num_queries: int, num_videos: int) -> dict[str, dict[str, float]]:
+    """Stage -> its numbers."""
+    numbers = {}
+    with tempfile.TemporaryDirectory() as home:
+        write_world(Path(home), num_queries, num_videos)
+        for name in stages():
+            command = [sys.executable, "-m", "tests.benchmarks.bench_scale", str(num_queries), "--stage", name, home]
+            numbers[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            seconds, mib = numbers[name]["s"], numbers[name]["mib"]
+            print(f"{num_queries:,}: {name}, {seconds:.2f} s, {mib:,.0f} MiB", file=sys.stderr)
+    return {name: numbers[name] for name in numbers if name in BUILT}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queries", type=int, nargs="+", help="numbers of queries")
-    parser.add_argument("--json", action="store_true", help="of one number, in this process")
+    parser.add_argument("--videos", type=int, default=0, help="so many videos for each size")
+    parser.add_argument("--stage", nargs=2, metavar=("NAME", "HOME"), help="one stage of a home, in this process")
     options = parser.parse_args()
-    if options.json:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measured(options.queries[0], Path(folder))))
+    if options.stage:
+        name, home = options.stage
+        print(json.dumps(measured(options.queries[0], Path(home), name)))
     else:
-        print(report({size: in_own_process(size) for size in options.queries}))
+        print(report({size: in_own_processes(size, options.videos) for size in options.queries}))
 
 
 if __name__ == "__main__":

@@ -78,12 +78,13 @@ def instant_stages() -> dict[str, Stage]:
     return stages
 
 
-def write_world(home: Path, num_queries: int) -> SmallWorld:
-    world, num_videos = SmallWorld(home), num_queries // QUERIES_PER_VIDEO
+def write_world(home: Path, num_queries: int, num_videos: int = 0) -> SmallWorld:
+    """num_videos: one for every QUERIES_PER_VIDEO queries where it is 0."""
+    world, num_videos = SmallWorld(home), num_videos or num_queries // QUERIES_PER_VIDEO
     for number in range(num_videos):
         world.put_video(f"v{number:06d}", b"video %d" % number)
     for number in range(num_queries):
-        video = number // QUERIES_PER_VIDEO
+        video = number * num_videos // num_queries
         split = "train" if video < TRAIN_SHARE * num_videos else "test"
         text = f"the thing {number} moves along and is seen from the left"
         world.add_query(split, number, f"v{video:06d}", time=[number % 3, 4.0], fig_desc=text)

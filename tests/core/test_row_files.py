@@ -21,7 +21,8 @@ from vsr1_core.rows import row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.table import GROUP_ROWS, Table, newest
+from vsr1_core.rows.merged import BLOCK_ROWS, newest
+from vsr1_core.rows.table import Table
 
 MAX_AMPLIFICATION = 3.0
 
@@ -273,7 +274,7 @@ def test_rows_are_written_in_groups_so_that_few_are_encoded_at_a_time(tmp_path: 
     table = things(tmp_path)
     table.commit(table.frame([{"thing_id": i, "value": n, "status": "ok"} for i, n in numbered(9000).items()]), {})
     groups = duckdb.sql(f"select distinct row_group_num_rows from parquet_metadata('{table.rows_path}')").fetchall()
-    assert sorted(groups) == [(9000 - 2 * GROUP_ROWS,), (GROUP_ROWS,)]
+    assert sorted(groups) == [(9000 - 2 * BLOCK_ROWS,), (BLOCK_ROWS,)]
 
 
 def test_of_rows_with_the_same_id_the_last_one_counts() -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from vsr1_core.rows.progress import Progress
-from vsr1_core.rows.table import Table, newest
+from vsr1_core.rows.table import Table
 from vsr1_core.rows.texts import visible
 from vsr1_core.rows.versions import Inputs, row_version, spelled
 
@@ -204,24 +204,12 @@ def run_plan(
     moved = moved_columns(table, plan, unversioned or {})
     is_whole = table.is_whole() and not table.is_of_other_form()
     if due or plan.orphaned or moved is not None or not is_whole:
-        changed, dropped = _changes(table, wanted, table.frame(last), moved)
+        dropped = [row_id for row_id in table.rows([table.key])[table.key] if row_id not in wanted]
         record = {"num_processed": len(due), "seconds": round(seconds, 3)}
-        manifest = table.commit_changes(changed, dropped, record)
+        manifest = table.commit_changes(table.frame(last), dropped, record, moved, wanted)
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
-
-
-def _changes(
-    table: Table, wanted: Mapping[str, Inputs], last: pl.DataFrame, moved: pl.DataFrame | None
-) -> tuple[pl.DataFrame, list[str]]:
-    """The rows to commit, and the ids of the committed rows that nobody wants any more."""
-    made = pl.concat([table.pending(), last])
-    if moved is not None:
-        made = pl.concat([table.rows(ids=moved[table.key].to_list()), made])
-    changed = newest(made, table.key).filter(pl.col(table.key).is_in(list(wanted)))
-    changed = changed if moved is None else changed.update(moved, on=table.key)
-    return changed, [row_id for row_id in table.rows([table.key])[table.key] if row_id not in wanted]
 
 
 class KnownRow(Protocol):

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,17 @@ import polars as pl
 
 from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
+from vsr1_core.rows.merged import (
+    PIECE,
+    FileRows,
+    FrameRows,
+    Merged,
+    Piece,
+    completed,
+    is_among,
+    newest,
+    write_blocks,
+)
 from vsr1_core.rows.places import PATH_COLUMNS, Places
 from vsr1_core.rows.row_files import DROPPED, RowFiles, drop_superseded, first_base, row_files
 
@@ -31,8 +42,11 @@ BASE_COLUMNS: dict[str, Any] = {
     "status": pl.String,
     "error": pl.String,
 }
-GROUP_ROWS = 4096
-"""Rows that are encoded at a time. At polars' 262,144, the encoding of 100,000 rankings takes 370 MB."""
+HASHED_ROWS = 65536
+"""Rows of a table whose ids and versions are spelled at a time."""
+READ_WHOLE_BYTES = 8 << 20
+"""Files of rows to commit that take up to this many bytes together are read once, and not once for their ids and once
+for their rows."""
 HISTORY_COLUMNS: dict[str, Any] = {"built_at": pl.Datetime("us"), "data_version": pl.String}
 """The columns that a kept state of a table has before the table's own columns. Times are UTC."""
 
@@ -106,18 +120,23 @@ class Table:
             return self._empty[wanted]
         kept = files.schema
         same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
-        frame = self._placed(files.read(same, ids))
-        if len(same) == len(wanted):
-            return frame
         # A column that an older version wrote with another type, or not at all, is null here. The version of its stage
         # has changed as well, so that the rows are stale.
-        new = [pl.lit(None, dtype=declared[name]).alias(name) for name in wanted if name not in same]
-        return frame.with_columns(new).select(wanted)
+        return completed(self._placed(files.read(same, ids)), wanted, declared)
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+        """`rows`, some thousands at a time. A commit in between changes nothing of it."""
+        wanted, files = list(columns), self.files()
+        if files is not None:
+            same = [name for name in wanted if files.schema.get(name) == self.schema[name]]
+            for rows in files.batches(same):
+                yield completed(self._placed(rows), wanted, self.schema)
 
     def known(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows, in part replaced by those that a killed run left pending, which count as committed."""
-        rows, pending = self.rows(columns), self.pending()
-        return rows if pending.is_empty() else newest(pl.concat([rows, pending[rows.columns]]), self.key)
+        rows = self.rows(columns)
+        pending = self.pending(rows.columns)
+        return rows if pending.is_empty() else newest(pl.concat([rows, pending]), self.key)
 
     def _placed(self, kept: pl.DataFrame) -> pl.DataFrame:
         return self.places.placed_rows(kept) if self._has_paths else kept
@@ -177,71 +196,99 @@ class Table:
         with contextlib.ExitStack() as held:
             yield lambda: None if self.lease is None else held.enter_context(self.lease.fenced())
 
-    def pending(self) -> pl.DataFrame:
+    def pending(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The rows of runs that did not reach their commit: for each id the newest one."""
+        shards, names = self._shards(), list(self.schema if columns is None else columns)
+        if not shards:
+            return self._empty[names]
+        read = dict.fromkeys([self.key, *names])
+        return self._placed(newest(pl.concat([shard.read(list(read)) for shard in shards]), self.key)[names])
+
+    def _shards(self) -> list[FileRows]:
+        """The files of pending rows, oldest first. Those with other columns were left by other code."""
         if not (self.folder / "pending").exists():
-            return self._empty
+            return []
         paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
-        frames = [pl.read_parquet(p, hive_partitioning=False, glob=False) for p in paths]
-        readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
-        if not readable:
-            return self._empty
-        return self._placed(newest(pl.concat(readable), self.key))
+        found = [FileRows(path, self._empty.schema) for path in paths]
+        return [shard for shard in found if dict(shard.kept) == dict(self._empty.schema)]
 
     def commit(self, frame: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the table's rows by `frame`, then replace the manifest, then delete the pending shards. `record` is
         added to the manifest. Returns the manifest. Raises LeaseLost, and changes nothing, when another run has taken
         the dataset over."""
-        files = self.files()
-        path = first_base(self.folder) if files is None else files.next_base()
-        return self._write(path, frame, frame, record)
+        rows = Merged.of([FrameRows(self._stored(frame.select(list(self.schema))))], self.key)
+        return self._write(self._next_base(), rows, rows, record)
 
     def commit_changes(
-        self, changed: pl.DataFrame, dropped: Iterable[str], record: Mapping[str, Any]
+        self,
+        made: pl.DataFrame,
+        dropped: Collection[str],
+        record: Mapping[str, Any],
+        moved: pl.DataFrame | None = None,
+        wanted: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """`commit` of the committed rows with `changed` in place of those with the same ids, and without `dropped`.
-        Where the table is large, only what changed is written."""
-        gone = pl.DataFrame({self.key: list(dropped)}, schema={self.key: pl.String})
+        """`commit` of the committed rows with `made` in place of those with the same ids, and without `dropped`. Where
+        the table is large, only what changed is written. Few rows at a time are in memory.
+
+        moved: key and new values of some columns, of rows that stay as they are otherwise. wanted: ids of which pending
+        rows are committed as well; `made` are newer.
+        """
+        files, is_made = self.files(), pl.col(PIECE)
+        committed = [] if files is None else [FileRows(path, self._empty.schema) for path in files.paths]
+        pieces = _in_memory([*committed, *self._shards()], list(self.schema))
+        found = Merged.of([*pieces, FrameRows(self._stored(made))], self.key)
+        is_kept = is_made.lt(len(committed)) | is_made.eq(len(pieces)) | is_among(self.key, wanted)
+        state = found.where(is_kept & pl.col("status").ne_missing(DROPPED) & ~is_among(self.key, dropped))
+        if files is not None and not self.is_of_other_form():
+            is_moved = is_among(self.key, () if moved is None else moved[self.key])
+            changed = state.where(is_made.ge(len(committed)) | is_moved)
+            if files.takes_delta(changed.heads.height + len(dropped)):
+                gone = pl.DataFrame(
+                    {self.key: list(dropped), "status": DROPPED}, schema_overrides={self.key: pl.String}
+                )
+                delta = changed.added(FrameRows(completed(gone, list(self.schema), self.schema)))
+                return self._write(files.next_delta(), delta, state, record, moved)
+        return self._write(self._next_base(), state, state, record, moved)
+
+    def _next_base(self) -> Path:
         files = self.files()
-        if files is None or self.is_of_other_form() or not files.takes_delta(changed.height + gone.height):
-            return self.commit(self._merged(changed, gone), record)
-        delta = pl.concat([changed, gone.with_columns(status=pl.lit(DROPPED))], how="diagonal")
-        return self._write(files.next_delta(), delta, self._merged(changed[self._heads], gone), record)
+        return first_base(self.folder) if files is None else files.next_base()
 
     def is_of_other_form(self) -> bool:
         """Whether all committed rows have to be written again, because a commit would write them otherwise now."""
         return self.has_other_columns() or self.has_old_paths()
 
-    @property
-    def _heads(self) -> list[str]:
-        return [self.key, "row_version", "status"]
-
-    def _merged(self, changed: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
-        rows = newest(pl.concat([self.rows(changed.columns), changed]), self.key)
-        return rows if gone.is_empty() else rows.join(gone, on=self.key, how="anti")
-
-    def _write(self, path: Path, rows: pl.DataFrame, state: pl.DataFrame, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Commit `rows` as the file `path`. state: the columns `_heads`, or more, of all rows that stand then."""
-        is_ok = pl.col("status") == "ok"
+    def _write(
+        self, path: Path, rows: Merged, state: Merged, record: Mapping[str, Any], moved: pl.DataFrame | None = None
+    ) -> dict[str, Any]:
+        """Commit `rows` as the file `path`. state: all rows that stand then."""
+        num_ok = state.heads["status"].eq("ok").sum()
         manifest = {
             "asset": self.asset,
             "dataset": self.dataset,
-            "num_rows": state.height,
-            "num_ok": state.filter(is_ok).height,
-            "num_failed": state.filter(~is_ok).height,
-            "data_version": data_version(state, self.key),
+            "num_rows": state.heads.height,
+            "num_ok": num_ok,
+            "num_failed": state.heads.height - num_ok,
+            "data_version": data_version(state.heads, self.key),
             "rows": path.name,
             **record,
         }
         with self._fence() as fence:
             with atomic_path(path) as temporary:
-                ordered = self._stored(_sorted(rows.select(list(self.schema)), self.key))
-                ordered.write_parquet(temporary, row_group_size=GROUP_ROWS)
+                kept = (self._as_kept(block, moved) for block in rows.blocks(list(self.schema)))
+                write_blocks(temporary, kept, self._empty.schema)
                 fence()
             write_json(self.manifest_path, manifest)
             shutil.rmtree(self.folder / "pending", ignore_errors=True)
         drop_superseded(self.folder)
         return manifest
+
+    def _as_kept(self, block: pl.DataFrame, moved: pl.DataFrame | None) -> pl.DataFrame:
+        """Some rows as they are written. Those of files may have been kept with the paths of another place."""
+        rows = self._placed(block)
+        if moved is not None:
+            rows = rows.update(moved.filter(is_among(self.key, rows[self.key])), on=self.key, maintain_order="left")
+        return self._stored(rows)
 
     def keep_state(self, folder: Path) -> None:
         """Add a state with the committed `ok` rows to `folder`, unless the last state kept there is the same."""
@@ -269,21 +316,19 @@ class Table:
         return dict(read_json(self.manifest_path))
 
 
-def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The last row of each id, in the order of the rows; they themselves where no id comes twice. Ids alone are looked
-    at: `unique` makes two copies of the rows for a while, and rankings of 100,000 queries take 250 MB."""
-    if rows[key].n_unique() == rows.height:
-        return rows
-    return rows[rows.select(key).with_row_index("_row").unique(key, keep="last")["_row"].sort()]
-
-
-def _sorted(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    return rows if rows[key].is_sorted() else rows.sort(key)
+def _in_memory(files: Sequence[FileRows], columns: Sequence[str]) -> Sequence[Piece]:
+    """The rows of the files: read already where the files are small."""
+    if sum(file.path.stat().st_size for file in files) > READ_WHOLE_BYTES:
+        return files
+    return [FrameRows(file.read(columns)) for file in files]
 
 
 def data_version(frame: pl.DataFrame, key: str) -> str:
     """Hash of the (id, row version, status) triples, sorted by id: the same rows give the same version."""
     names = (key, "row_version", "status")
     columns = [pl.col(name).fill_null("None") for name in names]
-    rows = frame.select(names).sort(key).select(pl.concat_str(columns, separator="\x1f")).to_series()
-    return hashlib.sha256("".join(f"{row}\x1e" for row in rows).encode()).hexdigest()[:16]
+    digest, rows = hashlib.sha256(), frame.select(names)
+    for some in (rows if rows[key].is_sorted() else rows.sort(key)).iter_slices(HASHED_ROWS):
+        spelled = some.select(pl.concat_str(columns, separator="\x1f")).to_series()
+        digest.update("".join(f"{row}\x1e" for row in spelled).encode())
+    return digest.hexdigest()[:16]
