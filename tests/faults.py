@@ -140,7 +140,6 @@ def install(writes: Writes) -> None:
     os.mkdir = functools.partial(_folder_made, writes)
     os.fsync = functools.partial(_waited_for, writes)
     io.open = builtins.open = functools.partial(_opened, writes)  # type: ignore[assignment]
-    pl.DataFrame.write_parquet = _by_library(writes, pl.DataFrame.write_parquet, "parquet")  # type: ignore[method-assign]
     pl.LazyFrame.sink_parquet = _by_library(writes, pl.LazyFrame.sink_parquet, "parquet")  # type: ignore[method-assign]
     with contextlib.suppress(ImportError):
         import faiss

@@ -71,11 +71,12 @@ import polars as pl
 from vsr1_core.rows.files import WriteRefused, write_json
 from vsr1_core.rows.lake import Lake
 table = Lake(Path(sys.argv[1])).table("things", "toy", "thing_id", {"value": pl.String})
-rows = [{"thing_id": str(n), "status": "ok", "value": secrets.token_hex(50)} for n in range(3000)]
+rows = [{"thing_id": str(n), "status": "ok", "value": secrets.token_hex(50)} for n in range(9000)]
 table.commit(table.frame(rows[:3]), {})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 for write in (lambda: table.commit(table.frame(rows), {}), lambda: table.add_pending(rows),
+              lambda: table.commit_changes(table.frame(rows[:3000]), [], {}),
               lambda: write_json(Path(sys.argv[1], "x.json"), ["long"] * 10_000)):
     try:
         write()
@@ -87,8 +88,9 @@ for write in (lambda: table.commit(table.frame(rows), {}), lambda: table.add_pen
 def test_a_refused_write_is_one_sentence_with_the_place_and_the_room(tmp_path: Path) -> None:
     command = [sys.executable, "-c", REFUSED, str(tmp_path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 3
-    for line, name in zip(said, ("rows_0000000002.parquet", "pending", "x.json"), strict=True):
+    assert len(said) == 4
+    names = ("rows_0000000002.parquet", "pending", "rows_0000000002.parquet", "x.json")
+    for line, name in zip(said, names, strict=True):
         assert line.startswith(str(tmp_path))
         assert name in line
         assert "cannot be written: files may not be that large here (ulimit -f) (0.0 MiB of it were written," in line

@@ -16,9 +16,10 @@ from vsr1_core.reasoning.conversation import answer_text, parse_answer
 from vsr1_core.search import episodes
 from vsr1_core.search.episodes import Verification
 from vsr1_core.stages import loading
-from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, in_order, plan_graph
+from vsr1_core.stages.readings import NotYetKnown
 
 ASSET = "verification_probe.sqr_sft"
 REAL = all_stages()

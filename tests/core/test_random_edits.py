@@ -28,9 +28,10 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.files import digest_file
 from vsr1_core.rows.increments import Plan
 from vsr1_core.segments import SegmentRecipe
-from vsr1_core.stages.base import NotYetKnown, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import plan_graph
+from vsr1_core.stages.readings import NotYetKnown
 from vsr1_core.stages.unmoved import Standing, build_stage
 
 NUM_SCRIPTS, NUM_PARTS = 200, 20

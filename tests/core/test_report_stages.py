@@ -23,8 +23,9 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.evaluation import report
 from vsr1_core.evaluation.metrics import all_metrics, metrics_in, metrics_of
 from vsr1_core.rows.lake import Lake
-from vsr1_core.stages.base import NotYetKnown, View
+from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.readings import NotYetKnown
 
 NUM_METRICS, NUM_OF_PROBES = len(all_metrics()) - len(metrics_in("windows")), len(metrics_of("probes"))
 SCORING = ("metrics", "refinement_curves", "report")

@@ -14,8 +14,9 @@ from vsr1_core.configurations import NANO
 from vsr1_core.recipes import RetrievalRecipe
 from vsr1_core.rows.increments import Future
 from vsr1_core.search.index import read_index
-from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.readings import NotYetKnown
 from vsr1_core.stages.retrieval import VideoIndexes, as_matrix
 
 STAGES = ("video_index", "first_ranking", "hard_negatives")

@@ -16,8 +16,8 @@ from vsr1_core.reasoning.teacher import make_teacher
 from vsr1_core.recipes import EndpointRecipe, PoolRecipe, TeacherRecipe
 from vsr1_core.rows.increments import Future
 from vsr1_core.stages import traces
-from vsr1_core.stages.base import NotYetKnown
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.readings import NotYetKnown
 
 TRAIN_DATA = ("top1_pool", "reasoning_traces", "sft_examples", "grpo_prompts")
 ALL = PoolRecipe(num_matched=1000, num_not_matched=1000)

@@ -16,10 +16,11 @@ from typing import Any
 from vsr1_core.rows.increments import STATES, changed_inputs
 from vsr1_core.rows.texts import did_you_mean
 from vsr1_core.rows.versions import Inputs
-from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.corrections import annotated_at
 from vsr1_core.stages.graph import StagePlan, plan_graph
 from vsr1_core.stages.model_folders import BORROWED
+from vsr1_core.stages.readings import NotYetKnown
 
 
 @dataclass(frozen=True)

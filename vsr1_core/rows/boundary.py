@@ -139,6 +139,13 @@ def halves(items: Mapping[str, Item]) -> list[dict[str, Item]]:
     return [{i: items[i] for i in some} for some in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
 
 
+def parts(items: Mapping[str, Item], size: int = 4096) -> Iterator[dict[str, Item]]:
+    """The items in the order of their ids, `size` at a time."""
+    ids = sorted(items)
+    for start in range(0, len(ids), size):
+        yield {row_id: items[row_id] for row_id in ids[start : start + size]}
+
+
 def _works(make: Callable[[Mapping[str, Item]], Made], control: Mapping[str, Item] | None) -> bool:
     """Whether a row that was made before can be made again."""
     try:

@@ -143,6 +143,10 @@ class Future:
             self._found |= found.to_dict()
         return pl.DataFrame([self._found[name] for name in names])
 
+    def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+        """`rows`, as `Table.batches` gives them."""
+        yield self.rows(columns)
+
     def _read(self, names: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
         names, key = list(dict.fromkeys(names)), self.table.key
         # Rankings take hundreds of MB, so no copy of the table is kept.

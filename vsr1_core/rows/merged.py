@@ -153,13 +153,12 @@ def write_blocks(path: Path, blocks: Iterator[pl.DataFrame], schema: Mapping[str
 
 
 def regrouped(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The rows of the frames, in frames of `size` rows but for the last one; none without any rows."""
+    """The rows of one or more frames in frames of `size` rows, but for the last one, which may be empty."""
     left: list[pl.DataFrame] = []
     for frame in frames:
         left.append(frame)
-        if sum(part.height for part in left) >= size:
+        if sum(part.height for part in left) > size:
             *whole, rest = pl.concat(left).iter_slices(size)
-            whole, left = (whole, [rest]) if rest.height < size else ([*whole, rest], [])
             yield from whole
-    if rows := [part for part in left if part.height]:
-        yield pl.concat(rows)
+            left = [rest]
+    yield pl.concat(left)

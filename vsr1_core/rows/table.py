@@ -125,8 +125,9 @@ class Table:
         return completed(self._placed(files.read(same, ids)), wanted, declared)
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
-        """`rows`, some thousands at a time. A commit in between changes nothing of it."""
+        """`rows`, some thousands at a time: one frame or more. A commit in between changes nothing of it."""
         wanted, files = list(columns), self.files()
+        yield self._empty[wanted]
         if files is not None:
             same = [name for name in wanted if files.schema.get(name) == self.schema[name]]
             for rows in files.batches(same):

@@ -24,17 +24,9 @@ from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.settings import settings_of
 from vsr1_core.stages.columns import BOOKKEEPING, IDS, Column, dtypes
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.readings import Names, Reading, Rows
+from vsr1_core.stages.readings import Names, NotYetKnown, Reading, Rows
 
 Imports = Literal["none", "whole", "rows"]
-
-
-class NotYetKnown(Exception):
-    """Raised where the rows that a stage should have depend on results of `asset` that are not made yet."""
-
-    def __init__(self, asset: str) -> None:
-        super().__init__(f"depends on the results of {asset}, which has to run first")
-        self.asset = asset
 
 
 RowIds = list[tuple[str, list[str]]]
@@ -135,13 +127,21 @@ class View:
 
     def read(self, reading: Reading) -> pl.DataFrame:
         """What is read now. Raises NotYetKnown while that depends on results which are still to be made."""
+        return reading.of_rows(*self._source(reading))
+
+    def read_batches(self, reading: Reading) -> Iterator[pl.DataFrame]:
+        """`read`, some thousands of rows at a time: one frame or more."""
+        return reading.batches_of(*self._source(reading))
+
+    def _source(self, reading: Reading) -> tuple[Rows, Mapping[str, Any]]:
+        """The table that is read, as it is or will be, and its columns."""
         self._read.add(reading)
         asset, planned, table = reading.asset, self.planned.get(reading.asset), self._table(reading.asset)
         if planned is None and asset in self.unsettled:  # which rows it should have is not known yet
             raise NotYetKnown(asset)
         if planned is not None and reading.kind == "results" and not reading.is_made(planned, table.schema):
             raise NotYetKnown(asset)
-        return reading.of_rows(planned or table, table.schema)
+        return planned or table, table.schema
 
     def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""

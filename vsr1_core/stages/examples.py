@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
+from vsr1_core.rows.boundary import parts
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import clipped, is_right
@@ -26,6 +25,7 @@ from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import TRAIN, moment_version, train_moments
 from vsr1_core.stages.reads import same
+from vsr1_core.stages.work_reads import all_rows, rows_with
 
 SFT_FILE = "train_oneturn.json"
 GRPO_FILE = "train.minimal_top1.jsonl"
@@ -85,9 +85,14 @@ class SFTExamples(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        for some in parts(rows):
+            yield from self._made_of(view, some)
+
+    @staticmethod
+    def _made_of(view: View, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         negatives = _negatives(view, rows)
-        due = pl.col("query_id").is_in(list(rows))
-        traces = {r["query_id"]: r for r in view.rows("reasoning_traces").filter(due).to_dicts()}
+        read = rows_with(view, "reasoning_traces", ["query_id", "shown_video_id", "label", "trace"], rows)
+        traces = {r["query_id"]: r for r in read.to_dicts()}
         for query_id, row in rows.items():
             trace, moment = traces[query_id], row.facts
             span = clipped(trace["shown_video_id"], moment["start_s"], moment["end_s"])
@@ -104,8 +109,7 @@ class SFTExamples(Stage):
     def after_build(self, view: View) -> None:
         prompt = published_prompt(view)
         if path := _file_to_publish(view, self.name, SFT_FILE, prompt):
-            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
-            write_json_array(path, (published_sft_row(row, prompt) for row in rows))
+            write_json_array(path, (published_sft_row(row, prompt) for row in all_rows(view, self.name)))
             _mark_published(view, self.name, prompt)
 
 
@@ -238,9 +242,14 @@ class GRPOPrompts(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        for some in parts(rows):
+            yield from self._made_of(view, some)
+
+    @staticmethod
+    def _made_of(view: View, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         negatives = _negatives(view, rows)
-        rankings = view.rows("first_ranking", ["query_id", "rank", "top_video_ids"])
-        for query_id, rank, top in rankings.filter(pl.col("query_id").is_in(list(rows))).iter_rows():
+        rankings = rows_with(view, "first_ranking", ["query_id", "rank", "top_video_ids"], rows)
+        for query_id, rank, top in rankings.iter_rows():
             moment = rows[query_id].facts
             span = (moment["gt_video_id"], moment["start_s"], moment["end_s"])
             if rank is None:
@@ -257,8 +266,7 @@ class GRPOPrompts(Stage):
 
     def after_build(self, view: View) -> None:
         if path := _file_to_publish(view, self.name, GRPO_FILE):
-            rows = view.rows(self.name, [self.key, *self.columns]).iter_rows(named=True)
-            write_jsonl(path, map(published_grpo_row, rows))
+            write_jsonl(path, map(published_grpo_row, all_rows(view, self.name)))
             _mark_published(view, self.name)
 
 
@@ -281,7 +289,7 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _negatives(view: View, ids: Iterable[str]) -> Mapping[str, dict[str, Any]]:
-    rows = view.rows("hard_negatives", ["query_id", "video_ids", "scores"]).filter(pl.col("query_id").is_in(list(ids)))
+    rows = rows_with(view, "hard_negatives", ["query_id", "video_ids", "scores"], ids)
     found = {i: {"negative_ids": videos, "negative_scores": scores} for i, videos, scores in rows.iter_rows()}
     return defaultdict(lambda: {"negative_ids": [], "negative_scores": []}, found)
 

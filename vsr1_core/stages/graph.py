@@ -19,7 +19,8 @@ from vsr1_core.rows.files import file_state
 from vsr1_core.rows.increments import Future, Plan, moved_columns, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
-from vsr1_core.stages.base import NotYetKnown, Row, Stage, View
+from vsr1_core.stages.base import Row, Stage, View
+from vsr1_core.stages.readings import NotYetKnown
 from vsr1_core.stages.unmoved import Standing
 
 Key = TypeVar("Key")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 
@@ -13,14 +14,8 @@ from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import is_right, touches
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
-from vsr1_core.stages.moments import (
-    TRAIN,
-    asked_versions,
-    right_segments,
-    same_text_videos,
-    train_moments,
-    windows_by_video,
-)
+from vsr1_core.stages.moments import TRAIN, asked_versions, right_segments, same_text_videos, windows_by_video
+from vsr1_core.stages.readings import Reading
 from vsr1_core.stages.reads import same
 
 _SameText = Mapping[str, frozenset[str]]
@@ -80,7 +75,7 @@ class Top1Pool(Stage):
         not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
         chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
         if pool.random_share:
-            chosen |= self._shown_any(view, rankings, never, {q: candidates[q] for q in not_matched})
+            chosen |= self._shown_any(view, never, {q: candidates[q] for q in not_matched})
         if pool.fill_matched:
             right = right_segments(view)
             spare = [query_id for query_id in spare if right[query_id] is not None]
@@ -90,13 +85,14 @@ class Top1Pool(Stage):
 
     @staticmethod
     def _shown_any(
-        view: View, rankings: pl.DataFrame, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
+        view: View, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, str]]:
         """The share of the mismatches that shows a random wrong video: the first one after the query on a ring of
         hashes, so that a new video changes only the few queries before it."""
         seed, share = view.config.pool.seed, view.config.pool.random_share
-        ranked = {*rankings["top_video_ids"].explode().drop_nulls()} & _describable(view)
-        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked)
+        tops = (rows["top_video_ids"].explode().drop_nulls().unique() for rows in _train_rankings(view))
+        ranked = set(itertools.chain.from_iterable(tops))
+        ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked & _describable(view))
         shown = {}
         for query_id, known in not_matched.items():
             if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
@@ -108,14 +104,16 @@ class Top1Pool(Stage):
         return shown
 
     @staticmethod
-    def _candidates(view: View, rankings: pl.DataFrame, never: _SameText) -> dict[str, dict[str, str]]:
+    def _candidates(view: View, rankings: Iterator[pl.DataFrame], never: _SameText) -> dict[str, dict[str, str]]:
         """Query id -> columns of its row, of every query that may be drawn."""
-        found, described, moments = {}, _describable(view), train_moments(view)
-        for query_id, video_id, _, top in rankings.drop_nulls("rank").iter_rows():
-            shown = top[0]
+        found, described, spans = {}, _describable(view), view.rows("moments", ["query_id", "start_s", "end_s"], TRAIN)
+        span_of = {query_id: span for query_id, *span in spans.iter_rows()}
+        first = pl.col("top_video_ids").list.first()
+        ranked = (rows.drop_nulls("rank").with_columns(first).iter_rows() for rows in rankings)
+        for query_id, video_id, _, shown in itertools.chain.from_iterable(ranked):
             if shown not in described or query_id not in never:
                 continue
-            is_matched = is_right(shown, video_id, moments[query_id]["start_s"], moments[query_id]["end_s"])
+            is_matched = is_right(shown, video_id, *span_of[query_id])
             if is_matched or shown not in never[query_id]:
                 label = "matched" if is_matched else "not_matched"
                 found[query_id] = {"label": label, "shown_video_id": shown, "gt_video_id": video_id}
@@ -139,8 +137,10 @@ def _describable(view: View) -> frozenset[str]:
     return frozenset(video_id for video_id, *_ in moments) | shown
 
 
-def _train_rankings(view: View) -> pl.DataFrame:
-    return view.results("first_ranking", ["query_id", "gt_video_id", "rank", "top_video_ids"], TRAIN)
+def _train_rankings(view: View) -> Iterator[pl.DataFrame]:
+    """Some thousands at a time: those of a million queries take 2 GB."""
+    columns = ["query_id", "gt_video_id", "rank", "top_video_ids"]
+    return view.read_batches(Reading.of("first_ranking", "results", columns, TRAIN))
 
 
 def _draw(seed: int, name: str) -> str:

@@ -9,17 +9,26 @@ import functools
 import hashlib
 import io
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import polars as pl
 
 from vsr1_core.rows.increments import Future
+from vsr1_core.rows.merged import regrouped
 
 Kind = Literal["table", "ok", "all", "results"]
 Names = Sequence[str] | None
 ROWS_AT_A_TIME = 4096
+
+
+class NotYetKnown(Exception):
+    """Raised where the rows that a stage should have depend on results of `asset` that are not made yet."""
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(f"depends on the results of {asset}, which has to run first")
+        self.asset = asset
 
 
 class Rows(Protocol):
@@ -27,6 +36,10 @@ class Rows(Protocol):
 
     def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """These columns (None: all) of its rows, sorted by id."""
+        ...
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
+        """`rows`, some thousands at a time: one frame or more."""
         ...
 
 
@@ -49,9 +62,17 @@ class Reading:
 
     def of_rows(self, source: Rows, schema: Iterable[str]) -> pl.DataFrame:
         """What is read of a table with the columns `schema`."""
-        if self.columns is None:
-            return self.chosen(source.rows())
-        return self.chosen(source.rows(dict.fromkeys([*self.columns, *self.chosen_by(schema)])))[list(self.columns)]
+        names = self._names(schema)
+        return self.chosen(source.rows(dict.fromkeys([*names, *self.chosen_by(schema)])))[names]
+
+    def batches_of(self, source: Rows, schema: Iterable[str]) -> Iterator[pl.DataFrame]:
+        """`of_rows`, some thousands of rows at a time: one frame or more."""
+        names = self._names(schema)
+        for rows in source.batches(dict.fromkeys([*names, *self.chosen_by(schema)])):
+            yield self.chosen(rows)[names]
+
+    def _names(self, schema: Iterable[str]) -> list[str]:
+        return list(schema if self.columns is None else self.columns)
 
     def is_made(self, source: Rows, schema: Iterable[str]) -> bool:
         """Whether no row that is read is still to be made: such a row has no inputs yet."""
@@ -81,7 +102,7 @@ class Reading:
         names = schema if self.columns is None else self.columns
         was, will_be = map(self.chosen, future.changed([*names, *self.chosen_by(schema)]))
         compared = list(dict.fromkeys([future.table.key, *names]))
-        return content_digest(was[compared]) == content_digest(will_be[compared])
+        return content_digest([was[compared]]) == content_digest([will_be[compared]])
 
 
 def _is_in(column: str, splits: Sequence[str]) -> pl.Expr:
@@ -91,14 +112,15 @@ def _is_in(column: str, splits: Sequence[str]) -> pl.Expr:
     return functools.reduce(operator.or_, (pl.col(column).list.contains(split) for split in splits))
 
 
-def content_digest(frame: pl.DataFrame) -> str:
-    """A version of the rows as they are, by their values. 40 ms for 100,000 rows with 12 MB of texts.
+def content_digest(frames: Iterable[pl.DataFrame]) -> str:
+    """A version of the rows of one or more frames, by their values, in whatever frames they are. 40 ms for 100,000 rows
+    with 12 MB of texts.
 
     Parquet spells equal values equally; Arrow files of equal frames differ in whether they have masks of no nulls. Few
     rows are spelled at a time: rankings of 100,000 queries take hundreds of MB.
     """
     digest = hashlib.sha256()
-    for rows in frame.iter_slices(ROWS_AT_A_TIME) if frame.height else [frame]:
+    for rows in regrouped(frames, ROWS_AT_A_TIME):
         written = io.BytesIO()
         rows.rechunk().write_parquet(written, compression="uncompressed", statistics=False)
         digest.update(written.getbuffer())

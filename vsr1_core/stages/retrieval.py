@@ -5,6 +5,8 @@ Only queries as they were annotated are searched here; `search.episodes` searche
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.boundary import parts
 from vsr1_core.rows.files import check_name
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
-from vsr1_core.stages.base import NotYetKnown, Row, RowIds, Stage, View
+from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corpus import failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.readings import NotYetKnown
 from vsr1_core.stages.reads import found_by, known, row_ids, same
+from vsr1_core.stages.work_reads import rows_with
 
 if TYPE_CHECKING:
     from vsr1_core.search.index import Vectors, VideoIndex
@@ -131,16 +136,19 @@ class FirstRanking(Stage):
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import read_index
 
-        paths = dict(view.rows("video_index", ["split", "path"]).iter_rows())
-        queries = view.rows("query_embeddings", ["query_id", "split", "gt_video_id", "vector"])
-        queries = queries.filter(pl.col("query_id").is_in(list(rows)))
-        for (split,), of_split in queries.partition_by("split", as_dict=True).items():
+        paths, by_split = dict(view.rows("video_index", ["split", "path"]).iter_rows()), defaultdict(list)
+        for query_id in sorted(rows):
+            by_split[rows[query_id].known["split"]].append(query_id)
+        for split, ids in by_split.items():
             if split not in paths:
-                yield from ({"query_id": i, "error": _no_index(str(split))} for i in of_split["query_id"])
+                yield from ({"query_id": query_id, "error": _no_index(split)} for query_id in ids)
                 continue
             index = read_index(Path(paths[split]))
-            for start in range(0, of_split.height, QUERIES_PER_SEARCH):
-                yield from _ranked(index, of_split[start : start + QUERIES_PER_SEARCH], view.config.retrieval.top_k)
+            for start in range(0, len(ids), QUERIES_PER_SEARCH):
+                columns, some = ["query_id", "split", "gt_video_id", "vector"], ids[start : start + QUERIES_PER_SEARCH]
+                yield from _ranked(
+                    index, rows_with(view, "query_embeddings", columns, some), view.config.retrieval.top_k
+                )
 
 
 def _no_index(split: str) -> str:
@@ -226,9 +234,9 @@ class HardNegatives(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        wanted = view.config.retrieval.num_hard_negatives
-        rankings = view.rows("first_ranking", ["query_id", "split", "top_video_ids", "top_scores"])
-        for query_id, split, video_ids, scores in rankings.filter(pl.col("query_id").is_in(list(rows))).iter_rows():
+        columns, wanted = ["query_id", "split", "top_video_ids", "top_scores"], view.config.retrieval.num_hard_negatives
+        rankings = (rows_with(view, "first_ranking", columns, some).iter_rows() for some in parts(rows))
+        for query_id, split, video_ids, scores in itertools.chain.from_iterable(rankings):
             never = rows[query_id].facts
             pairs = [(v, s) for v, s in zip(video_ids, scores, strict=True) if v not in never][:wanted]
             yield {

@@ -34,9 +34,9 @@ from vsr1_core.datasets import sources
 from vsr1_core.rows.files import check_name, file_state, read_json, write_json
 from vsr1_core.rows.increments import CommittedIds, Future, Outcome, Plan
 from vsr1_core.rows.versions import code_digest, fingerprint
-from vsr1_core.stages.base import NotYetKnown, Stage, View
+from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
-from vsr1_core.stages.readings import Reading, content_digest
+from vsr1_core.stages.readings import NotYetKnown, Reading, content_digest
 
 CODE = code_digest()
 """The code as it was loaded. Taken at the first plan, it could be that of an update which came in between, under which
@@ -148,7 +148,7 @@ class Standing:
         """A version of what is read now. Raises NotYetKnown while that is still to be made."""
         key = (reading, reading.asset in self._moved)
         if key not in self._contents:
-            self._contents[key] = content_digest(self.view.read(reading))
+            self._contents[key] = content_digest(self.view.read_batches(reading))
         return self._contents[key]
 
     def renew(self, stage: Stage) -> None:

@@ -1,0 +1,185 @@
+"""Rows of several files that are merged by their ids and read a block at a time, and the commits that write them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from vsr1_core.rows import merged, row_files
+from vsr1_core.rows import table as tables
+from vsr1_core.rows.files import WriteRefused
+from vsr1_core.rows.increments import make_plan, run_plan
+from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged, regrouped
+from vsr1_core.rows.table import Table
+
+COLUMNS = {"value": pl.Int64, "names": pl.List(pl.String), "path": pl.String}
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """A table none of whose files is too small for what is done with large ones."""
+    monkeypatch.setattr(row_files, "ONE_FILE_BYTES", -1)
+    monkeypatch.setattr(row_files, "SMALL_FILE", -1)
+    monkeypatch.setattr(tables, "READ_WHOLE_BYTES", -1)
+    return things(tmp_path)
+
+
+def things(home: Path) -> Table:
+    return Lake(home / "lake").table("things", "toy", "thing_id", COLUMNS)
+
+
+def row_of(table: Table, row_id: str, value: int) -> dict[str, Any]:
+    path = str(table.places.home / row_id) if value % 2 else f"/elsewhere/{row_id}"
+    return {"thing_id": row_id, "value": value, "names": [row_id] * (value % 4), "path": path}
+
+
+def build(table: Table, values: dict[str, int], die_after: int = 10**9, **options: Any) -> None:
+    """Make what changed, in no order; `die_after` so many rows the build is killed."""
+    wanted = {row_id: {"value": str(value)} for row_id, value in values.items()}
+
+    def make(ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for number, row_id in enumerate(random.Random(0).sample(list(ids), len(ids))):
+            if number == die_after:
+                raise KeyboardInterrupt
+            yield row_of(table, row_id, values[row_id])
+
+    run_plan(table, wanted, make_plan(wanted, table), make, **options)
+
+
+def check(table: Table, values: dict[str, int]) -> None:
+    expected = [row_of(table, row_id, value) for row_id, value in sorted(values.items())]
+    names = ["thing_id", *COLUMNS]
+    assert table.rows(names).to_dicts() == expected
+    assert pl.concat(table.batches(names)).to_dicts() == expected
+    assert table.is_whole()
+    assert table.manifest()["num_rows"] == table.manifest()["num_ok"] == len(values)
+    assert table.manifest()["data_version"] == tables.data_version(table.rows(), "thing_id")
+
+
+@pytest.mark.parametrize("block_rows", [3, BLOCK_ROWS])
+def test_random_builds_with_kills_leave_the_rows_that_were_made_last(
+    table: Table, monkeypatch: pytest.MonkeyPatch, block_rows: int
+) -> None:
+    for module in (merged, row_files):
+        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+    draw, values = random.Random(0), {f"t{n:02d}": 0 for n in range(30)}
+    for number in range(30):
+        for row_id in draw.sample(sorted(values), draw.randrange(8)):
+            values[row_id] += 1
+        values |= {f"new{number}_{n}": n for n in range(draw.randrange(4))}
+        values.pop(draw.choice(sorted(values)))
+        with contextlib.suppress(KeyboardInterrupt):
+            build(table, values, die_after=draw.randrange(6), shard_rows=2)
+        values[draw.choice(sorted(values))] += 1  # a pending row may be out of date, or of an id that nobody wants
+        values.pop(draw.choice(sorted(values)))
+        build(table, values, shard_rows=2)
+        check(table, values)
+    assert list(table.folder.glob("changes*.parquet")), "deltas were committed"
+
+
+def test_columns_that_move_are_written_in_rows_that_otherwise_stay(table: Table) -> None:
+    """A few of them as a delta, and then all of them as a base."""
+    values = {f"t{n:02d}": 2 * n for n in range(20)}
+    build(table, values)
+    expected = {row_id: row_of(table, row_id, value)["path"] for row_id, value in values.items()}
+    for num_moved, kind in ((1, "changes"), (20, "rows")):
+        paths = {f"t{n:02d}": {"path": str(table.places.home / kind / str(n))} for n in range(num_moved)}
+        build(table, values, unversioned=paths)
+        expected |= {row_id: columns["path"] for row_id, columns in paths.items()}
+        assert dict(table.rows(["thing_id", "path"]).iter_rows()) == expected
+        assert table.rows(["names"])["names"].to_list() == [[i] * (v % 4) for i, v in sorted(values.items())]
+        assert table.rows_path.name.startswith(kind)
+        assert pl.read_parquet(table.rows_path)["path"][0] == f"./{kind}/0", "paths are kept relative to the home"
+
+
+def test_a_commit_of_blocks_has_the_bytes_of_a_commit_of_all_rows(table: Table, tmp_path: Path) -> None:
+    values = {f"t{n:05d}": n for n in range(2 * BLOCK_ROWS + 100)}
+    build(table, values, shard_rows=500)
+    whole = tmp_path / "whole.parquet"
+    rows = table.rows()
+    table.places.stored_rows(rows).rechunk().write_parquet(whole, row_group_size=BLOCK_ROWS)
+    assert table.rows_path.read_bytes() == whole.read_bytes()
+
+
+@dataclass
+class Counted:
+    """A piece that counts the rows which are read of it. at_once: the most of them at a time."""
+
+    rows: pl.DataFrame
+    num_read: int = 0
+    at_once: list[int] = field(default_factory=lambda: [0])
+
+    def read(self, columns: Sequence[str], begin: int = 0, count: int | None = None) -> pl.DataFrame:
+        found = FrameRows(self.rows).read(columns, begin, count)
+        if "value" in columns:
+            self.num_read += found.height
+            self.at_once.append(found.height)
+        return found
+
+
+def pieces_of(order: Sequence[int], size: int) -> list[Counted]:
+    rows = pl.DataFrame({"id": [f"t{n:05d}" for n in order], "value": order})
+    rows = rows.with_columns(row_version=pl.lit("1"), status=pl.lit("ok"))
+    return [Counted(part) for part in rows.iter_slices(size)]
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_rows_are_read_a_few_at_a_time_and_a_few_times(monkeypatch: pytest.MonkeyPatch, is_shuffled: bool) -> None:
+    monkeypatch.setattr(merged, "BLOCK_ROWS", 10)
+    order = random.Random(0).sample(range(5000), 5000) if is_shuffled else list(range(5000))
+    pieces = pieces_of(order, 25)
+    blocks = list(Merged.of(pieces, "id").blocks(["id", "value"]))
+    assert pl.concat(blocks)["value"].to_list() == list(range(5000))
+    assert {block.height for block in blocks} == {10}
+    assert max(max(piece.at_once) for piece in pieces) <= 10
+    assert sum(piece.num_read for piece in pieces) <= 5000 * (2 * MAX_READS if is_shuffled else 1)
+
+
+def test_frames_are_regrouped_without_loss() -> None:
+    for sizes in ([0], [0, 0], [3], [4], [1, 2, 3], [9, 0, 1], [4, 4], [0, 8, 1]):
+        rows = pl.DataFrame({"n": list(range(sum(sizes)))})
+        begins = [sum(sizes[:number]) for number in range(len(sizes))]
+        found = list(regrouped((rows[b : b + size] for b, size in zip(begins, sizes, strict=True)), 4))
+        assert pl.concat(found).equals(rows)
+        assert all(frame.height == 4 for frame in found[:-1])
+        assert found[-1].height <= 4
+
+
+def test_a_file_of_other_columns_is_read_in_batches_as_it_is_read_whole(table: Table) -> None:
+    build(table, {f"t{n}": n for n in range(5)})
+    wider = Table(table.folder, "things", "toy", "thing_id", {"value": pl.String, "more": pl.Int64}, table.places)
+    names = ["more", "thing_id", "value"]
+    assert pl.concat(wider.batches(names)).equals(wider.rows(names))
+    assert wider.rows(names).row(0) == (None, "t0", None)
+    assert [rows.shape for rows in things(table.folder / "none").batches(names[1:])] == [(0, 2)]
+
+
+def test_a_disk_that_is_full_while_blocks_are_written_loses_no_row(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {f"t{n:05d}": n for n in range(BLOCK_ROWS + 1)}
+
+    sink = pl.LazyFrame.sink_parquet
+
+    def full(rows: pl.LazyFrame, path: str | Path, **options: Any) -> None:
+        if "pending" not in str(path):
+            raise pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)")
+        sink(rows, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.LazyFrame, "sink_parquet", full)
+        with pytest.raises(WriteRefused, match=r"rows_0000000001\.parquet cannot be written: its disk is full"):
+            build(table, values)
+    assert not table.exists()
+    num_saved = table.pending().height
+    assert num_saved > BLOCK_ROWS - 256
+    build(table, values, die_after=len(values) - num_saved)
+    check(table, values)
