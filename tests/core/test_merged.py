@@ -183,3 +183,14 @@ def test_a_disk_that_is_full_while_blocks_are_written_loses_no_row(
     assert num_saved > BLOCK_ROWS - 256
     build(table, values, die_after=len(values) - num_saved)
     check(table, values)
+
+
+def test_rows_are_found_by_ids_that_have_long_beginnings_in_common(table: Table) -> None:
+    """Groups of rows are passed over by the least and the greatest id in them, which a file may keep in part."""
+    begin = "a folder with a very long name/" * 10
+    ids = sorted([f"{begin}{n:05d}" for n in range(2 * BLOCK_ROWS)] + [f"{begin}é{n}" for n in range(BLOCK_ROWS)])
+    frame = table.frame([{"thing_id": row_id, "status": "ok", "value": n} for n, row_id in enumerate(ids)])
+    table.commit(frame, {})
+    for some in (range(10), range(BLOCK_ROWS - 3, BLOCK_ROWS + 3), range(len(ids) - 2, len(ids)), [5, 9000]):
+        assert table.rows(["value"], [ids[n] for n in some])["value"].to_list() == list(some)
+    assert table.rows(["value"], ["", begin, "z"]).is_empty()

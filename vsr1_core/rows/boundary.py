@@ -56,7 +56,7 @@ def is_of_the_run(error: Exception) -> bool:
 
 
 def results_in_halves(
-    make: Callable[[dict[str, Item]], Iterator[tuple[str, Value]]], items: Mapping[str, Item]
+    make: Callable[[Mapping[str, Item]], Iterator[tuple[str, Value]]], items: Mapping[str, Item]
 ) -> Iterator[Result[str, Value]]:
     """Make all items together by `make`, which yields (id, value) for each id, and yield one result per id.
 
@@ -110,14 +110,15 @@ def bounded(
 
 
 def _in_halves(
-    make: Callable[[dict[str, Item]], Iterator[tuple[str, Value]]], items: Mapping[str, Item]
+    make: Callable[[Mapping[str, Item]], Iterator[tuple[str, Value]]], items: Mapping[str, Item]
 ) -> Iterator[tuple[str, Value | None, Exception | None]]:
     """(id, value, None) of each item that could be made, and (id, None, error) of the others."""
-    waiting, num_unexpected = [dict(items)], 0
+    waiting, num_unexpected = [items], 0
     while waiting:
-        left = waiting.pop()
+        given = waiting.pop()
+        left = dict(given)
         try:
-            for row_id, value in make(dict(left)):
+            for row_id, value in make(given):
                 left.pop(row_id, None)
                 num_unexpected = 0
                 yield row_id, value, None

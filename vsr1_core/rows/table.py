@@ -114,24 +114,24 @@ class Table:
     def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
         """The committed rows, sorted by id; `ids`: only those with one of these ids. The frame is empty, with the right
         columns, when nothing was built yet."""
-        declared, files = self.schema, self.files()
-        wanted = list(columns) if columns is not None else list(declared)
+        files, wanted = self.files(), list(self.schema if columns is None else columns)
         if files is None:
             return self._empty[wanted]
-        kept = files.schema
-        same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
-        # A column that an older version wrote with another type, or not at all, is null here. The version of its stage
-        # has changed as well, so that the rows are stale.
-        return completed(self._placed(files.read(same, ids)), wanted, declared)
+        return completed(self._placed(files.read(self._same(files, wanted), ids)), wanted, self.schema)
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
         """`rows`, some thousands at a time: one frame or more. A commit in between changes nothing of it."""
         wanted, files = list(columns), self.files()
         yield self._empty[wanted]
         if files is not None:
-            same = [name for name in wanted if files.schema.get(name) == self.schema[name]]
-            for rows in files.batches(same):
+            for rows in files.batches(self._same(files, wanted)):
                 yield completed(self._placed(rows), wanted, self.schema)
+
+    def _same(self, files: RowFiles, wanted: Iterable[str]) -> list[str]:
+        """The wanted columns but for those that an older version wrote with another type, or not at all, which are
+        null. The version of its stage has changed as well, so that the rows are stale."""
+        kept, declared = files.schema, self.schema
+        return [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
 
     def known(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows, in part replaced by those that a killed run left pending, which count as committed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -338,12 +339,13 @@ class Stage(ABC):
         self.check_plan(view, rows, plan, run)
         if only_imported:
             plan = plan.limited_to({row_id for row_id, row in rows.items() if row.is_imported})
-        made_before = {i: rows[i] for i in plan.unchanged if not rows[i].is_imported}
+        made_before = ((row_id, rows[row_id]) for row_id in plan.unchanged if not rows[row_id].is_imported)
+        control = dict(itertools.islice(made_before, 1))
         outcome = run_plan(
             table,
             inputs,
             plan,
-            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run, made_before),
+            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run, control),
             retry_failed=run.retry_failed,
             shard_rows=self.shard_rows(view, run),
             unversioned=self.unversioned(table, rows),
@@ -367,19 +369,19 @@ class Stage(ABC):
         """What is kept of rows as each build left them: the key and some columns. Only for stages with `keeps_rows`."""
         raise NotImplementedError(self.name)
 
-    def _made(self, view: View, rows: Mapping[str, Row], run: Execution, made_before: Mapping[str, Row]) -> Made:
+    def _made(self, view: View, rows: Mapping[str, Row], run: Execution, control: Mapping[str, Row]) -> Made:
         """The finished rows: imported rows as they were imported, and the others as this stage makes them."""
         imported = [row_id for row_id, row in rows.items() if row.is_imported]
         if imported and view.imported is not None:
             for row in view.imported.values(self.name, self.key, imported):
                 known = {name: value for name, value in rows[row[self.key]].known.items() if name in self.columns}
                 yield {**known, **row}
-        own = {row_id: row for row_id, row in rows.items() if not row.is_imported}
+        own = {row_id: row for row_id, row in rows.items() if not row.is_imported} if imported else rows
         if self.is_known_before:
             yield from ({self.key: row_id, **row.known} for row_id, row in own.items())
         elif own:
             at_once = self.make(view, own, run) if self.stops_at_errors else None
-            yield from at_once or bounded(lambda some: self.make(view, some, run), own, self.key, made_before)
+            yield from at_once or bounded(lambda some: self.make(view, some, run), own, self.key, control)
 
     def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
         """Row id -> values that are updated in rows which are otherwise unchanged.

@@ -324,7 +324,7 @@ class Moments(FromDisk):
 
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
         """A query that a person rejected is gone on purpose."""
-        rejected = corrected_moments(view).rejected
+        rejected = corrected_moments(view).rejected if plan.orphaned else ()
         return [query_id for query_id in plan.orphaned if query_id not in rejected][len(plan.new) :]
 
     def records(self, view: View) -> list[Path]:
