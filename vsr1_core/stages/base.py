@@ -17,6 +17,7 @@ from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configur
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows import build_history
 from vsr1_core.rows.boundary import Made, bounded
+from vsr1_core.rows.computed import Computed
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, known_values, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
@@ -278,14 +279,12 @@ class Stage(ABC):
         failure = {"status": "failed"} if imported.known.get("error") is not None else {}
         return Row(inputs, {**known, **imported.known, **failure}, is_imported=True)
 
-    def inputs_of(self, view: View, rows: Mapping[str, Row]) -> dict[str, Inputs]:
+    def inputs_of(self, view: View, rows: Mapping[str, Row]) -> Mapping[str, Inputs]:
         """The full inputs of each row: stage version, recipe, and what the row reads. Imported and borrowed rows have
         neither stage version nor recipe: a new version of this stage leaves them as they are."""
-        base = {"stage": str(self.version)}
         recipe = self.recipe(view.config)
-        if recipe is not None:
-            base["recipe"] = fingerprint(recipe)
-        return {i: {**({} if row.is_imported or row.is_borrowed else base), **row.inputs} for i, row in rows.items()}
+        base = {"stage": str(self.version), **({} if recipe is None else {"recipe": fingerprint(recipe)})}
+        return Computed(rows, lambda row: {**({} if row.is_imported or row.is_borrowed else base), **row.inputs})
 
     def concerns(self, view: View) -> bool:
         """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did
@@ -308,7 +307,7 @@ class Stage(ABC):
     def observe(self, view: View) -> str:
         """One version of everything that a source finds on disk: that of all its planned rows. Empty where there is
         nothing to observe yet."""
-        return fingerprint(self.inputs_of(view, self.planned_rows(view)))
+        return fingerprint(dict(self.inputs_of(view, self.planned_rows(view))))
 
     def due(self, view: View) -> Plan:
         """What a build of this stage alone would do."""

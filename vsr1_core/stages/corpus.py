@@ -149,7 +149,7 @@ class RawVideos(FromDisk):
         if read:
             found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for k in read}
             KnownDigests.of(view.lake, view.entry.name).write(found)
-        return fingerprint(self.inputs_of(view, rows))
+        return fingerprint(dict(self.inputs_of(view, rows)))
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if sources.made_videos(view.entry, view.config) is not None:
