@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as parquet
 import pytest
 
 from vsr1_core.rows import merged, row_files
@@ -19,6 +20,7 @@ from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged, regrouped
 from vsr1_core.rows.table import Table
+from vsr1_core.stages.readings import content_digest
 
 COLUMNS = {"value": pl.Int64, "names": pl.List(pl.String), "path": pl.String}
 
@@ -100,13 +102,16 @@ def test_columns_that_move_are_written_in_rows_that_otherwise_stay(table: Table)
         assert pl.read_parquet(table.rows_path)["path"][0] == f"./{kind}/0", "paths are kept relative to the home"
 
 
-def test_a_commit_of_blocks_has_the_bytes_of_a_commit_of_all_rows(table: Table, tmp_path: Path) -> None:
+def test_a_commit_of_blocks_is_one_file_with_a_group_of_rows_for_each(table: Table) -> None:
     values = {f"t{n:05d}": n for n in range(2 * BLOCK_ROWS + 100)}
     build(table, values, shard_rows=500)
-    whole = tmp_path / "whole.parquet"
-    rows = table.rows()
-    table.places.stored_rows(rows).rechunk().write_parquet(whole, row_group_size=BLOCK_ROWS)
-    assert table.rows_path.read_bytes() == whole.read_bytes()
+    check(table, values)
+    metadata = parquet.read_metadata(table.rows_path)
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert groups == [BLOCK_ROWS, BLOCK_ROWS, 100]
+    one = things(table.folder / "one")
+    one.commit(table.rows().sample(fraction=1, shuffle=True, seed=0), {})
+    assert pl.read_parquet(one.rows_path).drop("path").equals(pl.read_parquet(table.rows_path).drop("path"))
 
 
 @dataclass
@@ -194,3 +199,20 @@ def test_rows_are_found_by_ids_that_have_long_beginnings_in_common(table: Table)
     for some in (range(10), range(BLOCK_ROWS - 3, BLOCK_ROWS + 3), range(len(ids) - 2, len(ids)), [5, 9000]):
         assert table.rows(["value"], [ids[n] for n in some])["value"].to_list() == list(some)
     assert table.rows(["value"], ["", begin, "z"]).is_empty()
+
+
+def test_equal_rows_with_lists_give_the_same_bytes_and_digest_however_they_lie_in_memory(tmp_path: Path) -> None:
+    """A list of a part of a column once brought the values of the whole column along."""
+    names, count = [f"v{n:05d}" for n in range(500)], 2 * BLOCK_ROWS + 100
+    lists = [random.Random(n).sample(names, 20) for n in range(count)]
+    whole = pl.DataFrame({"thing_id": [f"t{n:05d}" for n in range(count)], "names": lists})
+    parts = [whole[pl.Series(range(begin, min(begin + 500, count)))] for begin in range(0, count, 500)]
+    forms = [whole, pl.concat(parts), whole.reverse().reverse()]
+    assert len({content_digest([rows]) for rows in forms}) == 1
+    assert content_digest(parts) == content_digest([whole])
+    written = set()
+    for number, rows in enumerate(forms):
+        one = things(tmp_path / str(number))
+        one.commit(pl.concat([rows.with_columns(status=pl.lit("ok")), one.rows()], how="diagonal"), {})
+        written.add(one.rows_path.read_bytes())
+    assert len(written) == 1

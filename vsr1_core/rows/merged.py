@@ -143,13 +143,20 @@ def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:
 
 def write_blocks(path: Path, blocks: Iterator[pl.DataFrame], schema: Mapping[str, Any]) -> None:
     """Write one Parquet file of rows that come in blocks of BLOCK_ROWS, a block at a time. The same rows give the same
-    bytes, whether they are one block or many."""
-    first, second = (next(blocks, pl.DataFrame(schema=schema)) for _ in range(2))
+    bytes, whatever they were read from."""
+    apart = map(alone, blocks)
+    first, second = (next(apart, pl.DataFrame(schema=schema)) for _ in range(2))
     if second.is_empty():
         first.write_parquet(path, row_group_size=BLOCK_ROWS)
         return
-    source = register_io_source(lambda *_: itertools.chain([first, second], blocks), schema=schema)
+    source = register_io_source(lambda *_: itertools.chain([first, second], apart), schema=schema)
     source.sink_parquet(path, row_group_size=BLOCK_ROWS, maintain_order=True)
+
+
+def alone(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows in memory of their own. Of a list that is a part of a longer column, Parquet would spell the values of
+    the whole column, so that equal rows would give other bytes."""
+    return rows.select(pl.all().gather(pl.int_range(pl.len()))).rechunk()
 
 
 def regrouped(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:

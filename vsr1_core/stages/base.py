@@ -30,7 +30,6 @@ from vsr1_core.stages.readings import Names, NotYetKnown, Reading, Rows
 
 Imports = Literal["none", "whole", "rows"]
 
-
 RowIds = list[tuple[str, list[str]]]
 """(asset, row ids) pairs."""
 

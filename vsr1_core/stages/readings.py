@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import polars as pl
 
 from vsr1_core.rows.increments import Future
-from vsr1_core.rows.merged import regrouped
+from vsr1_core.rows.merged import alone, regrouped
 
 Kind = Literal["table", "ok", "all", "results"]
 Names = Sequence[str] | None
@@ -122,6 +122,6 @@ def content_digest(frames: Iterable[pl.DataFrame]) -> str:
     digest = hashlib.sha256()
     for rows in regrouped(frames, ROWS_AT_A_TIME):
         written = io.BytesIO()
-        rows.rechunk().write_parquet(written, compression="uncompressed", statistics=False)
+        alone(rows).write_parquet(written, compression="uncompressed", statistics=False)
         digest.update(written.getbuffer())
     return digest.hexdigest()[:16]
