@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -25,8 +25,8 @@ ROWS_AT_A_TIME = 4096
 class Rows(Protocol):
     """A table as it is, or as it will be."""
 
-    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """These columns (None: all) of its rows, sorted by id."""
+    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
+        """These columns (None: all) of its rows, or of those with one of these ids, sorted by id."""
         ...
 
 
@@ -47,11 +47,12 @@ class Reading:
     def of(cls, asset: str, kind: Kind, columns: Names = None, splits: Names = None) -> Reading:
         return cls(asset, kind, None if columns is None else tuple(columns), None if splits is None else tuple(splits))
 
-    def of_rows(self, source: Rows, schema: Iterable[str]) -> pl.DataFrame:
-        """What is read of a table with the columns `schema`."""
+    def of_rows(self, source: Rows, schema: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
+        """What is read of a table with the columns `schema`; `ids`: of its rows with one of these ids."""
         if self.columns is None:
-            return self.chosen(source.rows())
-        return self.chosen(source.rows(dict.fromkeys([*self.columns, *self.chosen_by(schema)])))[list(self.columns)]
+            return self.chosen(source.rows(None, ids))
+        names = dict.fromkeys([*self.columns, *self.chosen_by(schema)])
+        return self.chosen(source.rows(names, ids))[list(self.columns)]
 
     def is_made(self, source: Rows, schema: Iterable[str]) -> bool:
         """Whether no row that is read is still to be made: such a row has no inputs yet."""
