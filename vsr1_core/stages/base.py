@@ -90,7 +90,7 @@ class View:
 
     While planning, `planned` holds the tables that a build changes as they will be then: rows that have to be made
     have their new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises.
-    read_by: asset -> what its last plan read.
+    read_by: asset -> what its last plan read. ids: those of the rows that the plan at hand looks at; None for all.
     """
 
     lake: Lake
@@ -102,7 +102,8 @@ class View:
     home: Path | None = None
     read_by: dict[str, frozenset[Reading]] = field(default_factory=dict, init=False, repr=False)
     _read: set[Reading] = field(default_factory=set, init=False, repr=False)
-    _ids: dict[str, Collection[str]] = field(default_factory=dict, init=False, repr=False)
+    ids: Collection[str] | None = field(default=None, init=False, repr=False)
+    _by_row: tuple[str, ...] = field(default=(), init=False, repr=False)
     _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
@@ -120,13 +121,13 @@ class View:
     def noting_reads(self, stage: Stage, ids: Collection[str] | None = None) -> Iterator[None]:
         """Note in `read_by` what the block reads of tables, in which `stage` is planned. ids: `read` finds no other
         rows of the assets of which the stage reads row by row."""
-        outer = self._read, self._ids
-        self._read, self._ids = set(), {} if ids is None else dict.fromkeys(stage.planned_by_row, ids)
+        outer = self._read, self.ids, self._by_row
+        self._read, self.ids, self._by_row = set(), ids, stage.planned_by_row
         try:
             yield
         finally:
             self.read_by[stage.name] = frozenset(self._read)
-            self._read, self._ids = self._read | outer[0], outer[1]
+            self._read, self.ids, self._by_row = self._read | outer[0], *outer[1:]
 
     def rows(self, asset: str, columns: Names = None, splits: Names = None) -> pl.DataFrame:
         """The ok rows of an upstream table, or of these splits. While planning, unknown columns are null."""
@@ -144,7 +145,7 @@ class View:
             raise NotYetKnown(asset)
         if planned is not None and reading.kind == "results" and not reading.is_made(planned, table.schema):
             raise NotYetKnown(asset)
-        return reading.of_rows(planned or table, table.schema, self._ids.get(asset))
+        return reading.of_rows(planned or table, table.schema, self.ids if asset in self._by_row else None)
 
     def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""
@@ -259,8 +260,7 @@ class Stage(ABC):
         """
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        """Make `rows`, as `plan` returned them: yield one dict per row, with the key and the columns, or with the key
-        and `error`."""
+        """Make `rows`, as `plan` returned them: yield a dict per row, with the key and the columns, or with `error`."""
         raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
     def planned_rows(self, view: View, ids: Collection[str] | None = None) -> dict[str, Row]:

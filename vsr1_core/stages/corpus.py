@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,20 @@ from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, read_jsonl
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.increments import Plan
 from vsr1_core.rows.known_digests import KnownDigests, digests_of
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.versions import fingerprint, spelled
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corrections import annotated_at, annotated_moments, corrected_moments, corrections_file
+from vsr1_core.stages.corrections import (
+    annotated_at,
+    annotated_moments,
+    corrected_moments,
+    corrections_file,
+    corrections_of,
+)
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.kept_ids import has_hashed_ids
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
 
@@ -309,11 +316,25 @@ class Moments(FromDisk):
         found = corrected_moments(view, published)
         rows = {}
         for query_id, moment in found.moments.items():
+            if view.ids is not None and query_id not in view.ids:
+                continue
             inputs = {"annotation": published[query_id].version} if query_id in published else {}
             if query_id in found.versions:
                 inputs["correction"] = found.versions[query_id]
             rows[query_id] = self._row(moment, inputs, videos)
         return rows
+
+    def moved_beside(self, view: View) -> Collection[str] | None:
+        """The queries that are said otherwise than the table has them, and all that were ever corrected. None where an
+        id may be that of an earlier text."""
+        published, table = annotated_moments(view), view.table(self.name)
+        if has_hashed_ids(published):
+            return None
+        as_made = self.inputs_of(view, {"": Row({"annotation": "@"})})[""]
+        begin, _, end = spelled(as_made).partition("@")
+        known = dict(table.rows([self.key, "row_inputs"]).iter_rows())
+        same = {i for i, moment in published.items() if known.get(i) == begin + moment.version + end}
+        return (published.keys() | known.keys()) - same | {one.query_id for one in corrections_of(view)}
 
     def _row(self, moment: Moment | BadLine, inputs: dict[str, str], videos: Mapping[str, str]) -> Row:
         if isinstance(moment, BadLine):

@@ -20,7 +20,7 @@ def corrections_file(view: View) -> Path | None:
 def annotated_moments(view: View) -> dict[str, Moment | BadLine]:
     """What the annotation files say, under the ids of the rows of `moments`."""
     found = sources.moments(view.entry, view.config)
-    return with_kept_ids(found, view.table("moments"), _corrections(view)) if has_hashed_ids(found) else found
+    return with_kept_ids(found, view.table("moments"), corrections_of(view)) if has_hashed_ids(found) else found
 
 
 def annotated_at(view: View, query_id: str) -> str | None:
@@ -32,9 +32,10 @@ def annotated_at(view: View, query_id: str) -> str | None:
 def corrected_moments(view: View, published: Mapping[str, Moment | BadLine] | None = None) -> Corrected:
     """What the annotation files say, with the corrections applied. published: where it was read already."""
     said = annotated_moments(view) if published is None else published
-    return corrected(said, _corrections(view))
+    return corrected(said, corrections_of(view))
 
 
-def _corrections(view: View) -> list[Correction]:
+def corrections_of(view: View) -> list[Correction]:
+    """The corrections of the dataset, oldest first."""
     path = corrections_file(view)
     return read_corrections(path) if path is not None else []

@@ -40,6 +40,7 @@ from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import NotYetKnown, Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.readings import Reading, content_digest
+from vsr1_core.stages.removals import FromDisk
 
 CODE = code_digest()
 """The code as it was loaded. Taken at the first plan, it could be that of an update which came in between, under which
@@ -121,7 +122,7 @@ class Standing:
         kept, table = self._kept(stage), self.view.table(stage.name)
         if kept is None or not self.basis or kept.basis != self.basis or not table.is_whole():
             return None
-        if kept.beside != self.beside(stage) or (stage.retries_failed and table.manifest()["num_failed"]):
+        if stage.retries_failed and table.manifest()["num_failed"]:
             return None
         found = frozenset[str]()
         for asset in kept.tables:
@@ -130,7 +131,10 @@ class Standing:
                 if moved is None:
                     return None
                 found |= moved
-        return found
+        if kept.beside == (beside := self.beside(stage)):
+            return found
+        moved_beside = stage.moved_beside(self.view) if beside and isinstance(stage, FromDisk) else None
+        return None if moved_beside is None else found.union(moved_beside)
 
     def _changed_ids(self, kept: PlannedFrom, asset: str) -> frozenset[str] | None:
         """The ids of the rows in which a table as it will be differs from that of which the kept plan read rows; None
@@ -171,11 +175,12 @@ class Standing:
         return self._contents[key]
 
     def renew(self, stage: Stage) -> None:
-        """Keep the states of the tables of which a plan reads the same as the kept one, now that `plan` has found so.
-        Otherwise every later plan would compare their contents."""
+        """Keep the states of the tables, and of what is read besides, of which a plan reads the same as the kept one,
+        now that `plan` has found so. Otherwise every later plan would compare their contents."""
         kept = self._kept(stage)
         if kept is not None and not self._moved:
-            self._write(stage, replace(kept, tables={asset: self.state(asset) for asset in kept.tables}))
+            tables = {asset: self.state(asset) for asset in kept.tables}
+            self._write(stage, replace(kept, beside=self.beside(stage), tables=tables))
 
     def keep(self, stage: Stage, before: PlannedFrom) -> None:
         """Keep what the table of `stage` was planned from, if that can be said and stood still while it was planned.
