@@ -20,6 +20,7 @@ from vsr1_core.rows.known_digests import KnownDigests, digests_of
 from vsr1_core.rows.versions import fingerprint, spelled
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
+from vsr1_core.stages.annotated import annotated_lines, annotated_splits, keep_lines
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
 from vsr1_core.stages.corrections import (
@@ -232,7 +233,7 @@ class Videos(FromDisk):
     def plan(self, view: View) -> dict[str, Row]:
         files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
         on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
-        annotated = sources.corpus_splits(view.entry, view.config)
+        annotated = sources.corpus_splits(view.entry, view.config, annotated_splits(view))
         splits = with_imported(annotated, view.imported.corpus) if view.imported is not None else annotated
         others = sources.unannotated_splits(view.entry)
         if others:
@@ -312,7 +313,7 @@ class Moments(FromDisk):
 
     def plan(self, view: View) -> dict[str, Row]:
         videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
-        published = annotated_moments(view)
+        published = annotated_moments(view, view.ids)
         found = corrected_moments(view, published)
         rows = {}
         for query_id, moment in found.moments.items():
@@ -327,14 +328,18 @@ class Moments(FromDisk):
     def moved_beside(self, view: View) -> Collection[str] | None:
         """The queries that are said otherwise than the table has them, and all that were ever corrected. None where an
         id may be that of an earlier text."""
-        published, table = annotated_moments(view), view.table(self.name)
-        if has_hashed_ids(published):
+        lines, table = annotated_lines(view, ["version"]), view.table(self.name)
+        if lines is None or has_hashed_ids(lines[self.key]):
             return None
         as_made = self.inputs_of(view, {"": Row({"annotation": "@"})})[""]
         begin, _, end = spelled(as_made).partition("@")
-        known = dict(table.rows([self.key, "row_inputs"]).iter_rows())
-        same = {i for i, moment in published.items() if known.get(i) == begin + moment.version + end}
-        return (published.keys() | known.keys()) - same | {one.query_id for one in corrections_of(view)}
+        wanted = lines.select(self.key, wanted=begin + pl.col("version") + end)
+        both = wanted.join(table.rows([self.key, "row_inputs"]), on=self.key, how="full", coalesce=True)
+        moved = both.filter(pl.col("wanted").ne_missing(pl.col("row_inputs")))[self.key]
+        return {*moved, *(one.query_id for one in corrections_of(view))}
+
+    def after_build(self, view: View) -> None:
+        keep_lines(view)
 
     def _row(self, moment: Moment | BadLine, inputs: dict[str, str], videos: Mapping[str, str]) -> Row:
         if isinstance(moment, BadLine):
