@@ -186,6 +186,23 @@ def test_videos_are_found_in_subfolders_and_clashes_are_seen(tmp_path: Path) -> 
         folder.find_videos(tmp_path / "none")
 
 
+def test_links_are_followed_to_files_and_never_to_folders(tmp_path: Path) -> None:
+    write_lines(tmp_path / "away" / "one.mp4", "x")
+    videos = tmp_path / "videos"
+    for name in ("b/z.mp4", "b/a.mp4", "b.d/a.mkv", "a.mp4", "c.mp4/inside.mov"):
+        write_lines(videos / name, "x")
+    for name, target in (("linked.mp4", "one.mp4"), ("folder", "."), ("folder.mp4", "."), ("nowhere.mp4", "no file")):
+        (videos / name).symlink_to(tmp_path / "away" / target)
+    (videos / "itself.mp4").symlink_to(videos / "itself.mp4")
+    (videos / "b" / "up").symlink_to(videos)
+    found = folder.find_videos(videos)
+    assert list(found) == ["a", "b.d/a", "b/a", "b/z", "c.mp4/inside", "linked"]
+    assert found["linked"] == [videos / "linked.mp4"]
+    by_name = folder.find_videos(videos, by_name=True)
+    assert list(by_name) == ["a", "inside", "linked", "z"]
+    assert by_name["a"] == [videos / "a.mp4", videos / "b/a.mp4", videos / "b.d/a.mkv"], "as folders are sorted"
+
+
 def test_a_toy_clip_is_a_real_video_of_its_scene(tmp_path: Path) -> None:
     scene = toy.scenes(NANO.toy)[0]
     toy_files.render_clip(scene, NANO.toy, tmp_path / "a.mp4")

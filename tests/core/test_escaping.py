@@ -66,6 +66,12 @@ def test_characters_that_a_screen_obeys_are_spelled() -> None:
     assert visible("a\0b\x1b[31m\u202ec\u2066\u2028") == "a\\u0000b\\u001b[31m\\u202ec\\u2066\\u2028"
     assert visible("a\tb\n\u200d é 漢 🙂") == "a\tb\n\u200d é 漢 🙂"
     assert visible("\udce9.mp4") == "\\udce9.mp4"
+
+
+def test_every_such_character_is_spelled_wherever_it_stands() -> None:
+    obeyed = [0, 7, 0xB, 0x1F, 0x7F, 0x9F, 0x61C, 0x200E, 0x2029, 0x202E, 0x2069, 0xFDD0, 0xFDEF, 0xD800, 0xDFFF]
+    for number in obeyed:
+        assert visible(f"a{chr(number)}") == f"a\\u{number:04x}"
     assert plain("[red]\x1b[2J[/red]") == "\\[red]\\u001b[2J\\[/red]"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +40,38 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
     found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(
-        folder, onerror=_unreadable
-    ):  # strings: a pathlib operation costs as much as a disk access
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(place).relative_to(folder).as_posix()
-        prefix = "" if by_name or below == "." else f"{below}/"
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            if name.startswith(".") or suffix.lower() not in VIDEO_SUFFIXES:
-                continue
-            path = os.path.join(place, name)  # noqa: PTH118
-            if os.path.isfile(path):  # noqa: PTH113
-                found.setdefault(visible(prefix + stem), []).append(Path(path))
+    left = [("", str(folder))]
+    while left:
+        below, place = left.pop()
+        entries, parent, prefix = _listed(place), Path(place), "" if by_name else below
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
+            if suffix.lower() in VIDEO_SUFFIXES and _is_so(entry.is_file):
+                found.setdefault(visible(prefix + stem), []).append(parent / entry.name)
+        inside = [entry for entry in reversed(entries) if _is_so(entry.is_dir) and not entry.is_symlink()]
+        left += [(f"{below}{entry.name}/", entry.path) for entry in inside]
     return dict(sorted(found.items()))
 
 
-def _unreadable(error: OSError) -> None:
-    if Path(error.filename).name != "lost+found":  # of a file system's root; only root may read it
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden, sorted by name. An entry knows what it is without a look at the disk."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
+    except OSError as error:
+        if Path(error.filename).name == "lost+found":  # of a file system's root; only root may read it
+            return []
         raise OSError(
             f"the video folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it away",
-        )
+        ) from error
+
+
+def _is_so(asked: Callable[[], bool]) -> bool:
+    """What the system says of an entry; no where it cannot say, as of a link that leads to itself."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def clash_error(video_id: str, paths: list[Path]) -> str:

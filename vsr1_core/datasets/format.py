@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ class DatasetFormat(ABC):
     @abstractmethod
     def lines(self, entry: DatasetEntry, config: Configuration) -> Iterator[tuple[str, Moment | BadLine]]:
         """Yield (`<file>:<line>`, moment or BadLine) for every line that is not blank."""
+
+    def lines_of(self, file: AnnotationFile) -> Iterable[tuple[str, Moment | BadLine]] | None:
+        """What `lines` says of a file that is there, parsed now, where the kind, the file's name, split and content
+        decide all of it; None for a kind of which they do not."""
+        return None
 
     @abstractmethod
     def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:

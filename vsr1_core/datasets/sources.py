@@ -6,7 +6,7 @@ in `datasets.formats` implement what differs between the kinds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,13 +49,17 @@ def place_of(
     return same
 
 
-def corpus_splits(entry: DatasetEntry, config: Configuration) -> dict[str, list[str]]:
+def corpus_splits(
+    entry: DatasetEntry, config: Configuration, annotated: Iterable[tuple[str, str]] | None = None
+) -> dict[str, list[str]]:
     """Map video_id -> the sorted splits to whose corpus the video belongs: the splits in which it is annotated and, for
-    a made video, the split that it was made for."""
+    a made video, the split that it was made for. annotated: (video_id, split) of all moments, where it is known."""
     splits = {video_id: {split} for video_id, split in format_of(entry).splits_of_videos(entry, config).items()}
-    for moment in moments(entry, config).values():
-        if isinstance(moment, Moment):
-            splits.setdefault(moment.video_id, set()).add(moment.split)
+    if annotated is None:
+        said = moments(entry, config).values()
+        annotated = [(moment.video_id, moment.split) for moment in said if isinstance(moment, Moment)]
+    for video_id, split in annotated:
+        splits.setdefault(video_id, set()).add(split)
     return {video_id: sorted(names) for video_id, names in splits.items()}
 
 

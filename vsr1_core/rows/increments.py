@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import polars as pl
@@ -47,18 +48,21 @@ STATES = ("new", "stale", "orphaned", "failed", "unchanged")
 
 @dataclass(frozen=True)
 class CommittedIds(Sequence[str]):
-    """The ids of the `number` committed rows of `table` that have a status. They are read when they are asked for."""
+    """The ids of the `number` committed rows of `table` that have a status, but for those in `without`. They are read
+    when they are asked for."""
 
     table: Table
     status: str
     number: int
+    without: Collection[str] = ()
 
     def __len__(self) -> int:
         return self.number
 
     def __iter__(self) -> Iterator[str]:
         rows = self.table.rows([self.table.key, "status"])
-        return iter(rows.filter(pl.col("status") == self.status)[self.table.key].to_list())
+        ids = rows.filter(pl.col("status") == self.status)[self.table.key].to_list()
+        return (row_id for row_id in ids if row_id not in self.without)
 
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
@@ -98,9 +102,13 @@ class Plan:
         return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())
 
 
-def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
-    """Compare the wanted rows with the committed rows. Rows that a killed run left pending count as committed."""
-    known = table.known([table.key, "row_inputs", "status"])
+def make_plan(wanted: Mapping[str, Inputs], table: Table, ids: Collection[str] | None = None) -> Plan:
+    """Compare the wanted rows with the committed rows. Rows that a killed run left pending count as committed.
+
+    ids: compare only the rows of a whole table that have one of these ids, as all that are `wanted` do; None: all.
+    """
+    columns = [table.key, "row_inputs", "status"]
+    known = table.known(columns) if ids is None else table.rows(columns, ids)
     have = dict(zip(known[table.key].to_list(), known["row_inputs"].to_list(), strict=True))
     broken = set(known.filter(pl.col("status") != "ok")[table.key])
     new, stale, failed, unchanged = list[str](), list[str](), list[str](), list[str]()
@@ -119,6 +127,18 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table) -> Plan:
     return Plan(tuple(new), tuple(stale), orphaned, tuple(failed), tuple(unchanged), causes)
 
 
+def with_others(table: Table, plan: Plan) -> Plan:
+    """A plan of some rows of a whole table with all others, which are as they are wanted. Their number is that of the
+    manifest, and their ids are read when they are asked for."""
+    left_out, manifest = frozenset((*plan.stale, *plan.orphaned)), table.manifest()
+    states = table.rows([table.key, "status"], left_out)["status"].to_list() if left_out else []
+    unchanged, failed = (
+        CommittedIds(table, status, manifest[f"num_{status}"] - states.count(status), left_out)
+        for status in ("ok", "failed")
+    )
+    return dataclasses.replace(plan, unchanged=unchanged, failed=failed)
+
+
 @dataclass
 class Future:
     """The rows of `table` as a build leaves them. Of what is there, only columns that are asked for are read, and once.
@@ -133,9 +153,17 @@ class Future:
     moved: pl.DataFrame | None = None
     _found: dict[str, pl.Series] = field(default_factory=dict, init=False, repr=False)
 
-    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """The rows, sorted by id."""
+    @cached_property
+    def changed_ids(self) -> frozenset[str]:
+        """The ids of all rows that are made, dropped or updated."""
+        moved = () if self.moved is None else self.moved[self.table.key]
+        return frozenset((*self.made[self.table.key], *self.dropped, *moved))
+
+    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
+        """The rows, sorted by id; `ids`: only those with one of these ids, of a whole table."""
         names, key = list(self.table.schema if columns is None else columns), self.table.key
+        if ids is not None:
+            return self._read([key, *names], ids).filter(pl.col(key).is_in(list(ids)))[names]
         if missing := [name for name in names if name not in self._found]:
             found = self._read([key, *missing])
             if key in self._found and not found[key].equals(self._found[key]):  # another process committed meanwhile
@@ -159,10 +187,8 @@ class Future:
     def changed(self, columns: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of a whole table that differ afterwards, as they are and as they will be, with the key and sorted by
         id. All others stay as they are, and in their order."""
-        names, key = [self.table.key, *columns], self.table.key
-        moved = [] if self.moved is None else self.moved[key].to_list()
-        ids = {*self.made[key], *self.dropped, *moved}
-        return self.table.rows(dict.fromkeys(names), ids), self._read(names, ids)
+        names = [self.table.key, *columns]
+        return self.table.rows(dict.fromkeys(names), self.changed_ids), self._read(names, self.changed_ids)
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:

@@ -56,9 +56,9 @@ def digests_of(paths: Iterable[Path], known: Mapping[FileStamp, str]) -> list[tu
     changing meanwhile is read again by the next plan.
     """
 
-    def digested(path: Path) -> tuple[FileStamp, str]:
-        stamp = read_stamp(path)
-        return (stamp, known[stamp]) if stamp in known else digest_stable_file(path)
-
+    listed = list(paths)
+    found = [(stamp, known.get(stamp)) for stamp in map(read_stamp, listed)]
+    unknown = [path for path, (_, digest) in zip(listed, found, strict=True) if digest is None]
     with ThreadPoolExecutor(4) as threads:  # hashing releases the interpreter's lock
-        return list(threads.map(digested, paths))
+        read = threads.map(digest_stable_file, unknown)
+        return [next(read) if digest is None else (stamp, digest) for stamp, digest in found]

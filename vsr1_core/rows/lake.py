@@ -58,7 +58,7 @@ class Lake:
         """The folders that only runs which hold the lease of `dataset` write into."""
         name = check_name(dataset)
         own = (f"tables/*/dataset={name}", f"history/*/dataset={name}", f"files/*/{name}", f"imported/{name}")
-        for pattern in (*own, f"cache/plans/{name}"):
+        for pattern in (*own, f"cache/plans/{name}", f"cache/annotations/{name}"):
             yield from self.root.glob(pattern)
 
     def _shared_folders(self) -> Iterator[tuple[Path, bool]]:

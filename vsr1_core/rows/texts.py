@@ -60,4 +60,6 @@ def check_text(text: str) -> str:
 def visible(text: str) -> str:
     """`text` with each control character, and each mark that turns the direction of text, spelled as `\\u202e`. Line
     breaks and tabs stay."""
+    if text.isprintable():  # none of these characters is: a plan asks for the names of all files
+        return text
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class View:
 
     While planning, `planned` holds the tables that a build changes as they will be then: rows that have to be made
     have their new version, status `ok`, and their known columns only. `rows` returns such a table; `results` raises.
-    read_by: asset -> what its last plan read.
+    read_by: asset -> what its last plan read. ids: those of the rows that the plan at hand looks at; None for all.
     """
 
     lake: Lake
@@ -95,6 +95,8 @@ class View:
     home: Path | None = None
     read_by: dict[str, frozenset[Reading]] = field(default_factory=dict, init=False, repr=False)
     _read: set[Reading] = field(default_factory=set, init=False, repr=False)
+    ids: Collection[str] | None = field(default=None, init=False, repr=False)
+    _by_row: tuple[str, ...] = field(default=(), init=False, repr=False)
     _tables: dict[str, Table] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, asset: str) -> Table:
@@ -109,14 +111,16 @@ class View:
         return self._tables[asset]
 
     @contextlib.contextmanager
-    def noting_reads(self, asset: str) -> Iterator[None]:
-        """Note in `read_by` what the block reads of tables, in which `asset` is planned."""
-        outer, self._read = self._read, set()
+    def noting_reads(self, stage: Stage, ids: Collection[str] | None = None) -> Iterator[None]:
+        """Note in `read_by` what the block reads of tables, in which `stage` is planned. ids: `read` finds no other
+        rows of the assets of which the stage reads row by row."""
+        outer = self._read, self.ids, self._by_row
+        self._read, self.ids, self._by_row = set(), ids, stage.planned_by_row
         try:
             yield
         finally:
-            self.read_by[asset] = frozenset(self._read)
-            self._read |= outer
+            self.read_by[stage.name] = frozenset(self._read)
+            self._read, self.ids, self._by_row = self._read | outer[0], *outer[1:]
 
     def rows(self, asset: str, columns: Names = None, splits: Names = None) -> pl.DataFrame:
         """The ok rows of an upstream table, or of these splits. While planning, unknown columns are null."""
@@ -134,15 +138,15 @@ class View:
         """`read`, some thousands of rows at a time: one frame or more."""
         return reading.batches_of(*self._source(reading))
 
-    def _source(self, reading: Reading) -> tuple[Rows, Mapping[str, Any]]:
-        """The table that is read, as it is or will be, and its columns."""
+    def _source(self, reading: Reading) -> tuple[Rows, Mapping[str, Any], Collection[str] | None]:
+        """The table that is read, as it is or will be, its columns, and the ids of the rows (None: all)."""
         self._read.add(reading)
         asset, planned, table = reading.asset, self.planned.get(reading.asset), self._table(reading.asset)
         if planned is None and asset in self.unsettled:  # which rows it should have is not known yet
             raise NotYetKnown(asset)
         if planned is not None and reading.kind == "results" and not reading.is_made(planned, table.schema):
             raise NotYetKnown(asset)
-        return planned or table, table.schema
+        return planned or table, table.schema, self.ids if asset in self._by_row else None
 
     def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""
@@ -152,10 +156,6 @@ class View:
     def version(self, asset: str, row_id: str) -> str:
         """The row version of one ok row of an upstream table; empty where there is no such row."""
         return self.versions(asset).get(row_id, "")
-
-    def version_of(self, asset: str) -> str:
-        """One version for all ok rows of an upstream table: it changes when any of them changes."""
-        return fingerprint(sorted(self.versions(asset).items()))
 
     @property
     def folders(self) -> list[Path]:
@@ -222,6 +222,8 @@ class Stage(ABC):
     """Whether its rows are kept as each build left them, so that builds can be compared (`kept_rows`)."""
     is_planned_from_tables: bool = False
     """Whether `plan` reads tables, the dataset's entry and its configuration, and nothing else (`beside_tables`)."""
+    planned_by_row: tuple[str, ...] = ()
+    """Assets of which `plan` reads each row for the wanted row with the same id alone."""
     stops_at_errors: bool = False
     """Whether what `make` raises stops the build. In other stages it fails the rows that cause it (`rows.boundary`)."""
     is_known_before: bool = False
@@ -259,13 +261,13 @@ class Stage(ABC):
         """
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        """Make `rows`, as `plan` returned them: yield one dict per row, with the key and the columns, or with the key
-        and `error`."""
+        """Make `rows`, as `plan` returned them: yield a dict per row, with the key and the columns, or with `error`."""
         raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
-    def planned_rows(self, view: View) -> dict[str, Row]:
-        """`plan`, with the imported row in place of each row for which one was imported and still holds."""
-        with view.noting_reads(self.name):
+    def planned_rows(self, view: View, ids: Collection[str] | None = None) -> dict[str, Row]:
+        """`plan`, with the imported row in place of each row for which one was imported and still holds. ids: only rows
+        with these ids, where nothing moved for the others (`planned_by_row`)."""
+        with view.noting_reads(self, ids):
             imported, rows = view.imported_rows(self.name), self.plan(view)
         return {i: self._or_imported(row, imported[i]) if i in imported else row for i, row in rows.items()}
 
@@ -312,9 +314,9 @@ class Stage(ABC):
         """What a build of this stage alone would do."""
         return self.plan_of(self.inputs_of(view, self.planned_rows(view)), view.table(self.name))
 
-    def plan_of(self, inputs: Mapping[str, Inputs], table: Table) -> Plan:
-        """What a build does with rows of these inputs."""
-        plan = make_plan(inputs, table)
+    def plan_of(self, inputs: Mapping[str, Inputs], table: Table, ids: Collection[str] | None = None) -> Plan:
+        """What a build does with rows of these inputs, or, of a whole table, with those that have one of `ids`."""
+        plan = make_plan(inputs, table, ids)
         return plan.with_failed_due() if self.retries_failed else plan
 
     def shard_rows(self, view: View, run: Execution) -> int:

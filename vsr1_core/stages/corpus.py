@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,21 @@ from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, read_jsonl
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.increments import Plan
 from vsr1_core.rows.known_digests import KnownDigests, digests_of
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.versions import fingerprint, spelled
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
+from vsr1_core.stages.annotated import annotated_lines, annotated_splits, keep_lines
 from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corrections import annotated_at, annotated_moments, corrected_moments, corrections_file
+from vsr1_core.stages.corrections import (
+    annotated_at,
+    annotated_moments,
+    corrected_moments,
+    corrections_file,
+    corrections_of,
+)
 from vsr1_core.stages.execution import Execution
+from vsr1_core.stages.kept_ids import has_hashed_ids
 from vsr1_core.stages.reads import every, found_by, known, same
 from vsr1_core.stages.removals import FromDisk
 
@@ -225,7 +233,7 @@ class Videos(FromDisk):
     def plan(self, view: View) -> dict[str, Row]:
         files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
         on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
-        annotated = sources.corpus_splits(view.entry, view.config)
+        annotated = sources.corpus_splits(view.entry, view.config, annotated_splits(view))
         splits = with_imported(annotated, view.imported.corpus) if view.imported is not None else annotated
         others = sources.unannotated_splits(view.entry)
         if others:
@@ -305,15 +313,33 @@ class Moments(FromDisk):
 
     def plan(self, view: View) -> dict[str, Row]:
         videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
-        published = annotated_moments(view)
+        published = annotated_moments(view, view.ids)
         found = corrected_moments(view, published)
         rows = {}
         for query_id, moment in found.moments.items():
+            if view.ids is not None and query_id not in view.ids:
+                continue
             inputs = {"annotation": published[query_id].version} if query_id in published else {}
             if query_id in found.versions:
                 inputs["correction"] = found.versions[query_id]
             rows[query_id] = self._row(moment, inputs, videos)
         return rows
+
+    def moved_beside(self, view: View) -> Collection[str] | None:
+        """The queries that are said otherwise than the table has them, and all that were ever corrected. None where an
+        id may be that of an earlier text."""
+        lines, table = annotated_lines(view, ["version"]), view.table(self.name)
+        if lines is None or has_hashed_ids(lines[self.key]):
+            return None
+        as_made = self.inputs_of(view, {"": Row({"annotation": "@"})})[""]
+        begin, _, end = spelled(as_made).partition("@")
+        wanted = lines.select(self.key, wanted=begin + pl.col("version") + end)
+        both = wanted.join(table.rows([self.key, "row_inputs"]), on=self.key, how="full", coalesce=True)
+        moved = both.filter(pl.col("wanted").ne_missing(pl.col("row_inputs")))[self.key]
+        return {*moved, *(one.query_id for one in corrections_of(view))}
+
+    def after_build(self, view: View) -> None:
+        keep_lines(view)
 
     def _row(self, moment: Moment | BadLine, inputs: dict[str, str], videos: Mapping[str, str]) -> Row:
         if isinstance(moment, BadLine):

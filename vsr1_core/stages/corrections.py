@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.corrections import Corrected, Correction, corrected, corrections_path, read_corrections
+from vsr1_core.datasets.line_table import lines_of_table
 from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.stages.annotated import annotated_lines
 from vsr1_core.stages.base import View
 from vsr1_core.stages.kept_ids import has_hashed_ids, with_kept_ids
 
@@ -17,10 +21,13 @@ def corrections_file(view: View) -> Path | None:
     return corrections_path(view.home, view.entry.corpus) if view.home is not None else None
 
 
-def annotated_moments(view: View) -> dict[str, Moment | BadLine]:
-    """What the annotation files say, under the ids of the rows of `moments`."""
+def annotated_moments(view: View, ids: Collection[str] | None = None) -> dict[str, Moment | BadLine]:
+    """What the annotation files say, under the ids of the rows of `moments`. ids: no others are asked for."""
+    if ids is not None and (lines := annotated_lines(view)) is not None and not has_hashed_ids(lines["query_id"]):
+        asked = lines.filter(pl.col("query_id").is_in(list(ids)))
+        return {line.query_id: line for line in lines_of_table(asked)}
     found = sources.moments(view.entry, view.config)
-    return with_kept_ids(found, view.table("moments"), _corrections(view)) if has_hashed_ids(found) else found
+    return with_kept_ids(found, view.table("moments"), corrections_of(view)) if has_hashed_ids(found) else found
 
 
 def annotated_at(view: View, query_id: str) -> str | None:
@@ -32,9 +39,10 @@ def annotated_at(view: View, query_id: str) -> str | None:
 def corrected_moments(view: View, published: Mapping[str, Moment | BadLine] | None = None) -> Corrected:
     """What the annotation files say, with the corrections applied. published: where it was read already."""
     said = annotated_moments(view) if published is None else published
-    return corrected(said, _corrections(view))
+    return corrected(said, corrections_of(view))
 
 
-def _corrections(view: View) -> list[Correction]:
+def corrections_of(view: View) -> list[Correction]:
+    """The corrections of the dataset, oldest first."""
     path = corrections_file(view)
     return read_corrections(path) if path is not None else []

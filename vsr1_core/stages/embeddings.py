@@ -28,6 +28,7 @@ class QueryEmbeddings(ModelRows):
     imports = "rows"
     checks = (checks.UNIT_VECTORS, checks.QUERIES_KNOWN)
     is_planned_from_tables = True
+    planned_by_row = ("moments",)
     columns = {"split": c.SPLIT, "gt_video_id": c.GT_VIDEO_ID, "vector": c.VECTOR}
 
     def recipe(self, config: Configuration) -> Any:
@@ -85,6 +86,7 @@ class VideoEmbeddings(ModelRows):
     kept_inputs = ("splits",)
     checks = (checks.UNIT_VECTORS,)
     is_planned_from_tables = True
+    planned_by_row = ("frame_tensors",)
     columns = {"splits": c.SPLITS, "vector": c.VECTOR}
 
     def plan(self, view: View) -> dict[str, Row]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
 from vsr1_core.rows.files import file_state
-from vsr1_core.rows.increments import Future, Plan, moved_columns, without_gc
+from vsr1_core.rows.increments import Future, Plan, moved_columns, with_others, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
 from vsr1_core.stages.base import Row, Stage, View
@@ -181,21 +181,23 @@ def _planned(stage: Stage, standing: Standing, is_left_out: bool) -> StagePlan:
     """The plan of a stage, whose rows are forgotten before those of the next one are planned. The view has its table as
     it will be, unless the build leaves the stage out."""
     view, name = standing.view, stage.name
-    if (same := standing.plan(stage)) is not None:
-        return StagePlan(name, same)
+    table, ids = view.table(name), standing.moved_ids(stage)
+    if ids is not None and not ids:
+        return StagePlan(name, with_others(table, Plan()))
     try:
-        rows = stage.planned_rows(view)
+        rows = stage.planned_rows(view, ids)
     except NotYetKnown as reason:
         if not is_left_out:
             view.unsettled.add(name)
         return StagePlan(name, None, reason.asset)
     inputs = stage.inputs_of(view, rows)
-    plan = stage.plan_of(inputs, view.table(name))
+    plan = stage.plan_of(inputs, table, ids)
     if not is_left_out and (future := _future(view, stage, rows, inputs, plan)) is not None:
         view.planned[name] = future
     if not is_left_out and plan.due():
         view.unsettled.add(name)
-    return StagePlan(name, plan, num_imported=sum(row.is_imported for row in rows.values()))
+    num_imported = sum(row.is_imported for row in rows.values())
+    return StagePlan(name, plan if ids is None else with_others(table, plan), num_imported=num_imported)
 
 
 def _future(

@@ -21,7 +21,7 @@ Place = tuple[str, str, float]
 """Split, video and start of a moment; its end is compared apart, as it may have been cut to the video's."""
 
 
-def has_hashed_ids(found: Mapping[str, Moment | BadLine]) -> bool:
+def has_hashed_ids(found: Iterable[str]) -> bool:
     """Whether a moment's id may be that of an earlier text, so that the committed rows have to be asked."""
     return any(_HASHED.fullmatch(row_id) for row_id in found)
 

@@ -54,6 +54,7 @@ class Predictions(ModelRows):
     version = 8
     keeps_rows = True
     is_planned_from_tables = True
+    planned_by_row = ("moments", "query_embeddings")
     uses = ("frame_tensors", "video_embeddings")
     columns = {
         "split": c.SPLIT,

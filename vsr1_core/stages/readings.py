@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -34,8 +34,8 @@ class NotYetKnown(Exception):
 class Rows(Protocol):
     """A table as it is, or as it will be."""
 
-    def rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
-        """These columns (None: all) of its rows, sorted by id."""
+    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
+        """These columns (None: all) of its rows, or of those with one of these ids, sorted by id."""
         ...
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
@@ -60,15 +60,18 @@ class Reading:
     def of(cls, asset: str, kind: Kind, columns: Names = None, splits: Names = None) -> Reading:
         return cls(asset, kind, None if columns is None else tuple(columns), None if splits is None else tuple(splits))
 
-    def of_rows(self, source: Rows, schema: Iterable[str]) -> pl.DataFrame:
-        """What is read of a table with the columns `schema`."""
+    def of_rows(self, source: Rows, schema: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
+        """What is read of a table with the columns `schema`; `ids`: of its rows with one of these ids."""
         names = self._names(schema)
-        return self.chosen(source.rows(dict.fromkeys([*names, *self.chosen_by(schema)])))[names]
+        return self.chosen(source.rows(dict.fromkeys([*names, *self.chosen_by(schema)]), ids))[names]
 
-    def batches_of(self, source: Rows, schema: Iterable[str]) -> Iterator[pl.DataFrame]:
+    def batches_of(
+        self, source: Rows, schema: Iterable[str], ids: Collection[str] | None = None
+    ) -> Iterator[pl.DataFrame]:
         """`of_rows`, some thousands of rows at a time: one frame or more."""
         names = self._names(schema)
-        for rows in source.batches(dict.fromkeys([*names, *self.chosen_by(schema)])):
+        read = dict.fromkeys([*names, *self.chosen_by(schema)])
+        for rows in source.batches(read) if ids is None else [source.rows(read, ids)]:
             yield self.chosen(rows)[names]
 
     def _names(self, schema: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ removed. `Stage.build` asks here before it makes or drops any row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from vsr1_core.datasets import sources
@@ -47,6 +47,11 @@ class FromDisk(Stage):
         """Ids of the known rows that a build would drop, less as many as there are new rows: an edited query without an
         id of its own is a new row."""
         return plan.orphaned[len(plan.new) :]
+
+    def moved_beside(self, view: View) -> Collection[str] | None:
+        """The ids of all rows that may be other ones where no table moved, but what `beside_tables` names did; None
+        where that may be any row. A plan with these `View.ids` makes no others."""
+        return None
 
     def place(self, view: View) -> str:
         """The file or folder in which the rows are looked for."""

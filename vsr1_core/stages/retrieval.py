@@ -108,6 +108,7 @@ class FirstRanking(Stage):
     }
     imports = "whole"
     is_planned_from_tables = True
+    planned_by_row = ("query_embeddings",)
     checks = (checks.QUERIES_KNOWN,)
     columns = {
         "split": c.SPLIT,

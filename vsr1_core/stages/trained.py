@@ -132,7 +132,7 @@ class TrainedStage(ModelStage):
             "parent": view.version(asset, row_id),
             "embedder": view.version("base_models", "embedder"),
             "corpus": content_version(train_videos(view)),
-            self.trained.examples: view.version_of(self.trained.examples),
+            self.trained.examples: fingerprint(sorted(view.versions(self.trained.examples).items())),
         }
         if instruction := asked_with(view.config):  # the loss of retrieval embeds queries
             inputs["query_instruction"] = fingerprint(instruction)

@@ -14,6 +14,9 @@ depends on:
 - What the stage itself names (`Stage.beside_tables`), such as the annotations. One that does not say is planned from
   its rows each time, and so is a dataset with an import.
 
+Where only tables moved that the plan at hand changes, and of which the stage reads row by row
+(`Stage.planned_by_row`), the rows with the ids of the changed rows are planned, and all others stay.
+
 What is kept is a cache: without it, or after the home was copied, the next build keeps it again.
 """
 
@@ -32,11 +35,12 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.rows.files import check_name, file_state, read_json, write_json
-from vsr1_core.rows.increments import CommittedIds, Future, Outcome, Plan
+from vsr1_core.rows.increments import Future, Outcome, Plan, with_others
 from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.readings import NotYetKnown, Reading, content_digest
+from vsr1_core.stages.removals import FromDisk
 
 CODE = code_digest()
 """The code as it was loaded. Taken at the first plan, it could be that of an update which came in between, under which
@@ -108,18 +112,37 @@ class Standing:
         return PlannedFrom(self.basis, self.beside(stage), {i: self.state(i) for i in self.view.stages})
 
     def plan(self, stage: Stage) -> Plan | None:
-        """The stage's plan, where nothing moved that it depends on; None where its rows have to be looked at.
+        """The stage's plan, where nothing moved that it depends on; None where its rows have to be looked at."""
+        ids = self.moved_ids(stage)
+        return None if ids is None or ids else with_others(self.view.table(stage.name), Plan())
 
-        Its counts are those of the manifest, and ids are read when they are asked for.
-        """
+    def moved_ids(self, stage: Stage) -> frozenset[str] | None:
+        """The ids of all rows of which something moved that their plan depends on, which may be unknown by now; None
+        where that may be any row."""
         kept, table = self._kept(stage), self.view.table(stage.name)
         if kept is None or not self.basis or kept.basis != self.basis or not table.is_whole():
             return None
-        if kept.beside != self.beside(stage) or not all(self._stands(kept, asset) for asset in kept.tables):
+        if stage.retries_failed and table.manifest()["num_failed"]:
             return None
-        manifest = table.manifest()
-        ok, failed = (CommittedIds(table, status, manifest[f"num_{status}"]) for status in ("ok", "failed"))
-        return None if stage.retries_failed and failed else Plan(unchanged=ok, failed=failed)
+        found = frozenset[str]()
+        for asset in kept.tables:
+            if not self._stands(kept, asset):
+                moved = self._changed_ids(kept, asset) if asset in stage.planned_by_row else None
+                if moved is None:
+                    return None
+                found |= moved
+        if kept.beside == (beside := self.beside(stage)):
+            return found
+        moved_beside = stage.moved_beside(self.view) if beside and isinstance(stage, FromDisk) else None
+        return None if moved_beside is None else found.union(moved_beside)
+
+    def _changed_ids(self, kept: PlannedFrom, asset: str) -> frozenset[str] | None:
+        """The ids of the rows in which a table as it will be differs from that of which the kept plan read rows; None
+        where that is not known."""
+        future = self.view.planned.get(asset)
+        if not isinstance(future, Future) or not future.table.is_whole() or not kept.contents.get(asset):
+            return None
+        return future.changed_ids if self.state(asset) == kept.tables[asset] else None
 
     def _stands(self, kept: PlannedFrom, asset: str) -> bool:
         """Whether a plan would read the same of a table as the kept one."""
@@ -152,11 +175,12 @@ class Standing:
         return self._contents[key]
 
     def renew(self, stage: Stage) -> None:
-        """Keep the states of the tables of which a plan reads the same as the kept one, now that `plan` has found so.
-        Otherwise every later plan would compare their contents."""
+        """Keep the states of the tables, and of what is read besides, of which a plan reads the same as the kept one,
+        now that `plan` has found so. Otherwise every later plan would compare their contents."""
         kept = self._kept(stage)
         if kept is not None and not self._moved:
-            self._write(stage, replace(kept, tables={asset: self.state(asset) for asset in kept.tables}))
+            tables = {asset: self.state(asset) for asset in kept.tables}
+            self._write(stage, replace(kept, beside=self.beside(stage), tables=tables))
 
     def keep(self, stage: Stage, before: PlannedFrom) -> None:
         """Keep what the table of `stage` was planned from, if that can be said and stood still while it was planned.

@@ -35,6 +35,9 @@ class FolderFormat(DatasetFormat):
         for file in self.annotation_files(entry, config).values():
             yield from _parsed(file.path, file.digest)
 
+    def lines_of(self, file: AnnotationFile) -> Iterator[tuple[str, Moment | BadLine]]:
+        return folder.read_annotations(file.path)
+
     def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
         return folder.find_videos(Path(entry.videos).absolute())
 

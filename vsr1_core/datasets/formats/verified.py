@@ -29,6 +29,9 @@ class VerifiedFormat(DatasetFormat):
             if file.error is None:
                 yield from verified.parsed_fig(file.path, file.split, file.digest)
 
+    def lines_of(self, file: AnnotationFile) -> Iterator[tuple[str, Moment | BadLine]]:
+        return verified.read_fig(file.path, file.split)
+
     def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
         root = Path(entry.videos).absolute()
         return folder.find_videos(root, by_name=True) if root.is_dir() else {}
