@@ -149,6 +149,7 @@ def test_other_options_make_the_policy_anew_and_leave_the_embedder(home: Path, t
     assert not torch.equal(old.refine_projector[0].weight, new.refine_projector[0].weight)
 
 
+@pytest.mark.long
 def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     view, lines = open_view(tmp_path / "home", "toy"), list[str]()
