@@ -6,12 +6,15 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TEST_MARKS ?= not long and not sweep
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 BENCH_ARGS ?=
 EXPERIMENT_ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
   --dist loadscope --no-loadscope-reorder
 
+# Where it is forbidden to write bytecode, each process compiles all modules and rewrites all tests for itself.
+export PYTHONDONTWRITEBYTECODE :=
 # libgomp spins at barriers unless told otherwise before torch is imported: one training step took 3,780 ms
 # instead of 46 while another process used a core.
 export OMP_WAIT_POLICY := PASSIVE
@@ -48,8 +51,8 @@ experiment: setup  ## Three seeds of all methods on the toy corpus: means, inter
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
 # How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.
-test: setup  ## All tests but for long sweeps, in several processes (TEST_PROCESSES=0: in one process)
-	$(PYTEST) -m "not sweep" $(PYTEST_ARGS)
+test: setup  ## All tests but for a few long ones and the sweeps (with the long ones: TEST_MARKS="not sweep")
+	$(PYTEST) -m "$(TEST_MARKS)" $(PYTEST_ARGS)
 
 faults: setup  ## The long sweeps: every random edit, lost link and kill of which `make test` runs a few
 	$(PYTEST) -m sweep $(PYTEST_ARGS)

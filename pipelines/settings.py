@@ -223,6 +223,7 @@ def execution_of(settings: Settings, log: Callable[[str], Any]) -> Execution:
     from vsr1_core.stages.execution import Execution
 
     device = choose_device(settings.device)
+    processes, fewest = choose_processes(settings.processes, device)
     return Execution(
         device=device,
         workers=settings.workers,
@@ -230,7 +231,8 @@ def execution_of(settings: Settings, log: Callable[[str], Any]) -> Execution:
         model_workers=settings.model_workers,
         endpoint=read_endpoint(),
         cache_bytes=int(settings.cache_gb * (1 << 30)),
-        processes=choose_processes(settings.processes, device),
+        processes=processes,
+        min_shared_steps=fewest,
         micro_batch_size=settings.micro_batch_size,
         precision=settings.precision,
         text_writer=settings.text_writer,

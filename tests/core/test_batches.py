@@ -182,6 +182,7 @@ def test_a_query_costs_what_its_tokens_cost() -> None:
     assert passes.text([short, long]) == 2 * passes.text([long])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "growth"), [("videos", 3.0), ("answers", 1.3)])
 def test_peak_memory_grows_with_the_budget_and_not_with_the_number_or_length_of_videos(

@@ -16,6 +16,7 @@ SIZES = {"batch": 2, "plain-rows": 1, "queries": 2, "plain-queries": 1, "max-new
 SMALLEST = [f"--{name}={value}" for name, value in {**SIZES, "repeats": 1, "threads": 1}.items()]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", bench_latents.PARTS)
 def test_each_comparison_prints_a_ratio(

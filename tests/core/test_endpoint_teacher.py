@@ -83,6 +83,7 @@ def by_row(seen: list[Seen], run: str) -> dict[str, list[Seen]]:
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_row_ends_and_none_that_ended_is_asked_again_after_a_kill(tmp_path: Path, server: ChatServer) -> None:
     corpus = corpus_of(tmp_path)

@@ -277,6 +277,7 @@ def test_the_notebook_that_searches_a_folder(home: Home, tmp_path: Path, monkeyp
     assert "toy_test_00000" in shown
 
 
+@pytest.mark.long
 def test_the_notebook_that_trains_on_annotations(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = home.table("moments", "nano")
     columns = {"video_id": "video", "start_s": "start", "end_s": "end", "query": "query", "split": "split"}

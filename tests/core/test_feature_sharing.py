@@ -91,6 +91,7 @@ def encode_all(home: Path, **execution: Any) -> int:
     return sum(sizes)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_second_process_computes_no_vision_pass_and_finds_equal_features(home: Path) -> None:
     assert encode_all(home) == len(video_ids(home)) == 36

@@ -56,6 +56,7 @@ def edit(world: SmallWorld, number: int) -> None:
     world.write_annotations("test")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [16, pytest.param(100, marks=pytest.mark.sweep)])
 def test_builds_with_edits_hold_and_leave_no_more_than_the_first_ones(

@@ -172,6 +172,7 @@ def build_parts_and_compare(home: Path, steps: list[tuple[Edit, int, int, set[st
     finish_and_compare(at)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_whatever_part_is_built_in_between_plans_are_exact(built: Path, part: int) -> None:
@@ -184,6 +185,7 @@ def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built
     compare_after_scripts(built, START, part, NUM_SCRIPTS // NUM_PARTS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_the_same_holds_where_videos_are_searched_in_windows(built_in_windows: Path, part: int) -> None:

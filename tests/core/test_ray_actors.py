@@ -205,6 +205,7 @@ print("rest", len(list(results)))
 """
 
 
+@pytest.mark.long
 def test_workers_of_this_machine_need_no_cluster_and_listen_to_nobody_else(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", ALONE, str(tmp_path)]

@@ -149,6 +149,7 @@ def chain(dataset: str) -> Counter[tuple[str, str]]:
     return Counter((asset, dataset) for asset in ("numbers", "squares", "total", "warehouse"))
 
 
+@pytest.mark.long
 def test_an_edit_runs_its_dataset_and_a_failed_blocking_check_holds_only_that(server: Server) -> None:
     built = server.settle()
     assert built == chain("toy") + chain("other"), "what is built runs no more"

@@ -138,6 +138,7 @@ def build_without_dagster(settings: Settings, dataset: str) -> builds.BuildResul
 num_processed: list[int] = []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_experiment_trains_each_seed_once_and_says_what_they_have_in_common(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from vsr1_core.models.weights import digest_weights
 from vsr1_core.stages import launch as launching
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, open_view
+from vsr1_core.stages.model_folders import ModelStage
 from vsr1_core.stages.trained import TrainedStage
 from vsr1_core.training import sft
 
@@ -149,6 +150,7 @@ def test_other_options_make_the_policy_anew_and_leave_the_embedder(home: Path, t
     assert not torch.equal(old.refine_projector[0].weight, new.refine_projector[0].weight)
 
 
+@pytest.mark.long
 def test_two_processes_train_a_checkpoint_and_one_writes_it(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     view, lines = open_view(tmp_path / "home", "toy"), list[str]()
@@ -175,6 +177,27 @@ def test_as_many_processes_train_as_can_share_a_step(home: Path, monkeypatch: py
     assert lines == [
         "sft_checkpoint: a step of 4 can be shared evenly by 2 processes, not by more",
         "sft_checkpoint: a step of 4 can be shared evenly by 4 processes, not by more",
+    ]
+
+
+def test_few_steps_are_trained_in_one_process(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, trained = open_view(home, "toy"), list[tuple[str, int]]()
+    monkeypatch.setattr(launching, "launch", lambda _, asset, how: trained.append((asset, how.processes)) or [])
+    for name, num_steps in (("sft_checkpoint", 2), ("grpo_checkpoint", 1), ("base_models", 4)):
+        stage = view.stages[name]
+        assert isinstance(stage, ModelStage)
+        assert stage.num_steps(view) == num_steps
+        monkeypatch.setattr(stage, "train_here", lambda *_, name=name: trained.append((name, 1)) or [])
+        for fewest in (num_steps, num_steps + 1):
+            run = Execution(processes=2, min_shared_steps=fewest)
+            assert list(stage.make(view, stage.own_rows(view), run)) == []
+    assert trained == [
+        ("sft_checkpoint", 2),
+        ("sft_checkpoint", 1),
+        ("grpo_checkpoint", 2),
+        ("grpo_checkpoint", 1),
+        ("base_models", 2),
+        ("base_models", 1),
     ]
 
 

@@ -187,6 +187,7 @@ def assert_found_and_played(page: Any, caption: str, video: str) -> None:
     until(page, f"document.querySelector('video').currentTime > {start_s + 0.05}")
 
 
+@pytest.mark.long
 def test_real_clips_are_found_and_played_at_the_span(browser: Any, clips: tuple[str, dict[str, str]]) -> None:
     address, captions = clips
     for page in open_page(browser, address):

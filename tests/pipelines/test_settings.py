@@ -50,6 +50,6 @@ def test_trainings_share_the_cores_of_a_cpu_and_take_one_gpu_unless_told(monkeyp
     assert read_settings({}).processes == 0
     for cores, expected in ((None, 1), (1, 1), (2, 2), (16, 4)):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert choose_processes(0, "cpu") == expected
-    assert choose_processes(0, "cuda") == 1
-    assert choose_processes(3, "cpu") == choose_processes(3, "cuda") == 3
+        assert choose_processes(0, "cpu") == (expected, 5)
+    assert choose_processes(0, "cuda") == (1, 0)
+    assert choose_processes(3, "cpu") == choose_processes(3, "cuda") == (3, 0)

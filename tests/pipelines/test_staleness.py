@@ -154,6 +154,7 @@ def test_another_recipe_runs_what_it_concerns(ticker: Ticker, monkeypatch: pytes
     assert "base_models" not in processed
 
 
+@pytest.mark.long
 def test_where_training_is_started_by_hand_the_rest_goes_on_with_the_models_there_are(
     world: SmallWorld, ticker: Ticker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

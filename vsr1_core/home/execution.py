@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 MAX_CPU_PROCESSES = 4
+MIN_SHARED_STEPS = 5
+"""On a CPU, a training of fewer steps runs in one process unless told: two processes and their launcher import for 17 s
+of processor time before the first step."""
 
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Device files of GPUs: NVIDIA, WSL, AMD."""
@@ -26,9 +29,9 @@ def choose_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_processes(processes: int, device: str) -> int:
-    """How many processes train one model together. 0 means one process on a GPU, and on a CPU one per core up to 4:
-    each process needs memory for weights and gradients of its own."""
+def choose_processes(processes: int, device: str) -> tuple[int, int]:
+    """How many processes train one model together, and the fewest steps that they share. 0 means one process on a GPU,
+    and on a CPU one per core up to 4 (each needs memory for weights and gradients of its own)."""
     if processes:
-        return processes
-    return min(MAX_CPU_PROCESSES, os.cpu_count() or 1) if device == "cpu" else 1
+        return processes, 0
+    return (min(MAX_CPU_PROCESSES, os.cpu_count() or 1), MIN_SHARED_STEPS) if device == "cpu" else (1, 0)

@@ -338,10 +338,12 @@ class Home:
     def execution(self, retry_failed: bool = False) -> Execution:
         """How the work of this home runs."""
         device = choose_device(self.device)
+        processes, fewest = choose_processes(self.processes, device)
         return Execution(
             device=device,
             workers=self.workers or max(1, os.cpu_count() or 1),
-            processes=choose_processes(self.processes, device),
+            processes=processes,
+            min_shared_steps=fewest,
             retry_failed=retry_failed,
             is_caged=True,
             log=self.log,

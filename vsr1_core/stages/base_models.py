@@ -101,6 +101,10 @@ class BaseModels(ModelStage):
         else:  # only options of the policy changed: it takes the weights of the present embedder
             yield _tiny_policy(self, view, *_tiny_embedder(one_row(view, self.name, "embedder")))
 
+    def num_steps(self, view: View) -> int:
+        tiny = view.config.models.tiny
+        return tiny.vision_pretraining_steps + tiny.contrastive_steps
+
     def rows_a_step(self, view: View) -> int:
         from vsr1_core.training.contrastive import base_batch
 

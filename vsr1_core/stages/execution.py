@@ -37,6 +37,8 @@ class Execution:
     """The endpoint that serves the teacher's model; None where none is set up."""
     processes: int = 1
     """Number of processes that train one model together, each on its own GPU."""
+    min_shared_steps: int = 0
+    """A training of fewer steps runs in this process, where starting others would take longer than it."""
     micro_batch_size: int = 0
     """Number of episodes per backward pass of stage 2; fewer episodes need less memory. 0: a few groups, and half as
     many whenever the GPU's memory does not suffice."""

@@ -94,14 +94,24 @@ class ModelStage(Stage):
         """Train the models of a dataset that makes its own, in as many processes as can share a step evenly."""
         from vsr1_core.stages.launch import launch
 
-        shared = self.rows_a_step(view)
-        processes = max(n for n in range(1, min(run.processes, max(shared, 1)) + 1) if shared % n == 0)
-        if processes < run.processes:
-            run.log(f"{self.name}: a step of {shared} can be shared evenly by {processes} processes, not by more")
+        processes = self._processes(view, run)
         if processes == 1:
             yield from self.train_here(view, run)
         else:
             yield from launch(view, self.name, replace(run, processes=processes))
+
+    def _processes(self, view: View, run: Execution) -> int:
+        if 0 < self.num_steps(view) < run.min_shared_steps:
+            return 1
+        shared = self.rows_a_step(view)
+        processes = max(n for n in range(1, min(run.processes, max(shared, 1)) + 1) if shared % n == 0)
+        if processes < run.processes:
+            run.log(f"{self.name}: a step of {shared} can be shared evenly by {processes} processes, not by more")
+        return processes
+
+    @abstractmethod
+    def num_steps(self, view: View) -> int:
+        """How many steps a training takes; 0: as many as one pass over its rows."""
 
     @abstractmethod
     def rows_a_step(self, view: View) -> int:

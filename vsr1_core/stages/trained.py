@@ -162,6 +162,9 @@ class TrainedStage(ModelStage):
         row = model_row(self.key, self.name, folder, digest, record, result.curve, options)
         return [row | {"parent": record["parent"], **result.columns}]
 
+    def num_steps(self, view: View) -> int:
+        return int(self.recipe(view.config).steps)
+
     @abstractmethod
     def train(self, view: View, policy: PolicyModel, run: Execution) -> TrainingResult:
         """Train `policy` in place and return what its row needs in addition to the weights."""

@@ -116,7 +116,7 @@ def teacher_forced(
         seed = model.seed(hidden)[list(refining), -1]
     if not refining or not num_soft_tokens:
         return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
-    prefix = after_batch(model.model, inputs, batch, refining)
+    prefix = after_batch(model.model, inputs, batch, refining, num_soft_tokens - 1)
     return hidden, _latents(policy, seed, prefix, num_soft_tokens), batch
 
 
