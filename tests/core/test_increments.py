@@ -209,3 +209,16 @@ def test_unchanged_rows_take_over_the_columns_that_each_of_them_has(table: Table
     committed = wider.rows_path
     build(wider, rows, Worker(), unversioned=found)
     assert wider.rows_path == committed, "what is the same is not written again"
+
+
+def test_a_failed_row_that_is_not_tried_again_takes_over_columns_too(table: Table) -> None:
+    """The time of a touched video that cannot be read, say."""
+    rows = wanted(a="1", b="1")
+    wider = dataclasses.replace(table, columns={**table.columns, "size": pl.Int64})
+    build(wider, rows, Worker(bad="b"))
+    worker = Worker(bad="b")
+    build(wider, rows, worker, unversioned={"a": {"size": 3}, "b": {"size": 4}})
+    assert worker.done == []
+    assert wider.rows(["thing_id", "status", "size"]).rows() == [("a", "ok", 3), ("b", "failed", 4)]
+    build(wider, rows, Worker(), unversioned={"b": {"size": 5}}, retry_failed=True)
+    assert wider.rows(["thing_id", "status", "value"]).rows() == [("a", "ok", 1), ("b", "ok", 1)]

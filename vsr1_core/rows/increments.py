@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 import time
 from collections import Counter
@@ -144,7 +145,7 @@ class Future:
     """The rows of `table` as a build leaves them. Of what is there, only columns that are asked for are read, and once.
 
     made: the rows that it makes, with the columns that are known before. dropped: ids of the rows that it drops. moved:
-    key and new values of unversioned columns, of unchanged rows (`moved_columns`).
+    key and new values of unversioned columns, of rows that stay (`moved_columns`).
     """
 
     table: Table
@@ -223,7 +224,7 @@ def run_plan(
     what was finished in `SHARD_S` seconds; a run that is stopped by an exception loses no finished row.
 
     `process` gets the ids to process and yields one dict per row, in any order; a dict with `error` set becomes a
-    failed row. `unversioned` maps row id -> columns whose values unchanged rows take over without a new version.
+    failed row. `unversioned` maps row id -> columns whose values rows that stay take over without a new version.
     `shard_rows` is the number of rows per pending shard. Raises RuntimeError when `process` yields an id that was not
     asked for, yields the same id twice, or leaves an id out.
     """
@@ -266,9 +267,10 @@ def known_values(
 
 
 def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
-    """Key and unversioned columns of the unchanged rows whose committed values differ; None when no value differs."""
+    """Key and unversioned columns of the rows that stay, failed ones too, whose committed values differ; None when no
+    value differs."""
     kept: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row_id in plan.unchanged:
+    for row_id in itertools.chain(plan.unchanged, plan.failed):
         if columns := unversioned.get(row_id):
             kept.setdefault(tuple(columns), []).append({table.key: row_id, **columns})
     changed = [frame for rows in kept.values() if (frame := _changed(table, rows)).height]
