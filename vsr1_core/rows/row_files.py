@@ -13,6 +13,7 @@ per query, and 15 to 19 of 1,000 queries failed when a commit replaced the file 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -30,6 +31,8 @@ DROPPED = "dropped"
 NAME = r"(?:rows|changes)((_\d{10})?(_\d{10})?)\.parquet"
 """Names of files of rows: (1) their place in the order of commits, as texts sort, of (2) the base and (3) the delta.
 `rows.parquet`, which earlier versions wrote, is older than any other and gets no deltas."""
+PENDING = "pending"
+"""The folder in that of a table with the shards of a running build."""
 PATTERN = "[rc]*.parquet"
 """Files of rows, and nothing else in the folder of a table."""
 ONE_FILE_BYTES = 8 << 20
@@ -46,6 +49,12 @@ MAX_OLD_BYTES = 256 << 20
 """The same where they take more bytes than this."""
 SMALL_FILE = 2**16
 """Files of rows of up to this many bytes are kept in memory: planning a graph reads each table about ten times."""
+
+
+class UnreadableRows(OSError):
+    """A file of rows is there, and cannot be read. The message says which one, and what to do; no row is to blame."""
+
+    is_of_the_run = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ class RowFiles:
         """Name -> polars type of the columns, the key first. All files of a state have the same ones."""
         if (small := _small(self.base)) is not None:
             return small[1]
-        return pl.scan_parquet(self.base, hive_partitioning=False, glob=False).collect_schema()
+        with _named(self.base):
+            return _scanned(self.base).collect_schema()
 
     def num_rows(self) -> int:
         return self.read([next(iter(self.schema))]).height if self.deltas else num_rows_in(self.base)
@@ -120,8 +130,8 @@ def row_files(folder: Path) -> RowFiles | None:
         return None
     if missing := _missing(found):
         raise FileNotFoundError(
-            f"{missing} is missing, over which {found.newest.name} was committed: copy it back, or delete {folder} and "
-            "build again"
+            f"{folder / missing}, over which {found.newest.name} of {_table_of(folder)} was committed, is missing: "
+            f"{_remedy(folder)}"
         )
     return found
 
@@ -193,7 +203,8 @@ def drop_superseded(folder: Path) -> None:
 
 
 def num_rows_in(path: Path) -> int:
-    return int(pl.scan_parquet(path, hive_partitioning=False, glob=False).select(pl.len()).collect().item())
+    with _named(path):
+        return int(_scanned(path).select(pl.len()).collect().item())
 
 
 def _valid(found: pl.DataFrame, key: str) -> pl.Series:
@@ -203,8 +214,13 @@ def _valid(found: pl.DataFrame, key: str) -> pl.Series:
 
 
 def _read(paths: list[Path], columns: list[str], where: pl.Expr | None = None) -> pl.DataFrame:
-    found = pl.scan_parquet(paths, hive_partitioning=False, glob=False)
-    return (found if where is None else found.filter(where)).select(columns).collect()
+    with _named(*paths):
+        found = _scanned(paths)
+        return (found if where is None else found.filter(where)).select(columns).collect()
+
+
+def _scanned(paths: Path | list[Path]) -> pl.LazyFrame:
+    return pl.scan_parquet(paths, hive_partitioning=False, glob=False)
 
 
 def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
@@ -217,5 +233,51 @@ def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
 def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
     """Read a small file once. A file never changes once it has its name; `inode` and `written_ns` tell it from a file
     of the same name in a home that was deleted and made again."""
-    frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    frame = read_rows(path)
     return frame, dict(frame.schema)
+
+
+def read_rows(path: Path) -> pl.DataFrame:
+    """All rows of one file. Raises UnreadableRows."""
+    with _named(path):
+        return pl.read_parquet(path, hive_partitioning=False, glob=False)
+
+
+@contextlib.contextmanager
+def _named(*paths: Path) -> Iterator[None]:
+    """Raise UnreadableRows in place of what polars says, which names no file, while it reads `paths`."""
+    try:
+        yield
+    except _OF_POLARS as error:
+        broken, reason = next(((path, found) for path in paths if (found := _problem(path))), (paths[-1], str(error)))
+        table = broken.parents[1] if broken.parent.name == PENDING else broken.parent
+        remedy = "delete it, and its rows are made again" if table != broken.parent else _remedy(table)
+        raise UnreadableRows(f"{broken}, a file of {_table_of(table)}, cannot be read ({reason}): {remedy}") from error
+
+
+_OF_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+def _problem(path: Path) -> str:
+    """Why a file cannot be read by itself; empty where it can."""
+    try:
+        _scanned(path).collect()
+    except _OF_POLARS as error:
+        return str(error)
+    return ""
+
+
+def _table_of(folder: Path) -> str:
+    """The table in a folder, as answers say it that name no folder."""
+    return f"the table {folder.parent.name} of {_dataset_of(folder)}"
+
+
+def _dataset_of(folder: Path) -> str:
+    return folder.name.partition("=")[2]
+
+
+def _remedy(folder: Path) -> str:
+    return (
+        f"copy it back, or delete its folder and run: vsr1 build --dataset {_dataset_of(folder)} "
+        f"--assets {folder.parent.name}, which makes the rows of this table again; no other table loses any"
+    )

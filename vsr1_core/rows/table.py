@@ -23,7 +23,7 @@ import polars as pl
 from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.places import PATH_COLUMNS, Places
-from vsr1_core.rows.row_files import DROPPED, RowFiles, drop_superseded, first_base, row_files
+from vsr1_core.rows.row_files import DROPPED, PENDING, RowFiles, drop_superseded, first_base, read_rows, row_files
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -79,7 +79,7 @@ class Table:
     def is_whole(self) -> bool:
         """Whether the last commit was finished: the manifest is of the newest rows, and no shard is left."""
         files = self.files()
-        if files is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
+        if files is None or not self.manifest_path.exists() or (self.folder / PENDING).exists():
             return False
         newest = files.newest.name
         return self.manifest().get("rows", newest) == newest  # manifests of before do not name them
@@ -167,7 +167,7 @@ class Table:
 
     def add_pending(self, rows: list[dict[str, Any]]) -> None:
         """Write one shard of the running build. Raises LeaseLost when another run has taken the dataset over."""
-        with self._fence() as fence, atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as path:
+        with self._fence() as fence, atomic_path(self.folder / PENDING / f"{secrets.token_hex(8)}.parquet") as path:
             self._stored(self.frame(rows)).write_parquet(path)
             fence()
 
@@ -179,10 +179,10 @@ class Table:
 
     def pending(self) -> pl.DataFrame:
         """The rows of runs that did not reach their commit: for each id the newest one."""
-        if not (self.folder / "pending").exists():
+        if not (self.folder / PENDING).exists():
             return self._empty
-        paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
-        frames = [pl.read_parquet(p, hive_partitioning=False, glob=False) for p in paths]
+        paths = sorted((self.folder / PENDING).glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        frames = [read_rows(path) for path in paths]
         readable = [f for f in frames if dict(f.schema) == dict(self._empty.schema)]
         if not readable:
             return self._empty
@@ -239,7 +239,7 @@ class Table:
                 ordered.write_parquet(temporary, row_group_size=GROUP_ROWS)
                 fence()
             write_json(self.manifest_path, manifest)
-            shutil.rmtree(self.folder / "pending", ignore_errors=True)
+            shutil.rmtree(self.folder / PENDING, ignore_errors=True)
         drop_superseded(self.folder)
         return manifest
 
