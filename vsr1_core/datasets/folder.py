@@ -33,19 +33,18 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
     """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
     The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
-    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Raises
+    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Links to
+    folders are followed as `_walked` says; a file behind one gives way to one of the same id that is not. Raises
     FileNotFoundError when the folder does not exist, and OSError when it, or a folder in it, cannot be read: the videos
     in there are not gone.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
-    found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(
-        folder, onerror=_unreadable
-    ):  # strings: a pathlib operation costs as much as a disk access
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    own, linked = dict[str, list[Path]](), dict[str, list[Path]]()
+    for place, names, is_linked in _walked(str(folder)):
         below = Path(place).relative_to(folder).as_posix()
         prefix = "" if by_name or below == "." else f"{below}/"
+        found = linked if is_linked else own
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)  # noqa: PTH122
             if name.startswith(".") or suffix.lower() not in VIDEO_SUFFIXES:
@@ -53,7 +52,33 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
             path = os.path.join(place, name)  # noqa: PTH118
             if os.path.isfile(path):  # noqa: PTH113
                 found.setdefault(visible(prefix + stem), []).append(Path(path))
-    return dict(sorted(found.items()))
+    return dict(sorted({**linked, **own}.items()))
+
+
+def _walked(root: str) -> Iterator[tuple[str, list[str], bool]]:
+    """(folder, names of what is in it, whether it is behind a link) for a folder and all below it. Paths are strings: a
+    pathlib operation costs as much as a disk access.
+
+    No folder is read twice, whatever leads to it: those that are below `root` without a link come first, then of links
+    those whose target may contain that of another one. A link to a folder that contains `root` is not followed. So
+    links in a circle end, and one to what is there already adds nothing.
+    """
+    top, read, waiting = os.path.realpath(root), set[str](), [root]
+    while waiting:
+        starts = sorted((len(target := os.path.realpath(path)), path, target) for path in waiting)
+        waiting = []
+        for _, start, target in starts:
+            if start != root and os.path.commonpath([target, top]) == target:
+                continue
+            for place, folders, names in os.walk(start, onerror=_unreadable):
+                real = target + place[len(start) :]
+                if real in read:
+                    folders.clear()
+                    continue
+                read.add(real)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                waiting += [path for name in folders if os.path.islink(path := os.path.join(place, name))]  # noqa: PTH114, PTH118
+                yield place, names, start != root
 
 
 def _unreadable(error: OSError) -> None:
