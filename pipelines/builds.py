@@ -230,8 +230,9 @@ def _built(event: dg.AssetMaterialization | None) -> BuiltAsset | None:
 
 
 def _root_message(error: Any) -> str:
-    """The message of the first exception, without the ones in which Dagster wraps it. Errors of this project are
-    written for people, so the name of their class is left out."""
-    while error is not None and error.cause is not None:
+    """The message of the exception that ended a step, without the ones in which Dagster wraps it. What it was raised
+    from, such as polars' word on a file, is for the traceback. Errors of this project are written for people, so the
+    name of their class is left out."""
+    while error is not None and error.cause is not None and error.message.startswith("dagster"):
         error = error.cause
     return re.sub(r"^vsr1_core\.[\w.]+: ", "", error.message.strip()) if error else "failed without a message"

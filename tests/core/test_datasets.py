@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_videos_are_found_in_subfolders_and_clashes_are_seen(tmp_path: Path) -> 
         folder.find_videos(tmp_path / "none")
 
 
-def test_links_are_followed_to_files_and_never_to_folders(tmp_path: Path) -> None:
+def test_links_are_followed_and_those_that_lead_nowhere_are_none(tmp_path: Path) -> None:
     write_lines(tmp_path / "away" / "one.mp4", "x")
     videos = tmp_path / "videos"
     for name in ("b/z.mp4", "b/a.mp4", "b.d/a.mkv", "a.mp4", "c.mp4/inside.mov"):
@@ -196,11 +197,64 @@ def test_links_are_followed_to_files_and_never_to_folders(tmp_path: Path) -> Non
     (videos / "itself.mp4").symlink_to(videos / "itself.mp4")
     (videos / "b" / "up").symlink_to(videos)
     found = folder.find_videos(videos)
-    assert list(found) == ["a", "b.d/a", "b/a", "b/z", "c.mp4/inside", "linked"]
+    assert list(found) == ["a", "b.d/a", "b/a", "b/z", "c.mp4/inside", "folder/one", "linked"]
     assert found["linked"] == [videos / "linked.mp4"]
     by_name = folder.find_videos(videos, by_name=True)
-    assert list(by_name) == ["a", "inside", "linked", "z"]
+    assert list(by_name) == ["a", "inside", "linked", "one", "z"]
     assert by_name["a"] == [videos / "a.mp4", videos / "b/a.mp4", videos / "b.d/a.mkv"], "as folders are sorted"
+
+
+def linked_corpus(tmp_path: Path) -> Path:
+    """A folder with links to folders outside, to itself, to a folder above it, to a sibling, and in a circle."""
+    root = tmp_path / "clips"
+    for name in ("clips/a.mp4", "clips/sub/b.mp4", "disk/c.mp4", "disk/deep/d.mp4", "other/e.mp4", "disk/.trash/f.mp4"):
+        write_lines(tmp_path / name, "x")
+    for link, target in {
+        "clips/disk": "disk",
+        "clips/again": "disk/deep",
+        "clips/same": "clips/sub",
+        "clips/self": "clips",
+        "clips/sub/up": ".",
+        "disk/back": "clips",
+        "disk/deep/circle": "disk",
+        "disk/deep/further": "other",
+        "other/circle": "other",
+    }.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (root / "lost").symlink_to(tmp_path / "not there")
+    return root
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
+    root = linked_corpus(tmp_path)
+    found = {
+        video_id: [str(p.relative_to(root)) for p in paths] for video_id, paths in folder.find_videos(root).items()
+    }
+    assert found == {
+        "a": ["a.mp4"],
+        "disk/c": ["disk/c.mp4"],
+        "disk/deep/d": ["disk/deep/d.mp4"],
+        "disk/deep/further/e": ["disk/deep/further/e.mp4"],
+        "sub/b": ["sub/b.mp4"],
+    }
+    assert list(folder.find_videos(root, by_name=True)) == ["a", "b", "c", "d", "e"]
+    (tmp_path / "entrance").symlink_to(root)
+    assert list(folder.find_videos(tmp_path / "entrance")) == list(found), "the folder itself may be a link"
+
+
+def test_a_file_behind_a_link_clashes_with_none_of_the_folder_itself(tmp_path: Path) -> None:
+    for name in ("clips/sub/a.mp4", "disk/a.mp4", "disk/b.mp4", "disk/deep/b.mp4"):
+        write_lines(tmp_path / name, "x")
+    (tmp_path / "clips" / "0").symlink_to(tmp_path / "disk")
+    found = folder.find_videos(tmp_path / "clips", by_name=True)
+    assert found["a"] == [tmp_path / "clips/sub/a.mp4"]
+    assert len(found["b"]) == 2, "two files behind links do clash"
+
+
+def test_a_link_whose_target_is_gone_takes_no_other_video_away(tmp_path: Path) -> None:
+    root = linked_corpus(tmp_path)
+    shutil.rmtree(tmp_path / "other")
+    assert list(folder.find_videos(root)) == ["a", "disk/c", "disk/deep/d", "sub/b"]
 
 
 def test_a_toy_clip_is_a_real_video_of_its_scene(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Files:
     """A dataset of files that are no videos, which no stage here opens, with one query each."""
 
     def __init__(self, root: Path, num_videos: int, kind: str = "folder") -> None:
-        self.root, self.kind = root, kind
+        self.root, self.kind, self.num_videos = root, kind, num_videos
         self.videos = root / "videos"
         self.annotations = root / ("a.jsonl" if kind == "folder" else "own_fig_test.jsonl")
         self.videos.mkdir()
@@ -34,10 +34,17 @@ class Files:
             (self.videos / f"v{number:02}.mp4").write_bytes(b"%d" % number)
         self.annotate(num_videos)
 
-    def annotate(self, num_rows: int, query: str = "it moves") -> None:
+    def annotate(self, num_rows: int, query: str = "it moves", first: int = 0) -> None:
         rows = [
-            {"video": f"v{n:02}", "time": [0, 1], "desc_id": n, "duration": 3.0, "cog_desc": "x", "fig_desc": query}
-            for n in range(num_rows)
+            {
+                "video": f"v{n % self.num_videos:02}",
+                "time": [0, 1],
+                "desc_id": n,
+                "duration": 3.0,
+                "cog_desc": "x",
+                "fig_desc": query,
+            }
+            for n in range(first, first + num_rows)
         ]
         self.annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -132,6 +139,71 @@ def test_another_folder_in_its_place_stops_the_build(many: Files) -> None:
     for number in range(NUM_VIDEOS):
         (many.videos / f"other{number}.mp4").write_bytes(b"other %d" % number)
     refused(many, "40 of 40 known video files", "is there, without them")
+
+
+def test_renamed_videos_that_nothing_annotates_are_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_probe_video", lambda task: {"duration_s": 3.0})
+    files = Files(tmp_path, NUM_VIDEOS)
+    files.annotate(0)
+    files.build()
+    files.videos.rename(files.root / "kept")
+    files.videos.mkdir()
+    (files.root / "kept").rename(files.videos / "2026")
+    files.build()
+    assert files.view().table("videos").rows()["video_id"].to_list() == [f"2026/v{n:02}" for n in range(NUM_VIDEOS)]
+
+
+def test_new_videos_do_not_stand_for_gone_ones(many: Files) -> None:
+    """As many new files as there are gone ones, and others with the same annotations."""
+    empty(many.videos, keep=NUM_VIDEOS - FEW_ROWS)
+    for number in range(FEW_ROWS):
+        (many.videos / f"other{number}.mp4").write_bytes(b"other %d" % number)
+    refused(many, "10 of 40 known video files of own are gone at once (v30, v31, v32, ...)")
+
+
+def test_new_annotated_videos_do_not_stand_for_gone_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files are there; the annotations name other ones of them."""
+    monkeypatch.setattr(corpus, "_probe_video", lambda task: {"duration_s": 3.0})
+    files = Files(tmp_path, 2 * NUM_VIDEOS, kind="verified")
+    files.annotate(NUM_VIDEOS)
+    files.build()
+    files.annotate(NUM_VIDEOS, first=FEW_ROWS)
+    refused(files, "10 of 40 known videos of own are gone at once (v00, v01, v02, ...)")
+
+
+def test_new_annotation_rows_do_not_stand_for_gone_ones(many: Files) -> None:
+    many.annotate(NUM_VIDEOS, first=FEW_ROWS)
+    refused(many, "10 of 40 known annotation rows of own are gone at once (0_fig, 1_fig, 2_fig, ...)")
+
+
+def test_a_new_annotation_file_does_not_stand_for_a_gone_one(tmp_path: Path) -> None:
+    files = Files(tmp_path, 2, kind="verified")
+    files.build()
+    files.annotations.unlink()
+    files.annotations = tmp_path / "own_fig_train.jsonl"
+    files.annotate(2, query="it turns")
+    refused(files, "1 of 1 known annotation files of own are gone at once (own_fig_test.jsonl)")
+    files.annotate(2)
+    assert files.build()["annotation_files"] == 1, "the same file under another name"
+
+
+def test_a_dataset_that_was_registered_with_another_annotation_file_has_lost_none(tmp_path: Path) -> None:
+    files = Files(tmp_path, 2)
+    files.build()
+    files.annotations.unlink()
+    files.annotations = tmp_path / "b.jsonl"
+    files.annotate(2, query="it turns")
+    assert files.build() == built(2)
+
+
+def test_lines_that_were_put_right_are_not_gone(many: Files) -> None:
+    """A line that cannot be read is a row named after its place, which its moment is not."""
+    right = many.annotations.read_text()
+    many.annotations.write_text("".join(f"{line[:-2]}\n" for line in right.splitlines()))
+    assert many.build(max_removed=None)["moments"] == NUM_VIDEOS
+    many.annotations.write_text(right)
+    assert many.build() == built(NUM_VIDEOS)
+    assert many.view().table("moments").rows()["status"].to_list() == ["ok"] * NUM_VIDEOS
 
 
 def test_a_truncated_annotation_file_stops_the_build(many: Files) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,12 +19,13 @@ from fake_results import fake_stages
 
 from vsr1_core.home import warehouse
 from vsr1_core.home.warehouse_views import HOME_VARIABLE
-from vsr1_core.rows import row_files
+from vsr1_core.rows import boundary, row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.merged import BLOCK_ROWS, newest
 from vsr1_core.rows.table import Table
+from vsr1_core.rows.unreadable import UnreadableRows
 
 MAX_AMPLIFICATION = 3.0
 
@@ -55,6 +58,57 @@ def numbered(count: int) -> dict[str, int]:
 
 def names(table: Table) -> list[str]:
     return sorted(path.name for path in table.folder.glob(row_files.PATTERN))
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    at = {"cut": len(content) // 2, "without_end": len(content) - 4, "empty": 0, "inside": 40}[how]
+    path.write_bytes(content[:at] + (b"\xff" * 200 + content[at + 200 :] if how == "inside" else b""))
+
+
+@pytest.mark.parametrize("how", ["cut", "without_end", "empty", "inside"])
+@pytest.mark.parametrize("file", ["base", "delta"])
+@pytest.mark.parametrize("number", [10, 100], ids=["small", "large"])
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(table: Table, how: str, file: str, number: int) -> None:
+    build(table, numbered(number))
+    build(table, numbered(number) | {"t00000": -1})
+    files = table.files()
+    assert files is not None
+    assert len(files.deltas) == 1
+    broken = files.base if file == "base" else files.deltas[0]
+    spoil(broken, how)
+    with pytest.raises(UnreadableRows) as raised:
+        table.rows()
+    said = str(raised.value)
+    assert said.startswith(f"{broken}, a file of the table things of toy, cannot be read (parquet: "), said
+    assert "delete its folder and run: vsr1 build --dataset toy --assets things, " in said
+    assert boundary.is_of_the_run(raised.value), "no row is to blame"
+    shutil.rmtree(table.folder)
+    build(table, numbered(number))
+    assert table.rows(["thing_id", "value"]).rows() == [(f"t{n:05d}", n) for n in range(number)]
+
+
+def test_each_way_to_read_a_table_names_the_file(table: Table) -> None:
+    build(table, numbered(100))
+    files = table.files()
+    assert files is not None
+    spoil(files.base, "cut")
+    for read in (table.rows, table.ok_rows, table.new_columns, table.has_other_columns, files.num_rows, table.known):
+        with pytest.raises(UnreadableRows, match=re.escape(f"{files.base}, a file of the table things of toy")):
+            read()
+
+
+def test_a_pending_shard_that_cannot_be_read_is_named(table: Table) -> None:
+    build(table, numbered(10))
+    table.add_pending([{"thing_id": "t00000", "value": 7}])
+    [shard] = (table.folder / "pending").iterdir()
+    spoil(shard, "cut")
+    said = f"{shard}, a file of the table things of toy, cannot be read (parquet: "
+    with pytest.raises(UnreadableRows, match=re.escape(said)) as raised:
+        table.pending()
+    assert str(raised.value).endswith("delete it, and its rows are made again")
+    shard.unlink()
+    assert table.known(["value"])["value"].to_list() == list(range(10))
 
 
 def test_random_builds_leave_the_rows_and_the_version_of_one_file(table: Table, tmp_path: Path) -> None:
@@ -136,7 +190,9 @@ def test_a_missing_file_is_named_and_never_read_past(table: Table, gone: str) ->
     for value in range(3):
         build(table, numbered(40) | {"t00001": value})
     (table.folder / gone).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{gone} is missing.*copy it back, or delete .*dataset=toy"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{gone}, over which .* is missing: copy it back, or delete its folder"
+    ):
         table.rows()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from vsr1_core.evaluation.metrics import score
 from vsr1_core.evaluation.scores import values
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.unreadable import UnreadableRows
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import TRAINED
@@ -311,6 +313,21 @@ def test_bad_sql_is_explained_in_one_line_that_names_the_views(home: Path, sql: 
         warehouse.query(home, sql)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_of_rows_that_cannot_be_read_is_named(home: Path, inside: bool) -> None:
+    """Where the middle of a file is damaged, DuckDB names no file."""
+    commit_results(home / "lake", "toy", num_queries=12, num_failed=2)
+    files = Lake(home / "lake").table("moments", "toy", "query_id", {}).files()
+    assert files is not None
+    content = files.base.read_bytes()
+    files.base.write_bytes(content[:4] + b"\xff" * 200 + content[204:] if inside else content[:-20])
+    said = f"{files.base}, a file of the table moments of toy, cannot be read (parquet: "
+    with pytest.raises(UnreadableRows, match=re.escape(said)):
+        warehouse.query(home, "from moments")
+    with pytest.raises(ValueError, match="The views are"):
+        warehouse.query(home, "select nothing from videos")
 
 
 def test_no_scratch_file_is_left(home: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from tests.axe import violations
 from tests.core.serve.served import running
 from tests.corrected_world import CorrectedWorld
 from tests.pages import open_page, opened_browser, until, visit
+from vsr1_core.serve.builds import Builds
 
 pytestmark = pytest.mark.slow
 QUERY = "900_fig"
@@ -113,6 +117,53 @@ def test_a_rejected_query_can_be_brought_back_from_its_own_address(page: Any, co
     build_all("small", lambda line: None)
     page.reload()
     page.wait_for_selector(".answer")
+
+
+def shorten(page: Any) -> None:
+    """Correct the end of a query, so that a build is due."""
+    page.goto(ADDRESS.replace(QUERY, "901_fig"))
+    page.click("text=Correct this query")
+    page.wait_for_selector(".lane.edit")
+    page.fill("input[name=end_s]", f"{span(page)[1] - 0.5}")
+    page.click("button:text-is('Save')")
+    page.wait_for_selector("text=A build makes")
+
+
+def test_a_build_that_another_one_keeps_from_starting_is_offered_again(browser: Any, corrected: CorrectedWorld) -> None:
+    ended = threading.Event()
+
+    def run(dataset: str, told: Callable[[str], None]) -> str:
+        if dataset == "small":
+            return corrected.build(dataset, told)
+        assert ended.wait(600)
+        return ""
+
+    state = dataclasses.replace(corrected.state(), builds=Builds(run))
+    with running(state) as address, contextmanager(open_page)(browser, address) as page:
+        shorten(page)
+        other = state.builds.start("other")
+        page.click("text=Build now")
+        page.wait_for_selector(".verdict.failed >> text=a build of other runs already; wait until it has ended")
+        assert page.is_visible("text=Build now")
+        ended.set()
+        while other.state == "running":
+            page.wait_for_timeout(20)
+        build(page, corrected)
+        assert page.query_selector(".corrections .verdict.failed:visible") is None
+
+
+def test_a_build_that_ends_refused_is_offered_again_with_the_reason(browser: Any, corrected: CorrectedWorld) -> None:
+    refusals = ["small is being written by a build on another machine; wait for it, or use --wait"]
+
+    def run(dataset: str, told: Callable[[str], None]) -> str:
+        return refusals.pop() if refusals else corrected.build(dataset, told)
+
+    state = dataclasses.replace(corrected.state(), builds=Builds(run))
+    with running(state) as address, contextmanager(open_page)(browser, address) as page:
+        shorten(page)
+        page.click("text=Build now")
+        page.wait_for_selector("text=The build stopped: small is being written by a build on another machine")
+        build(page, corrected)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from vsr1_core.home.hub.adoption import adopt
 from vsr1_core.rows.files import write_json
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import LeaseHeld, hold, read_holding
+from vsr1_core.rows.unreadable import UnreadableRows
 from vsr1_core.stages import corpus
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.graph import in_order
@@ -64,6 +67,28 @@ def test_an_empty_mount_point_stops_a_build_that_may_not_remove(videos: Path) ->
     assert "2" in run("sql", "select count(*) as n from raw_videos", "--format", "csv").stdout
     assert build("--allow-removals").exit_code == 0
     assert "0" in run("sql", "select count(*) as n from raw_videos", "--format", "csv").stdout
+
+
+@pytest.mark.slow
+def test_a_table_that_cannot_be_read_is_named_and_made_again_as_the_message_says(videos: Path) -> None:
+    assert build().exit_code == 0
+    before = Home(videos.parent / "home").sql("from raw_videos")
+    [rows] = (videos.parent / "home/lake/tables/raw_videos/dataset=mine").glob("rows*.parquet")
+    rows.write_bytes(rows.read_bytes()[:-20])
+    said = f"{rows}, a file of the table raw_videos of mine, cannot be read (parquet: "
+    for asked in (("build", "-d", "mine"), ("plan", "-d", "mine"), ("sql", "from raw_videos")):
+        failed = run(*asked)
+        assert failed.exit_code == 1
+        assert isinstance(failed.exception, SystemExit), failed.exception
+        text = " ".join(failed.output.split())
+        assert said in text, text
+        assert "delete its folder and run: vsr1 build --dataset mine --assets raw_videos" in text
+    for read in (lambda home: home.table("raw_videos", "mine"), lambda home: home.plan("mine")):
+        with pytest.raises(UnreadableRows, match=re.escape(said)):
+            read(Home(videos.parent / "home"))
+    shutil.rmtree(rows.parent)
+    assert build().exit_code == 0
+    assert Home(videos.parent / "home").sql("from raw_videos").equals(before)
 
 
 def lease_of(videos: Path, dataset: str = "mine") -> Path:

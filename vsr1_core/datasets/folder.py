@@ -33,24 +33,47 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
     """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
     The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
-    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Raises
+    a name that are not UTF-8 are spelled in the id (`name_error`). Hidden files and folders are skipped. Links to
+    folders are followed as `_walked` says; a file behind one gives way to one of the same id that is not. Raises
     FileNotFoundError when the folder does not exist, and OSError when it, or a folder in it, cannot be read: the videos
     in there are not gone.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
-    found: dict[str, list[Path]] = {}
-    left = [("", str(folder))]
-    while left:
-        below, place = left.pop()
-        entries, parent, prefix = _listed(place), Path(place), "" if by_name else below
+    own, linked = dict[str, list[Path]](), dict[str, list[Path]]()
+    for below, place, entries, is_linked in _walked(str(folder)):
+        found, parent, prefix = linked if is_linked else own, Path(place), "" if by_name else below
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
             if suffix.lower() in VIDEO_SUFFIXES and _is_so(entry.is_file):
                 found.setdefault(visible(prefix + stem), []).append(parent / entry.name)
-        inside = [entry for entry in reversed(entries) if _is_so(entry.is_dir) and not entry.is_symlink()]
-        left += [(f"{below}{entry.name}/", entry.path) for entry in inside]
-    return dict(sorted(found.items()))
+    return dict(sorted({**linked, **own}.items()))
+
+
+def _walked(root: str) -> Iterator[tuple[str, str, list[os.DirEntry[str]], bool]]:
+    """(path below `root` with a slash behind it, folder, what is in it, whether it is behind a link) for a folder and
+    all below it.
+
+    No folder is read twice, whatever leads to it: those that are below `root` without a link come first, then of links
+    those whose target may contain that of another one. A link to a folder that contains `root` is not followed. So
+    links in a circle end, and one to what is there already adds nothing.
+    """
+    top, read, waiting = os.path.realpath(root), set[str](), [(root, "")]
+    while waiting:
+        starts = sorted((len(target := os.path.realpath(path)), path, below, target) for path, below in waiting)
+        waiting = []
+        for _, start, first, target in starts:
+            left = [(start, first)] if start == root or os.path.commonpath([target, top]) != target else []
+            while left:
+                place, below = left.pop()
+                real = target + place[len(start) :]
+                if real not in read:
+                    read.add(real)
+                    entries = _listed(place)
+                    inside = [entry for entry in reversed(entries) if _is_so(entry.is_dir)]
+                    for entry in inside:
+                        (waiting if entry.is_symlink() else left).append((entry.path, f"{below}{entry.name}/"))
+                    yield below, place, entries, start != root
 
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:

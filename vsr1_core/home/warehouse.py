@@ -25,6 +25,7 @@ from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.row_files import PATTERN
 from vsr1_core.rows.table import BASE_COLUMNS, HISTORY_COLUMNS
+from vsr1_core.rows.unreadable import read_rows
 from vsr1_core.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
 
     Raises:
         ValueError: The SQL is bad, empty or not allowed; the message is one line and lists the views.
+        UnreadableRows: A file of rows cannot be read; the message says which.
     """
     import duckdb
 
@@ -100,6 +102,7 @@ def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
             if relation is not None:
                 return relation.pl()
         except duckdb.Error as error:
+            _name_unreadable(home, error)
             raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
         except pl.exceptions.ComputeError as error:  # of an INTERVAL
             types = ", ".join(f"{name} {kind}" for name, kind in zip(relation.columns, relation.types, strict=True))
@@ -107,6 +110,20 @@ def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
                 f"a column has a type that no table here holds; write it as column::varchar: {types}"
             ) from error
         raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
+
+
+def _name_unreadable(home: Path, error: Exception) -> None:
+    """Raise UnreadableRows where a query failed because of a file of rows. DuckDB names it where the end of the file
+    is not that of a Parquet file; of what is inside, it says which byte is wrong and not of which file."""
+    import duckdb
+
+    tables = (home / "lake" / "tables").absolute()
+    named = re.search(rf"{re.escape(str(tables))}/[^'\"]+\.parquet", str(error))
+    if named:
+        read_rows(Path(named[0]))
+    elif type(error) in (duckdb.Error, duckdb.InternalException, duckdb.FatalException):
+        for path in sorted(tables.glob(f"*/dataset=*/{PATTERN}")):
+            read_rows(path)
 
 
 def _restrict(connection: duckdb.DuckDBPyConnection, home: Path, sql: str) -> None:

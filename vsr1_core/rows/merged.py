@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from vsr1_core.rows.unreadable import named, scanned
+
 BLOCK_ROWS = 4096
 """Rows that are read, and encoded, at a time. At polars' 262,144, the encoding of 100,000 rankings takes 370 MB."""
 MAX_READS = 16
@@ -54,15 +56,14 @@ class FileRows:
     @cached_property
     def kept(self) -> Mapping[str, Any]:
         """Name -> polars type of the columns in the file."""
-        return scanned([self.path]).collect_schema()
+        with named(self.path):
+            return scanned([self.path]).collect_schema()
 
     def read(self, columns: Sequence[str], begin: int = 0, count: int | None = None) -> pl.DataFrame:
         same = [name for name in columns if self.kept.get(name) == self.schema[name]]
-        return completed(scanned([self.path]).slice(begin, count).select(same).collect(), columns, self.schema)
-
-
-def scanned(paths: Sequence[Path]) -> pl.LazyFrame:
-    return pl.scan_parquet(list(paths), hive_partitioning=False, glob=False)
+        with named(self.path):
+            found = scanned([self.path]).slice(begin, count).select(same).collect()
+        return completed(found, columns, self.schema)
 
 
 def completed(rows: pl.DataFrame, columns: Sequence[str], schema: Mapping[str, Any]) -> pl.DataFrame:

@@ -25,7 +25,8 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.rows.merged import BLOCK_ROWS, FileRows, Merged, is_among, scanned
+from vsr1_core.rows.merged import BLOCK_ROWS, FileRows, Merged, is_among
+from vsr1_core.rows.unreadable import named, read_rows, remedy, scanned, table_of
 
 DROPPED = "dropped"
 """The status of an id in a delta whose row is gone."""
@@ -75,7 +76,8 @@ class RowFiles:
         """Name -> polars type of the columns, the key first. All files of a state have the same ones."""
         if (small := _small(self.base)) is not None:
             return small[1]
-        return scanned([self.base]).collect_schema()
+        with named(self.base):
+            return scanned([self.base]).collect_schema()
 
     def num_rows(self) -> int:
         return self.read([next(iter(self.schema))]).height if self.deltas else num_rows_in(self.base)
@@ -100,7 +102,9 @@ class RowFiles:
             yield from self.read(columns).iter_slices(BLOCK_ROWS)
         else:
             for begin in range(0, num_rows_in(self.base), BLOCK_ROWS):
-                yield scanned([self.base]).slice(begin, BLOCK_ROWS).select(columns).collect()
+                with named(self.base):
+                    found = scanned([self.base]).slice(begin, BLOCK_ROWS).select(columns).collect()
+                yield found
 
     def takes_delta(self, num_changed: int) -> bool:
         """Whether a commit of so many rows should be a delta: as long as all deltas together are smaller than the base.
@@ -133,8 +137,8 @@ def row_files(folder: Path) -> RowFiles | None:
         return None
     if missing := _missing(found):
         raise FileNotFoundError(
-            f"{missing} is missing, over which {found.newest.name} was committed: copy it back, or delete {folder} and "
-            "build again"
+            f"{folder / missing}, over which {found.newest.name} of {table_of(folder)} was committed, is missing: "
+            f"{remedy(folder)}"
         )
     return found
 
@@ -206,7 +210,8 @@ def drop_superseded(folder: Path) -> None:
 
 
 def num_rows_in(path: Path) -> int:
-    return int(scanned([path]).select(pl.len()).collect().item())
+    with named(path):
+        return int(scanned([path]).select(pl.len()).collect().item())
 
 
 def _is_one_of(key: str, ids: Collection[str]) -> pl.Expr:
@@ -223,8 +228,9 @@ def _valid(found: pl.DataFrame, key: str) -> pl.Series:
 
 
 def _read(paths: Sequence[Path], columns: list[str], where: pl.Expr | None = None) -> pl.DataFrame:
-    found = scanned(paths)
-    return (found if where is None else found.filter(where)).select(columns).collect()
+    with named(*paths):
+        found = scanned(paths)
+        return (found if where is None else found.filter(where)).select(columns).collect()
 
 
 def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
@@ -237,5 +243,5 @@ def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:
 def _kept(path: Path, inode: int, written_ns: int) -> tuple[pl.DataFrame, Mapping[str, Any]]:
     """Read a small file once. A file never changes once it has its name; `inode` and `written_ns` tell it from a file
     of the same name in a home that was deleted and made again."""
-    frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    frame = read_rows(path)
     return frame, dict(frame.schema)

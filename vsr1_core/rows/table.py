@@ -35,6 +35,7 @@ from vsr1_core.rows.merged import (
 )
 from vsr1_core.rows.places import PATH_COLUMNS, Places
 from vsr1_core.rows.row_files import DROPPED, RowFiles, drop_superseded, first_base, row_files
+from vsr1_core.rows.unreadable import PENDING
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -93,7 +94,7 @@ class Table:
     def is_whole(self) -> bool:
         """Whether the last commit was finished: the manifest is of the newest rows, and no shard is left."""
         files = self.files()
-        if files is None or not self.manifest_path.exists() or (self.folder / "pending").exists():
+        if files is None or not self.manifest_path.exists() or (self.folder / PENDING).exists():
             return False
         newest = files.newest.name
         return self.manifest().get("rows", newest) == newest  # manifests of before do not name them
@@ -187,7 +188,7 @@ class Table:
 
     def add_pending(self, rows: list[dict[str, Any]]) -> None:
         """Write one shard of the running build. Raises LeaseLost when another run has taken the dataset over."""
-        with self._fence() as fence, atomic_path(self.folder / "pending" / f"{secrets.token_hex(8)}.parquet") as path:
+        with self._fence() as fence, atomic_path(self.folder / PENDING / f"{secrets.token_hex(8)}.parquet") as path:
             self._stored(self.frame(rows)).write_parquet(path)
             fence()
 
@@ -207,9 +208,9 @@ class Table:
 
     def _shards(self) -> list[FileRows]:
         """The files of pending rows, oldest first. Those with other columns were left by other code."""
-        if not (self.folder / "pending").exists():
+        if not (self.folder / PENDING).exists():
             return []
-        paths = sorted((self.folder / "pending").glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        paths = sorted((self.folder / PENDING).glob("[!.]*.parquet"), key=lambda p: p.stat().st_mtime_ns)
         found = [FileRows(path, self._empty.schema) for path in paths]
         return [shard for shard in found if dict(shard.kept) == dict(self._empty.schema)]
 
@@ -280,7 +281,7 @@ class Table:
                 write_blocks(temporary, kept, self._empty.schema)
                 fence()
             write_json(self.manifest_path, manifest)
-            shutil.rmtree(self.folder / "pending", ignore_errors=True)
+            shutil.rmtree(self.folder / PENDING, ignore_errors=True)
         drop_superseded(self.folder)
         return manifest
 

@@ -89,8 +89,6 @@ class Library:
                 found.append(self._dataset(name))
             except (OSError, ValueError, LookupError) as error:
                 problems[name] = without_folders(str(error))
-            except pl.exceptions.PolarsError as error:
-                problems[name] = f"a table of {name} is damaged: {without_folders(str(error))}"
         return [dataset for dataset in found if dataset["num_videos"]], problems
 
     def _dataset(self, name: str) -> dict[str, Any]:

@@ -72,11 +72,12 @@ class AnnotationFiles(FromDisk):
 
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
         """Known files that are not there, whether the format names them (a failed row) or not."""
-        if not view.entry.annotations:  # the dataset was registered without annotations since
-            return []
         known = view.table(self.name).ok_rows([self.key])[self.key]
         missing = [file_id for file_id in known if file_id in rows and rows[file_id].facts.error is not None]
-        return [*super().gone(view, rows, plan), *missing]
+        if not view.entry.annotations or Path(view.entry.annotations).is_file():
+            return missing  # the dataset was registered without annotations since, or with another file
+        moved = self.moved(view, "digest", {rows[file_id].inputs.get("content") for file_id in plan.new})
+        return [*(file_id for file_id in super().gone(view, rows, plan) if file_id not in moved), *missing]
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         sources.format_of(view.entry).prepare(view.entry, view.config)
@@ -93,7 +94,16 @@ def _file_row(file: AnnotationFile) -> dict[str, Any]:
     return {"path": str(file.path), "split": file.split, "digest": digest, "num_rows": num_rows}
 
 
-class RawVideos(FromDisk):
+class FromVideos(FromDisk):
+    """A stage with a row per video. A renamed video is there."""
+
+    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
+        gone = super().gone(view, rows, plan)
+        moved = self.moved(view, "content", {row.known.get("content") for row in rows.values()}) if gone else set()
+        return [video_id for video_id in gone if video_id not in moved]
+
+
+class RawVideos(FromVideos):
     """One row per video file. The toy dataset's videos are rendered by this stage.
 
     content: what decides the pixels: the digest of the file, or the fingerprint of the toy scene, which is known before
@@ -129,12 +139,6 @@ class RawVideos(FromDisk):
         return {
             i: Row({"content": fact["content"], "path": stored(fact["path"])}, fact) for i, fact in facts.items()
         } | unusable
-
-    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
-        """Known files that are gone under every name: a renamed file is there."""
-        contents = {row.known.get("content") for row in rows.values()}
-        known = view.table(self.name).rows([self.key, "content"]).iter_rows()
-        return [video_id for video_id, content in known if video_id not in rows and content not in contents]
 
     def place(self, view: View) -> str:
         return view.entry.videos
@@ -195,7 +199,7 @@ def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
     return [("annotation_files", [place.rsplit(":", 1)[0]])] if place else []
 
 
-class Videos(FromDisk):
+class Videos(FromVideos):
     """One row per video of the corpus, with what its file says and the splits that it belongs to.
 
     A video that is not on disk is a failed row. If its frames were imported, the row has the imported facts and no
@@ -351,7 +355,7 @@ class Moments(FromDisk):
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
         """A query that a person rejected is gone on purpose."""
         rejected = corrected_moments(view).rejected if plan.orphaned else ()
-        return [query_id for query_id in plan.orphaned if query_id not in rejected][len(plan.new) :]
+        return [query_id for query_id in super().gone(view, rows, plan) if query_id not in rejected]
 
     def records(self, view: View) -> list[Path]:
         return [path] if (path := corrections_file(view)) else []

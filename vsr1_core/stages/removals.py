@@ -38,15 +38,22 @@ class FromDisk(Stage):
         """Raise RemovalsRefused where more than `run.max_removed` of the known rows are gone."""
         if run.max_removed is None or sources.made_videos(view.entry, view.config) is not None:
             return
-        gone, num_known = self.gone(view, rows, plan), view.table(self.name).rows([self.key]).height
+        gone, num_known = self.gone(view, rows, plan), view.table(self.name).ok_rows([self.key]).height
         too_many = len(gone) >= self.fewest and len(gone) > run.max_removed * num_known
         if too_many or (self.all_count and gone and len(gone) >= num_known):
             raise RemovalsRefused(self._refusal(view, gone, num_known))
 
     def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
-        """Ids of the known rows that a build would drop, less as many as there are new rows: an edited query without an
-        id of its own is a new row."""
-        return plan.orphaned[len(plan.new) :]
+        """Ids of the known rows that a build would drop, however many new ones come with it. A failed row stands for
+        nothing that could be lost: a line that was put right is a new row."""
+        dropped = set(plan.orphaned)
+        return [i for i in view.table(self.name).ok_rows([self.key])[self.key] if i in dropped] if dropped else []
+
+    def moved(self, view: View, column: str, contents: Collection[str | None]) -> set[str]:
+        """Ids of the known rows whose content, which is in a column, is among `contents`: under another name it is not
+        gone."""
+        known = view.table(self.name).ok_rows([self.key, column]).iter_rows()
+        return {row_id for row_id, content in known if content is not None and content in contents}
 
     def moved_beside(self, view: View) -> Collection[str] | None:
         """The ids of all rows that may be other ones where no table moved, but what `beside_tables` names did; None

@@ -35,14 +35,18 @@ class PolicyTrainer(Resumable, SharedSteps):
 
     def fit(self, run: TrainingRun) -> list[CurvePoint]:
         """Train to the end, from the state in the run's folder if there is one. Returns the logged values; the policy
-        has its adapters merged, and is in evaluation mode."""
+        has its adapters merged, and is in evaluation mode. However it ends, the model checkpoints no activations and
+        has its own `forward`, as another recipe may train it next."""
         self.remove_callback(PrinterCallback)
         self.add_callback(LogLines(run.log, run.name, self.shown))
-        self.run(run)
+        try:
+            self.run(run)
+        finally:
+            self.policy.model.activation_checkpointing_disable()
+            self.policy.model.__dict__.pop("forward", None)  # remove the wrapper of TRL and accelerate
         if self.adapters:
             self.adapters.merge()
         self.policy.model.eval()
-        self.policy.model.__dict__.pop("forward", None)  # remove the wrapper of TRL and accelerate
         return curve_of(self.state.log_history)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

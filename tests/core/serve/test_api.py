@@ -122,7 +122,9 @@ def test_a_dataset_that_cannot_be_read_does_not_take_the_others_away(home: Path,
         rows.write_bytes(rows.read_bytes()[:-20])
         damaged = client.get("/api/datasets").json()
     assert damaged["datasets"] == []
-    assert damaged["problems"][DATASET].startswith("a table of small is damaged: ")
+    said = "rows_0000000001.parquet, a file of the table video_index of small, cannot be read (parquet: "
+    assert damaged["problems"][DATASET].startswith(said)
+    assert "vsr1 build --dataset small --assets video_index" in damaged["problems"][DATASET]
     assert str(tmp_path) not in str(damaged)
 
 

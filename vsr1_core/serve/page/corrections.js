@@ -156,8 +156,13 @@ export class Corrector {
   build() {
     return this.doing(async () => {
       this.start.hidden = true;
-      await post(of(this.dataset, "build"), {});
-      await this.follow(true);
+      try {
+        await post(of(this.dataset, "build"), {});
+        await this.follow(true);
+      } catch (error) {  // such as that of another build, which ends some time
+        this.start.hidden = false;
+        throw error;
+      }
     });
   }
 
