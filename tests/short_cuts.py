@@ -1,4 +1,5 @@
-"""Plans with and without the short cut of `stages.unmoved`, to be compared: whatever moved, both say the same."""
+"""Plans with and without the short cuts of `stages.unmoved` and `stages.annotated`, to be compared: whatever
+moved, both say the same."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import plan_graph
 
 KEPT = Path("lake/cache/plans")
+CACHES = (KEPT, Path("lake/cache/annotations"))
 FAILURES = (ValueError, TypeError, LookupError, AttributeError, pl.exceptions.PolarsError)
 """What a plan may raise of rows that no build would leave."""
 
@@ -21,15 +23,19 @@ def fresh(view: View) -> View:
 
 
 def assert_short_cuts_are_exact(view: View) -> View | None:
-    """The plan says the same where it may not skip the stages of which nothing moved. Returns the view of the plan that
-    may, with what it read and with the tables as it leaves them; None where both fail, with the same error."""
-    short, kept = fresh(view), view.lake.root.parent / KEPT
-    said, away = planned(short), kept.with_name("away")
-    kept.rename(away)
+    """The plan says the same where it may not skip the stages of which nothing moved, and parses all annotations.
+    Returns the view of the plan that may, with what it read and with the tables as it leaves them; None where both
+    fail, with the same error."""
+    short, home = fresh(view), view.lake.root.parent
+    said, kept = planned(short), [home / cache for cache in CACHES if (home / cache).exists()]
+    assert home / KEPT in kept
+    for cache in kept:
+        cache.rename(cache.with_name(f"{cache.name} away"))
     try:
         assert planned(fresh(view)) == said
     finally:
-        away.rename(kept)
+        for cache in kept:
+            cache.with_name(f"{cache.name} away").rename(cache)
     return None if "error" in said else short
 
 

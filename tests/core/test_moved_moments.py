@@ -255,6 +255,34 @@ def test_a_build_of_annotations_that_say_the_same_keeps_that_they_do(
     assert planned == []
 
 
+def test_a_file_that_is_another_one_while_it_is_compared_is_compared_again(
+    world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first content was not compared, so it must not be kept as what the table was made from."""
+    world.rows["test"] = [row for row in world.rows["test"] if row["duration"] is not None]
+    world.write_annotations("test")
+    build(world)
+    path, compare = world.annotation_path("test"), Moments.moved_beside
+    original = path.read_text()
+    change_a_text(world)
+    world.write_annotations("test")
+    aside = path.with_name("aside")
+
+    def overtaken(stage: Moments, view: View) -> Any:
+        path.rename(aside)  # with its time
+        path.write_text(original)
+        return compare(stage, view)
+
+    view = view_of(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(Moments, "moved_beside", overtaken)
+        assert build_stage(view, view.stages["moments"], Execution(workers=1)).plan.due() == []
+    aside.rename(path)
+    assert_short_cuts_are_exact(view_of(world))
+    build(world)
+    assert "something else moves" in view_of(world).table("moments").rows()["query"]
+
+
 def test_ids_that_may_be_those_of_earlier_texts_are_planned_together(tmp_path: Path, planned: list[set[str]]) -> None:
     """Which query takes the id of one that is gone depends on all of them."""
     world = SmallWorld(tmp_path / "home")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,6 +252,22 @@ def test_a_folder_that_cannot_be_listed_stops_the_build(many: Files, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(OSError, match=r"videos cannot be read \(Permission denied\): make it readable"):
+        find_videos(many.videos)
+
+
+def test_a_folder_that_cannot_be_listed_to_its_end_stops_the_build(
+    many: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system names no file in such an error."""
+
+    class Cut:
+        def __enter__(self) -> Any:
+            raise OSError(5, "Input/output error")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", lambda _: Cut())
+    with pytest.raises(OSError, match=r"videos cannot be read \(Input/output error\): make it readable"):
         find_videos(many.videos)
 
 

@@ -82,10 +82,10 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
     except OSError as error:
-        if Path(error.filename).name == "lost+found":  # of a file system's root; only root may read it
+        if Path(folder).name == "lost+found":  # of a file system's root; only root may read it
             return []
         raise OSError(
-            f"the video folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it away",
+            f"the video folder {folder} cannot be read ({error.strerror}): make it readable, or move it away",
         ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import View
 
 CODE = code_digest()
-"""The code as it was loaded, whose tables are kept."""
+"""The code as it was loaded, whose tables are kept; Python decides as well what a text is without its spaces."""
 
 
 def annotated_lines(view: View, columns: Sequence[str] = tuple(SCHEMA)) -> pl.DataFrame | None:
@@ -54,17 +55,16 @@ def annotated_splits(view: View) -> list[tuple[str, str]] | None:
 
 
 def keep_lines(view: View) -> None:
-    """Keep the table of each annotation file as it is now, and no others.
+    """Keep the table of each annotation file as it is now, and no others. A file is parsed anew for it.
 
-    A file is parsed anew for it, and what was read of a file that changed meanwhile is not kept: under the digest of
-    another content it would be taken for that content for ever.
+    Tables outlast a power loss: Parquet has no checksums, so a page of zeros would be read as other lines.
     """
     wanted = {_path(view, file): file for file in _files(view) if _is_known(file)}
     for path, file in wanted.items():
         if _kept(path, ["query_id"]) is None:
             table = _made(view.entry.kind, file)
-            if table is not None and digest_file(file.path) == file.digest:
-                with atomic_path(path, lasting=False) as temporary:
+            if table is not None:
+                with atomic_path(path) as temporary:
                     table.write_parquet(temporary)
     for path in _folder(view).glob("*.parquet"):
         if path not in wanted:
@@ -87,8 +87,11 @@ def _kept(path: Path, names: list[str]) -> pl.DataFrame | None:
 
 
 def _made(kind: str, file: AnnotationFile) -> pl.DataFrame | None:
+    """The table of a file; None where there is none, or where the file changed meanwhile: under the digest of another
+    content it would be taken for that content for ever."""
     lines = get_format(kind).lines_of(file)
-    return None if lines is None else line_table(lines)
+    table = None if lines is None else line_table(lines)
+    return table if digest_file(file.path) == file.digest else None
 
 
 _parsed = functools.lru_cache(maxsize=8)(_made)
@@ -101,5 +104,5 @@ def _folder(view: View) -> Path:
 
 def _path(view: View, file: AnnotationFile) -> Path:
     """The place of the table of a file, which depends on all that its lines do."""
-    name = fingerprint([CODE, view.entry.kind, file.file_id, file.split, file.digest])
+    name = fingerprint([CODE, sys.version, view.entry.kind, file.file_id, file.split, file.digest])
     return _folder(view) / f"{name}.parquet"

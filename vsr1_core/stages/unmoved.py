@@ -176,11 +176,14 @@ class Standing:
 
     def renew(self, stage: Stage) -> None:
         """Keep the states of the tables, and of what is read besides, of which a plan reads the same as the kept one,
-        now that `plan` has found so. Otherwise every later plan would compare their contents."""
-        kept = self._kept(stage)
-        if kept is not None and not self._moved:
+        now that `plan` has found so. Otherwise every later plan would compare their contents. What is read besides has
+        to be the same afterwards: another content may have been compared than the one that is kept."""
+        kept, beside = self._kept(stage), self.beside(stage)
+        if kept is None or self._moved or not beside:
+            return
+        if beside == kept.beside or beside == Standing(self.view).beside(stage):
             tables = {asset: self.state(asset) for asset in kept.tables}
-            self._write(stage, replace(kept, beside=self.beside(stage), tables=tables))
+            self._write(stage, replace(kept, beside=beside, tables=tables))
 
     def keep(self, stage: Stage, before: PlannedFrom) -> None:
         """Keep what the table of `stage` was planned from, if that can be said and stood still while it was planned.
