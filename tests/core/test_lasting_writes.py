@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,37 @@ def test_a_library_that_says_in_its_own_words_that_the_disk_is_full_is_understoo
     with pytest.raises(WriteRefused, match=says) as refused, atomic_path(path):
         raise RuntimeError(f"write error in {path}: 0 != 1 ({os.strerror(errno.ENOSPC)})")
     assert refused.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_parquet_file_is_told_as_one_that_is_full_before(tmp_path: Path) -> None:
+    """The error of polars says nothing of the system's there. The files that may be written are limited here."""
+    path, rows = tmp_path / "rows.parquet", pl.DataFrame({f"column{n}": [str(n)] for n in range(100)})
+    rows.write_parquet(path)
+    kept, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, says = (
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        r"rows\.parquet cannot be .* files may not be that large",
+    )
+    try:
+        for limit in range(0, len(kept), len(kept) // 8):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(WriteRefused, match=says), atomic_path(path) as temporary:
+                rows.write_parquet(temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == kept
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_broken_file_that_is_read_while_another_is_written_is_no_refusal(tmp_path: Path) -> None:
+    with (
+        pytest.raises(pl.exceptions.ComputeError, match="transport error"),
+        atomic_path(tmp_path / "a.parquet") as path,
+    ):
+        path.write_bytes(b"1")
+        raise pl.exceptions.ComputeError("parquet: File out of specification: Invalid thrift: transport error")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lease_that_cannot_be_written_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

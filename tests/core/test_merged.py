@@ -87,6 +87,17 @@ def test_random_builds_with_kills_leave_the_rows_that_were_made_last(
     assert list(table.folder.glob("changes*.parquet")), "deltas were committed"
 
 
+@pytest.mark.parametrize("one_file_bytes", [-1, 1 << 30])
+def test_a_pending_row_that_is_not_committed_leaves_the_committed_one_as_it_is(
+    table: Table, monkeypatch: pytest.MonkeyPatch, one_file_bytes: int
+) -> None:
+    monkeypatch.setattr(row_files, "ONE_FILE_BYTES", one_file_bytes)
+    build(table, {f"t{n}": n for n in range(8)})
+    table.add_pending([{**row_of(table, row_id, 10), "status": "ok"} for row_id in ("t1", "t2", "t3")])
+    table.commit_changes(table.frame([]), ["t3"], {}, wanted=["t2"])
+    check(table, {"t0": 0, "t1": 1, "t2": 10} | {f"t{n}": n for n in range(4, 8)})
+
+
 def test_columns_that_move_are_written_in_rows_that_otherwise_stay(table: Table) -> None:
     """A few of them as a delta, and then all of them as a base."""
     values = {f"t{n:02d}": 2 * n for n in range(20)}
@@ -164,6 +175,7 @@ def test_a_file_of_other_columns_is_read_in_batches_as_it_is_read_whole(table: T
     names = ["more", "thing_id", "value"]
     assert pl.concat(wider.batches(names)).equals(wider.rows(names))
     assert wider.rows(names).row(0) == (None, "t0", None)
+    assert wider.rows(["more"]).shape == pl.concat(wider.batches(["more"])).shape == (5, 1)
     assert [rows.shape for rows in things(table.folder / "none").batches(names[1:])] == [(0, 2)]
 
 

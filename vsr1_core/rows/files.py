@@ -67,7 +67,7 @@ def refusals_explained(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = _code_of(error)
+        code = _code_of(error) or _code_of_more(error, temporary)
         if isinstance(error, WriteRefused) or code not in _REFUSALS or not _is_about(error, temporary):
             raise
         refused = WriteRefused(f"{path} cannot be written: {_REFUSALS[code]}{_room(temporary)}")
@@ -80,6 +80,19 @@ def _code_of(error: Exception) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     return next((code for code in _REFUSALS if os.strerror(code) in str(error)), None)
+
+
+def _code_of_more(error: Exception, temporary: Path) -> int | None:
+    """The system's error where polars keeps it to itself, as at the end of a file: that of writing some more."""
+    if "thrift: transport error" not in str(error) or not _LEFTOVER.fullmatch(temporary.name):
+        return None
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(1 << 16))
+            os.fsync(file.fileno())
+    except OSError as refused:
+        return refused.errno
+    return None
 
 
 def _is_about(error: Exception, temporary: Path) -> bool:

@@ -85,10 +85,11 @@ class Merged:
     sizes: Sequence[int]
 
     @classmethod
-    def of(cls, pieces: Sequence[Piece], key: str) -> Merged:
-        """The rows of one or more pieces; of those with the same id the last one."""
+    def of(cls, pieces: Sequence[Piece], key: str, fits: pl.Expr | None = None) -> Merged:
+        """The rows of one or more pieces whose heads fit (None: all); of those with the same id the last one."""
         found = [_heads(piece, number, key) for number, piece in enumerate(pieces)]
-        heads = newest(pl.concat(found), key)
+        rows = pl.concat(found)
+        heads = newest(rows if fits is None else rows.filter(fits), key)
         return cls(pieces, key, heads if heads[key].is_sorted() else heads.sort(key), [of.height for of in found])
 
     def where(self, fits: pl.Expr) -> Merged:

@@ -132,7 +132,8 @@ class Table:
         """The wanted columns but for those that an older version wrote with another type, or not at all, which are
         null. The version of its stage has changed as well, so that the rows are stale."""
         kept, declared = files.schema, self.schema
-        return [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
+        same = [name for name in wanted if kept.get(name) == declared.get(name, kept.get(name))]
+        return same or [next(iter(kept))]  # the number of rows is read in any case
 
     def known(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows, in part replaced by those that a killed run left pending, which count as committed."""
@@ -238,9 +239,9 @@ class Table:
         files, is_made = self.files(), pl.col(PIECE)
         committed = [] if files is None else [FileRows(path, self._empty.schema) for path in files.paths]
         pieces = _in_memory([*committed, *self._shards()], list(self.schema))
-        found = Merged.of([*pieces, FrameRows(self._stored(made))], self.key)
-        is_kept = is_made.lt(len(committed)) | is_made.eq(len(pieces)) | is_among(self.key, wanted)
-        state = found.where(is_kept & pl.col("status").ne_missing(DROPPED) & ~is_among(self.key, dropped))
+        fits = is_made.lt(len(committed)) | is_made.eq(len(pieces)) | is_among(self.key, wanted)
+        found = Merged.of([*pieces, FrameRows(self._stored(made))], self.key, fits)
+        state = found.where(pl.col("status").ne_missing(DROPPED) & ~is_among(self.key, dropped))
         if files is not None and not self.is_of_other_form():
             is_moved = is_among(self.key, () if moved is None else moved[self.key])
             changed = state.where(is_made.ge(len(committed)) | is_moved)
