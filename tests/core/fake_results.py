@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vsr1_core.datasets import line_table
 from vsr1_core.evaluation.spans import temporal_iou
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.lake import Lake
@@ -139,16 +140,7 @@ def _fake_turn(moment: dict[str, Any], strength: Strength, rng: Any, turn: int, 
 PREDICTION_COLUMNS = dtypes(predictions.Predictions.columns)
 PROBE_COLUMNS = dtypes(probes.VerificationProbe.columns)
 PROBED = [method for method in STRENGTHS if method != "zero_shot"]
-MOMENT_COLUMNS: dict[str, Any] = {
-    "split": pl.String,
-    "query": pl.String,
-    "plain_query": pl.String,
-    "video_id": pl.String,
-    "start_s": pl.Float64,
-    "end_s": pl.Float64,
-    "duration_s": pl.Float64,
-    "clamped": pl.Boolean,
-}
+MOMENT_COLUMNS = {name: line_table.SCHEMA[name] for name in line_table.FIELDS if name != "query_id"}
 
 
 def moments_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
