@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.docs-installed
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 TEST_MARKS ?= not long and not sweep
-TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )))
 BENCH_ARGS ?=
 EXPERIMENT_ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 \
@@ -50,7 +50,7 @@ demo: setup  ## Build the toy dataset, raw videos to report, and print the metri
 experiment: setup  ## Three seeds of all methods on the toy corpus: means, intervals, claims (under 2 hours)
 	$(BIN)/vsr1 experiment $(EXPERIMENT_ARGS)
 
-# How they are shared out says tests/conftest.py. One process more than there are cores, as some tests wait.
+# How they are shared out says tests/conftest.py. Two processes more than there are cores, as some tests wait.
 test: setup  ## All tests but for a few long ones and the sweeps (with the long ones: TEST_MARKS="not sweep")
 	$(PYTEST) -m "$(TEST_MARKS)" $(PYTEST_ARGS)
 
