@@ -368,16 +368,6 @@ def test_micro_batches_and_checkpointing_change_nothing(
     assert grads[0] == pytest.approx(grads[1], rel=1e-3)
 
 
-def test_a_training_leaves_no_checkpointing_to_the_next_one(world: World, tmp_path: Path) -> None:
-    fresh = copy.deepcopy(world)
-    world.train(replace(RECIPE, gradient_checkpointing=True), tmp_path / "a")
-    assert not world.policy.model.is_activation_checkpointing
-    fresh.policy.model.load_state_dict(world.policy.model.state_dict())
-    curves = [one.train(RECIPE, tmp_path / name).curve for one, name in ((world, "b"), (fresh, "c"))]
-    first, second = ([p for p in curve if "time" not in p.name] for curve in curves)
-    assert first == second != []
-
-
 def test_a_seed_gives_the_same_training_twice(world: World, tmp_path: Path) -> None:
     again = copy.deepcopy(world)
     recipe = replace(RECIPE, steps=2, queries_per_step=1)

@@ -168,30 +168,6 @@ def test_accumulation_and_checkpointing_change_nothing_but_memory(change: dict[s
     assert apart < 0.02 * moved, "by rounding only"
 
 
-def test_a_training_leaves_no_checkpointing_to_the_next_one(world: World, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, steps=1)
-    world.train(replace(recipe, gradient_checkpointing=True), tmp_path / "a")
-    assert not world.policy.model.is_activation_checkpointing
-    fresh = make_world()
-    fresh.policy.model.load_state_dict(world.policy.model.state_dict())
-    assert world.train(recipe, tmp_path / "b") == fresh.train(recipe, tmp_path / "c")
-    assert changed(world.policy.model, weights_of(fresh.policy.model)) == set()
-
-
-def test_a_training_that_stops_leaves_the_model_as_it_found_it(world: World, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, steps=1, gradient_checkpointing=True)
-    features, world.data.features.get = world.data.features.get, fails  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="the disk failed"):
-        world.train(recipe, tmp_path / "a")
-    assert (world.policy.model.is_activation_checkpointing, "forward" in vars(world.policy.model)) == (False, False)
-    world.data.features.get = features  # type: ignore[method-assign]
-    assert "text_loss" in names(world.train(replace(recipe, gradient_checkpointing=False), tmp_path / "b"))
-
-
-def fails(video_ids: Sequence[str]) -> Any:
-    raise OSError("the disk failed")
-
-
 @pytest.mark.slow
 def test_adapters_learn_in_place_of_the_text_model_and_are_merged(tmp_path: Path) -> None:
     world, again = make_world(), make_world()
