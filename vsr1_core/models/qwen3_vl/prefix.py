@@ -22,6 +22,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, app
 
 from vsr1_core.models.qwen3_vl.batching import Batch
 
+_log = logging.getLogger(__name__)
+KeysAndValues = tuple[Tensor, Tensor]
+"""Both [R, heads, n, head_dim]."""
+
 
 @contextlib.contextmanager
 def layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
@@ -37,11 +41,6 @@ def layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-_log = logging.getLogger(__name__)
-KeysAndValues = tuple[Tensor, Tensor]
-"""Both [R, heads, n, head_dim]."""
 
 
 class SharedPrefix:
