@@ -1,5 +1,5 @@
 """What a training step of the tiny models costs on one thread: packed, by transformers on padded batches, and the bare
-matrix products, attention and optimiser at the same shapes, in turns in one run: `make bench`.
+matrix products, attention and optimiser of all tokens of all rows, in turns in one run: `make bench`.
 
 Shapes are those of one of the two processes of `make demo`: 32 videos and captions, of which 16 are told, in base
 training; 16 rows, of which 12 refine, in stage 1. Weights are random, which costs the same.
@@ -126,6 +126,13 @@ def of_layers(lengths: Sequence[int], last: Sequence[int]) -> tuple[list[tuple[i
     return whole * (layers - 1) + ends, attention
 
 
+def single_steps(lengths: Sequence[int], steps: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """The products and the attention of `steps` single tokens after rows."""
+    size, layers, rows = TINY.models.tiny.hidden_size, TINY.models.tiny.num_layers, len(lengths)
+    products = [(rows, size, 3 * size), (rows, size, size), (rows, size, 6 * size), (rows, 3 * size, size)]
+    return products * layers * steps, [(1, n) for n in lengths] * layers * steps
+
+
 def bare_optimizer(model: torch.nn.Module) -> Callable[[], None]:
     matrices: dict[torch.Size, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -195,6 +202,7 @@ def test_a_step_of_stage_1() -> None:
 
     products, attention = of_layers([len(row.token_ids) for row in rows], last)
     searched, in_search = of_layers([8 + n for n in embedder.query_tokens(queries[:12])], [1] * 12)
-    bare = [bare_products([*products, (len(targets), 128, 765)], 2), bare_products(searched, 1)]
-    bare += [bare_attention([*attention, *in_search]), bare_optimizer(policy.model)]
+    in_steps, of_steps = single_steps([len(row.token_ids) for row in rows[:12]], 7)
+    bare = [bare_products([*products, *in_steps, (len(targets), 128, 765)], 2), bare_products(searched, 1)]
+    bare += [bare_attention([*attention, *in_search, *of_steps]), bare_optimizer(policy.model)]
     shown("a step of stage 1", optimized(policy.model, loss), bare)

@@ -21,10 +21,12 @@ from tests.core.tiny_models import (
 )
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.qwen3_vl import embedder as embedder_module
-from vsr1_core.models.qwen3_vl import fused, packed_steps, reading
-from vsr1_core.models.qwen3_vl.fused import Span, attend, gated, rms_norm, rotated_heads, signed
+from vsr1_core.models.qwen3_vl import packed_steps, reading
+from vsr1_core.models.qwen3_vl.fused import gated, rms_norm, rotated_heads, signed
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
-from vsr1_core.models.qwen3_vl.packed import packs
+from vsr1_core.models.qwen3_vl.packed import MIN_SHARED, num_shared, pack, packs
+from vsr1_core.models.qwen3_vl.row_attention import attend, ends_of_rows
+from vsr1_core.models.qwen3_vl.row_attention import whole_rows as whole_rows_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 from vsr1_core.reasoning.conversation import REFINE_TOKEN, answer_text, build_messages
 from vsr1_core.training import lora
@@ -82,6 +84,7 @@ def test_states_latents_and_all_gradients_equal_those_of_a_padded_batch(
     policy = tiny_policy(config=config, seed_hidden=seed_hidden)
     assert packs(policy.model.model.language_model)
     rows, features, last = whole_rows(policy)
+    assert pack(policy.model.model, rows, features, last).shared >= MIN_SHARED
 
     def work() -> list[Tensor]:
         states, latents = policy.teacher_forced(rows, features, last=last, refining=[0, 2, 3], num_soft_tokens=3)
@@ -120,6 +123,29 @@ def test_vectors_and_answers_of_a_model_that_learns_equal_those_of_a_padded_batc
         return [embedder.embed_queries(queries), embedder.embed_features(features), answers]
 
     assert_padded_and_packed_agree(work, embedder.model, monkeypatch)
+
+
+def columns(*tokens: int) -> Tensor:
+    return torch.tensor([tokens])
+
+
+def test_what_all_rows_begin_with_is_shared_where_it_pays() -> None:
+    start = range(MIN_SHARED)
+    assert num_shared([columns(*start, 90, 91), columns(*start, 92)], [1, 1]) == MIN_SHARED
+    assert num_shared([columns(*start, 90, 91), columns(*start, 90)], [1, 0]) == MIN_SHARED + 1
+    assert num_shared([columns(*start, 90), columns(*start)], [1, 1]) == 0  # one token of the second row is its own
+    assert num_shared([columns(*start[1:], 90), columns(*start[1:], 91)], [0, 0]) == 0
+    assert num_shared([columns(*start, 90)], [1]) == 0
+    moved = torch.stack([torch.arange(20), torch.arange(20)])
+    assert num_shared([moved, moved + torch.tensor([[0], [1]])], [1, 1]) == 0  # the same tokens at other positions
+
+
+def test_videos_are_not_shared() -> None:
+    policy = tiny_policy(config=small_config(grouped_heads=False))
+    [prompt], [feature] = prompts_with_videos(policy, [0])
+    packed = pack(policy.model.model, [prompt, prompt], [feature, feature], [1, 1])
+    assert packed.shared == int(prompt.video_mask.nonzero()[0, 0])
+    assert packed.spans == [(packed.shared, len(prompt.token_ids)), (len(prompt.token_ids), len(packed.embeds))]
 
 
 def test_gradients_through_the_frozen_embedder_reach_latents_and_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,23 +226,28 @@ def test_the_gate_and_its_gradient_equal_the_formula() -> None:
     agree(lambda: gated(both), lambda: F.silu(both[:, :5]) * both[:, 5:], both)
 
 
-@pytest.mark.parametrize("kept", [fused.KEPT_WEIGHTS, 0])  # with 0, the weights are computed a second time
-def test_attention_within_rows_and_its_gradients_equal_a_call_per_row(
-    kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "KEPT_WEIGHTS", kept)
+@pytest.mark.parametrize("shared", [0, 3])
+@pytest.mark.parametrize("counts", [(5, 5, 1, 4), (2, 2, 1, 1), (5, 5, 1, 2)])
+def test_attention_within_rows_and_its_gradients_equal_a_call_per_row(shared: int, counts: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    lengths, counts = (5, 1, 4), (5, 1, 2)
-    queries, keys, values = random(sum(counts), 2, 6), random(sum(lengths), 2, 6), random(sum(lengths), 2, 6)
+    lengths = (5, 5, 1, 4)
+    whole = counts == lengths
+    layout = whole_rows_of(lengths, shared) if whole else ends_of_rows(lengths, counts, shared)
+    queries = random(sum(counts) + whole * shared, 2, 6)
+    keys, values = random(shared + sum(lengths), 2, 6), random(shared + sum(lengths), 2, 6)
 
     def plain() -> Tensor:
-        mixed = []
-        parts = (queries.split(counts), keys.split(lengths), values.split(lengths))
-        for query, key, value in zip(*parts, strict=True):
-            earlier = torch.ones(len(key), len(key), dtype=torch.bool).tril()[-len(query) :]
-            row = (t.transpose(0, 1) for t in (query, key, value))
-            mixed.append(F.scaled_dot_product_attention(*row, attn_mask=earlier, scale=0.3).transpose(0, 1))
+        of_queries = queries.split([shared, *counts]) if whole else (queries[:0], *queries.split(counts))
+        of_keys, of_values = keys.split([shared, *lengths]), values.split([shared, *lengths])
+        mixed = [one_row(of_queries[0], of_keys[0], of_values[0])] if whole and shared else []
+        for query, key, value in zip(of_queries[1:], of_keys[1:], of_values[1:], strict=True):
+            mixed.append(one_row(query, torch.cat([of_keys[0], key]), torch.cat([of_values[0], value])))
         return torch.cat(mixed).flatten(1)
 
-    spans = [Span(0, 5, 0, 5), Span(5, 6, 5, 6), Span(6, 10, 6, 8)]
-    agree(lambda: attend(queries, keys, values, spans, 0.3), plain, queries, keys, values)
+    agree(lambda: attend(queries, keys, values, layout, 0.3), plain, queries, keys, values)
+
+
+def one_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    earlier = torch.ones(len(key), len(key), dtype=torch.bool).tril()[-len(query) :]
+    row = (t.transpose(0, 1) for t in (query, key, value))
+    return F.scaled_dot_product_attention(*row, attn_mask=earlier, scale=0.3).transpose(0, 1)

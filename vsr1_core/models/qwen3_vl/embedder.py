@@ -23,7 +23,7 @@ from vsr1_core.models.protocols import VideoFrames
 from vsr1_core.models.qwen3_vl.batching import language_model_kwargs, left_padded
 from vsr1_core.models.qwen3_vl.inputs import VideoLayout, build_prompts
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
-from vsr1_core.models.qwen3_vl.packed import pack, pack_texts, packs, read
+from vsr1_core.models.qwen3_vl.packed import num_shared, pack, pack_texts, packs, read
 from vsr1_core.models.qwen3_vl.policy import policy_from_body
 from vsr1_core.models.qwen3_vl.sizes import size_of
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures, VisionTower
@@ -184,29 +184,33 @@ class Qwen3VLEmbedder:
         parts = self._split(queries)
         if max_tokens:
             parts = [self._cut(query, part, max_tokens) for query, part in zip(queries, parts, strict=True)]
-        soft = list(latents) if latents is not None else [None] * len(parts)
-        embed = self.model.language_model.embed_tokens
-        rows = [
-            torch.cat(
-                [embed(self._ids(p.before)), *([] if z is None else [z.to(embed.weight)]), embed(self._ids(p.after))]
-            )
-            for p, z in zip(parts, soft, strict=True)
-        ]
-        pooled = self._last_states_of_texts(rows)
+        pooled = self._last_states_of_texts(parts, list(latents) if latents is not None else [None] * len(parts))
         if self.head is not None:
             pooled = in_own_precision(self.head, pooled)
         return torch.nn.functional.normalize(pooled.float(), dim=-1)
 
-    def _last_states_of_texts(self, rows: Sequence[Tensor]) -> Tensor:
-        """The hidden states [B, H] at the ends of texts with the input embeddings rows[b] [n_b, H]."""
+    def _last_states_of_texts(self, parts: Sequence[SplitQuery], soft: Sequence[Tensor | None]) -> Tensor:
+        """The hidden states [B, H] at the ends of texts with latents."""
         model = self.model.language_model
         if packs(model):
-            return torch.cat(read(model, pack_texts(rows), [1] * len(rows)).states)
-        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+            is_last = [not part.after and latents is None for part, latents in zip(parts, soft, strict=True)]
+            shared = num_shared([torch.tensor([part.before]) for part in parts], [int(last) for last in is_last])
+            start = model.embed_tokens(self._ids(parts[0].before[:shared]))
+            return torch.cat(read(model, pack_texts(start, self._input_rows(parts, soft, shared))).states)
+        rows = self._input_rows(parts, soft)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         positions = torch.arange(padded.shape[1], device=padded.device).expand(3, len(rows), -1)
         hidden = model(inputs_embeds=padded, position_ids=positions, use_cache=False)
         last = torch.tensor([len(r) - 1 for r in rows], device=padded.device)
         return hidden.last_hidden_state[torch.arange(len(rows), device=padded.device), last]
+
+    def _input_rows(self, parts: Sequence[SplitQuery], soft: Sequence[Tensor | None], start: int = 0) -> list[Tensor]:
+        """The input embeddings [n_b, H] of texts with latents, from the token `start` on."""
+        embed, rows = self.model.language_model.embed_tokens, []
+        for part, latents in zip(parts, soft, strict=True):
+            between = [] if latents is None else [latents.to(embed.weight)]
+            rows.append(torch.cat([embed(self._ids(part.before[start:])), *between, embed(self._ids(part.after))]))
+        return rows
 
     def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
         """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower, unless a single one takes
@@ -229,7 +233,7 @@ class Qwen3VLEmbedder:
         """The hidden states [last[b], H] of the last tokens of each row."""
         model = self.model.language_model
         if packs(model):
-            return read(model, pack(self.model, prompts, features), last).states
+            return read(model, pack(self.model, prompts, features, last)).states
         batch = left_padded(self.model, prompts, features, self.tokenizer.pad_token_id)
         hidden = model(**language_model_kwargs(batch), use_cache=False).last_hidden_state
         return [row[-count:] for row, count in zip(hidden, last, strict=True)]
@@ -242,7 +246,7 @@ class Qwen3VLEmbedder:
         )[0]
 
     def _ids(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self.device)
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def answer_logits(
         self,

@@ -1,5 +1,5 @@
 """The parts of a layer of the text model that are no matrix products, each as one step of autograd with its own
-backward pass: normalisation, rotated heads, attention within rows, and the gate of the MLP.
+backward pass: normalisation, rotated heads, and the gate of the MLP. Attention is in `row_attention`.
 
 Written as single operations, these parts keep every intermediate and go over it several times: a training step of the
 tiny models spent three quarters of its time there, and a quarter in its matrix products. Results and gradients differ
@@ -9,8 +9,6 @@ for a CPU. T: tokens of all rows side by side; H: hidden size; h: heads; d: size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,29 +39,6 @@ def gated(gate_and_up: Tensor) -> Tensor:
     """silu(gate) * up, [T, I], of both beside each other, [T, 2 * I]."""
     product: Tensor = _Gated.apply(gate_and_up)  # type: ignore[no-untyped-call]
     return product
-
-
-KEPT_WEIGHTS = 1 << 23
-"""Attention weights of one pass over one layer that are kept for the backward pass, 32 MB. A batch of `tiny` has at
-most a third of that, or two with one process. More are computed a second time: 16 rows of 1,300 tokens would keep
-430 MB in each layer."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A row in the flat sequences of attention: its keys are [start, end), and its queries, which are those of its last
-    tokens, [query_start, query_end)."""
-
-    start: int
-    end: int
-    query_start: int
-    query_end: int
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-    """Causal attention within rows: queries [Q, h, d] to keys and values [T, h, d]; returns [Q, h * d]."""
-    mixed: Tensor = _Attention.apply(queries, keys, values, spans, scale)  # type: ignore[no-untyped-call]
-    return mixed
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -132,60 +107,3 @@ class _Gated(torch.autograd.Function):
         torch.mul(grad, active, out=of_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=of_gate)
         return result
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-        mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
-        later, weights = _later(queries, spans), []
-        size = queries.shape[1] * sum((s.query_end - s.query_start) * (s.end - s.start) for s in spans)
-        is_kept = size <= KEPT_WEIGHTS
-        for span in spans:
-            query, key, value = _of_row(span, queries, keys, values)
-            weight = _weights(query, key, later, scale)
-            mixed[span.query_start : span.query_end] = torch.bmm(weight, value).transpose(0, 1)
-            weights += [weight] * is_kept
-        ctx.save_for_backward(queries, keys, values, *weights)
-        ctx.spans, ctx.scale = spans, scale
-        return mixed.flatten(1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, *weights = ctx.saved_tensors
-        grad = grad.view_as(queries)
-        of_queries, of_keys, of_values = (torch.empty(t.shape, dtype=t.dtype) for t in (queries, keys, values))
-        later = None if weights else _later(queries, ctx.spans)
-        for number, span in enumerate(ctx.spans):
-            query, key, value = _of_row(span, queries, keys, values)
-            weight = weights[number] if later is None else _weights(query, key, later, ctx.scale)
-            of_mixed = grad[span.query_start : span.query_end].transpose(0, 1)
-            of_values[span.start : span.end] = torch.bmm(weight.mT, of_mixed).transpose(0, 1)
-            of_weight = torch.bmm(of_mixed, value.mT)
-            of_scores = torch._softmax_backward_data(of_weight, weight, -1, weight.dtype).mul_(ctx.scale)
-            of_queries[span.query_start : span.query_end] = torch.bmm(of_scores, key).transpose(0, 1)
-            of_keys[span.start : span.end] = torch.bmm(of_scores.mT, query).transpose(0, 1)
-        return of_queries, of_keys, of_values, None, None
-
-
-def _later(queries: Tensor, spans: Sequence[Span]) -> Tensor:
-    """-inf where a key comes after a query, [L, L] for the longest row."""
-    longest = max(span.end - span.start for span in spans)
-    return queries.new_full((longest, longest), -torch.inf).triu_(1)
-
-
-def _weights(query: Tensor, key: Tensor, later: Tensor, scale: float) -> Tensor:
-    """The weights [h, n, L] of the last n tokens of a row."""
-    count, length = query.shape[1], key.shape[1]
-    scores = torch.baddbmm(later[length - count : length, :length], query, key.mT, alpha=scale)
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _of_row(span: Span, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of one row, each [h, n, d]; views."""
-    row = slice(span.start, span.end)
-    return (
-        queries[span.query_start : span.query_end].transpose(0, 1),
-        keys[row].transpose(0, 1),
-        values[row].transpose(0, 1),
-    )

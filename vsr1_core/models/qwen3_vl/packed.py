@@ -1,14 +1,15 @@
-"""A pass over whole rows with gradients, in which the rows are one flat sequence of tokens: no padding, and only the
-states that are asked for. For training on a CPU; `packs` says for which models. Inference, and training elsewhere, run
-the model of transformers on padded batches (`batching`).
+"""A pass over whole rows with gradients, in which the rows are one flat sequence of tokens: no padding, what all rows
+begin with only once, and only the states that are asked for. For training on a CPU; `packs` says for which models.
+Inference, and training elsewhere, run the model of transformers on padded batches (`batching`).
 
-T: tokens of all rows; H: hidden size; h: heads; d: size of a head.
+T: tokens of all rows, with the shared ones once; H: hidden size; h: heads; d: size of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VL
 
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.qwen3_vl.batching import check_placeholders
-from vsr1_core.models.qwen3_vl.fused import Span, attend, gated, rms_norm, rotated_heads, signed
+from vsr1_core.models.qwen3_vl.fused import gated, rms_norm, rotated_heads, signed
+from vsr1_core.models.qwen3_vl.row_attention import Layout, attend, ends_of_rows, whole_rows
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 
@@ -45,20 +47,34 @@ def _is_plain(layer: nn.Module) -> bool:
     return all(type(part) is nn.Linear and part.bias is None for part in linear)
 
 
+MIN_SHARED = 8
+"""Fewer shared tokens are read with each row: a pass over shared keys of their own costs about what they save."""
+
+
 @dataclass(frozen=True)
 class Packed:
-    """Rows of tokens side by side."""
+    """Rows of tokens side by side, after the tokens that all of them begin with."""
 
     embeds: Tensor
     """[T, H]."""
     positions: Tensor
     """[3, T]."""
     lengths: Sequence[int]
-    """Tokens of each row; they add up to T."""
+    """Tokens of each row after the shared ones; with these, they add up to T."""
+    last: Sequence[int]
+    """Of how many tokens at the end of each row the states are wanted: at least 1, at most all of its own."""
     video_at: Tensor
     """int [v]: the places of video tokens in the flat sequence."""
     deepstack: Sequence[Tensor] = ()
     """One [v, H] per level."""
+    shared: int = 0
+    """The number of tokens that all rows begin with."""
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each row, without the shared tokens, begins and ends in the flat sequence."""
+        ends = [self.shared + end for end in accumulate(self.lengths)]
+        return [(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
 
 
 Rotations = tuple[Tensor, Tensor]
@@ -127,61 +143,73 @@ class Read:
     values: list[Tensor] = field(default_factory=list)
 
 
-def pack(model: Qwen3VLModel, prompts: Sequence[Prompt], features: Sequence[VideoFeatures | None]) -> Packed:
-    """Put `prompts` side by side; `features[b]` fill the video placeholders of row b in order.
+def pack(
+    model: Qwen3VLModel,
+    prompts: Sequence[Prompt],
+    features: Sequence[VideoFeatures | None],
+    last: Sequence[int],
+) -> Packed:
+    """Put `prompts` side by side; `features[b]` fill the video placeholders of row b in order. `last`: see `Packed`.
 
     Raises ValueError if the number of placeholders in a row differs from the number of tokens of its video.
     """
     for prompt, feature in zip(prompts, features, strict=True):
         check_placeholders(prompt, feature)
-    embeds = model.language_model.embed_tokens(torch.cat([p.token_ids for p in prompts]))
-    video_at = torch.cat([p.video_mask for p in prompts]).nonzero()[:, 0]
+    starts = [p.token_ids.masked_fill(p.video_mask, -1 - row) for row, p in enumerate(prompts)]
+    shared = num_shared([torch.cat([ids[None], p.positions]) for ids, p in zip(starts, prompts, strict=True)], last)
+    own = [prompts[0].token_ids[:shared], *(p.token_ids[shared:] for p in prompts)]
+    embeds = model.language_model.embed_tokens(torch.cat(own))
+    is_video = [prompts[0].video_mask[:shared], *(p.video_mask[shared:] for p in prompts)]
+    video_at = torch.cat(is_video).nonzero()[:, 0]
     present = [f for f in features if f is not None]
     deepstack: list[Tensor] = []
     if present:
         embeds = embeds.index_copy(0, video_at, torch.cat([f.tokens for f in present]).to(embeds))
         deepstack = [torch.cat(level).to(embeds) for level in zip(*(f.deepstack for f in present), strict=True)]
-    positions = torch.cat([p.positions for p in prompts], dim=1)
-    return Packed(embeds, positions, [len(p.token_ids) for p in prompts], video_at, deepstack)
+    positions = torch.cat([prompts[0].positions[:, :shared], *(p.positions[:, shared:] for p in prompts)], dim=1)
+    lengths = [len(p.token_ids) - shared for p in prompts]
+    return Packed(embeds, positions, lengths, last, video_at, deepstack, shared)
 
 
-def pack_texts(rows: Sequence[Tensor]) -> Packed:
-    """Input embeddings [n_b, H] of texts side by side, at the positions 0, 1, ..."""
-    positions = torch.cat([torch.arange(len(row)) for row in rows]).expand(3, -1)
-    return Packed(torch.cat(list(rows)), positions, [len(row) for row in rows], positions.new_zeros(0))
+def pack_texts(start: Tensor, rows: Sequence[Tensor]) -> Packed:
+    """Texts side by side, at the positions 0, 1, ..., from input embeddings: `start` [s, H], with which all begin, and
+    what follows it in each, rows[b] [n_b, H]. The state of the last token of each is wanted."""
+    shared, lengths = len(start), [len(row) for row in rows]
+    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + n) for n in lengths)]).expand(3, -1)
+    nowhere = torch.zeros(0, dtype=torch.long)
+    return Packed(torch.cat([start, *rows]), positions, lengths, [1] * len(rows), nowhere, shared=shared)
 
 
-def read(model: Qwen3VLTextModel, packed: Packed, last: Sequence[int]) -> Read:
-    """Run `model` over `packed`, and return the states of the last `last[b]` tokens of each row (at least 1, at most
-    all). The last layer computes no others."""
-    spans, at = _spans(packed.lengths, last)
-    every = [Span(span.start, span.end, span.start, span.end) for span in spans]
-    layers = [JointLayer(layer) for layer in model.layers]
+def num_shared(rows: Sequence[Tensor], kept: Sequence[int]) -> int:
+    """How many tokens at the start are the same in all rows [n, L_b], each given by n numbers, without the last kept[b]
+    of each row. 0 where these are too few to be read apart."""
+    length = min(row.shape[1] - count for row, count in zip(rows, kept, strict=True))
+    if len(rows) == 1 or length < MIN_SHARED:
+        return 0
+    starts = torch.stack([row[:, :length] for row in rows])
+    same = (starts == starts[0]).all(0).all(0)
+    shared = int(same.long().cumprod(0).sum())
+    return shared if shared >= MIN_SHARED else 0
+
+
+def read(model: Qwen3VLTextModel, packed: Packed) -> Read:
+    """Run `model` over `packed`. The last layer computes no states but the wanted ones."""
+    layers, spans = [JointLayer(layer) for layer in model.layers], packed.spans
+    wanted = [torch.arange(end - count, end) for (_, end), count in zip(spans, packed.last, strict=True)]
     rotations = rotations_at(model, packed.embeds, packed.positions)
+    every, at = whole_rows(packed.lengths, packed.shared), torch.cat(wanted)
+    ends = ends_of_rows(packed.lengths, packed.last, packed.shared)
     hidden, result = packed.embeds, Read([], [], layers)
     for number, layer in enumerate(layers):
         is_last = number == len(layers) - 1
-        hidden, keys, values = _run_layer(
-            layer, hidden, rotations, spans if is_last else every, at if is_last else None
-        )
+        hidden, keys, values = _run_layer(layer, hidden, rotations, ends if is_last else every, at if is_last else None)
         result.keys.append(keys)
         result.values.append(values)
         if number < len(packed.deepstack):
             hidden = _with_level(hidden, packed, number, at if is_last else None)
-    result.before_norm += hidden.split(list(last))
-    result.states += rms_norm(hidden, model.norm).split(list(last))
+    result.before_norm += hidden.split(list(packed.last))
+    result.states += rms_norm(hidden, model.norm).split(list(packed.last))
     return result
-
-
-def _spans(lengths: Sequence[int], last: Sequence[int]) -> tuple[list[Span], Tensor]:
-    """Where each row, and its last tokens, begin and end; and the places int [Q] of these tokens among all."""
-    spans, places, start, query_start = [], [], 0, 0
-    for length, count in zip(lengths, last, strict=True):
-        end, query_end = start + length, query_start + count
-        spans.append(Span(start, end, query_start, query_end))
-        places.append(torch.arange(end - count, end))
-        start, query_start = end, query_end
-    return spans, torch.cat(places)
 
 
 def _with_level(hidden: Tensor, packed: Packed, level: int, at: Tensor | None) -> Tensor:
@@ -193,7 +221,7 @@ def _with_level(hidden: Tensor, packed: Packed, level: int, at: Tensor | None) -
 
 
 def _run_layer(
-    layer: JointLayer, hidden: Tensor, rotations: Rotations, spans: Sequence[Span], at: Tensor | None
+    layer: JointLayer, hidden: Tensor, rotations: Rotations, layout: Layout, at: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The next hidden states of the tokens `at` (None: of all), and the keys and values [T, h, d] of all tokens."""
     normed = rms_norm(hidden, layer.module.input_layernorm)
@@ -203,5 +231,5 @@ def _run_layer(
         queries = layer.queries(normed[at], (rotations[0][at], rotations[1][at]))
         keys, values = layer.keys_values(normed, rotations)
         hidden = hidden[at]
-    mixed = attend(queries, keys, values, spans, layer.attention.scaling)
+    mixed = attend(queries, keys, values, layout, layer.attention.scaling)
     return layer.finish(hidden, mixed), keys, values

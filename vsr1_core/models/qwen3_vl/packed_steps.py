@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,10 +26,12 @@ class _Memory:
     the steps noted. Nothing here may belong to the graph of autograd, whose nodes hold this: Python does not see such a
     circle, and all of it would stay for ever.
 
-    spans: where the rows are in the flat keys and values [T, h, d]. bias: [R * h, 1, L], -inf at padding.
+    spans: where the rows are in the flat keys and values [T, h, d], of which the first `shared` belong to all rows, and
+    come before their own. bias: [R * h, 1, L], -inf at padding.
     """
 
     spans: Sequence[tuple[int, int]]
+    shared: int
     keys: Tensor
     keys_by_size: Tensor
     values: Tensor
@@ -40,21 +41,23 @@ class _Memory:
 
 
 @torch.no_grad()
-def _memory(keys: Tensor, values: Tensor, spans: Sequence[tuple[int, int]]) -> _Memory:
-    """The memory of the rows `spans` of flat keys and values [T, h, d]."""
-    heads, length = keys.shape[1], max(end - start for start, end in spans)
+def _memory(keys: Tensor, values: Tensor, spans: Sequence[tuple[int, int]], shared: int) -> _Memory:
+    """The memory of the rows `spans` of flat keys and values [T, h, d], whose first `shared` all of them see."""
+    lengths = torch.tensor([shared + end - start for start, end in spans])
+    heads, length = keys.shape[1], int(lengths.max())
     padded = []
     for flat in (keys, values):
         rows = flat.new_zeros(len(spans), heads, length, flat.shape[-1])
+        rows[:, :, :shared] = flat[:shared].transpose(0, 1)
         for row, (start, end) in zip(rows, spans, strict=True):
-            row[:, : end - start] = flat[start:end].transpose(0, 1)
+            row[:, shared : shared + end - start] = flat[start:end].transpose(0, 1)
         padded.append(rows.flatten(0, 1))
-    is_padding = torch.arange(length) >= torch.tensor([end - start for start, end in spans])[:, None]
+    is_padding = torch.arange(length) >= lengths[:, None]
     bias = (
         keys.new_zeros(is_padding.shape).masked_fill_(is_padding, -torch.inf).repeat_interleave(heads, dim=0)[:, None]
     )
     of_keys, of_values = padded
-    return _Memory(spans, of_keys, of_keys.mT.contiguous(), of_values, of_values.mT.contiguous(), bias)
+    return _Memory(spans, shared, of_keys, of_keys.mT.contiguous(), of_values, of_values.mT.contiguous(), bias)
 
 
 class _Remember(torch.autograd.Function):
@@ -71,14 +74,15 @@ class _Remember(torch.autograd.Function):
         queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*memory.noted, strict=True))
         memory.noted.clear()
         of_keys, of_values = torch.bmm(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)
-        return *(_flat(grad, memory.spans, ctx.shape) for grad in (of_keys, of_values)), None
+        return *(_flat(grad, memory, ctx.shape) for grad in (of_keys, of_values)), None
 
 
-def _flat(padded: Tensor, spans: Sequence[tuple[int, int]], shape: torch.Size) -> Tensor:
+def _flat(padded: Tensor, memory: _Memory, shape: torch.Size) -> Tensor:
     """Gradients [R * h, L, d] in their places in the flat sequence, of `shape` [T, h, d]."""
-    flat = padded.new_zeros(shape)
-    for row, (start, end) in zip(padded.unflatten(0, (len(spans), -1)), spans, strict=True):
-        flat[start:end] = row[:, : end - start].transpose(0, 1)
+    flat, rows, shared = padded.new_zeros(shape), padded.unflatten(0, (len(memory.spans), -1)), memory.shared
+    flat[:shared] = rows[:, :, :shared].sum(0).transpose(0, 1)
+    for row, (start, end) in zip(rows, memory.spans, strict=True):
+        flat[start:end] = row[:, shared : shared + end - start].transpose(0, 1)
     return flat
 
 
@@ -116,11 +120,10 @@ class PackedPrefix:
 
     def __init__(self, model: Qwen3VLTextModel, packed: Packed, read: Read, rows: Sequence[int]) -> None:
         self.model, self.layers = model, read.layers
-        ends = list(accumulate(packed.lengths))
-        spans = [(ends[row] - packed.lengths[row], ends[row]) for row in rows]
+        spans = [packed.spans[row] for row in rows]
         self.next_positions = torch.stack([packed.positions[:, start:end].max() for start, end in spans]) + 1
         pairs = list(zip(read.keys, read.values, strict=True))
-        self.memories = [_memory(keys, values, spans) for keys, values in pairs]
+        self.memories = [_memory(keys, values, spans, packed.shared) for keys, values in pairs]
         self.stand_ins: list[Tensor] = [
             _Remember.apply(*pair, memory)  # type: ignore[no-untyped-call]
             for pair, memory in zip(pairs, self.memories, strict=True)

@@ -146,8 +146,8 @@ def answer_states(
         kwargs = {"refining": refining, "pad_id": pad_id, "num_soft_tokens": num_soft_tokens}
         hidden, latents, _ = teacher_forced(policy, prompts, features, **kwargs)  # type: ignore[arg-type]
         return [row[-count:] for row, count in zip(hidden, last, strict=True)], latents
-    packed = pack(policy.model, prompts, features)
-    done = read(model, packed, last)
+    packed = pack(policy.model, prompts, features, last)
+    done = read(model, packed)
     if not refining or not num_soft_tokens:
         return done.states, packed.embeds.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
     seeds = done.before_norm if policy.soft_query.seed_hidden == "pre_norm" else done.states
