@@ -93,6 +93,37 @@ def test_states_latents_and_all_gradients_equal_those_of_a_padded_batch(
     assert_padded_and_packed_agree(work, policy.model, monkeypatch)
 
 
+def test_gradients_of_an_early_latent_alone_equal_those_of_a_padded_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps after it are never gone backward through."""
+    policy = tiny_policy(config=small_config(grouped_heads=False))
+    rows, features, last = whole_rows(policy)
+
+    def work() -> list[Tensor]:
+        latents = policy.teacher_forced(rows, features, last=last, refining=[1, 3], num_soft_tokens=5)[1]
+        return [latents[:, 2]]
+
+    assert_padded_and_packed_agree(work, policy.model, monkeypatch)
+
+
+@pytest.mark.parametrize("frozen", ["self_attn.k_proj", "mlp", "norm", "embed_tokens"])
+def test_weights_that_do_not_learn_get_no_gradient_and_change_none_of_the_others(
+    frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy(config=small_config(grouped_heads=False))
+    rows, features, last = whole_rows(policy)
+    parameters = dict(policy.model.named_parameters())
+    still = [parameter for name, parameter in parameters.items() if frozen in name]
+    assert still
+    for parameter in still:
+        parameter.requires_grad_(False)
+
+    def work() -> list[Tensor]:
+        return [policy.teacher_forced(rows, features, last=last, refining=[1, 3], num_soft_tokens=4)[1]]
+
+    assert_padded_and_packed_agree(work, policy.model, monkeypatch)
+    assert all(parameter.grad is None for parameter in still)
+
+
 @pytest.mark.parametrize("learns", [True, False])
 def test_nothing_of_a_step_stays(learns: bool) -> None:
     """Python cannot collect a circle that goes through autograd: a training would fill the memory."""

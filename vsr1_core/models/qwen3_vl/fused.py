@@ -44,7 +44,7 @@ def gated(gate_and_up: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        normed, inverse = _unit(hidden, epsilon)
+        normed, inverse = unit(hidden, epsilon)
         ctx.save_for_backward(normed, inverse, weight)
         return normed * weight
 
@@ -52,18 +52,18 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weight = ctx.saved_tensors
         of_weight = (grad * normed).sum(0) if ctx.needs_input_grad[1] else None
-        return _unit_backward(grad * weight, normed, inverse), of_weight, None
+        return unit_backward(grad * weight, normed, inverse), of_weight, None
 
 
-def _unit(hidden: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def unit(hidden: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """`hidden` divided by its root mean square over the last dimension, and the factor of each row."""
     mean_square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().div_(hidden.shape[-1])
     inverse = mean_square.add_(epsilon).rsqrt_()
     return hidden * inverse, inverse
 
 
-def _unit_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient before `_unit`. `grad` is overwritten."""
+def unit_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient before `unit`. `grad` is overwritten."""
     along = (grad * normed).sum(-1, keepdim=True).div_(-normed.shape[-1])
     return grad.addcmul_(normed, along).mul_(inverse)
 
@@ -71,20 +71,20 @@ def _unit_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
 class _RotatedHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, epsilon: float) -> Tensor:
-        normed, inverse = _unit(projected, epsilon)
+        normed, inverse = unit(projected, epsilon)
         ctx.save_for_backward(normed, inverse, weight, cos, sin)
         scaled = normed * weight
-        return (scaled * cos).addcmul_(_swapped(scaled), sin)
+        return (scaled * cos).addcmul_(swapped(scaled), sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weight, cos, sin = ctx.saved_tensors
-        of_scaled = (grad * cos).add_(_swapped(grad * sin))
+        of_scaled = (grad * cos).add_(swapped(grad * sin))
         of_weight = (of_scaled * normed).sum((0, 1)) if ctx.needs_input_grad[1] else None
-        return _unit_backward(of_scaled.mul_(weight), normed, inverse), of_weight, None, None, None
+        return unit_backward(of_scaled.mul_(weight), normed, inverse), of_weight, None, None, None
 
 
-def _swapped(heads: Tensor) -> Tensor:
+def swapped(heads: Tensor) -> Tensor:
     """The halves of each head in the other order."""
     half = heads.shape[-1] // 2
     return torch.cat([heads[..., half:], heads[..., :half]], dim=-1)

@@ -152,7 +152,8 @@ def answer_states(
         return done.states, packed.embeds.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
     seeds = done.before_norm if policy.soft_query.seed_hidden == "pre_norm" else done.states
     seed = torch.stack([seeds[row][-1] for row in refining])
-    return done.states, _latents(policy, seed, PackedPrefix(model, packed, done, refining), num_soft_tokens)
+    prefix = PackedPrefix(model, packed, done, refining, num_soft_tokens - 1)
+    return done.states, _latents(policy, seed, prefix, num_soft_tokens)
 
 
 def teacher_forced_answers(
