@@ -10,6 +10,7 @@ readers and writers never wait for each other.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -232,9 +233,16 @@ def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:
 def _write_empty(folder: Path, schema: Mapping[str, Any]) -> None:
     """Write a file with these columns and no rows into `folder`, unless it exists already."""
     path, empty = folder / "dataset=none" / "rows.parquet", pl.DataFrame(schema=schema)
-    if not path.exists() or pl.scan_parquet(path, glob=False).collect_schema() != empty.schema:
+    if _schema_of(path) != empty.schema:
         with atomic_path(path) as temporary:
             empty.write_parquet(temporary)
+
+
+def _schema_of(path: Path) -> pl.Schema | None:
+    """The columns of a file of rows; None where it is not there, or damaged."""
+    with contextlib.suppress(OSError, pl.exceptions.PolarsError):
+        return pl.scan_parquet(path, glob=False).collect_schema()
+    return None
 
 
 def _statements(view: MadeView) -> Iterator[str]:

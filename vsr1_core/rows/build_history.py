@@ -22,6 +22,7 @@ from vsr1_core.rows.files import append_lines, atomic_path, write_jsonl
 from vsr1_core.rows.increments import Outcome
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
+from vsr1_core.rows.unreadable import HISTORY_IS_DAMAGED, told
 from vsr1_core.rows.versions import fingerprint
 
 BUILDS, RECIPES = "builds", "recipes"
@@ -135,6 +136,9 @@ def _known(files: list[Path], columns: list[str]) -> pl.DataFrame:
     """The last kept state of each row that was not gone in it."""
     if not files:
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    read = [pl.read_parquet(path, columns=[*columns, "is_gone"], glob=False, hive_partitioning=False) for path in files]
+    read = []
+    for path in files:
+        with told(path, HISTORY_IS_DAMAGED):
+            read.append(pl.read_parquet(path, columns=[*columns, "is_gone"], glob=False, hive_partitioning=False))
     last = pl.concat(read).unique(columns[0], keep="last")
     return last.filter(~pl.col("is_gone")).select(columns)

@@ -7,6 +7,7 @@ basis holds. `home.prepared.layout` reads the authors' folder, and `home.prepare
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import polars as pl
 
 from vsr1_core.rows.files import atomic_path, read_json, write_json
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.unreadable import scanned, told
 
 RECORD = "record.json"
 """The file of an import that says where it is from."""
@@ -65,18 +67,21 @@ class Imported:
         """Row id -> imported row of an asset, whose id column is `key`; empty where the import has none."""
         if not self._path(asset).exists():
             return {}
-        schema = pl.read_parquet_schema(self._path(asset))
-        single = [name for name, dtype in schema.items() if not dtype.is_nested()]
+        with self._told(self._path(asset)):
+            schema = pl.read_parquet_schema(self._path(asset))
+            single = [name for name, dtype in schema.items() if not dtype.is_nested()]
+            kept = pl.read_parquet(self._path(asset), columns=single, glob=False, hive_partitioning=False)
         found = {}
-        for row in pl.read_parquet(self._path(asset), columns=single).iter_rows(named=True):
+        for row in kept.iter_rows(named=True):
             row_id, digest, basis = row.pop(key), row.pop("digest"), row.pop("basis")
             found[row_id] = ImportedRow(digest, json.loads(basis), self._placed(row))
         return found
 
     def values(self, asset: str, key: str, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows `ids` of an asset with all their imported columns, lists included, and without digest and basis."""
-        wanted = pl.scan_parquet(self._path(asset)).filter(pl.col(key).is_in(list(ids)))
-        frame = wanted.drop(*IMPORTED_COLUMNS).collect()
+        with self._told(self._path(asset)):
+            wanted = scanned([self._path(asset)]).filter(pl.col(key).is_in(list(ids)))
+            frame = wanted.drop(*IMPORTED_COLUMNS).collect()
         for some in frame.iter_slices(ROWS_AT_ONCE):
             yield from map(self._placed, some.iter_rows(named=True))
 
@@ -87,7 +92,12 @@ class Imported:
     def document(self, name: str) -> pl.DataFrame:
         """The lines of one imported document in order: row_id, is_held (whether a row was made of it), record."""
         path = self.folder / "documents.parquet"
-        return pl.read_parquet(path).filter(pl.col("document") == name).drop("document")
+        with self._told(path):
+            return scanned([path]).filter(pl.col("document") == name).drop("document").collect()
+
+    def _told(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        again = f"vsr1 import-prepared {self.record['source']} --dataset {self.folder.parent.name}"
+        return told(path, f"copy it back, or import it again: {again}")
 
     def array(self, name: str) -> Path:
         """The path of an imported array, which is stored byte for byte."""

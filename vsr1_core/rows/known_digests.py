@@ -1,6 +1,6 @@
 """A cache of file digests, keyed by path, size and modification time, so that unchanged files are not read again.
 
-The cache is safe to delete: the files are then read once more.
+The cache is safe to delete, and to lose: the files are then read once more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import polars as pl
 from vsr1_core.rows.files import FileStamp, atomic_path, check_name, digest_stable_file, read_stamp
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.places import Places
+from vsr1_core.rows.unreadable import UnreadableRows, read_rows
+
+SCHEMA = {"path": pl.String, "bytes": pl.Int64, "mtime_ns": pl.Int64, "digest": pl.String}
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,13 @@ class KnownDigests:
         return cls(lake.cache("digests") / f"{check_name(dataset)}{what}.parquet", lake.places)
 
     def read(self) -> dict[FileStamp, str]:
-        """Map file stamp -> digest. The result is empty when nothing is stored yet."""
+        """Map file stamp -> digest. The result is empty when nothing is stored yet, and where it is damaged."""
         if not self.path.exists():
             return {}
-        rows = pl.read_parquet(self.path, glob=False).iter_rows()
+        try:
+            rows = read_rows(self.path).select(*SCHEMA).iter_rows()
+        except (UnreadableRows, pl.exceptions.ColumnNotFoundError):
+            return {}
         return {FileStamp(self.places.placed(path), size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
 
     def write(self, digests: Mapping[FileStamp, str]) -> None:
@@ -44,9 +50,8 @@ class KnownDigests:
         rows = [
             (self.places.stored(stamp.path), stamp.bytes, stamp.mtime_ns, digest) for stamp, digest in digests.items()
         ]
-        schema = {"path": pl.String, "bytes": pl.Int64, "mtime_ns": pl.Int64, "digest": pl.String}
         with atomic_path(self.path) as temporary:
-            pl.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
+            pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(temporary)
 
 
 def digests_of(paths: Iterable[Path], known: Mapping[FileStamp, str]) -> list[tuple[FileStamp, str]]:

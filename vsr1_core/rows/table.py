@@ -35,7 +35,7 @@ from vsr1_core.rows.merged import (
 )
 from vsr1_core.rows.places import PATH_COLUMNS, Places
 from vsr1_core.rows.row_files import DROPPED, RowFiles, drop_superseded, first_base, row_files
-from vsr1_core.rows.unreadable import PENDING
+from vsr1_core.rows.unreadable import HISTORY_IS_DAMAGED, PENDING, told
 
 BASE_COLUMNS: dict[str, Any] = {
     "row_version": pl.String,
@@ -306,7 +306,11 @@ class Table:
 
     def kept_states(self, folder: Path) -> list[pl.DataFrame]:
         """The states that `keep_state` wrote into `folder`, oldest first."""
-        return [pl.read_parquet(path, glob=False) for path in sorted(folder.glob("*.parquet"))]
+        states = []
+        for path in sorted(folder.glob("*.parquet")):
+            with told(path, HISTORY_IS_DAMAGED):
+                states.append(pl.read_parquet(path, glob=False))
+        return states
 
     def manifest(self) -> dict[str, Any]:
         """The summary of the last commit. Raises FileNotFoundError, which says how to build the table, when there is

@@ -10,6 +10,7 @@ import polars as pl
 
 PENDING = "pending"
 """The folder in that of a table with the shards of a running build."""
+HISTORY_IS_DAMAGED = "copy it back, or delete it, and the history lacks what was kept then; no table loses a row"
 _OF_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
@@ -39,6 +40,16 @@ def named(*paths: Path) -> Iterator[None]:
         table = broken.parents[1] if broken.parent.name == PENDING else broken.parent
         way_out = "delete it, and its rows are made again" if table != broken.parent else remedy(table)
         raise UnreadableRows(f"{broken}, a file of {table_of(table)}, cannot be read ({reason}): {way_out}") from error
+
+
+@contextlib.contextmanager
+def told(path: Path, way_out: str) -> Iterator[None]:
+    """Raise UnreadableRows in place of what polars says while it reads `path`, which belongs to no table. way_out: what
+    to do, as the end of a sentence."""
+    try:
+        yield
+    except _OF_POLARS as error:
+        raise UnreadableRows(f"{path} cannot be read ({error}): {way_out}") from error
 
 
 def _problem(path: Path) -> str:
