@@ -34,6 +34,7 @@ def results(scenario: str, *options: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_build_that_is_cut_off_at_a_sample_of_its_writes_is_completed() -> None:
     found = results("deltas", "--every", "200")

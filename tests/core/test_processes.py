@@ -21,6 +21,7 @@ from vsr1_core.training.processes import share_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     module, ours = "vsr1_core.stages.launched", "tests.core.train_run"

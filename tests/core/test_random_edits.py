@@ -179,6 +179,7 @@ def test_whatever_part_is_built_in_between_plans_are_exact(built: Path, part: in
     compare_after_scripts(built, START, part, 2, STEPS, build_parts_and_compare)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_rebuilt_was_planned_and_equals_what_is_built_from_scratch(built: Path, part: int) -> None:

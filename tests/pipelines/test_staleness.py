@@ -121,6 +121,7 @@ def test_a_query_of_the_test_split_retrains_nothing(world: SmallWorld, ticker: T
     assert processed["query_embeddings"] == processed["predictions.sqr_sft"] == 1
 
 
+@pytest.mark.long
 def test_a_train_video_with_other_bytes_trains_each_model_once(world: SmallWorld, ticker: Ticker) -> None:
     world.put_video("train_1", clip(3))
     marked, told = see(ticker)

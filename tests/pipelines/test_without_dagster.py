@@ -36,6 +36,7 @@ def vsr1(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return python("-m", "tests.pipelines.without_dagster", *arguments, home=home)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_library_builds_and_the_commands_search_ask_plan_and_explain(home: Path) -> None:
     found = vsr1(home, "search", "a red circle moves left", "-d", "nano", "-k", "2")
