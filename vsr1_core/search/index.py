@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.search.faiss_kinds import load_faiss, on_cpu, on_gpu, untrained
 from vsr1_core.segments import best_of_each, video_of
 
 Value = TypeVar("Value")
@@ -32,12 +33,6 @@ UNIT_TOLERANCE = 1e-3
 QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
 RANKED_AT_ONCE = 64
 """Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
-MIN_VECTORS_PER_LIST = 39
-"""FAISS warns if there are fewer vectors per k-means centroid."""
-REPAIR_GPU = (
-    "a GPU index was asked for, but this faiss is built without GPU support (faiss-cpu and faiss-gpu overwrite each "
-    "other); run: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,11 +208,21 @@ class VideoIndex:
     ) -> tuple[Vectors, NDArray[np.int64], NDArray[np.int64]]:
         """The scores [Q, k] and rows [Q, k] of the k best vectors for each query, and how many vectors score above its
         limit [Q]. The vectors of a flat index are multiplied once for all three."""
+        if k and not self._is_flat:
+            return *self.faiss_index.search(queries, k), self._multiplied(queries, 0, limits)[2]
+        return self._multiplied(queries, k, limits)
+
+    def nearest(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+        """The scores [Q, k] and rows [Q, k] of the k best vectors for each of these unit vectors, best first. They are
+        exact, whatever the kind of the FAISS index."""
+        return self._multiplied(queries, min(k, len(self.ids)), np.full(len(queries), np.inf, np.float32))[:2]
+
+    def _multiplied(
+        self, queries: Vectors, k: int, limits: Vectors
+    ) -> tuple[Vectors, NDArray[np.int64], NDArray[np.int64]]:
+        """`_compared`, by a product with all vectors. k may be 0."""
         higher = np.zeros(len(queries), np.int64)
         best, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        if k and not self._is_flat:
-            best, rows = self.faiss_index.search(queries, k)
-            k = 0
         is_ranked = bool(np.isfinite(limits).any())
         if not k and not is_ranked:
             return best, rows, higher
@@ -238,7 +243,7 @@ class VideoIndex:
     def _is_flat(self) -> bool:
         """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product then
         gives the ranks, too, and is faster than its search for several queries (`tests/benchmarks/test_search.py`)."""
-        return isinstance(self.faiss_index, _faiss().IndexFlat)
+        return isinstance(self.faiss_index, load_faiss().IndexFlat)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
         rows = [self.row_of[v] for v in video_ids if v in self.row_of]
@@ -277,24 +282,17 @@ def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", g
         ids, scores = index.search(embedder.embed_queries(["a red ring"]).numpy(), k=1)
     """
     checked = unit_vectors(vectors, "video")
-    _check_ids(ids, len(checked))
-    faiss = _faiss()
-    index = faiss.index_factory(checked.shape[1], _factory_text(kind, len(checked)), faiss.METRIC_INNER_PRODUCT)
-    if kind == "ivf":
-        index.nprobe = max(1, index.nlist // 8)
-    if kind == "hnsw":
-        index.hnsw.efConstruction = index.hnsw.efSearch = 200
+    check_ids(ids, len(checked))
+    index = untrained(kind, checked.shape[1], len(checked))
     index.train(checked)
     index.add(checked)
-    return VideoIndex(tuple(ids), checked, _on_gpu(index) if gpu else index)
+    return VideoIndex(tuple(ids), checked, on_gpu(index) if gpu else index)
 
 
 def write_index(folder: Path, index: VideoIndex) -> None:
     """Write both files of the index as one folder: a reader sees either the old folder or the new one."""
-    faiss = _faiss()
-    on_cpu = faiss.index_gpu_to_cpu(index.faiss_index) if _is_gpu(index.faiss_index) else index.faiss_index
     with atomic_folder(folder) as temporary:
-        faiss.write_index(on_cpu, str(temporary / "index.faiss"))
+        load_faiss().write_index(on_cpu(index.faiss_index), str(temporary / "index.faiss"))
         write_json(temporary / "id_map.json", list(index.ids))
 
 
@@ -303,20 +301,26 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
 
     Raises FileNotFoundError if a file is missing, and ValueError if a file is broken or the two do not fit together.
     """
+    ids, index = read_faiss_index(folder)
+    vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
+    return VideoIndex(ids, vectors, on_gpu(index) if gpu else index)
+
+
+def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
+    """The ids and the FAISS index of `read_index`, which raises the same, without a matrix of the vectors."""
     path = folder / "index.faiss"
     if not path.exists() or not (folder / "id_map.json").exists():
         raise FileNotFoundError(f"{folder} must hold index.faiss and id_map.json; build the asset video_index again")
-    faiss = _faiss()
+    faiss = load_faiss()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} is not a FAISS index; build the asset video_index again") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(f"{path} does not rank by inner product; build the asset video_index again")
-    ids = [str(video_id) for video_id in read_json(folder / "id_map.json")]
-    _check_ids(ids, index.ntotal)
-    vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
-    return VideoIndex(tuple(ids), vectors, _on_gpu(index) if gpu else index)
+    ids = tuple(str(video_id) for video_id in read_json(folder / "id_map.json"))
+    check_ids(ids, index.ntotal)
+    return ids, index
 
 
 def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
@@ -342,41 +346,10 @@ def _best(scores: Vectors, k: int) -> NDArray[np.int64]:
     return np.argpartition(scores, -k, axis=1)[:, -k:]
 
 
-def _check_ids(ids: Sequence[str], num_vectors: int) -> None:
+def check_ids(ids: Sequence[str], num_vectors: int) -> None:
+    """Raise ValueError unless there is one id for each vector, and no id twice."""
     if len(ids) != num_vectors:
         raise ValueError(f"there are {len(ids)} video ids for {num_vectors} vectors; each vector needs one id")
     if len(set(ids)) != len(ids):
         twice = sorted(i for i, count in Counter(ids).items() if count > 1)[:3]
         raise ValueError(f"some video ids occur twice, e.g. {', '.join(twice)}; ids must be unique")
-
-
-def _factory_text(kind: str, num_vectors: int) -> str:
-    if kind == "flat":
-        return "Flat"
-    if kind == "ivf":
-        num_lists = min(int(4 * num_vectors**0.5), num_vectors // MIN_VECTORS_PER_LIST)
-        return f"IVF{max(1, num_lists)},Flat"
-    if kind == "hnsw":
-        return "HNSW32"
-    raise ValueError(f"index kind {kind!r} is not one of flat, ivf, hnsw")
-
-
-def _faiss() -> Any:
-    """The module faiss, set so that batches of 20 or more queries use one matrix product, which is 6 times faster."""
-    import faiss
-
-    faiss.cvar.distance_compute_blas_threshold = 20
-    return faiss
-
-
-def _on_gpu(index: Any) -> Any:
-    faiss = _faiss()
-    if "GPU" not in faiss.get_compile_options():
-        raise RuntimeError(REPAIR_GPU)
-    if not faiss.get_num_gpus():
-        raise RuntimeError("a GPU index was asked for, but faiss finds no GPU; check nvidia-smi, or use a CPU index")
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-
-
-def _is_gpu(index: Any) -> bool:
-    return type(index).__name__.startswith("Gpu")
