@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
 from vsr1_core.search.faiss_kinds import load_faiss, on_cpu, on_gpu, untrained
+from vsr1_core.search.products import Rows, Vectors, best_and_higher, best_of, products
 from vsr1_core.segments import best_of_each, video_of
 
 Value = TypeVar("Value")
-Vectors = NDArray[np.float32]
 Exclude = Sequence[Collection[str]]
 """For each query, the ids of the segments that a search must not return."""
 
 TIE = 1e-6
 """Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
 UNIT_TOLERANCE = 1e-3
-QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
+QUERIES_AT_ONCE = 1024
 RANKED_AT_ONCE = 64
 """Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
 
@@ -115,7 +115,7 @@ class VideoIndex:
         self, query: NDArray[Any], video_ids: Sequence[str], exclude: Collection[str] = ()
     ) -> list[int | None]:
         """The exact rank, as in `ranks`, of each of these videos for one query [1, D]. All are compared at once."""
-        best = self._best_of_videos(self._checked(query), [exclude])[0]
+        best = self._best_of_videos(products(self._checked(query), self.vectors), [exclude])[0]
         ordered, number_of = np.sort(best), self._by_video[2]
         found: list[int | None] = []
         for video_id in video_ids:
@@ -138,49 +138,58 @@ class VideoIndex:
         if len(right_ids) != len(queries):
             raise ValueError(f"{len(queries)} queries but {len(right_ids)} right videos")
         banned = [set(e) for e in exclude] if exclude is not None else [set[str]()] * len(queries)
-        wholes = [None] * len(queries) if self.has_windows else right_ids
+        is_of_windows = self.has_windows and any(right is not None for right in right_ids)
+        compared, at_once = (
+            (self._of_windows, RANKED_AT_ONCE) if is_of_windows else (self._of_segments, QUERIES_AT_ONCE)
+        )
         ids: list[list[str]] = []
         scores: list[list[float]] = []
         ranks: list[int | None] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            part = slice(start, start + QUERIES_AT_ONCE)
-            limits = self._limits(queries[part], wholes[part], banned[part])
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
             more = k and min(k + max(map(len, banned[part])), len(self.ids))
-            top_scores, columns, higher = self._compared(queries[part], more, limits)
-            for row, out in enumerate(banned[part]):
+            best, rows, of_right = compared(queries[part], more, right_ids[part], banned[part])
+            ranks += of_right
+            for own_rows, own_scores, out in zip(rows.tolist(), best.tolist(), banned[part], strict=True):
                 # IVF and HNSW fill the result with -1 if they find fewer videos than asked for.
-                found = [
-                    (self.ids[c], s) for c, s in zip(columns[row], top_scores[row].tolist(), strict=True) if c >= 0
-                ]
-                hits = [(video_id, score) for video_id, score in found if video_id not in out][:k]
-                ids.append([video_id for video_id, _ in hits])
+                found = [(self.ids[row], score) for row, score in zip(own_rows, own_scores, strict=True) if row >= 0]
+                hits = [(segment_id, score) for segment_id, score in found if segment_id not in out][:k]
+                ids.append([segment_id for segment_id, _ in hits])
                 scores.append([score for _, score in hits])
-                limit = float(limits[row])
-                known = np.isfinite(limit)
-                fewer = self._num_higher_among(out, queries[start + row], limit) if known else 0
-                ranks.append(1 + int(higher[row]) - fewer if known else None)
-        return ids, scores, self._ranks_of_videos(queries, right_ids, banned) if self.has_windows else ranks
+        return ids, scores, ranks
 
-    def _ranks_of_videos(
-        self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]
-    ) -> list[int | None]:
-        """The rank of each query's right video where a video may have several segments."""
-        number_of = self._by_video[2]
-        known = [i for i, right in enumerate(right_ids) if right in self.rows_of]
-        ranks: list[int | None] = [None] * len(queries)
-        for start in range(0, len(known), RANKED_AT_ONCE):
-            some = known[start : start + RANKED_AT_ONCE]
-            best = self._best_of_videos(queries[some], [banned[i] for i in some])
-            for row, i in enumerate(some):
-                own = best[row, number_of[str(right_ids[i])]]
-                ranks[i] = 1 + int((best[row] > own + TIE).sum()) if np.isfinite(own) else None
-        return ranks
+    def _of_segments(
+        self, queries: Vectors, k: int, right_ids: Sequence[str | None], banned: Sequence[set[str]]
+    ) -> tuple[Vectors, Rows, list[int | None]]:
+        """The scores [Q, k] and rows [Q, k] of the k best segments, and the ranks of the right ones, where these are
+        whole videos or where no right video is known."""
+        limits = self._limits(queries, right_ids, banned)
+        best, rows, higher = self._compared(queries, k, limits)
+        found = zip(queries, limits.tolist(), higher.tolist(), banned, strict=True)
+        ranks = [
+            1 + count - self._num_higher_among(out, query, limit) if limit < np.inf else None
+            for query, limit, count, out in found
+        ]
+        return best, rows, ranks
 
-    def _best_of_videos(self, queries: Vectors, banned: Sequence[Collection[str]]) -> Vectors:
-        """The score of each video, that of its best segment, for each query: [Q, videos], in the order of `_by_video`.
-        -inf where all segments are banned."""
+    def _of_windows(
+        self, queries: Vectors, k: int, right_ids: Sequence[str | None], banned: Sequence[set[str]]
+    ) -> tuple[Vectors, Rows, list[int | None]]:
+        """`_of_segments` where a video may have several segments. All scores are held, for its rank follows from all
+        of them."""
+        scores = products(queries, self.vectors)
+        best, rows = self.faiss_index.search(queries, k) if k and not self._is_flat else best_of(scores, k)
+        of_videos, number_of = self._best_of_videos(scores, banned), self._by_video[2]
+        ranks: list[int | None] = []
+        for of_query, right in zip(of_videos, right_ids, strict=True):
+            own = of_query[number_of[right]] if right is not None and right in number_of else -np.inf
+            ranks.append(1 + int((of_query > own + TIE).sum()) if np.isfinite(own) else None)
+        return best, rows, ranks
+
+    def _best_of_videos(self, scores: Vectors, banned: Sequence[Collection[str]]) -> Vectors:
+        """The score of each video, that of its best segment, from the `scores` [Q, V] of all segments: [Q, videos], in
+        the order of `_by_video`. -inf where all segments are banned, and in `scores` for each of these."""
         grouped, begins, _ = self._by_video
-        scores = queries @ self.vectors.T
         for row, out in enumerate(banned):
             scores[row, [self.row_of[segment_id] for segment_id in out if segment_id in self.row_of]] = -np.inf
         best: Vectors = np.maximum.reduceat(scores[:, grouped], begins, axis=1)
@@ -203,41 +212,17 @@ class VideoIndex:
         limits[known] = np.einsum("qd,qd->q", queries[known], right) + TIE
         return limits
 
-    def _compared(
-        self, queries: Vectors, k: int, limits: Vectors
-    ) -> tuple[Vectors, NDArray[np.int64], NDArray[np.int64]]:
+    def nearest(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """The scores [Q, k] and rows [Q, k] of the k best vectors for each of these unit vectors, best first. They are
+        exact, whatever the kind of the FAISS index."""
+        return best_and_higher(queries, self.vectors, k, np.full(len(queries), np.inf, np.float32))[:2]
+
+    def _compared(self, queries: Vectors, k: int, limits: Vectors) -> tuple[Vectors, Rows, Rows]:
         """The scores [Q, k] and rows [Q, k] of the k best vectors for each query, and how many vectors score above its
         limit [Q]. The vectors of a flat index are multiplied once for all three."""
         if k and not self._is_flat:
-            return *self.faiss_index.search(queries, k), self._multiplied(queries, 0, limits)[2]
-        return self._multiplied(queries, k, limits)
-
-    def nearest(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-        """The scores [Q, k] and rows [Q, k] of the k best vectors for each of these unit vectors, best first. They are
-        exact, whatever the kind of the FAISS index."""
-        return self._multiplied(queries, min(k, len(self.ids)), np.full(len(queries), np.inf, np.float32))[:2]
-
-    def _multiplied(
-        self, queries: Vectors, k: int, limits: Vectors
-    ) -> tuple[Vectors, NDArray[np.int64], NDArray[np.int64]]:
-        """`_compared`, by a product with all vectors. k may be 0."""
-        higher = np.zeros(len(queries), np.int64)
-        best, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        is_ranked = bool(np.isfinite(limits).any())
-        if not k and not is_ranked:
-            return best, rows, higher
-        for start in range(0, len(self.vectors), VIDEOS_AT_ONCE):
-            scores = queries @ self.vectors[start : start + VIDEOS_AT_ONCE].T
-            if is_ranked:
-                higher += (scores > limits[:, None]).sum(axis=1)
-            if k:
-                top = _best(scores, k)
-                best = np.concatenate([best, np.take_along_axis(scores, top, 1)], axis=1)
-                rows = np.concatenate([rows, top + start], axis=1)
-        if k:
-            order = np.lexsort((rows, -best))[:, :k]
-            best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
-        return best, rows, higher
+            return *self.faiss_index.search(queries, k), best_and_higher(queries, self.vectors, 0, limits)[2]
+        return best_and_higher(queries, self.vectors, k, limits)
 
     @cached_property
     def _is_flat(self) -> bool:
@@ -337,13 +322,6 @@ def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
             f"{lengths[bad[0]]:.4g}; L2-normalise them before they are indexed or searched"
         )
     return checked
-
-
-def _best(scores: Vectors, k: int) -> NDArray[np.int64]:
-    """Columns of the k highest scores of each row, in any order: [Q, min(k, V)]."""
-    if k >= scores.shape[1]:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return np.argpartition(scores, -k, axis=1)[:, -k:]
 
 
 def check_ids(ids: Sequence[str], num_vectors: int) -> None:
