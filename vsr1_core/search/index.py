@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
-from vsr1_core.search.faiss_kinds import load_faiss, on_cpu, on_gpu, untrained
+from vsr1_core.search.faiss_kinds import on_cpu, on_gpu, untrained
 from vsr1_core.search.products import Rows, Vectors, best_and_higher, best_of, products
 from vsr1_core.segments import best_of_each, video_of
 
@@ -228,7 +228,9 @@ class VideoIndex:
     def _is_flat(self) -> bool:
         """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product then
         gives the ranks, too, and is faster than its search for several queries (`tests/benchmarks/test_search.py`)."""
-        return isinstance(self.faiss_index, load_faiss().IndexFlat)
+        import faiss
+
+        return isinstance(self.faiss_index, faiss.IndexFlat)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
         rows = [self.row_of[v] for v in video_ids if v in self.row_of]
@@ -276,8 +278,10 @@ def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", g
 
 def write_index(folder: Path, index: VideoIndex) -> None:
     """Write both files of the index as one folder: a reader sees either the old folder or the new one."""
+    import faiss
+
     with atomic_folder(folder) as temporary:
-        load_faiss().write_index(on_cpu(index.faiss_index), str(temporary / "index.faiss"))
+        faiss.write_index(on_cpu(index.faiss_index), str(temporary / "index.faiss"))
         write_json(temporary / "id_map.json", list(index.ids))
 
 
@@ -293,10 +297,11 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
 
 def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
     """The ids and the FAISS index of `read_index`, which raises the same, without a matrix of the vectors."""
+    import faiss
+
     path = folder / "index.faiss"
     if not path.exists() or not (folder / "id_map.json").exists():
         raise FileNotFoundError(f"{folder} must hold index.faiss and id_map.json; build the asset video_index again")
-    faiss = load_faiss()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:

@@ -63,13 +63,19 @@ def updated_index(
     """
     checked = unit_vectors(vectors, "video")
     check_ids(ids, len(checked))
-    before = _Before.read(folder, ids, checked, kind) if folder is not None and kind != "flat" else None
-    found = None
-    if before is not None:
-        found = before.extended(training) if kind == "ivf" else before.grown()
-    return found or Updated(
-        build_index(ids, checked, kind), Training(len(checked)), f"{len(checked):,} vectors, built anew"
-    )
+    found = _from_before(folder, ids, checked, kind, training) if folder is not None and kind != "flat" else None
+    if found is not None:
+        return found
+    return Updated(build_index(ids, checked, kind), Training(len(checked)), f"{len(checked):,} vectors, built anew")
+
+
+def _from_before(
+    folder: Path, ids: Sequence[str], vectors: Vectors, kind: str, training: Training | None
+) -> Updated | None:
+    before = _Before.read(folder, ids, vectors, kind)
+    if before is None:
+        return None
+    return before.extended(training) if kind == "ivf" else before.grown()
 
 
 @dataclass(frozen=True)
