@@ -8,6 +8,10 @@ MIN_VECTORS_PER_LIST = 39
 """FAISS warns if there are fewer vectors per k-means centroid."""
 NUM_LINKS = 32
 """Links of a vector in an HNSW graph, per layer."""
+MAX_GPU_RESULTS = 2048
+"""FAISS finds no more for a query on a GPU."""
+GPU_BYTES = 256 << 20
+"""Memory for FAISS to work in, beside the index; by itself it takes 1.5 GiB, which the models need."""
 REPAIR_GPU = (
     "a GPU index was asked for, but this faiss is built without GPU support (faiss-cpu and faiss-gpu overwrite each "
     "other); run: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
@@ -55,17 +59,31 @@ def is_of_kind(index: Any, kind: str) -> bool:
     return isinstance(index, faiss.IndexFlat)
 
 
+def has_gpu() -> bool:
+    """Whether this faiss can use a GPU of this machine."""
+    faiss = load_faiss()
+    return "GPU" in faiss.get_compile_options() and faiss.get_num_gpus() > 0
+
+
 def on_gpu(index: Any) -> Any:
-    """The index on the first GPU. Raises RuntimeError where this faiss or this machine has none."""
+    """The index on the first GPU; a graph stays where it is, as FAISS searches graphs on CPUs only. Raises RuntimeError
+    where this faiss or this machine has no GPU, or the GPU too little memory."""
     faiss = load_faiss()
     if "GPU" not in faiss.get_compile_options():
         raise RuntimeError(REPAIR_GPU)
     if not faiss.get_num_gpus():
         raise RuntimeError("a GPU index was asked for, but faiss finds no GPU; check nvidia-smi, or use a CPU index")
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    if is_of_kind(index, "hnsw"):
+        return index
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(GPU_BYTES)
+    return faiss.index_cpu_to_gpu(resources, 0, index)
+
+
+def is_on_gpu(index: Any) -> bool:
+    return type(index).__name__.startswith("Gpu")
 
 
 def on_cpu(index: Any) -> Any:
     """The index in this computer's memory, wherever it lies."""
-    faiss = load_faiss()
-    return faiss.index_gpu_to_cpu(index) if type(index).__name__.startswith("Gpu") else index
+    return load_faiss().index_gpu_to_cpu(index) if is_on_gpu(index) else index

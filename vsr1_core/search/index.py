@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
-from vsr1_core.search.faiss_kinds import on_cpu, on_gpu, untrained
+from vsr1_core.search.faiss_kinds import MAX_GPU_RESULTS, has_gpu, is_on_gpu, on_cpu, on_gpu, untrained
 from vsr1_core.search.products import Rows, Vectors, best_and_higher, best_of, products
 from vsr1_core.segments import best_of_each, video_of
 
@@ -30,6 +30,8 @@ Exclude = Sequence[Collection[str]]
 TIE = 1e-6
 """Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
 UNIT_TOLERANCE = 1e-3
+MIN_ON_GPU = 100_000
+"""Vectors below which a search takes less than 30 ms of one core, and memory of a GPU is better spent on models."""
 QUERIES_AT_ONCE = 1024
 RANKED_AT_ONCE = 64
 """Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
@@ -178,7 +180,11 @@ class VideoIndex:
         """`_of_segments` where a video may have several segments. All scores are held, for its rank follows from all
         of them."""
         scores = products(queries, self.vectors)
-        best, rows = self.faiss_index.search(queries, k) if k and not self._is_flat else best_of(scores, k)
+        best, rows = (
+            self.faiss_index.search(queries, k)
+            if k and self._is_searched_by_faiss(k, is_ranked=True)
+            else best_of(scores, k)
+        )
         of_videos, number_of = self._best_of_videos(scores, banned), self._by_video[2]
         ranks: list[int | None] = []
         for of_query, right in zip(of_videos, right_ids, strict=True):
@@ -220,17 +226,19 @@ class VideoIndex:
     def _compared(self, queries: Vectors, k: int, limits: Vectors) -> tuple[Vectors, Rows, Rows]:
         """The scores [Q, k] and rows [Q, k] of the k best vectors for each query, and how many vectors score above its
         limit [Q]. The vectors of a flat index are multiplied once for all three."""
-        if k and not self._is_flat:
+        if k and self._is_searched_by_faiss(k, is_ranked=bool(np.isfinite(limits).any())):
             return *self.faiss_index.search(queries, k), best_and_higher(queries, self.vectors, 0, limits)[2]
         return best_and_higher(queries, self.vectors, k, limits)
 
-    @cached_property
-    def _is_flat(self) -> bool:
-        """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product then
-        gives the ranks, too, and is faster than its search for several queries (`tests/benchmarks/test_search.py`)."""
-        import faiss
+    def _is_searched_by_faiss(self, k: int, is_ranked: bool) -> bool:
+        """Whether FAISS finds the k best, and not a product with all vectors, which is exact and gives the ranks, too.
 
-        return isinstance(self.faiss_index, faiss.IndexFlat)
+        On the CPU that is faster than FAISS's own search of a flat index (`tests/benchmarks/test_search.py`).
+        """
+        is_flat = "IndexFlat" in type(self.faiss_index).__name__
+        if not is_on_gpu(self.faiss_index):
+            return not is_flat
+        return k <= MAX_GPU_RESULTS and not (is_flat and is_ranked)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
         rows = [self.row_of[v] for v in video_ids if v in self.row_of]
@@ -311,6 +319,16 @@ def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
     ids = tuple(str(video_id) for video_id in read_json(folder / "id_map.json"))
     check_ids(ids, index.ntotal)
     return ids, index
+
+
+def on_gpu_where_it_pays(index: VideoIndex) -> VideoIndex:
+    """The index on the first GPU, where faiss finds one, the index is large, and the GPU has room for it."""
+    if len(index.ids) < MIN_ON_GPU or not has_gpu():
+        return index
+    try:
+        return replace(index, faiss_index=on_gpu(index.faiss_index))
+    except RuntimeError:  # of FAISS, when memory of the GPU runs out
+        return index
 
 
 def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
