@@ -201,6 +201,17 @@ def test_vectors_that_are_equal_stay_apart(tmp_path, rng, kind):
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_a_removed_copy_of_the_last_video_is_gone(tmp_path, rng, kind):
+    corpus = Corpus(tmp_path / "index", kind, named(rng, 200))
+    copy, *_, last = sorted(corpus.vectors)
+    corpus.vectors[copy] = corpus.vectors[last]
+    corpus.update()
+    del corpus.vectors[copy]
+    corpus.update()
+    corpus.check(rng)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_what_does_not_fit_is_not_taken_over(tmp_path, rng, built, kind):
     vectors, folder = named(rng, 100), tmp_path / "index"
     other_kind = {"ivf": "hnsw", "hnsw": "ivf"}[kind]
