@@ -234,6 +234,19 @@ def test_what_does_not_fit_is_not_taken_over(tmp_path, rng, built, kind):
     assert built == [100] * (len(others) + 3)
 
 
+@pytest.mark.parametrize("wrong", [10_000, -1, 0])
+def test_lists_that_name_wrong_vectors_do_no_harm(tmp_path, rng, wrong):
+    corpus = Corpus(tmp_path / "index", "ivf", named(rng, 200))
+    damaged = read_index(corpus.folder)
+    lists = damaged.faiss_index.invlists
+    for number in range(damaged.faiss_index.nlist):
+        faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))[0] = wrong
+    faiss.write_index(damaged.faiss_index, str(corpus.folder / "index.faiss"))
+    corpus.vectors |= named(rng, 1)
+    corpus.update()
+    corpus.check(rng)
+
+
 def test_what_a_new_index_refuses_an_update_refuses(tmp_path, rng):
     corpus = Corpus(tmp_path / "index", "ivf", named(rng, 100))
     ids, vectors = sorted(corpus.vectors), np.stack([corpus.vectors[i] for i in sorted(corpus.vectors)])

@@ -72,10 +72,14 @@ def updated_index(
 def _from_before(
     folder: Path, ids: Sequence[str], vectors: Vectors, kind: str, training: Training | None
 ) -> Updated | None:
+    """The index of `folder` with what differs; None where it should be built anew."""
     before = _Before.read(folder, ids, vectors, kind)
     if before is None:
         return None
-    return before.extended(training) if kind == "ivf" else before.grown()
+    try:
+        return before.extended(training) if kind == "ivf" else before.grown()
+    except IndexError:  # lists of a damaged file name vectors that it does not have
+        return None
 
 
 @dataclass(frozen=True)
