@@ -8,8 +8,9 @@ import dagster as dg
 import polars as pl
 
 from assets._factory import AssetInfo
-from assets._metadata import markdown_table
+from assets._metadata import markdown_table, without_empty_columns
 from vsr1_core.stages.base import View
+from vsr1_core.stages.retrieval import RECALL_COLUMNS
 
 
 def ranking_extras(view: View, asset: str) -> dict[str, Any]:
@@ -19,7 +20,14 @@ def ranking_extras(view: View, asset: str) -> dict[str, Any]:
     return {"recall": dg.MetadataValue.md(markdown_table(table.columns, table.rows()))}
 
 
+def index_extras(view: View, asset: str) -> dict[str, Any]:
+    """What each index holds and, where it may miss videos, which share of the nearest ones it finds."""
+    table = view.rows(asset, ["split", "num_videos", "dim", *RECALL_COLUMNS, "num_trained", "num_moved"])
+    shown = without_empty_columns(table.with_columns(kind=pl.lit(view.config.retrieval.index)))
+    return {"indexes": dg.MetadataValue.md(markdown_table(shown.columns, shown.rows()))}
+
+
 ASSETS = (
-    AssetInfo("video_index", frozenset({"faiss"})),
+    AssetInfo("video_index", frozenset({"faiss"}), index_extras),
     AssetInfo("first_ranking", frozenset({"faiss", "parquet"}), ranking_extras),
 )

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vsr1_core.search.index import build_index, read_index, unit_vectors, write_index
+from vsr1_core.search.index import build_index, on_gpu_where_it_pays, read_index, unit_vectors, write_index
 
 
 def unit(rng, *shape):
@@ -151,3 +151,82 @@ def test_a_gpu_index_without_gpu_support_says_how_to_repair(vectors):
         pytest.skip("this faiss has GPU support")
     with pytest.raises(RuntimeError, match="pip uninstall -y faiss-cpu faiss-gpu"):
         build_index(IDS, vectors, gpu=True)
+
+
+class GpuIndexStandIn:
+    """What a FAISS index on a GPU does, in this computer's memory."""
+
+    def __init__(self, index):
+        self.index, self.num_searches = index, 0
+
+    def search(self, queries, k):
+        if k > 2048:
+            raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
+        self.num_searches += 1
+        return self.index.search(queries, k)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A faiss that has a GPU, whose indexes are stand-ins."""
+    import faiss
+
+    from vsr1_core.search import index as module
+
+    def moved(resources, device, index):
+        name = "Gpu" + type(index).__name__.removesuffix("IP")
+        return type(name, (GpuIndexStandIn,), {})(index)
+
+    resources = type("Resources", (), {"setTempMemory": lambda self, count: None})
+    for name, value in {
+        "get_compile_options": lambda: "GPU", "get_num_gpus": lambda: 1, "StandardGpuResources": resources,
+        "index_cpu_to_gpu": moved, "index_gpu_to_cpu": lambda index: index.index,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(faiss, name, value, raising=False)
+    monkeypatch.setattr(module, "MIN_ON_GPU", 200)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_index_on_a_gpu_finds_and_ranks_what_it_does_on_the_cpu(gpu, rng, tmp_path, kind):
+    ids, vectors, queries = [f"v{i}" for i in range(3000)], unit(rng, 3000, 16), unit(rng, 9, 16)
+    index = build_index(ids, vectors, kind)
+    moved = on_gpu_where_it_pays(index)
+    assert type(moved.faiss_index).__name__.startswith("Gpu")
+    assert moved.search(queries, 50)[0] == index.search(queries, 50)[0]
+    assert moved.faiss_index.num_searches == 1
+    assert moved.search_and_rank(queries, 5, ids[:9])[::2] == index.search_and_rank(queries, 5, ids[:9])[::2]
+    assert moved.faiss_index.num_searches == (2 if kind == "ivf" else 1)  # ranks need all products on the CPU anyway
+    exact = build_index(ids, vectors).search(queries, 2500)[0]
+    assert moved.search(queries, 2500)[0] == exact  # more than FAISS finds on a GPU
+    write_index(tmp_path / "index", moved)
+    assert read_index(tmp_path / "index").search(queries, 50)[0] == index.search(queries, 50)[0]
+
+
+def test_small_indexes_and_graphs_and_what_finds_no_room_stay_on_the_cpu(gpu, rng, vectors):
+    import faiss
+
+    few, graph, index = (
+        build_index(IDS[:199], vectors[:199]),
+        build_index(IDS, vectors, "hnsw"),
+        build_index(IDS, vectors),
+    )
+    assert on_gpu_where_it_pays(few) is few
+    assert on_gpu_where_it_pays(graph).faiss_index is graph.faiss_index
+
+    def full(*args):
+        raise RuntimeError("out of memory")
+
+    gpu.setattr(faiss, "index_cpu_to_gpu", full, raising=False)
+    assert on_gpu_where_it_pays(index) is index
+
+
+def test_without_a_gpu_an_index_stays_where_it_is(monkeypatch, vectors):
+    import faiss
+
+    from vsr1_core.search import index as module
+
+    monkeypatch.setattr(module, "MIN_ON_GPU", 1)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    index = build_index(IDS, vectors)
+    assert on_gpu_where_it_pays(index) is index

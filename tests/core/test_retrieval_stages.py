@@ -177,6 +177,129 @@ def test_approximate_indexes_still_give_exact_ranks(tmp_path):
     assert ranks[0] == ranks[1]
 
 
+def approximate(home, kind="ivf", num_videos=120):
+    return shape_corpus(home, num_videos, config=dataclasses.replace(NANO, retrieval=RetrievalRecipe(index=kind)))
+
+
+def lines_of(corpus: FakeCorpus) -> list[str]:
+    """What a build of the indexes says."""
+    lines: list[str] = []
+    corpus.stages["video_index"].build(corpus.view, Execution(log=lines.append))
+    return [line for line in lines if "vectors" in line]
+
+
+def check_vectors(corpus: FakeCorpus, split: str) -> None:
+    """The index on disk has exactly the vectors of the table."""
+    index = read_index(corpus.view.files("video_index") / split)
+    table = corpus.view.rows("video_embeddings").filter(pl.col("splits").list.contains(split))
+    expected = dict(zip(table["video_id"], as_matrix(table["vector"]), strict=True))
+    assert sorted(index.ids) == sorted(expected)
+    assert all((vector == expected[i]).all() for i, vector in zip(index.ids, index.vectors, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_is_updated_and_says_what_it_finds(tmp_path, kind):
+    corpus = approximate(tmp_path, kind)
+    assert [line.split(", recall")[0] for line in lines_of(corpus)] == [
+        "video_index: test: 6 vectors, built anew",
+        "video_index: train: 120 vectors, built anew",
+    ]
+    corpus.add_video("train_999", np.ones(16))
+    corpus.write()
+    (line,) = lines_of(corpus)
+    row = corpus.rows("video_index")["train"]
+    said = f"recall at 10 {row['recall_at_10']:.3f}, recall at 100 {row['recall_at_100']:.3f}"
+    assert line == f"video_index: train: 121 vectors, 1 added, 0 changed, 0 removed, {said}"
+    assert 0 < row["recall_at_100"] <= row["recall_at_10"] <= 1
+    assert (row["num_trained"], row["num_moved"]) == ((120, 1) if kind == "ivf" else (None, None))
+    check_vectors(corpus, "train")
+    assert due(corpus)["video_index"] == 0
+
+
+def test_a_changed_vector_and_a_removed_video_do_not_stay(tmp_path):
+    corpus = approximate(tmp_path)
+    corpus.build("video_index")
+    del corpus.vectors["train_05"]
+    corpus.vectors["train_06"] = corpus.vectors["train_07"]
+    corpus.write()
+    (line,) = lines_of(corpus)
+    assert "119 vectors, 0 added, 1 changed, 1 removed" in line
+    check_vectors(corpus, "train")
+
+
+def test_flat_indexes_are_exact_and_say_no_recall(corpus):
+    corpus.build("video_index")
+    assert {row["recall_at_10"] for row in corpus.rows("video_index").values()} == {None}
+
+
+@pytest.mark.parametrize("change", ["the kind", "the stage"])
+def test_an_index_that_was_made_otherwise_is_built_anew(tmp_path, monkeypatch, change):
+    corpus = approximate(tmp_path)
+    corpus.build("video_index")
+    if change == "the stage":
+        monkeypatch.setattr(VideoIndexes, "version", 2)
+    else:
+        corpus.config = dataclasses.replace(NANO, retrieval=RetrievalRecipe(index="hnsw"))
+    assert all("built anew" in line for line in lines_of(corpus))
+    check_vectors(corpus, "train")
+
+
+def test_an_index_that_failed_before_is_built_anew(tmp_path):
+    corpus = approximate(tmp_path)
+    corpus.build("video_index")
+    good = corpus.vectors["train_03"]
+    corpus.vectors["train_03"] = 3 * good
+    corpus.write()
+    assert lines_of(corpus) == []
+    assert corpus.rows("video_index")["train"]["status"] == "failed"
+    corpus.vectors["train_03"] = good
+    corpus.write()
+    assert "built anew" in lines_of(corpus)[0]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("cut", ["while it is written", "before it is committed"])
+def test_a_killed_update_leaves_an_index_and_the_next_build_the_right_one(tmp_path, monkeypatch, kind, cut):
+    from vsr1_core.rows.table import Table
+    from vsr1_core.search import index as module
+
+    corpus = approximate(tmp_path, kind)
+    corpus.build("video_index")
+    before = read_index(corpus.view.files("video_index") / "train").ids
+    corpus.add_video("train_999", np.ones(16))
+    corpus.write()
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((module, "write_json") if cut == "while it is written" else (Table, "commit_changes")), killed)
+        corpus.build("video_index")
+    left = read_index(corpus.view.files("video_index") / "train").ids
+    assert left == (before if cut == "while it is written" else (*before, "train_999"))
+    assert due(corpus)["video_index"] == 1
+    assert "built anew" not in lines_of(corpus)[0]
+    check_vectors(corpus, "train")
+
+
+def test_an_index_that_finds_too_little_warns(tmp_path):
+    from vsr1_core.stages.checks import INDEX_FINDS
+
+    corpus = approximate(tmp_path, num_videos=400)  # ten lists, one of which is searched
+    corpus.build("video_index")
+    recall = corpus.rows("video_index")["train"]["recall_at_10"]
+    assert recall < 0.9
+    problem = INDEX_FINDS.find(corpus.view, "video_index")
+    assert problem == (
+        "ivf indexes find too few of the ten nearest videos: "
+        f"that of split train {recall:.0%} (retrieval.index=flat finds all)"
+    )
+    assert not INDEX_FINDS.blocking
+    exact = shape_corpus(tmp_path / "flat")
+    exact.build("video_index")
+    assert INDEX_FINDS.find(exact.view, "video_index") == ""
+
+
 def test_planning_imports_no_faiss_and_no_torch(tmp_path):
     import subprocess
     import sys

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,25 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.search.faiss_kinds import MAX_GPU_RESULTS, has_gpu, is_on_gpu, on_cpu, on_gpu, untrained
+from vsr1_core.search.products import Rows, Vectors, best_and_higher, best_of, products
 from vsr1_core.segments import best_of_each, video_of
 
 Value = TypeVar("Value")
-Vectors = NDArray[np.float32]
 Exclude = Sequence[Collection[str]]
 """For each query, the ids of the segments that a search must not return."""
 
 TIE = 1e-6
 """Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
 UNIT_TOLERANCE = 1e-3
-QUERIES_AT_ONCE, VIDEOS_AT_ONCE = 1024, 16384
+MIN_ON_GPU = 100_000
+"""Vectors below which a search takes less than 30 ms of one core, and memory of a GPU is better spent on models."""
+QUERIES_AT_ONCE = 1024
 RANKED_AT_ONCE = 64
 """Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
-MIN_VECTORS_PER_LIST = 39
-"""FAISS warns if there are fewer vectors per k-means centroid."""
-REPAIR_GPU = (
-    "a GPU index was asked for, but this faiss is built without GPU support (faiss-cpu and faiss-gpu overwrite each "
-    "other); run: pip uninstall -y faiss-cpu faiss-gpu && pip install -c constraints.txt -e '.[gpu]'"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +117,7 @@ class VideoIndex:
         self, query: NDArray[Any], video_ids: Sequence[str], exclude: Collection[str] = ()
     ) -> list[int | None]:
         """The exact rank, as in `ranks`, of each of these videos for one query [1, D]. All are compared at once."""
-        best = self._best_of_videos(self._checked(query), [exclude])[0]
+        best = self._best_of_videos(products(self._checked(query), self.vectors), [exclude])[0]
         ordered, number_of = np.sort(best), self._by_video[2]
         found: list[int | None] = []
         for video_id in video_ids:
@@ -143,49 +140,62 @@ class VideoIndex:
         if len(right_ids) != len(queries):
             raise ValueError(f"{len(queries)} queries but {len(right_ids)} right videos")
         banned = [set(e) for e in exclude] if exclude is not None else [set[str]()] * len(queries)
-        wholes = [None] * len(queries) if self.has_windows else right_ids
+        is_of_windows = self.has_windows and any(right is not None for right in right_ids)
+        compared, at_once = (
+            (self._of_windows, RANKED_AT_ONCE) if is_of_windows else (self._of_segments, QUERIES_AT_ONCE)
+        )
         ids: list[list[str]] = []
         scores: list[list[float]] = []
         ranks: list[int | None] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            part = slice(start, start + QUERIES_AT_ONCE)
-            limits = self._limits(queries[part], wholes[part], banned[part])
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
             more = k and min(k + max(map(len, banned[part])), len(self.ids))
-            top_scores, columns, higher = self._compared(queries[part], more, limits)
-            for row, out in enumerate(banned[part]):
+            best, rows, of_right = compared(queries[part], more, right_ids[part], banned[part])
+            ranks += of_right
+            for own_rows, own_scores, out in zip(rows.tolist(), best.tolist(), banned[part], strict=True):
                 # IVF and HNSW fill the result with -1 if they find fewer videos than asked for.
-                found = [
-                    (self.ids[c], s) for c, s in zip(columns[row], top_scores[row].tolist(), strict=True) if c >= 0
-                ]
-                hits = [(video_id, score) for video_id, score in found if video_id not in out][:k]
-                ids.append([video_id for video_id, _ in hits])
+                found = [(self.ids[row], score) for row, score in zip(own_rows, own_scores, strict=True) if row >= 0]
+                hits = [(segment_id, score) for segment_id, score in found if segment_id not in out][:k]
+                ids.append([segment_id for segment_id, _ in hits])
                 scores.append([score for _, score in hits])
-                limit = float(limits[row])
-                known = np.isfinite(limit)
-                fewer = self._num_higher_among(out, queries[start + row], limit) if known else 0
-                ranks.append(1 + int(higher[row]) - fewer if known else None)
-        return ids, scores, self._ranks_of_videos(queries, right_ids, banned) if self.has_windows else ranks
+        return ids, scores, ranks
 
-    def _ranks_of_videos(
-        self, queries: Vectors, right_ids: Sequence[str | None], banned: Sequence[set[str]]
-    ) -> list[int | None]:
-        """The rank of each query's right video where a video may have several segments."""
-        number_of = self._by_video[2]
-        known = [i for i, right in enumerate(right_ids) if right in self.rows_of]
-        ranks: list[int | None] = [None] * len(queries)
-        for start in range(0, len(known), RANKED_AT_ONCE):
-            some = known[start : start + RANKED_AT_ONCE]
-            best = self._best_of_videos(queries[some], [banned[i] for i in some])
-            for row, i in enumerate(some):
-                own = best[row, number_of[str(right_ids[i])]]
-                ranks[i] = 1 + int((best[row] > own + TIE).sum()) if np.isfinite(own) else None
-        return ranks
+    def _of_segments(
+        self, queries: Vectors, k: int, right_ids: Sequence[str | None], banned: Sequence[set[str]]
+    ) -> tuple[Vectors, Rows, list[int | None]]:
+        """The scores [Q, k] and rows [Q, k] of the k best segments, and the ranks of the right ones, where these are
+        whole videos or where no right video is known."""
+        limits = self._limits(queries, right_ids, banned)
+        best, rows, higher = self._compared(queries, k, limits)
+        found = zip(queries, limits.tolist(), higher.tolist(), banned, strict=True)
+        ranks = [
+            1 + count - self._num_higher_among(out, query, limit) if limit < np.inf else None
+            for query, limit, count, out in found
+        ]
+        return best, rows, ranks
 
-    def _best_of_videos(self, queries: Vectors, banned: Sequence[Collection[str]]) -> Vectors:
-        """The score of each video, that of its best segment, for each query: [Q, videos], in the order of `_by_video`.
-        -inf where all segments are banned."""
+    def _of_windows(
+        self, queries: Vectors, k: int, right_ids: Sequence[str | None], banned: Sequence[set[str]]
+    ) -> tuple[Vectors, Rows, list[int | None]]:
+        """`_of_segments` where a video may have several segments. All scores are held, for its rank follows from all
+        of them."""
+        scores = products(queries, self.vectors)
+        best, rows = (
+            self.faiss_index.search(queries, k)
+            if k and self._is_searched_by_faiss(k, is_ranked=True)
+            else best_of(scores, k)
+        )
+        of_videos, number_of = self._best_of_videos(scores, banned), self._by_video[2]
+        ranks: list[int | None] = []
+        for of_query, right in zip(of_videos, right_ids, strict=True):
+            own = of_query[number_of[right]] if right is not None and right in number_of else -np.inf
+            ranks.append(1 + int((of_query > own + TIE).sum()) if np.isfinite(own) else None)
+        return best, rows, ranks
+
+    def _best_of_videos(self, scores: Vectors, banned: Sequence[Collection[str]]) -> Vectors:
+        """The score of each video, that of its best segment, from the `scores` [Q, V] of all segments: [Q, videos], in
+        the order of `_by_video`. -inf where all segments are banned, and in `scores` for each of these."""
         grouped, begins, _ = self._by_video
-        scores = queries @ self.vectors.T
         for row, out in enumerate(banned):
             scores[row, [self.row_of[segment_id] for segment_id in out if segment_id in self.row_of]] = -np.inf
         best: Vectors = np.maximum.reduceat(scores[:, grouped], begins, axis=1)
@@ -208,37 +218,27 @@ class VideoIndex:
         limits[known] = np.einsum("qd,qd->q", queries[known], right) + TIE
         return limits
 
-    def _compared(
-        self, queries: Vectors, k: int, limits: Vectors
-    ) -> tuple[Vectors, NDArray[np.int64], NDArray[np.int64]]:
+    def nearest(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """The scores [Q, k] and rows [Q, k] of the k best vectors for each of these unit vectors, best first. They are
+        exact, whatever the kind of the FAISS index."""
+        return best_and_higher(queries, self.vectors, k, np.full(len(queries), np.inf, np.float32))[:2]
+
+    def _compared(self, queries: Vectors, k: int, limits: Vectors) -> tuple[Vectors, Rows, Rows]:
         """The scores [Q, k] and rows [Q, k] of the k best vectors for each query, and how many vectors score above its
         limit [Q]. The vectors of a flat index are multiplied once for all three."""
-        higher = np.zeros(len(queries), np.int64)
-        best, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        if k and not self._is_flat:
-            best, rows = self.faiss_index.search(queries, k)
-            k = 0
-        is_ranked = bool(np.isfinite(limits).any())
-        if not k and not is_ranked:
-            return best, rows, higher
-        for start in range(0, len(self.vectors), VIDEOS_AT_ONCE):
-            scores = queries @ self.vectors[start : start + VIDEOS_AT_ONCE].T
-            if is_ranked:
-                higher += (scores > limits[:, None]).sum(axis=1)
-            if k:
-                top = _best(scores, k)
-                best = np.concatenate([best, np.take_along_axis(scores, top, 1)], axis=1)
-                rows = np.concatenate([rows, top + start], axis=1)
-        if k:
-            order = np.lexsort((rows, -best))[:, :k]
-            best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
-        return best, rows, higher
+        if k and self._is_searched_by_faiss(k, is_ranked=bool(np.isfinite(limits).any())):
+            return *self.faiss_index.search(queries, k), best_and_higher(queries, self.vectors, 0, limits)[2]
+        return best_and_higher(queries, self.vectors, k, limits)
 
-    @cached_property
-    def _is_flat(self) -> bool:
-        """Whether the FAISS index is a plain list of the vectors in this computer's memory. One matrix product then
-        gives the ranks, too, and is faster than its search for several queries (`tests/benchmarks/test_search.py`)."""
-        return isinstance(self.faiss_index, _faiss().IndexFlat)
+    def _is_searched_by_faiss(self, k: int, is_ranked: bool) -> bool:
+        """Whether FAISS finds the k best, and not a product with all vectors, which is exact and gives the ranks, too.
+
+        On the CPU that is faster than FAISS's own search of a flat index (`tests/benchmarks/test_search.py`).
+        """
+        is_flat = "IndexFlat" in type(self.faiss_index).__name__
+        if not is_on_gpu(self.faiss_index):
+            return not is_flat
+        return k <= MAX_GPU_RESULTS and not (is_flat and is_ranked)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
         rows = [self.row_of[v] for v in video_ids if v in self.row_of]
@@ -277,24 +277,19 @@ def build_index(ids: Sequence[str], vectors: NDArray[Any], kind: str = "flat", g
         ids, scores = index.search(embedder.embed_queries(["a red ring"]).numpy(), k=1)
     """
     checked = unit_vectors(vectors, "video")
-    _check_ids(ids, len(checked))
-    faiss = _faiss()
-    index = faiss.index_factory(checked.shape[1], _factory_text(kind, len(checked)), faiss.METRIC_INNER_PRODUCT)
-    if kind == "ivf":
-        index.nprobe = max(1, index.nlist // 8)
-    if kind == "hnsw":
-        index.hnsw.efConstruction = index.hnsw.efSearch = 200
+    check_ids(ids, len(checked))
+    index = untrained(kind, checked.shape[1], len(checked))
     index.train(checked)
     index.add(checked)
-    return VideoIndex(tuple(ids), checked, _on_gpu(index) if gpu else index)
+    return VideoIndex(tuple(ids), checked, on_gpu(index) if gpu else index)
 
 
 def write_index(folder: Path, index: VideoIndex) -> None:
     """Write both files of the index as one folder: a reader sees either the old folder or the new one."""
-    faiss = _faiss()
-    on_cpu = faiss.index_gpu_to_cpu(index.faiss_index) if _is_gpu(index.faiss_index) else index.faiss_index
+    import faiss
+
     with atomic_folder(folder) as temporary:
-        faiss.write_index(on_cpu, str(temporary / "index.faiss"))
+        faiss.write_index(on_cpu(index.faiss_index), str(temporary / "index.faiss"))
         write_json(temporary / "id_map.json", list(index.ids))
 
 
@@ -303,20 +298,37 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
 
     Raises FileNotFoundError if a file is missing, and ValueError if a file is broken or the two do not fit together.
     """
+    ids, index = read_faiss_index(folder)
+    vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
+    return VideoIndex(ids, vectors, on_gpu(index) if gpu else index)
+
+
+def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
+    """The ids and the FAISS index of `read_index`, which raises the same, without a matrix of the vectors."""
+    import faiss
+
     path = folder / "index.faiss"
     if not path.exists() or not (folder / "id_map.json").exists():
         raise FileNotFoundError(f"{folder} must hold index.faiss and id_map.json; build the asset video_index again")
-    faiss = _faiss()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} is not a FAISS index; build the asset video_index again") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(f"{path} does not rank by inner product; build the asset video_index again")
-    ids = [str(video_id) for video_id in read_json(folder / "id_map.json")]
-    _check_ids(ids, index.ntotal)
-    vectors = unit_vectors(index.reconstruct_n(0, index.ntotal), "video")
-    return VideoIndex(tuple(ids), vectors, _on_gpu(index) if gpu else index)
+    ids = tuple(str(video_id) for video_id in read_json(folder / "id_map.json"))
+    check_ids(ids, index.ntotal)
+    return ids, index
+
+
+def on_gpu_where_it_pays(index: VideoIndex) -> VideoIndex:
+    """The index on the first GPU, where faiss finds one, the index is large, and the GPU has room for it."""
+    if len(index.ids) < MIN_ON_GPU or not has_gpu():
+        return index
+    try:
+        return replace(index, faiss_index=on_gpu(index.faiss_index))
+    except RuntimeError:  # of FAISS, when memory of the GPU runs out
+        return index
 
 
 def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
@@ -335,48 +347,10 @@ def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
     return checked
 
 
-def _best(scores: Vectors, k: int) -> NDArray[np.int64]:
-    """Columns of the k highest scores of each row, in any order: [Q, min(k, V)]."""
-    if k >= scores.shape[1]:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return np.argpartition(scores, -k, axis=1)[:, -k:]
-
-
-def _check_ids(ids: Sequence[str], num_vectors: int) -> None:
+def check_ids(ids: Sequence[str], num_vectors: int) -> None:
+    """Raise ValueError unless there is one id for each vector, and no id twice."""
     if len(ids) != num_vectors:
         raise ValueError(f"there are {len(ids)} video ids for {num_vectors} vectors; each vector needs one id")
     if len(set(ids)) != len(ids):
         twice = sorted(i for i, count in Counter(ids).items() if count > 1)[:3]
         raise ValueError(f"some video ids occur twice, e.g. {', '.join(twice)}; ids must be unique")
-
-
-def _factory_text(kind: str, num_vectors: int) -> str:
-    if kind == "flat":
-        return "Flat"
-    if kind == "ivf":
-        num_lists = min(int(4 * num_vectors**0.5), num_vectors // MIN_VECTORS_PER_LIST)
-        return f"IVF{max(1, num_lists)},Flat"
-    if kind == "hnsw":
-        return "HNSW32"
-    raise ValueError(f"index kind {kind!r} is not one of flat, ivf, hnsw")
-
-
-def _faiss() -> Any:
-    """The module faiss, set so that batches of 20 or more queries use one matrix product, which is 6 times faster."""
-    import faiss
-
-    faiss.cvar.distance_compute_blas_threshold = 20
-    return faiss
-
-
-def _on_gpu(index: Any) -> Any:
-    faiss = _faiss()
-    if "GPU" not in faiss.get_compile_options():
-        raise RuntimeError(REPAIR_GPU)
-    if not faiss.get_num_gpus():
-        raise RuntimeError("a GPU index was asked for, but faiss finds no GPU; check nvidia-smi, or use a CPU index")
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-
-
-def _is_gpu(index: Any) -> bool:
-    return type(index).__name__.startswith("Gpu")

@@ -15,6 +15,7 @@ from vsr1_core.stages.base import Check, Stage, View
 from vsr1_core.stages.corrections import corrected_moments, corrections_file
 
 MAX_FAILED_SHARE = 0.05
+MIN_RECALL = 0.9
 UNIT_TOLERANCE = 1e-3
 MAX_DROP = 0.02
 """Drop of a share beyond which a metric warns. The same rows give the same value, so each drop has a cause."""
@@ -59,6 +60,15 @@ def not_unit_vectors(view: View, asset: str) -> str:
     lengths = vectors.list.eval(values**2).list.sum().sqrt()
     wrong = int((~((lengths - 1).abs() <= UNIT_TOLERANCE)).sum())
     return f"{wrong:,} vectors of {asset} are not of length 1" if wrong else ""
+
+
+def missing_neighbours(view: View, asset: str) -> str:
+    """Check that each approximate index finds nine tenths of what an exact search finds."""
+    low = view.rows(asset, ["split", "recall_at_10"]).filter(pl.col("recall_at_10") < MIN_RECALL)
+    kind = view.config.retrieval.index
+    shares = [f"that of split {split} {recall:.0%}" for split, recall in low.iter_rows()]
+    advice = "retrieval.index=flat finds all"
+    return f"{kind} indexes find too few of the ten nearest videos: {', '.join(shares)} ({advice})" if shares else ""
 
 
 def unknown_videos(view: View, asset: str) -> str:
@@ -156,6 +166,12 @@ QUERIES_KNOWN = Check(
     "queries_are_known", "Every row belongs to a row of `moments`.", unknown_queries, needs=("moments",)
 )
 UNIT_VECTORS = Check("vectors_are_unit", "All vectors are finite, of length 1 and of the same size.", not_unit_vectors)
+INDEX_FINDS = Check(
+    "index_finds_neighbours",
+    "An approximate index finds at least 90 % of the ten nearest videos of its own videos.",
+    missing_neighbours,
+    blocking=False,
+)
 PUBLISHED_ROW_COUNTS = Check(
     "row_counts_are_the_published_ones",
     "Annotation files of a public dataset have as many rows as their published versions.",

@@ -60,7 +60,13 @@ class OpenedModels:
     def index(self, split: str) -> VideoIndex:
         """The search index of the videos of `split`."""
         row = loading.one_row(self.view, "video_index", split)
-        return self._piece(f"index/{split}", row["row_version"], lambda: _read_index(row["path"]))
+        return self._piece(f"index/{split}", row["row_version"], lambda: self._read_index(row["path"]))
+
+    def _read_index(self, path: str) -> VideoIndex:
+        from vsr1_core.search.index import on_gpu_where_it_pays, read_index
+
+        index = read_index(Path(path))
+        return on_gpu_where_it_pays(index) if self.execution.device.startswith("cuda") else index
 
     def unrelated_scores(self, split: str) -> NDArray[np.float64] | None:
         """The best score of each unrelated text (`search.unrelated`) on the videos of `split`. The texts are embedded
@@ -126,9 +132,3 @@ def _unrelated(index: VideoIndex, plain: QueryVectors) -> NDArray[np.float64]:
     from vsr1_core.search.unrelated import UNRELATED, best_scores
 
     return best_scores(index, plain.get(UNRELATED).float().cpu().numpy())
-
-
-def _read_index(path: str) -> VideoIndex:
-    from vsr1_core.search.index import read_index
-
-    return read_index(Path(path))

@@ -6,6 +6,7 @@ Only queries as they were annotated are searched here; `search.episodes` searche
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,13 @@ from vsr1_core.stages.work_reads import rows_with
 
 if TYPE_CHECKING:
     from vsr1_core.search.index import Vectors, VideoIndex
+    from vsr1_core.search.index_updates import Training, Updated
 
+RECALL_COLUMNS = {
+    f"recall_at_{k}": f"Share of a video's {k} nearest others that the index finds; null for flat, which is exact."
+    for k in (10, 100)
+}
+"""Columns of `video_index`: the mean over some of its own videos, when it was written (`search.recall`)."""
 QUERIES_PER_SEARCH = 4096
 """Queries that are searched together; at 2048 dimensions their vectors take 32 MB."""
 
@@ -40,7 +47,12 @@ def _indexed_videos(view: View, row_id: str, row: Row) -> RowIds:
 
 
 class VideoIndexes(Stage):
-    """One FAISS index per split, of all its segments. A new one rewrites the index of its split from stored vectors."""
+    """One FAISS index per split, of all its segments. A new one rewrites the index of its split from stored vectors.
+
+    An approximate index is made from the one before where that is sound (`search.index_updates`), so what it finds may
+    depend on the order in which its videos came. The version of its row does not: it stands for the vectors that are
+    searched, as that of a flat index does, and no more could be known before the work. Ranks are exact in any case.
+    """
 
     name = "video_index"
     key = "split"
@@ -53,7 +65,11 @@ class VideoIndexes(Stage):
         "path": c.PATH,
         "num_videos": c.integer("Number of videos in the index."),
         "dim": c.integer("Number of dimensions of each vector."),
+        **{name: c.number(says) for name, says in RECALL_COLUMNS.items()},
+        "num_trained": c.integer("Number of vectors on which the lists of an IVF index were trained; null for others."),
+        "num_moved": c.integer("Number of vectors of an IVF index that were added, changed or removed since then."),
     }
+    checks = (checks.INDEX_FINDS,)
 
     def recipe(self, config: Configuration) -> Any:
         return {"index": config.retrieval.index}
@@ -69,20 +85,49 @@ class VideoIndexes(Stage):
         }
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        from vsr1_core.search.index import build_index, write_index
+        from vsr1_core.search.index import write_index
+        from vsr1_core.search.index_updates import updated_index
 
+        kind, before = view.config.retrieval.index, self._alike(view, rows)
         videos = view.rows("video_embeddings", ["video_id", "splits", "vector"]).sort("video_id")
         for split in rows:
             members = videos.filter(pl.col("splits").list.contains(split))
             folder = view.files(self.name).absolute() / check_name(split, "split")
             try:
-                vectors = as_matrix(members["vector"])
-                index = build_index(members["video_id"].to_list(), vectors, view.config.retrieval.index)
+                vectors, own = as_matrix(members["vector"]), folder if split in before else None
+                made = updated_index(own, members["video_id"].to_list(), vectors, kind, before.get(split))
             except ValueError as error:
                 yield {"split": split, "error": f"the videos of split {split!r} cannot be indexed: {error}"}
                 continue
-            write_index(folder, index)
-            yield {"split": split, "path": str(folder), "num_videos": len(index.rows_of), "dim": vectors.shape[1]}
+            write_index(folder, made.index)
+            facts = {} if kind == "flat" else _facts_of_approximate(made, kind)
+            found = "".join(f", {name.replace('_', ' ')} {facts[name]:.3f}" for name in RECALL_COLUMNS if name in facts)
+            run.log(f"{self.name}: {split}: {made.says}{found}")
+            num_videos, dim = len(made.index.rows_of), vectors.shape[1]
+            yield {"split": split, "path": str(folder), "num_videos": num_videos, "dim": dim, **facts}
+
+    def _alike(self, view: View, rows: Mapping[str, Row]) -> dict[str, Training | None]:
+        """Split -> the training of its committed index, for each index that this version of the stage made with this
+        recipe, so that it may be updated. None where the training was not noted."""
+        from vsr1_core.search.index_updates import Training
+
+        found: dict[str, Training | None] = {}
+        inputs = self.inputs_of(view, rows)
+        columns = ["split", "row_inputs", "num_trained", "num_moved"]
+        for split, spelled, num_trained, num_moved in view.table(self.name).ok_rows(columns).iter_rows():
+            made_of = json.loads(spelled)
+            if split in rows and all(made_of.get(name) == inputs[split].get(name) for name in ("stage", "recipe")):
+                found[split] = None if num_trained is None else Training(num_trained, num_moved)
+        return found
+
+
+def _facts_of_approximate(made: Updated, kind: str) -> dict[str, Any]:
+    """The columns of an index that may miss videos."""
+    from vsr1_core.search.recall import recall_at
+
+    found = dict(zip(RECALL_COLUMNS, recall_at(made.index, (10, 100)), strict=True))
+    training = {"num_trained": made.training.num_vectors, "num_moved": made.training.num_moved}
+    return {**found, **(training if kind == "ivf" else {})}
 
 
 def members_version(members: Iterable[tuple[str, str]]) -> str:
