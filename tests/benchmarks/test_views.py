@@ -63,9 +63,10 @@ def views(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def plain(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """The same views, which read all files of rows that they find."""
 
-    def scanned(asset: str, key: str) -> str:
+    def scanned(asset: str, key: str, method: str = "") -> str:
         pattern = warehouse_views.pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}")
-        return f"(SELECT * FROM {warehouse_views.scan_of(pattern)})"
+        said = f", {method.replace('(file', '(filename')} AS method" if method else ""
+        return f"(SELECT *{said} FROM {warehouse_views.scan_of(pattern)})"
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warehouse_views, "_committed", scanned)
