@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.benchmarks.measuring import CHILDREN
 from tests.benchmarks.rows import KEPT_IN, SCALE, Row, about, keep, kept, markdown, name_of
 from vsr1_core.rows.files import atomic_path
 
@@ -65,25 +66,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(path: Path, options: argparse.Namespace, rows: Path) -> None:
     """Run one file, whose rows are added to the file `rows`. What ends its process is a row as well."""
-    plugins = ["-p", "no:cacheprovider", "-p", "tests.benchmarks.as_rows"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "--continue-on-collection-errors",
-        *plugins,
-        str(path),
-        "-k",
-        options.k,
-    ]
+    flags = ["-q", "-s", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "tests.benchmarks.as_rows"]
+    command = [sys.executable, "-m", "pytest", *flags, str(path), "-k", options.k]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, KEPT_IN: str(rows), SCALE: str(options.scale)}
     print(f"\n== {path.stem}", flush=True)
-    started = time.monotonic()
+    started, used = time.monotonic(), CHILDREN()
     with subprocess.Popen(command, start_new_session=True, cwd=REPOSITORY, env=environment) as process:
         ended = _ended(process, options.limit)
-    print(f"== {path.stem}: {time.monotonic() - started:.0f} s", flush=True)
+    took, spent = time.monotonic() - started, CHILDREN() - used
+    print(f"== {path.stem}: {took:.0f} s, {spent:.0f} of processor time", flush=True)
     if ended not in ("0", "1", str(NOTHING_SELECTED)):
         keep(Row(name_of(path.name), why=f"failed: its process ended with {ended}"), rows)
 
@@ -107,4 +98,5 @@ def write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs now is stopped, and the table written
     sys.exit(main())

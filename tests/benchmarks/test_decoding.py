@@ -21,7 +21,7 @@ from vsr1_core.media.decode import sample_frames
 from vsr1_core.media.sampling import frame_times, output_size
 from vsr1_core.recipes import FrameRecipe
 
-REPEATS, NUM_CLIPS = 3, 6
+REPEATS, NUM_CLIPS = 3, 4
 OFTEN = FrameRecipe()
 SIXTY_FOUR = FrameRecipe(fps=2.0, max_frames=64)
 NEAR_LEVELS = 12.0

@@ -12,18 +12,16 @@ from tests.benchmarks.bench_latents import PARTS
 from tests.benchmarks.measuring import scaled
 
 
-def compare(part: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_latents", f"--part={part}", *arguments]
-    subprocess.run(command, check=True)
+def compare(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_latents", *arguments], check=True)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_cached_loop(part: str) -> None:
-    compare(part, f"--queries={scaled(32)}", f"--batch={max(2, scaled(16))}")
+    compare(f"--part={part}", f"--queries={scaled(32)}", f"--batch={max(2, scaled(16))}")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_cached_loop_of_a_model_of_2b_on_a_gpu(part: str) -> None:
+def test_the_cached_loop_of_a_model_of_2b_on_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    compare(part, "--device=cuda", "--size=2b", f"--queries={scaled(32)}")
+    compare("--device=cuda", "--size=2b", f"--queries={scaled(32)}")

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.benchmarks.measuring import PROCESSOR, Clock, in_seconds, interleaved, line, scaled
+from tests.benchmarks.measuring import CHILDREN, PROCESSOR, Clock, in_seconds, interleaved, line, scaled
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -72,7 +72,7 @@ def test_importing_the_code_location() -> None:
         return lambda: subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
 
     works = map(importing, (NEEDED, "pipelines.definitions"))
-    needed, ours = (min(each.seconds) for each in interleaved(REPEATS, Clock("cpu", "children"), *works))
+    needed, ours = (min(each.seconds) for each in interleaved(REPEATS, CHILDREN, *works))
     against = f"python -c 'import {NEEDED}'"
     print(
         line("importing pipelines.definitions", *in_seconds(needed, ours), ours / needed, "at most 2", against=against)
