@@ -15,7 +15,7 @@ import pytest
 
 from tests.benchmarks.measuring import PROCESSOR, in_seconds, interleaved, line, scaled
 from tests.core.fake_results import MOMENT_COLUMNS, PREDICTION_COLUMNS, STRENGTHS, commit_results
-from vsr1_core.home import warehouse, warehouse_views
+from vsr1_core.home import row_sql, warehouse, warehouse_views
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.row_files import PATTERN
 
@@ -64,12 +64,12 @@ def plain(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """The same views, which read all files of rows that they find."""
 
     def scanned(asset: str, key: str, method: str = "") -> str:
-        pattern = warehouse_views.pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}")
+        pattern = row_sql.pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}")
         said = f", {method.replace('(file', '(filename')} AS method" if method else ""
-        return f"(SELECT *{said} FROM {warehouse_views.scan_of(pattern)})"
+        return f"(SELECT *{said} FROM {row_sql.scan_of(pattern)})"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warehouse_views, "_committed", scanned)
+        patch.setattr(warehouse_views, "committed", scanned)
         connection = warehouse._in_memory(home)
     with connection:
         yield connection

@@ -18,7 +18,7 @@ import pytest
 from fake_results import fake_stages
 
 from vsr1_core.home import warehouse
-from vsr1_core.home.warehouse_views import HOME_VARIABLE, LISTING
+from vsr1_core.home.row_sql import HOME_VARIABLE, LISTING
 from vsr1_core.rows import boundary, row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan

@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.home.history_views import kept_schema
-from vsr1_core.home.warehouse_views import (
-    HOME_VARIABLE,
-    LISTING,
-    METRICS,
-    MadeView,
-    made_views,
-    quoted_name,
-    quoted_text,
-)
+from vsr1_core.home.row_sql import HOME_VARIABLE, LISTING, quoted_name, quoted_text
+from vsr1_core.home.warehouse_views import METRICS, MadeView, made_views
 from vsr1_core.rows.build_history import BUILDS, RECIPES
 from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake

@@ -6,21 +6,19 @@ sentence, and the meanings of the columns that are not a stage's. A view stands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from vsr1_core.home.row_sql import HOME, committed, fields_of, name_list, quoted_name, quoted_text
 from vsr1_core.home.segment_sql import is_right, segments_of
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
-from vsr1_core.rows.row_files import DROPPED, NAME, PATTERN
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
 from vsr1_core.stages.trained import EPISODE_COLUMNS
 from vsr1_core.stages.turns import RANKED_TURN_COLUMNS, TURN_COLUMNS
 
-LISTING = "read_blob"
-"""DuckDB's function that lists files when a query binds. It reads nothing where only names are asked for."""
 PREDICTIONS = "predictions."
 PROBES = "verification_probe."
 METRICS = "metrics"
@@ -52,11 +50,6 @@ SAYS_OUTCOME = (
     "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
 )
 EPISODE_KEY = ("step", "sample", "query_id")
-HOME_VARIABLE = "vsr1_home"
-HOME = f"coalesce(getvariable('{HOME_VARIABLE}'), regexp_replace(current_setting('temp_directory'), '[^/]*$', ''))"
-"""SQL of the folder of the home, with a slash at its end. DuckDB's folder for temporary files stands beside the
-database that it opened, so the views follow a home that is moved or copied. Where they are opened otherwise, such as by
-ATTACH, the variable says it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +133,7 @@ def _asset_sql(stage: Stage) -> str:
     if stage.name in ID_LAST:
         columns = [*columns[1:], columns[0]]
     shown = ["dataset", *columns, "status", "error", "row_version"]
-    return f"SELECT {', '.join(map(_shown, shown))} FROM {_committed(stage.name, stage.key)}"
+    return f"SELECT {', '.join(map(_shown, shown))} FROM {committed(stage.name, stage.key)}"
 
 
 def _shown(column: str) -> str:
@@ -226,7 +219,7 @@ def outcomes(tables: Tables) -> str | None:
                    {JUDGED},
                    list_contains([{is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
             FROM {_with_method(tables, PREDICTIONS)} p
-            LEFT JOIN {_committed("moments", "query_id")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
+            LEFT JOIN {committed("moments", "query_id")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
@@ -250,7 +243,7 @@ def outcomes(tables: Tables) -> str | None:
 def segments(tables: Tables) -> str | None:
     if "frame_tensors" not in tables.stages:
         return None
-    return segments_of(_committed("frame_tensors", "video_id"))
+    return segments_of(committed("frame_tensors", "video_id"))
 
 
 @sql_view(
@@ -278,7 +271,7 @@ _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
 def curves(tables: Tables) -> str | None:
     logged = [
         f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
-        f"FROM {_committed(name, stage.key)} WHERE {_IS_OWN}"
+        f"FROM {committed(name, stage.key)} WHERE {_IS_OWN}"
         for name, stage in tables.stages.items()
         if {"curve", "source"} <= set(stage.columns)
     ]
@@ -291,7 +284,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
     found = [name for name, stage in tables.stages.items() if "episodes" in stage.columns]
     if not found:
         return None
-    sources = [_committed(name, tables.stages[name].key) for name in found]
+    sources = [committed(name, tables.stages[name].key) for name in found]
     return " UNION ALL ".join(f"SELECT dataset, unnest(episodes) AS e FROM {t} WHERE {_IS_OWN}" for t in sources)
 
 
@@ -327,7 +320,7 @@ def grpo_turns(tables: Tables) -> str | None:
 def failures(tables: Tables) -> str | None:
     parts = [
         f"SELECT dataset, {quoted_text(name)} AS asset, {quoted_name(stage.key)} AS row_id, error "
-        f"FROM {_committed(name, stage.key)} WHERE status = 'failed'"
+        f"FROM {committed(name, stage.key)} WHERE status = 'failed'"
         for name, stage in tables.stages.items()
     ]
     return " UNION ALL ".join(parts)
@@ -338,71 +331,8 @@ def lake(tables: Tables) -> str | None:
     return f"SELECT {HOME} || 'lake' AS path"
 
 
-def pattern_of(below: str) -> str:
-    """SQL of a pattern of files below the home, whose own name is taken literally."""
-    return rf"regexp_replace({HOME}, '([*?\[])', '[\1]', 'g') || {quoted_text(below)}"
-
-
-def _committed(asset: str, key: str, method: str = "") -> str:
-    """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
-    method: SQL of the column `method`, which it adds, from the path `file` of a row.
-
-    A listing on the left of the joins chooses the files of the newest state (`rows.row_files`), so that a table whose
-    newest state has no rows shows none. DuckDB lists files when it binds, left before right, so the files that were
-    newest in the first listing still exist in the later ones, and a delta that only those found is newer than `newest`
-    and replaces nothing. With a window function DuckDB lists them in the other order, and one query in ten that ran
-    during a commit found no rows. So it was with `glob`, which DuckDB 2.0 lists when it runs, where many files match.
-
-    What a path says is found where the files are listed, once for each: found for each row, it took 0.65 of the 0.67 s
-    of a query over 300,000 predictions.
-    """
-    pattern, name = pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}"), quoted_name(key)
-    states = f"SELECT parse_dirpath(file) AS folder, list(file) AS files, max({_part(1, 'file')}) AS newest "
-    of_state = f"list_filter(files, lambda f: {_part(2, 'f')} = left(newest, {len('_0000000001')}))"
-    listed = f"SELECT filename AS file FROM {LISTING}({pattern})"
-    files = f"SELECT folder, newest, unnest({of_state}) AS file FROM ({states} FROM ({listed}) GROUP BY folder)"
-    said, shown = (f", {method} AS method", ", live.method") if method else ("", "")
-    live = f"SELECT *, {_part(1, 'file')} AS place{said} FROM ({files})"
-    deltas = f"SELECT {name} AS id, {_part(1, 'filename')} AS place, parse_dirpath(filename) AS folder "
-    is_later = "later.place > live.place AND later.place <= live.newest"
-    return (
-        f"(SELECT found.*{shown} FROM ({live}) AS live JOIN {scan_of(pattern)} AS found ON found.filename = live.file "
-        f"ANTI JOIN ({deltas} FROM {scan_of(pattern)} WHERE {_part(3, 'filename')} <> '') AS later "
-        f"ON later.id = found.{name} AND later.folder = live.folder AND {is_later} "
-        f"WHERE found.status IS DISTINCT FROM {quoted_text(DROPPED)})"
-    )
-
-
-def _part(number: int, file: str) -> str:
-    """SQL of a part of the name of a file of rows (`NAME`)."""
-    return f"regexp_extract({file}, {quoted_text(NAME + '$')}, {number})"
-
-
 def _with_method(tables: Tables, prefix: str) -> str:
     """SQL of all rows of the assets `<prefix><method>`, with the column `method`."""
     name = prefix.replace(".", r"\.")
     method = rf"regexp_extract(file, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
-    return _committed(prefix + "*", tables.key(prefix), method)
-
-
-def scan_of(pattern: str) -> str:
-    return (
-        f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true, "
-        "hive_types = {'dataset': VARCHAR}, filename = true)"
-    )
-
-
-def fields_of(of: str, names: Iterable[str]) -> str:
-    return ", ".join(f"{of}.{quoted_name(name)}" for name in names)
-
-
-def name_list(names: Iterable[str]) -> str:
-    return ", ".join(quoted_name(name) for name in names)
-
-
-def quoted_name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quoted_text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+    return committed(prefix + "*", tables.key(prefix), method)
