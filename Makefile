@@ -71,9 +71,8 @@ check: lint types  ## Lint, format, types, import rules, and the fast tests
 ui: setup  ## Dagster's web UI on http://localhost:3000
 	$(BIN)/vsr1 ui
 
-bench: setup  ## Benchmarks (numbers, not pass or fail)
-	$(BIN)/python -m tests.benchmarks.bench_latents $(BENCH_ARGS)
-	$(BIN)/python -m pytest -q -s tests/benchmarks
+bench: setup  ## Benchmarks: one table of ratios to plain ways, in build/bench.md (a part: BENCH_ARGS="test_search")
+	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"

@@ -1,7 +1,9 @@
-"""How the benchmarks measure: clocks, memory, works that take turns, and lines of a table. Nothing of models here."""
+"""How the benchmarks measure: clocks, memory, works that take turns, and rows of the table. Nothing of models here."""
 
 from __future__ import annotations
 
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.rows import SCALE, Row, keep
 from vsr1_core.models.peak_memory import PeakMemory
 
 
@@ -41,7 +44,8 @@ def resident_bytes() -> float:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds, once the device has done what it was asked to: of the wall, or of this process's processor time."""
+    """Seconds, once the device has done what it was asked to: of the wall, of this process's processor time (`cpu`), or
+    of that of the processes that it started and waited for (`children`)."""
 
     device: str
     kind: str = "wall"
@@ -49,7 +53,13 @@ class Clock:
     def __call__(self) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
+        if self.kind == "children":
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return used.ru_utime + used.ru_stime
         return time.process_time() if self.kind == "cpu" else time.perf_counter()
+
+
+PROCESSOR, CHILDREN = Clock("cpu", "cpu"), Clock("cpu", "children")
 
 
 def interleaved(repeats: int, clock: Clock, *works: Callable[[], Any]) -> list[Measured]:
@@ -61,14 +71,42 @@ def interleaved(repeats: int, clock: Clock, *works: Callable[[], Any]) -> list[M
     return measured
 
 
-def line(name: str, plain: str, ours: str, ratio: float | None = None, wanted: str = "") -> str:
-    shown = "" if ratio is None else f"{ratio:>8.2f}x   {wanted}"
+def line(
+    name: str,
+    plain: str,
+    ours: str,
+    ratio: float | None = None,
+    wanted: str = "",
+    *,
+    against: str = "",
+    judged: float | None = None,
+) -> str:
+    """Add a row to the table, and return it as a line of what a benchmark prints; see `rows.Row`."""
+    row = Row(name, against, plain, ours, ratio, wanted, judged)
+    keep(row)
+    shown = "" if ratio is None else f"{ratio:>8.2f}x   {row.bound}"
     return f"{name:46}{plain:>12}{ours:>12}{shown}"
 
 
+def not_measured(name: str, against: str, why: str) -> str:
+    """Add a row without numbers: why begins with `skipped: ` or `failed: `."""
+    keep(Row(name, against, why=why))
+    return f"{name}, {against}: {why}"
+
+
+def scaled(number: int) -> int:
+    """A size, as large as this run wants it."""
+    return max(1, round(number * float(os.environ.get(SCALE, "1"))))
+
+
 def milliseconds(*seconds: float) -> list[str]:
-    return [f"{s * 1e3:.2f}" for s in seconds]
+    return [f"{s * 1e3:.2f} ms" for s in seconds]
+
+
+def in_seconds(*seconds: float) -> list[str]:
+    return [f"{s:.2f} s" for s in seconds]
 
 
 def megabytes(count: float) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+    mebibytes = count / 2**20
+    return f"{mebibytes:,.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.2g} MiB"

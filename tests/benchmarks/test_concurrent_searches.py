@@ -15,7 +15,7 @@ import httpx2
 import torch
 
 from tests.benchmarks.lent_models import LENDER, lend_untrained_models
-from tests.benchmarks.measuring import Clock, interleaved, line
+from tests.benchmarks.measuring import PROCESSOR, interleaved, line
 from tests.core.fake_corpus import Given
 from tests.core.serve.served import running
 from vsr1_core.serve.app import state_of_home
@@ -64,14 +64,14 @@ def test_32_searches_at_once_against_one_at_a_time(tmp_path: Path) -> None:
                 return list(pool.map(ask, texts))
 
         at_once()  # opens the models, and encodes the videos that are shown
-        alone, together = interleaved(REPEATS, Clock("cpu", "cpu"), lambda: [ask(text) for text in texts], at_once)
+        alone, together = interleaved(REPEATS, PROCESSOR, lambda: [ask(text) for text in texts], at_once)
     counts = state.engine.counts
     assert (counts.num_searches, counts.num_failed) == (NUM_SEARCHES * (1 + 2 * REPEATS), 0), "none is lost"
     for one, other, text in zip(alone.result, together.result, texts, strict=True):
         assert one["text"] == other["text"] == text
         assert [place["video"] for place in one["first"]] == [place["video"] for place in other["first"]]
     ratio, turns = alone.median / together.median, sum(len(found["turns"]) for found in together.result)
-    rates = (f"{NUM_SEARCHES / measured.median:.1f}" for measured in (alone, together))
-    print(f"\n{NUM_SEARCHES} searches of {turns} turns, up to {counts.largest_batch} in a batch; alone, at once")
-    print(line("searches per second of one core", *rates, ratio, ">= 2x"))
-    assert ratio > 2
+    rates = (f"{NUM_SEARCHES / measured.median:.1f} per s" for measured in (alone, together))
+    print(f"\n{NUM_SEARCHES} searches of {turns} turns, up to {counts.largest_batch} in a batch")
+    what = f"a server's searches, {NUM_SEARCHES} at once"
+    print(line(what, *rates, ratio, "at least 2", against="one at a time"))

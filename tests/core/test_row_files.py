@@ -18,7 +18,7 @@ import pytest
 from fake_results import fake_stages
 
 from vsr1_core.home import warehouse
-from vsr1_core.home.warehouse_views import HOME_VARIABLE
+from vsr1_core.home.row_sql import HOME_VARIABLE, LISTING
 from vsr1_core.rows import boundary, row_files
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
@@ -268,10 +268,11 @@ def test_views_read_bases_with_their_deltas(tmp_path: Path, monkeypatch: pytest.
         assert shown.equals(table.rows(["query_id", "query"]))
 
 
-def test_views_that_know_no_deltas_are_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pattern", "listing"), [("rows*.parquet", LISTING), (row_files.PATTERN, "glob")])
+def test_views_that_know_no_deltas_or_list_them_late_are_made_again(pattern: str, listing: str, tmp_path: Path) -> None:
     warehouse.refresh(tmp_path, fake_stages())
     with duckdb.connect(str(warehouse.database_path(tmp_path))) as connection:
-        made = f"SELECT getvariable('{HOME_VARIABLE}') || 'rows*.parquet' AS of_before"
+        made = f"SELECT getvariable('{HOME_VARIABLE}') || '{pattern}' AS of_before, '{listing}' AS how"
         connection.execute(f"CREATE OR REPLACE VIEW failures AS {made}")
     assert warehouse.query(tmp_path, "select * from failures").columns == ["dataset", "asset", "row_id", "error"]
 
@@ -282,37 +283,38 @@ import sys
 from pathlib import Path
 from vsr1_core.home import warehouse
 from vsr1_core.rows.lake import Lake
-home, states = Path(sys.argv[1]), set()
-table = Lake(home / "lake").table("moments", "toy", "query_id", {{"duration_s": __import__("polars").Float64}})
+home, asset, view, states = Path(sys.argv[1]), *sys.argv[2:], set()
+table = Lake(home / "lake").table(asset, "toy", "query_id", {{"start_s": __import__("polars").Float64}})
 def check(seen, num_rows):
     assert len(set(seen)) == 1 and len(seen) == 20 + seen[0] % 3 and num_rows == 100 + len(seen), (seen, num_rows)
     states.add(seen[0])
 for _ in range({NUM_ASKED}):
-    shown = warehouse.query(home, "select duration_s from moments")["duration_s"].to_list()
+    shown = warehouse.query(home, "select start_s from " + view)["start_s"].to_list()
     check([value for value in shown if value >= 0], len(shown))
-    read = table.rows(["duration_s"])["duration_s"].to_list()
+    read = table.rows(["start_s"])["start_s"].to_list()
     check([value for value in read if value >= 0], len(read))
 print(len(states))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("asset", "view"), [("moments", "moments"), ("predictions.sqr_sft", "predictions")])
 def test_another_process_sees_one_state_while_deltas_and_bases_are_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asset: str, view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 rows stand, 20 to 22 others all have the number of the state."""
     monkeypatch.setattr(row_files, "ONE_FILE_BYTES", -1)
     monkeypatch.setattr(row_files, "MAX_DELTAS", 4)
     warehouse.refresh(tmp_path, fake_stages())
-    stage = fake_stages()["moments"]
-    table = Lake(tmp_path / "lake").table("moments", "toy", stage.key, stage.dtypes)
+    stage = fake_stages()[asset]
+    table = Lake(tmp_path / "lake").table(asset, "toy", stage.key, stage.dtypes)
 
     def rows(first: int, count: int, value: float) -> pl.DataFrame:
         ids = [f"q{number:03d}" for number in range(first, first + count)]
-        return table.frame([{"query_id": i, "row_version": "1", "status": "ok", "duration_s": value} for i in ids])
+        return table.frame([{"query_id": i, "row_version": "1", "status": "ok", "start_s": value} for i in ids])
 
     table.commit(pl.concat([rows(0, 100, -1.0), rows(100, 20, 0.0)]), {})
-    command = [sys.executable, "-c", READER, str(tmp_path)]
+    command = [sys.executable, "-c", READER, str(tmp_path), asset, view]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
         for state in range(1, 300):
             gone = [f"q{number}" for number in range(120 + state % 3, 122)]

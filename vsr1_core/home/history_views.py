@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 import polars as pl
 
+from vsr1_core.home.row_sql import fields_of, name_list, pattern_of, quoted_text, scan_of
 from vsr1_core.home.segment_sql import is_right
 from vsr1_core.home.warehouse_views import (
     JUDGED,
@@ -19,11 +20,6 @@ from vsr1_core.home.warehouse_views import (
     PREDICTIONS,
     SAYS_OUTCOME,
     Tables,
-    fields_of,
-    name_list,
-    pattern_of,
-    quoted_text,
-    scan_of,
     sql_view,
 )
 from vsr1_core.rows.build_history import BUILDS, KEPT_COLUMNS, RECIPES, STEP_TYPES, BuildStep

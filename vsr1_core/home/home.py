@@ -299,7 +299,7 @@ class Home:
             LookupError: There is no such dataset.
         """
         from vsr1_core.home import warehouse
-        from vsr1_core.home.warehouse_views import quoted_name, quoted_text
+        from vsr1_core.home.row_sql import quoted_name, quoted_text
 
         get_entry(self.path, dataset)
         return warehouse.query(self.path, f"from {quoted_name(name)} where dataset = {quoted_text(dataset)}")

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from vsr1_core.home.history_views import kept_schema
-from vsr1_core.home.warehouse_views import HOME_VARIABLE, METRICS, MadeView, made_views, quoted_name, quoted_text
+from vsr1_core.home.row_sql import HOME_VARIABLE, LISTING, quoted_name, quoted_text
+from vsr1_core.home.warehouse_views import METRICS, MadeView, made_views
 from vsr1_core.rows.build_history import BUILDS, RECIPES
 from vsr1_core.rows.files import WriteRefused, atomic_path
 from vsr1_core.rows.lake import Lake
@@ -210,11 +211,11 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> duck
 
 
 def _is_of_this_form(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the views read the home where it is now, and all files of rows. Views of before read the place where they
-    were made, or no deltas."""
+    """Whether the views read the home where it is now, all files of rows, and one state of them. Views of before read
+    the place where they were made, or no deltas, or listed files too late."""
     views = "SELECT sql FROM duckdb_views() WHERE database_name = 'vsr1' AND view_name = 'failures'"
     found = connection.execute(views).fetchone()
-    return found is not None and HOME_VARIABLE in found[0] and PATTERN in found[0]
+    return found is not None and all(part in found[0] for part in (HOME_VARIABLE, PATTERN, LISTING))
 
 
 def _write_schemas(root: Path, stages: Iterable[Stage]) -> None:

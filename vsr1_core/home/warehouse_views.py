@@ -6,13 +6,13 @@ sentence, and the meanings of the columns that are not a stage's. A view stands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from vsr1_core.home.row_sql import HOME, committed, fields_of, name_list, quoted_name, quoted_text
 from vsr1_core.home.segment_sql import is_right, segments_of
 from vsr1_core.rows.places import INSIDE, PATH_COLUMNS
-from vsr1_core.rows.row_files import DROPPED, NAME, PATTERN
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Stage
 from vsr1_core.stages.columns import BOOKKEEPING, meanings
@@ -50,11 +50,6 @@ SAYS_OUTCOME = (
     "`wrong_video_accepted`, `right_video_rejected`, `never_shown`, or `no_prediction` (the row failed)."
 )
 EPISODE_KEY = ("step", "sample", "query_id")
-HOME_VARIABLE = "vsr1_home"
-HOME = f"coalesce(getvariable('{HOME_VARIABLE}'), regexp_replace(current_setting('temp_directory'), '[^/]*$', ''))"
-"""SQL of the folder of the home, with a slash at its end. DuckDB's folder for temporary files stands beside the
-database that it opened, so the views follow a home that is moved or copied. Where they are opened otherwise, such as by
-ATTACH, the variable says it."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ def _asset_sql(stage: Stage) -> str:
     if stage.name in ID_LAST:
         columns = [*columns[1:], columns[0]]
     shown = ["dataset", *columns, "status", "error", "row_version"]
-    return f"SELECT {', '.join(map(_shown, shown))} FROM {_committed(stage.name, stage.key)}"
+    return f"SELECT {', '.join(map(_shown, shown))} FROM {committed(stage.name, stage.key)}"
 
 
 def _shown(column: str) -> str:
@@ -224,7 +219,7 @@ def outcomes(tables: Tables) -> str | None:
                    {JUDGED},
                    list_contains([{is_right("turn.video_id", "p.")} FOR turn IN p.turns], true) AS was_shown
             FROM {_with_method(tables, PREDICTIONS)} p
-            LEFT JOIN {_committed("moments", "query_id")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
+            LEFT JOIN {committed("moments", "query_id")} m ON m.dataset = p.dataset AND m.query_id = p.query_id
         )
         SELECT dataset, method, query_id, {", ".join(OUTCOME_COLUMNS)}
         FROM (
@@ -248,7 +243,7 @@ def outcomes(tables: Tables) -> str | None:
 def segments(tables: Tables) -> str | None:
     if "frame_tensors" not in tables.stages:
         return None
-    return segments_of(_committed("frame_tensors", "video_id"))
+    return segments_of(committed("frame_tensors", "video_id"))
 
 
 @sql_view(
@@ -276,7 +271,7 @@ _IS_OWN = "status = 'ok' AND coalesce(source, '') NOT LIKE 'borrowed from %'"
 def curves(tables: Tables) -> str | None:
     logged = [
         f"SELECT dataset, {quoted_name(stage.key)} AS checkpoint, unnest(curve) AS c "
-        f"FROM {_committed(name, stage.key)} WHERE {_IS_OWN}"
+        f"FROM {committed(name, stage.key)} WHERE {_IS_OWN}"
         for name, stage in tables.stages.items()
         if {"curve", "source"} <= set(stage.columns)
     ]
@@ -289,7 +284,7 @@ def _sampled_episodes(tables: Tables) -> str | None:
     found = [name for name, stage in tables.stages.items() if "episodes" in stage.columns]
     if not found:
         return None
-    sources = [_committed(name, tables.stages[name].key) for name in found]
+    sources = [committed(name, tables.stages[name].key) for name in found]
     return " UNION ALL ".join(f"SELECT dataset, unnest(episodes) AS e FROM {t} WHERE {_IS_OWN}" for t in sources)
 
 
@@ -325,7 +320,7 @@ def grpo_turns(tables: Tables) -> str | None:
 def failures(tables: Tables) -> str | None:
     parts = [
         f"SELECT dataset, {quoted_text(name)} AS asset, {quoted_name(stage.key)} AS row_id, error "
-        f"FROM {_committed(name, stage.key)} WHERE status = 'failed'"
+        f"FROM {committed(name, stage.key)} WHERE status = 'failed'"
         for name, stage in tables.stages.items()
     ]
     return " UNION ALL ".join(parts)
@@ -336,64 +331,8 @@ def lake(tables: Tables) -> str | None:
     return f"SELECT {HOME} || 'lake' AS path"
 
 
-def pattern_of(below: str) -> str:
-    """SQL of a pattern of files below the home, whose own name is taken literally."""
-    return rf"regexp_replace({HOME}, '([*?\[])', '[\1]', 'g') || {quoted_text(below)}"
-
-
-def _committed(asset: str, key: str) -> str:
-    """SQL of the rows of an asset (`asset` may be a glob) in all datasets, and of the empty file that adds the columns.
-
-    A listing on the left of the joins chooses the files of the newest state (`rows.row_files`), so that a table whose
-    newest state has no rows shows none. DuckDB lists files when it binds, left before right, so the files that were
-    newest in the first listing still exist in the later ones, and a delta that only those found is newer than `newest`
-    and replaces nothing. With a window function DuckDB lists them in the other order, and one query in ten that ran
-    during a commit found no rows.
-    """
-    pattern, name = pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}"), quoted_name(key)
-    states = f"SELECT parse_dirpath(file) AS folder, list(file) AS files, max({_part(1, 'file')}) AS newest "
-    of_state = f"list_filter(files, lambda f: {_part(2, 'f')} = left(newest, {len('_0000000001')}))"
-    live = f"SELECT folder, newest, unnest({of_state}) AS file FROM ({states} FROM glob({pattern}) GROUP BY folder)"
-    deltas = f"SELECT {name} AS id, filename, parse_dirpath(filename) AS folder FROM {scan_of(pattern)} "
-    is_later = f"{_part(1, 'later.filename')} > {_part(1, 'live.file')} AND {_part(1, 'later.filename')} <= live.newest"
-    return (
-        f"(SELECT found.* FROM ({live}) AS live JOIN {scan_of(pattern)} AS found ON found.filename = live.file "
-        f"ANTI JOIN ({deltas} WHERE {_part(3, 'filename')} <> '') AS later "
-        f"ON later.id = found.{name} AND later.folder = live.folder AND {is_later} "
-        f"WHERE found.status IS DISTINCT FROM {quoted_text(DROPPED)})"
-    )
-
-
-def _part(number: int, file: str) -> str:
-    """SQL of a part of the name of a file of rows (`NAME`)."""
-    return f"regexp_extract({file}, {quoted_text(NAME + '$')}, {number})"
-
-
 def _with_method(tables: Tables, prefix: str) -> str:
     """SQL of all rows of the assets `<prefix><method>`, with the column `method`."""
     name = prefix.replace(".", r"\.")
-    method = rf"regexp_extract(filename, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
-    return f"(SELECT *, {method} AS method FROM {_committed(prefix + '*', tables.key(prefix))})"
-
-
-def scan_of(pattern: str) -> str:
-    return (
-        f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true, "
-        "hive_types = {'dataset': VARCHAR}, filename = true)"
-    )
-
-
-def fields_of(of: str, names: Iterable[str]) -> str:
-    return ", ".join(f"{of}.{quoted_name(name)}" for name in names)
-
-
-def name_list(names: Iterable[str]) -> str:
-    return ", ".join(quoted_name(name) for name in names)
-
-
-def quoted_name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quoted_text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+    method = rf"regexp_extract(file, '.*/{name}([^/]+)/dataset=[^/]+/[^/]+\.parquet$', 1)"
+    return committed(prefix + "*", tables.key(prefix), method)

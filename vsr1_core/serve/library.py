@@ -10,8 +10,8 @@ import polars as pl
 
 from vsr1_core.datasets.registry import load_entries
 from vsr1_core.home import warehouse
+from vsr1_core.home.row_sql import quoted_text
 from vsr1_core.home.search import built_methods
-from vsr1_core.home.warehouse_views import quoted_text
 from vsr1_core.segments import best_of_each, video_of, window_of
 from vsr1_core.serve.errors import without_folders
 from vsr1_core.stages.base import View
