@@ -139,7 +139,7 @@ def stamp(view: View) -> str:
     read = [v.table(name).manifest_path for v in (view, models) if v for name in view.stages]
     read += [path for stage in view.stages.values() for path in stage.records(view)]
     imported = view.imported.folder if view.imported else None
-    files = sources.file_facts(view.entry)
+    files = sources.files_version(view.entry)
     versions = {name: stage.version for name, stage in view.stages.items()}
     written = [file_state(path) for path in read]
     configs = [view.config, models.config if models else None]  # the owner's decides which checkpoints exist
