@@ -1,6 +1,7 @@
 """The whole data construction over many rows: processor time, rows per second and memory of each stage.
 
     python -m tests.benchmarks.bench_scale 10000 100000     # numbers of queries; there is a video for every fourth
+    python -m tests.benchmarks.bench_scale 100000 1000000 --ranked 2500
     python -m tests.benchmarks.bench_scale 100000 1000000 --videos 25000
 
 Videos, frames and models are not there: an embedder of `DIM` dimensions gives each query a vector near that of its
@@ -9,24 +10,27 @@ disk are those of the real stages. Each size has a folder of its own, and each o
 memory that one stage took and gave back would else not be counted for the next one.
 
 Exact ranking compares each query with each video of its split, so its work grows with the square; that of all other
-stages with the number of rows. With `--videos`, the number of videos is the same for all sizes, and the work of the
-ranking grows with the number of rows as well.
+stages with the number of rows. With `--ranked`, each query is ranked among so many videos only, its own among them, and
+the work of the ranking grows with the number of rows as well. So it does with `--videos`, where the number of videos is
+the same for all sizes; then the traces, which tell of all queries about a video, grow longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from tests.benchmarks.measuring import resident_bytes
 from tests.benchmarks.stand_in import BUILT
@@ -35,9 +39,12 @@ from tests.small_world import SmallWorld
 from vsr1_core.configurations import TINY
 from vsr1_core.models.peak_memory import PeakMemory
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.boundary import parts
+from vsr1_core.stages import retrieval
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.unmoved import build_stage
+from vsr1_core.stages.work_reads import rows_with
 
 DIM = 64
 NOISE = 0.9
@@ -63,11 +70,34 @@ def embed(stage: Any, view: View, rows: Mapping[str, Row], run: Execution) -> It
         yield {stage.key: row_id, **row.known, "vector": fake_vector(video_id, noise)}
 
 
-def stages() -> dict[str, Stage]:
-    """Those of the data construction, in order."""
+def rank_among(num_videos: int) -> Callable[..., Iterator[dict[str, Any]]]:
+    """`make` of the first ranking: some thousands of queries at a time are ranked among so many videos, those of the
+    queries and any others."""
+
+    def make(stage: Any, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        from vsr1_core.search.index import build_index, read_index
+
+        columns = ["query_id", "split", "gt_video_id", "vector"]
+        for split, path in view.rows("video_index", ["split", "path"]).iter_rows():
+            index = read_index(Path(path))
+            for some in parts(rows, retrieval.QUERIES_PER_SEARCH):
+                queries = rows_with(view, "query_embeddings", columns, some).filter(pl.col("split") == split)
+                for asked in queries.iter_slices(num_videos // 2):
+                    right = dict.fromkeys(asked["gt_video_id"])
+                    others = (video_id for video_id in index.ids if video_id not in right)
+                    chosen = [*right, *itertools.islice(others, num_videos - len(right))]
+                    vectors = index.vectors[[index.row_of[video_id] for video_id in chosen]]
+                    yield from retrieval._ranked(build_index(chosen, vectors), asked, view.config.retrieval.top_k)
+
+    return make
+
+
+def stages(num_ranked: int = 0) -> dict[str, Stage]:
+    """Those of the data construction, in order. num_ranked: see `rank_among`; 0 for all videos of the split."""
     found = {name: stage for name, stage in instant_stages().items() if name in (*BUILT, *SUPPORTING)}
-    for name in VIDEO_OF:
-        found[name].__class__ = type("FakeEmbeddings", (type(found[name]),), {"make": embed})
+    made = dict.fromkeys(VIDEO_OF, embed) | ({"first_ranking": rank_among(num_ranked)} if num_ranked else {})
+    for name, make in made.items():
+        found[name].__class__ = type(f"Fake{type(found[name]).__name__}", (type(found[name]),), {"make": make})
     return found
 
 
@@ -76,11 +106,11 @@ def configuration(num_queries: int) -> Configuration:
     return replace(TINY, pool=replace(TINY.pool, num_matched=num_queries // 10, num_not_matched=num_queries // 10))
 
 
-def measured(num_queries: int, home: Path, name: str) -> dict[str, float]:
+def measured(num_queries: int, home: Path, name: str, num_ranked: int) -> dict[str, float]:
     """Rows of one stage, processor seconds, MiB of growth while it ran, and MiB of its table."""
     import faiss  # noqa: F401  # before anything is counted
 
-    view = SmallWorld(home).view(stages(), configuration(num_queries))
+    view = SmallWorld(home).view(stages(num_ranked), configuration(num_queries))
     with PeakMemory("cpu", resident_bytes) as memory:
         started = time.process_time()
         num_rows = build_stage(view, view.stages[name], Execution(workers=1)).num_processed
@@ -118,13 +148,14 @@ def _ratio(seconds: Sequence[float]) -> str:
     return f"{seconds[-1] / max(seconds[-2], 1e-3):.1f}" if len(seconds) > 1 else "-"
 
 
-def in_own_processes(num_queries: int, num_videos: int) -> dict[str, dict[str, float]]:
+def in_own_processes(num_queries: int, num_videos: int, num_ranked: int) -> dict[str, dict[str, float]]:
     """Stage -> its numbers."""
     numbers = {}
     with tempfile.TemporaryDirectory() as home:
         write_world(Path(home), num_queries, num_videos)
         for name in stages():
-            command = [sys.executable, "-m", "tests.benchmarks.bench_scale", str(num_queries), "--stage", name, home]
+            options = [str(num_queries), "--ranked", str(num_ranked), "--stage", name, home]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_scale", *options]
             numbers[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             seconds, mib = numbers[name]["s"], numbers[name]["mib"]
             print(f"{num_queries:,}: {name}, {seconds:.2f} s, {mib:,.0f} MiB", file=sys.stderr)
@@ -135,13 +166,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queries", type=int, nargs="+", help="numbers of queries")
     parser.add_argument("--videos", type=int, default=0, help="so many videos for each size")
+    parser.add_argument(
+        "--ranked", type=int, default=0, help="rank each query among so many videos; 0: all of its split"
+    )
     parser.add_argument("--stage", nargs=2, metavar=("NAME", "HOME"), help="one stage of a home, in this process")
     options = parser.parse_args()
     if options.stage:
         name, home = options.stage
-        print(json.dumps(measured(options.queries[0], Path(home), name)))
+        print(json.dumps(measured(options.queries[0], Path(home), name, options.ranked)))
     else:
-        print(report({size: in_own_processes(size, options.videos) for size in options.queries}))
+        print(report({size: in_own_processes(size, options.videos, options.ranked) for size in options.queries}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.few_stages import START, stages
@@ -14,7 +15,7 @@ from tests.short_cuts import assert_short_cuts_are_exact, fresh
 from tests.small_world import SmallWorld, clip, fill
 from vsr1_core.configurations import NANO
 from vsr1_core.datasets import sources, verified
-from vsr1_core.datasets.line_table import line_table, lines_of_table
+from vsr1_core.datasets.line_table import line_tables, lines_of_table
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.rows.files import digest_file
@@ -35,7 +36,7 @@ LINES: list[Moment | BadLine] = [
 
 
 def test_lines_come_back_from_their_table_as_they_were() -> None:
-    table = line_table((line.query_id, line) for line in LINES)
+    table = pl.concat(line_tables((line.query_id, line) for line in LINES))
     assert [*lines_of_table(table)] == LINES
     assert table["version"].to_list() == [line.version for line in LINES]
     assert [line.version for line in lines_of_table(table)] == [line.version for line in LINES]
@@ -97,8 +98,9 @@ def test_the_tables_of_the_files_say_what_the_files_say(world: SmallWorld) -> No
     assert {line.query_id: line for line in lines_of_table(lines)} == said
     assert lines["query_id"].to_list() == [*said]
     splits = sources.corpus_splits(view.entry, view.config)
-    of_table = sources.corpus_splits(view.entry, view.config, annotated_splits(view))
-    assert [*of_table.items()] == [*splits.items()]
+    of_table = annotated_splits(view)
+    assert of_table is not None
+    assert of_table.rows() == [*splits.items()]
     assert splits["test_0"] == ["test", "train"]
     assert "nowhere" not in splits
 
@@ -139,10 +141,14 @@ def test_a_table_that_cannot_be_read_or_is_of_another_version_is_parsed_again(
 ) -> None:
     view = view_of(world)
     lines = annotated_lines(view)
+    assert lines is not None
     assert parsed == []
     with monkeypatch.context() as patch:
         patch.setattr(annotated, "CODE", "another")
-        assert annotated_lines(fresh(view)) is None, "all are parsed, as moments"
+        assert lines.equals(annotated_lines(fresh(view)), null_equal=True)
+    assert len(parsed) == 2
+    parsed.clear()
+    forget()
     paths = sorted((view.lake.cache("annotations") / world.name).glob("*"))
     paths[0].write_bytes(b"PAR1 and no more")
     again = annotated_lines(fresh(view))
@@ -263,3 +269,43 @@ def test_a_table_of_ones_own_videos_is_kept_as_well(tmp_path: Path) -> None:
     table.unlink()
     entry = dataclasses.replace(entry, annotations="")
     assert annotated_lines(view_of(world, entry)) is None
+
+
+def test_the_lines_are_kept_as_soon_as_the_files_are_known(world: SmallWorld, parsed: list[str]) -> None:
+    before = kept(world)
+    world.rows["test"][0]["fig_desc"] = "something else moves"
+    world.write_annotations("test")
+    view = view_of(world)
+    build_stage(view, view.stages["annotation_files"], Execution(workers=1))
+    assert len(kept(world)) == 2
+    assert len(kept(world).items() & before.items()) == 1
+    forget()
+    build(world)
+    assert parsed == ["small_fig_test.jsonl"], "no stage parses it again"
+    assert "something else moves" in view_of(world).table("moments").rows()["query"]
+
+
+def test_a_file_that_cannot_be_parsed_is_told_by_the_stage_that_reads_it(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("video,start,end\na,0,2\n")
+    world = SmallWorld(tmp_path / "home")
+    world.put_video("a", clip(0))
+    view = view_of(world, DatasetEntry("small", "folder", str(world.videos), str(table), "nano"))
+    for name in ("annotation_files", "raw_videos"):
+        assert build_stage(view, view.stages[name], Execution(workers=1)).num_processed == 1
+    for name in ("videos", "moments"):
+        with pytest.raises(ValueError, match=r"a\.csv has no column query"):
+            build_stage(view, view.stages[name], Execution(workers=1))
+    assert kept(world) == {}
+
+
+def test_a_first_build_plans_the_moments_that_the_files_say(world: SmallWorld) -> None:
+    """With lines that are refused, without a length, and with a split of their own."""
+    view = view_of(world)
+    rows, said = view.stages["moments"].planned_rows(view), sources.moments(view.entry, view.config)
+    assert list(rows) == list(said)
+    for query_id, line in said.items():
+        assert rows[query_id].facts == line
+        assert rows[query_id].inputs["annotation"] == line.version
+        has_length = isinstance(line, BadLine) or line.duration_s is not None
+        assert ("video" in rows[query_id].inputs) == (not has_length)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsr1_core.rows import increments
+from vsr1_core.rows import shards
 from vsr1_core.rows.increments import Outcome, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -110,7 +110,7 @@ def test_a_killed_run_loses_a_shard_or_a_few_seconds(
 ) -> None:
     """What is saved when row 8 of 10 is begun: whole shards of 3, or what is older than a few seconds."""
     now, saved = [0.0], []
-    monkeypatch.setattr(increments, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(shards, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def slow(ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         for number, row_id in enumerate(ids):

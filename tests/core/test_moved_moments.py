@@ -173,15 +173,13 @@ EDITS: tuple[tuple[Callable[[SmallWorld], None], int], ...] = (
     (drop_a_line_before_a_bad_one, 1),
     (mend_the_bad_line, 1),
     (add_a_query, 1),
+    (move_to_the_other_split, 2),
     (swap_two_lines, 0),
     (change_what_was_corrected, 1),
     (touch_everything, 0),
 )
-LOOKED_AT_TOGETHER = (
-    *(correct_a_text, reject_a_query, undo_what_is_built, lose_all_corrections),
-    *(use_an_id_twice, move_to_the_other_split),
-)
-"""Corrections, an id that comes twice, and files of which none is as it was."""
+LOOKED_AT_TOGETHER = (correct_a_text, reject_a_query, undo_what_is_built, lose_all_corrections, use_an_id_twice)
+"""Corrections, and an id that comes twice."""
 
 
 @pytest.mark.parametrize(("edit", "num_moved"), EDITS, ids=[edit.__name__ for edit, _ in EDITS])

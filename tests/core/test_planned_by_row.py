@@ -73,7 +73,7 @@ def rows_of(view: View, stage: Stage, future: Future, ids: frozenset[str] | None
     view = fresh(view)
     view.planned[future.table.asset] = future
     try:
-        return stage.planned_rows(view, ids)
+        return dict(stage.planned_rows(view, ids))
     except FAILURES as error:
         return repr(error)
 

@@ -11,7 +11,7 @@ import pytest
 
 from vsr1_core.configurations import CONFIGURATIONS, NANO, TINY
 from vsr1_core.recipes import FrameRecipe, ModelRecipe, SFTRecipe
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.versions import fingerprint, fingerprint_of_all
 from vsr1_core.stages.graph import all_stages
 
 
@@ -70,3 +70,9 @@ def test_recipes_cannot_be_changed() -> None:
 def test_configurations_are_named_by_their_key() -> None:
     assert all(name == config.name for name, config in CONFIGURATIONS.items())
     assert fingerprint(NANO) != fingerprint(TINY)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4096, 4097, 9000])
+def test_the_fingerprint_of_many_items_is_that_of_their_list(number: int) -> None:
+    items = [(f'"é{i}', i / 7, None, ["a", FrameRecipe()]) for i in range(number)]
+    assert fingerprint_of_all(iter(items)) == fingerprint(items)

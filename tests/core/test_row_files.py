@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -45,8 +45,7 @@ def build(table: Table, values: Mapping[str, int]) -> Outcome:
     """Make the rows whose values changed, and drop those that are not wanted; a text takes 2 kB."""
     wanted = {row_id: {"value": str(value)} for row_id, value in values.items()}
 
-    def make(ids: object) -> list[dict[str, object]]:
-        assert isinstance(ids, list)
+    def make(ids: Sequence[str]) -> list[dict[str, object]]:
         return [{"thing_id": i, "value": values[i], "text": os.urandom(1000).hex()} for i in ids]
 
     return run_plan(table, wanted, make_plan(wanted, table), make, shard_rows=64)

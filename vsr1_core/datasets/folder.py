@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from vsr1_core.datasets.csv_lines import csv_records
 from vsr1_core.datasets.verified import (
@@ -21,6 +24,7 @@ from vsr1_core.datasets.verified import (
     whole_text,
 )
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
+from vsr1_core.rows.columnar import LazyRows, blocks
 from vsr1_core.rows.files import read_jsonl
 from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint
@@ -29,7 +33,7 @@ REQUIRED = ("video", "start", "end", "query")
 OPTIONAL = ("id", "split", "duration")
 
 
-def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]:
+def find_videos(folder: Path, *, by_name: bool = False) -> Mapping[str, list[Path]]:
     """Search a folder and all its subfolders, and map video_id -> its files: one file, unless several have the same id.
 
     The id is the path below `folder` without its suffix; with `by_name` it is only the last part of this path. Bytes of
@@ -40,14 +44,33 @@ def find_videos(folder: Path, *, by_name: bool = False) -> dict[str, list[Path]]
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
-    own, linked = dict[str, list[Path]](), dict[str, list[Path]]()
-    for below, place, entries, is_linked in _walked(str(folder)):
-        found, parent, prefix = linked if is_linked else own, Path(place), "" if by_name else below
+    found = pl.concat([pl.DataFrame(schema=_FOUND), *(_framed(some) for some in blocks(_videos(str(folder), by_name)))])
+    own = found.filter(~pl.col("is_linked"))
+    linked = found.filter(pl.col("is_linked") & ~pl.col("video_id").is_in(own["video_id"].implode()))
+    by_id = pl.concat([own, linked]).group_by("video_id", maintain_order=True).agg("place", "name").sort("video_id")
+    folder_of = functools.lru_cache(maxsize=16)(lambda place: Path(os.fsdecode(place)))
+    return LazyRows(
+        by_id,
+        lambda _, places, names: [folder_of(a) / os.fsdecode(b) for a, b in zip(places, names, strict=True)],
+    )
+
+
+_FOUND = {"video_id": pl.String, "place": pl.Binary, "name": pl.Binary, "is_linked": pl.Boolean}
+"""Folders and names are kept as the system spells them, which need not be UTF-8."""
+
+
+def _framed(found: Sequence[tuple[str, bytes, bytes, bool]]) -> pl.DataFrame:
+    return pl.DataFrame(found, schema=_FOUND, orient="row")
+
+
+def _videos(root: str, by_name: bool) -> Iterator[tuple[str, bytes, bytes, bool]]:
+    """The id, folder and name of each video below a folder, and whether it is behind a link."""
+    for below, place, entries, is_linked in _walked(root):
+        prefix, spelled = "" if by_name else below, os.fsencode(place)
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
             if suffix.lower() in VIDEO_SUFFIXES and _is_so(entry.is_file):
-                found.setdefault(visible(prefix + stem), []).append(parent / entry.name)
-    return dict(sorted({**linked, **own}.items()))
+                yield visible(prefix + stem), spelled, os.fsencode(entry.name), is_linked
 
 
 def _walked(root: str) -> Iterator[tuple[str, str, list[os.DirEntry[str]], bool]]:

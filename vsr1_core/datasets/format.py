@@ -66,7 +66,7 @@ class DatasetFormat(ABC):
         return None
 
     @abstractmethod
-    def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
+    def video_files(self, entry: DatasetEntry) -> Mapping[str, list[Path]]:
         """Map video_id -> its files on disk; more than one if files clash. Empty for a kind whose videos are made."""
 
     def prepare(self, entry: DatasetEntry, config: Configuration) -> None:  # noqa: B027  # most find their files

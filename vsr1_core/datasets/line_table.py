@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import polars as pl
 
 from vsr1_core.datasets.verified import BadLine, Moment
+from vsr1_core.rows.columnar import blocks
 
 SCHEMA: dict[str, Any] = {
     "query_id": pl.String,
@@ -27,10 +29,12 @@ FIELDS = tuple(SCHEMA)[:-2]
 IS_MOMENT = pl.col("reason").is_null()
 
 
-def line_table(lines: Iterable[tuple[str, Moment | BadLine]]) -> pl.DataFrame:
-    """The lines in their order."""
-    rows = [(*_fields(line), line.version) for _, line in lines]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+def line_tables(lines: Iterable[tuple[str, Moment | BadLine]]) -> Iterator[pl.DataFrame]:
+    """The lines in their order, some thousands at a time: one table or more."""
+    yield pl.DataFrame(schema=SCHEMA)
+    for some in blocks(lines):
+        rows = [(*_fields(line), line.version) for _, line in some]
+        yield pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 def _fields(line: Moment | BadLine) -> tuple[Any, ...]:
@@ -41,11 +45,10 @@ def _fields(line: Moment | BadLine) -> tuple[Any, ...]:
 
 def lines_of_table(table: pl.DataFrame) -> Iterator[Moment | BadLine]:
     """The lines of which a table was made."""
-    for row in table.iter_rows(named=True):
-        yield _line(row)
+    return itertools.starmap(line_of, table.select(*SCHEMA).iter_rows())
 
 
-def _line(row: Mapping[str, Any]) -> Moment | BadLine:
-    if row["reason"] is not None:
-        return BadLine(row["query_id"], row["reason"])
-    return Moment(*(row[name] for name in FIELDS))
+def line_of(*values: Any) -> Moment | BadLine:
+    """The line of the values of a row of a table with the columns SCHEMA."""
+    *fields, reason, _ = values
+    return Moment(*fields) if reason is None else BadLine(fields[0], reason)

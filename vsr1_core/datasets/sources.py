@@ -6,7 +6,8 @@ in `datasets.formats` implement what differs between the kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.columnar import blocks
 from vsr1_core.rows.texts import visible
+from vsr1_core.rows.versions import fingerprint
 
 
 def format_of(entry: DatasetEntry) -> DatasetFormat:
@@ -63,13 +66,18 @@ def corpus_splits(
     return {video_id: sorted(names) for video_id, names in splits.items()}
 
 
+def has_own_splits(entry: DatasetEntry, config: Configuration) -> bool:
+    """Whether videos belong to splits besides those in which they are annotated."""
+    return bool(format_of(entry).splits_of_videos(entry, config))
+
+
 def unannotated_splits(entry: DatasetEntry) -> list[str]:
     """The splits to which a video on disk belongs when no annotation names it. If the list is empty, such a video does
     not belong to the corpus."""
     return list(format_of(entry).unannotated_splits)
 
 
-def video_files(entry: DatasetEntry) -> dict[str, list[Path]]:
+def video_files(entry: DatasetEntry) -> Mapping[str, list[Path]]:
     """Map video_id -> its files on disk; more than one if files clash. Empty for a kind whose videos are made and not
     found."""
     return format_of(entry).video_files(entry)
@@ -80,17 +88,24 @@ def made_videos(entry: DatasetEntry, config: Configuration) -> Mapping[str, Made
     return format_of(entry).made_videos(entry, config)
 
 
-def file_facts(entry: DatasetEntry) -> list[tuple[str, int, int]]:
-    """List (path, bytes, mtime_ns) of all files that the dataset reads. Made videos are not among them, and a missing
-    folder counts as empty."""
+def files_version(entry: DatasetEntry) -> str:
+    """A version of all files that the dataset reads, by path, size and time. Made videos are not among them, and a
+    missing folder counts as empty."""
+    return fingerprint([fingerprint(some) for some in blocks(file_facts(entry))])
+
+
+def file_facts(entry: DatasetEntry) -> Iterator[tuple[str, int, int]]:
+    """(path, bytes, mtime_ns) of each of these files."""
     root = Path(entry.annotations).absolute()
     in_folder = sorted(root.iterdir()) if entry.annotations and root.is_dir() else []
     annotated = [path for path in [root, *in_folder] if path.is_file()]
     try:
-        videos = [path for paths in video_files(entry).values() for path in paths]
+        videos = video_files(entry)
     except FileNotFoundError:
-        videos = []
-    return [(visible(str(p)), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in [*annotated, *videos]]
+        videos = {}
+    for path in itertools.chain(annotated, itertools.chain.from_iterable(videos.values())):
+        stat = path.stat()
+        yield visible(str(path)), stat.st_size, stat.st_mtime_ns
 
 
 def missing_video_error(entry: DatasetEntry, video_id: str) -> str:

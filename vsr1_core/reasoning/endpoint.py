@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -88,7 +88,7 @@ class EndpointTeacher:
             reraise=True,
         )
 
-    def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
+    def write(self, tasks: Iterable[TeacherTask]) -> Iterator[TeacherReply]:
         """Yield one reply per task. The event loop runs only while the caller waits for the next reply.
 
         Raises ConnectionError when the server cannot be reached, and ConfigurationError when it would refuse every
@@ -102,7 +102,7 @@ class EndpointTeacher:
             finally:
                 runner.run(replies.aclose())
 
-    async def _replies(self, tasks: Sequence[TeacherTask]) -> AsyncGenerator[TeacherReply]:
+    async def _replies(self, tasks: Iterable[TeacherTask]) -> AsyncGenerator[TeacherReply]:
         waiting, running, problem = iter(tasks), set[asyncio.Task[TeacherReply]](), None
         async with self._client() as client:
             try:

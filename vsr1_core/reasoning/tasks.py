@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -121,6 +121,6 @@ class EndpointSettings:
 class Teacher(Protocol):
     """Anything that can write reasoning traces."""
 
-    def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
+    def write(self, tasks: Iterable[TeacherTask]) -> Iterator[TeacherReply]:
         """Yield one reply per task, in any order."""
         ...

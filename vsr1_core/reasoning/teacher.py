@@ -7,7 +7,7 @@ tags; `reasoning.conversation` adds them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from vsr1_core.reasoning.conversation import ANY_TAG
@@ -36,7 +36,7 @@ class TemplateTeacher:
     "no".
     """
 
-    def write(self, tasks: Sequence[TeacherTask]) -> Iterator[TeacherReply]:
+    def write(self, tasks: Iterable[TeacherTask]) -> Iterator[TeacherReply]:
         """Yield one reply per task, in the order of the tasks."""
         for task in tasks:
             yield self._reply(task)

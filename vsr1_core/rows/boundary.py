@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from vsr1_core.rows.columnar import IDS_AT_A_TIME, Remaining, ids_of, only, texts
+
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 Made = Iterator[dict[str, Any]]
@@ -116,35 +118,35 @@ def _in_halves(
     waiting, num_unexpected = [items], 0
     while waiting:
         given = waiting.pop()
-        left = dict(given)
+        left = Remaining(given)
         try:
             for row_id, value in make(given):
-                left.pop(row_id, None)
+                left.take(row_id)
                 num_unexpected = 0
                 yield row_id, value, None
         except Exception as error:
             if not left or is_of_the_run(error):
                 raise
             if len(left) > 1:
-                waiting += reversed(halves(left))
+                waiting += reversed(halves(only(given, left.ids())))
                 continue
             num_unexpected = 0 if isinstance(error, KNOWN_ERRORS) else num_unexpected + 1
             if num_unexpected == MAX_UNEXPECTED:
                 raise
-            yield next(iter(left)), None, error
+            yield left.ids()[0], None, error
 
 
-def halves(items: Mapping[str, Item]) -> list[dict[str, Item]]:
+def halves(items: Mapping[str, Item]) -> list[Mapping[str, Item]]:
     """The first and the second half of two or more items."""
-    ids = list(items)
-    return [{i: items[i] for i in some} for some in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
+    ids = ids_of(items)
+    return [only(items, texts(some)) for some in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
 
 
-def parts(items: Mapping[str, Item], size: int = 4096) -> Iterator[dict[str, Item]]:
+def parts(items: Mapping[str, Item], size: int = IDS_AT_A_TIME) -> Iterator[dict[str, Item]]:
     """The items in the order of their ids, `size` at a time."""
-    ids = sorted(items)
+    ids = ids_of(items).sort()
     for start in range(0, len(ids), size):
-        yield {row_id: items[row_id] for row_id in ids[start : start + size]}
+        yield {row_id: items[row_id] for row_id in ids[start : start + size].to_list()}
 
 
 def _works(make: Callable[[Mapping[str, Item]], Made], control: Mapping[str, Item] | None) -> bool:

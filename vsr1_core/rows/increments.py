@@ -13,7 +13,7 @@ import gc
 import itertools
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,16 +21,28 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from vsr1_core.rows.columnar import (
+    IDS_AT_A_TIME,
+    Computed,
+    Grouped,
+    Ids,
+    Remaining,
+    blocks,
+    ids_of,
+    reader,
+    texts,
+)
+from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.progress import Progress
+from vsr1_core.rows.shards import saved, storable
 from vsr1_core.rows.table import Table
-from vsr1_core.rows.texts import visible
 from vsr1_core.rows.versions import Inputs, row_version, spelled
 
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Switch the garbage collector off during planning. A plan makes one or two dicts per row and no reference cycles,
-    so the collector would only scan all of these dicts, and all imported modules, again and again."""
+    """Switch the garbage collector off during planning. A plan makes dicts of a row, and then of the next one, and no
+    reference cycles, so the collector would only scan them, and all imported modules, again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -40,9 +52,8 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-SHARD_S = 5.0
-"""Seconds after which finished rows are saved, even if they fill no shard: a slow decoder finished 170 rows in the time
-of a shard of 256, and a kill lost them all."""
+IS_NEW = ("new row",)
+"""The causes of a row that is not there yet."""
 STATES = ("new", "stale", "orphaned", "failed", "unchanged")
 """What a row may be for a plan: the names of the groups of `Plan`."""
 
@@ -62,7 +73,7 @@ class CommittedIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         rows = self.table.rows([self.table.key, "status"])
-        ids = rows.filter(pl.col("status") == self.status)[self.table.key].to_list()
+        ids = texts(rows.filter(pl.col("status") == self.status)[self.table.key])
         return (row_id for row_id in ids if row_id not in self.without)
 
     def __getitem__(self, index: Any) -> Any:
@@ -74,9 +85,9 @@ class Plan:
     """Row ids, grouped by what has to be done with the rows. `causes` maps each new or stale row to the reasons why it
     has to be processed; a row may have several."""
 
-    new: tuple[str, ...] = ()
-    stale: tuple[str, ...] = ()
-    orphaned: tuple[str, ...] = ()
+    new: Sequence[str] = ()
+    stale: Sequence[str] = ()
+    orphaned: Sequence[str] = ()
     failed: Sequence[str] = ()
     unchanged: Sequence[str] = ()
     causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -84,23 +95,43 @@ class Plan:
     def counts(self) -> dict[str, int]:
         return {name: len(getattr(self, name)) for name in STATES}
 
-    def due(self, retry_failed: bool = False) -> list[str]:
+    def due(self, retry_failed: bool = False) -> Sequence[str]:
         """Ids of the rows to process: the new and the stale rows, and with `retry_failed` the failed ones as well."""
-        return [*self.new, *self.stale, *(self.failed if retry_failed else ())]
+        return _joined(self.new, self.stale, self.failed if retry_failed else ())
 
     def limited_to(self, ids: Container[str]) -> Plan:
         """A copy of this plan whose new and stale rows are limited to `ids`. All other groups stay the same."""
-        new, stale = (tuple(i for i in group if i in ids) for group in (self.new, self.stale))
-        return dataclasses.replace(self, new=new, stale=stale, causes={i: self.causes[i] for i in (*new, *stale)})
+        new, stale = (Ids(i for i in group if i in ids) for group in (self.new, self.stale))
+        groups = sorted(_grouped(self.causes).groups(), key=lambda group: group[0] != IS_NEW)
+        causes = Grouped((causes, (i for i in group if i in ids)) for causes, group in groups)
+        return dataclasses.replace(self, new=new, stale=stale, causes=causes)
 
     def with_failed_due(self) -> Plan:
         """A copy of this plan in which the failed rows are stale, so that they are made again."""
-        causes = {**self.causes, **dict.fromkeys(self.failed, ("failed before",))}
-        return dataclasses.replace(self, stale=(*self.stale, *self.failed), failed=(), causes=causes)
+        causes = Grouped([*_grouped(self.causes).groups(), (("failed before",), self.failed)])
+        return dataclasses.replace(self, stale=_joined(self.stale, self.failed), failed=(), causes=causes)
 
     def why(self) -> dict[str, int]:
         """Map cause -> number of rows to process because of it. A row with two causes counts for both."""
-        return dict(Counter(cause for causes in self.causes.values() for cause in causes).most_common())
+        counts = Counter[str]()
+        for causes, ids in _grouped(self.causes).groups():
+            counts.update(dict.fromkeys(causes, len(ids)))
+        return dict(counts.most_common())
+
+
+def _joined(*groups: Sequence[str]) -> Sequence[str]:
+    """The ids of all groups; one group as it is where the others are empty."""
+    found = [group for group in groups if group]
+    return found[0] if len(found) == 1 else Ids(itertools.chain.from_iterable(found))
+
+
+def _grouped(causes: Mapping[str, tuple[str, ...]]) -> Grouped[tuple[str, ...]]:
+    if isinstance(causes, Grouped):
+        return causes
+    found = Grouped[tuple[str, ...]]()
+    for row_id, of_row in causes.items():
+        found.add(row_id, of_row)
+    return found
 
 
 def make_plan(wanted: Mapping[str, Inputs], table: Table, ids: Collection[str] | None = None) -> Plan:
@@ -110,22 +141,35 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table, ids: Collection[str] |
     """
     columns = [table.key, "row_inputs", "status"]
     known = table.known(columns) if ids is None else table.rows(columns, ids)
-    have = dict(zip(known[table.key].to_list(), known["row_inputs"].to_list(), strict=True))
-    broken = set(known.filter(pl.col("status") != "ok")[table.key])
-    new, stale, failed, unchanged = list[str](), list[str](), list[str](), list[str]()
-    causes: dict[str, tuple[str, ...]] = {}
-    for row_id, inputs in wanted.items():
-        old_inputs = have.get(row_id)
+    if known.is_empty():  # no row of a first build is looked at
+        new = Ids(ids_of(wanted))
+        return Plan(new, causes=Grouped([(IS_NEW, new)] if new else []))
+    new, stale, failed, unchanged, causes = Ids(), Ids(), Ids(), Ids(), Grouped[tuple[str, ...]]()
+    wanted_ids = ids_of(wanted)
+    for (row_id, inputs), (old_inputs, status) in zip(wanted.items(), _committed(known, wanted_ids), strict=True):
         if old_inputs is None:
             new.append(row_id)
-            causes[row_id] = ("new row",)
+            causes.add(row_id, IS_NEW)
         elif old_inputs == spelled(inputs):  # the version is a hash of this text; comparing texts saves the hashing
-            (failed if row_id in broken else unchanged).append(row_id)
+            (unchanged if status in ("ok", None) else failed).append(row_id)
         else:
             stale.append(row_id)
-            causes[row_id] = tuple(f"changed: {name}" for name in changed_inputs(json.loads(old_inputs), inputs))
-    orphaned = tuple(sorted(have.keys() - wanted.keys()))
-    return Plan(tuple(new), tuple(stale), orphaned, tuple(failed), tuple(unchanged), causes)
+            moved = changed_inputs(json.loads(old_inputs), inputs)
+            causes.add(row_id, tuple(f"changed: {name}" for name in moved))
+    orphaned = Ids(known[table.key].filter(~known[table.key].is_in(wanted_ids.implode())).sort())
+    return Plan(new, stale, orphaned, failed, unchanged, causes)
+
+
+def _committed(known: pl.DataFrame, ids: pl.Series) -> Iterator[tuple[str | None, str | None]]:
+    """The inputs and the status of each of the known rows with these ids; None for an id that is not among them."""
+    key, *names = known.columns
+    places = (
+        ids.alias(key)
+        .to_frame()
+        .join(known.select(key).with_row_index("_place"), on=key, how="left", maintain_order="left")["_place"]
+    )
+    for begin in range(0, len(places), IDS_AT_A_TIME):
+        yield from known.select(pl.col(names).gather(places.slice(begin, IDS_AT_A_TIME))).iter_rows()
 
 
 def with_others(table: Table, plan: Plan) -> Plan:
@@ -180,7 +224,7 @@ class Future:
         names, key = list(dict.fromkeys(names)), self.table.key
         # Rankings take hundreds of MB, so no copy of the table is kept.
         frame = self.table.known(names) if ids is None else self.table.rows(names, ids)
-        frame = frame.filter(~pl.col(key).is_in([*self.made[key], *self.dropped]))
+        frame = frame.filter(~is_among(key, self.made[key]) & ~is_among(key, self.dropped))
         if self.moved is not None:
             frame = frame.update(self.moved[[name for name in self.moved.columns if name in frame.columns]], on=key)
         return pl.concat([frame, self.made[frame.columns]]).sort(key)
@@ -221,7 +265,7 @@ def run_plan(
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Process the rows that the plan lists and commit the table. A killed run loses at most one unfinished shard, or
-    what was finished in `SHARD_S` seconds; a run that is stopped by an exception loses no finished row.
+    what was finished in `shards.SHARD_S` seconds; a run that is stopped by an exception loses no finished row.
 
     `process` gets the ids to process and yields one dict per row, in any order; a dict with `error` set becomes a
     failed row. `unversioned` maps row id -> columns whose values rows that stay take over without a new version.
@@ -230,14 +274,15 @@ def run_plan(
     """
     started = time.monotonic()
     due = plan.due(retry_failed)
-    last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else ([], 0)
+    last, num_failed = _collect(table, wanted, due, process, shard_rows, log, started) if due else (table.frame([]), 0)
     seconds = time.monotonic() - started
     moved = moved_columns(table, plan, unversioned or {})
     is_whole = table.is_whole() and not table.is_of_other_form()
     if due or plan.orphaned or moved is not None or not is_whole:
-        dropped = [row_id for row_id in table.rows([table.key])[table.key] if row_id not in wanted]
+        ids = ids_of(wanted)
+        dropped = table.rows([table.key]).filter(~is_among(table.key, ids))[table.key]
         record = {"num_processed": len(due), "seconds": round(seconds, 3)}
-        manifest = table.commit_changes(table.frame(last), dropped, record, moved, wanted)
+        manifest = table.commit_changes(last, dropped, record, moved, ids)
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)
@@ -255,34 +300,39 @@ class KnownRow(Protocol):
 
 def known_values(
     rows: Mapping[str, KnownRow], own: Sequence[str], of_imported: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Row id -> the known values of the columns `own`, or `of_imported` for an imported row. A row without any is left
-    out."""
-    found: dict[str, dict[str, Any]] = {}
-    for row_id, row in rows.items() if own or of_imported else ():
-        names = of_imported if row.is_imported else own
-        if names and (values := {name: row.known[name] for name in names if name in row.known}):
-            found[row_id] = values
-    return found
+) -> Mapping[str, Mapping[str, Any]]:
+    """Row id -> the known values of the columns `own`, or `of_imported` for an imported row; without columns no row."""
+
+    def values(row: KnownRow) -> dict[str, Any]:
+        return {name: row.known[name] for name in (of_imported if row.is_imported else own) if name in row.known}
+
+    return Computed(reader(rows), values) if own or of_imported else {}
 
 
 def moved_columns(table: Table, plan: Plan, unversioned: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame | None:
     """Key and unversioned columns of the rows that stay, failed ones too, whose committed values differ; None when no
     value differs."""
-    kept: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row_id in itertools.chain(plan.unchanged, plan.failed):
-        if columns := unversioned.get(row_id):
-            kept.setdefault(tuple(columns), []).append({table.key: row_id, **columns})
-    changed = [frame for rows in kept.values() if (frame := _changed(table, rows)).height]
+    if not unversioned:
+        return None
+    kept, staying = defaultdict[tuple[str, ...], list[pl.DataFrame]](list), (plan.unchanged, plan.failed)
+    pairs: Iterable[tuple[str, Mapping[str, Any] | None]] = unversioned.items()
+    if plan.due() or sum(map(len, staying)) != len(unversioned):  # not all rows stay
+        pairs = ((row_id, unversioned.get(row_id)) for row_id in itertools.chain(*staying))
+    for some in blocks(pairs):
+        rows = defaultdict[tuple[str, ...], list[dict[str, Any]]](list)
+        for row_id, columns in some:
+            if columns:
+                rows[tuple(columns)].append({table.key: row_id, **columns})
+        for names, found in rows.items():
+            kept[names].append(pl.DataFrame(found, schema={name: table.schema[name] for name in (table.key, *names)}))
+    changed = [frame for frames in kept.values() if (frame := _changed(table, pl.concat(frames))).height]
     # A column that only some rows have is null in the others, and `update` does not write nulls.
     return pl.concat(changed, how="diagonal") if changed else None
 
 
-def _changed(table: Table, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """The rows whose committed values differ. All `rows` have the same columns."""
-    schema = {name: table.schema[name] for name in rows[0]}
-    committed = table.rows(schema)
-    return pl.DataFrame(rows, schema=schema).join(committed, on=list(schema), how="anti", nulls_equal=True)
+def _changed(table: Table, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose committed values differ."""
+    return rows.join(table.rows(rows.columns), on=rows.columns, how="anti", nulls_equal=True)
 
 
 def _collect(
@@ -293,80 +343,24 @@ def _collect(
     shard_rows: int,
     log: Callable[[str], None],
     started: float,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[pl.DataFrame, int]:
     """Run `process` over `due` and write each full shard as pending. Returns the rows of the last shard, which need no
     pending file because the commit follows at once, and the number of failed rows."""
-    missing, num_failed = set(due), 0
+    missing, num_failed = Remaining(due), 0
     progress = Progress(log, table.asset, len(due), started=started)
-    with _saved(table, shard_rows) as shard:
+    with saved(table, shard_rows) as shard:
         for row in process(due):
             row_id = row[table.key]
-            if row_id not in missing:
+            if not missing.take(row_id):
                 raise RuntimeError(f"{table.asset}: row {row_id!r} was produced twice or was not asked for")
-            missing.discard(row_id)
             shard.add(_stamped(row, wanted[row_id]), is_last=not missing)
             num_failed += row.get("error") is not None
             progress.note(len(due) - len(missing))
         if missing:
-            raise RuntimeError(f"{table.asset}: no row was produced for {len(missing)} ids, e.g. {sorted(missing)[:3]}")
-    return _storable(table, shard.rows), num_failed
-
-
-class _Shard:
-    """Finished rows that are not saved yet."""
-
-    def __init__(self, table: Table, max_rows: int) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._table, self._max_rows, self._saved_at = table, max_rows, time.monotonic()
-
-    def add(self, row: dict[str, Any], is_last: bool) -> None:
-        self.rows.append(row)
-        if is_last:  # the commit follows, and would write these rows a second time
-            return
-        if len(self.rows) >= self._max_rows or time.monotonic() - self._saved_at >= SHARD_S:
-            self.save()
-
-    def save(self) -> None:
-        if self.rows:
-            self._table.add_pending(_storable(self._table, self.rows))
-        self.rows, self._saved_at = [], time.monotonic()
-
-
-@contextlib.contextmanager
-def _saved(table: Table, max_rows: int) -> Iterator[_Shard]:
-    """A shard whose rows are saved when an exception, such as Ctrl-C, ends the block."""
-    shard = _Shard(table, max_rows)
-    try:
-        yield shard
-    except BaseException:
-        with contextlib.suppress(OSError, ValueError):  # such as a full disk or a lost lease, why the block ends
-            shard.save()
-        raise
-
-
-def _storable(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with a failed row in place of each one that the table cannot hold, such as a text with half a
-    character."""
-    if _fits(table, rows) is None:
-        return rows
-    kept = ("row_version", "row_inputs", table.key)
-    found = []
-    for row in rows:
-        problem = _fits(table, [row])
-        failed = {**{name: row[name] for name in kept}, "status": "failed", "error": problem}
-        found.append(row if problem is None else failed)
-    return found
-
-
-def _fits(table: Table, rows: list[dict[str, Any]]) -> str | None:
-    """Why the table cannot hold these rows; None if it can."""
-    try:
-        table.frame(rows)
-    except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-        if any(name not in table.schema for row in rows for name in row):
-            raise  # a mistake of the stage, in every row
-        return f"the row cannot be stored: {visible(str(error))}"
-    return None
+            raise RuntimeError(
+                f"{table.asset}: no row was produced for {len(missing)} ids, e.g. {sorted(missing.ids())[:3]}"
+            )
+    return storable(table, shard.rows), num_failed
 
 
 def _stamped(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows of several files and frames as one table: sorted by id, and of each id the last piece that names it decides.
 
-In memory are the id, version and status of each row, and where it is; the rows themselves are read a block at a time.
+In memory are the id and status of each row, and where it is: 28 bytes or little more. The rows are read a block at a
+time.
 So a commit of a million rankings takes little more memory than one of ten thousand. `rows.row_files` says which files
 make up a table, and `rows.table` what is written.
 """
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from vsr1_core.rows.columnar import Ids
 from vsr1_core.rows.unreadable import named, scanned
 
 BLOCK_ROWS = 4096
@@ -76,8 +78,8 @@ def completed(rows: pl.DataFrame, columns: Sequence[str], schema: Mapping[str, A
 
 @dataclass(frozen=True)
 class Merged:
-    """Some of the rows of `pieces`. heads: id (the column `key`), `row_version`, `status` and place of each of them, in
-    the order of ids. sizes: how many rows each piece has."""
+    """Some of the rows of `pieces`. heads: id (the column `key`), `status` and place of each of them, in the order of
+    ids. sizes: how many rows each piece has."""
 
     pieces: Sequence[Piece]
     key: str
@@ -88,13 +90,14 @@ class Merged:
     def of(cls, pieces: Sequence[Piece], key: str, fits: pl.Expr | None = None) -> Merged:
         """The rows of one or more pieces whose heads fit (None: all); of those with the same id the last one."""
         found = [_heads(piece, number, key) for number, piece in enumerate(pieces)]
-        rows = pl.concat(found)
-        heads = newest(rows if fits is None else rows.filter(fits), key)
-        return cls(pieces, key, heads if heads[key].is_sorted() else heads.sort(key), [of.height for of in found])
+        sizes, rows = [of.height for of in found], pl.concat(found)
+        del found
+        rows = newest(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
+        return cls(pieces, key, rows if rows[key].is_sorted() else rows.sort(key), sizes)
 
     def where(self, fits: pl.Expr) -> Merged:
         """Those of the rows whose heads fit."""
-        return replace(self, heads=self.heads.filter(fits))
+        return self if _all(self.heads, fits) else replace(self, heads=self.heads.filter(fits))
 
     def added(self, piece: Piece) -> Merged:
         """With the rows of one more piece, which have other ids."""
@@ -102,14 +105,15 @@ class Merged:
         heads = pl.concat([self.heads, more]).sort(self.key)
         return Merged([*self.pieces, piece], self.key, heads, [*self.sizes, more.height])
 
-    def blocks(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """These columns of the rows, BLOCK_ROWS at a time."""
-        for heads in self.heads.iter_slices(BLOCK_ROWS * self._blocks_at_once):
-            yield from self._rows(heads, columns).iter_slices(BLOCK_ROWS)
+    def blocks(self, columns: Sequence[str], size: int = 0) -> Iterator[pl.DataFrame]:
+        """These columns of the rows, `size` at a time; BLOCK_ROWS where it is 0."""
+        size = size or BLOCK_ROWS
+        for heads in self.heads.iter_slices(size * self._blocks_at_once):
+            yield from self._rows(heads, columns, size).iter_slices(size)
 
-    def _rows(self, heads: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    def _rows(self, heads: pl.DataFrame, columns: Sequence[str], size: int) -> pl.DataFrame:
         parts, places = [], heads.select(PIECE, ROW).with_row_index("_at").sort(PIECE, ROW)
-        for (piece, _), own in places.group_by(PIECE, pl.col(ROW) // BLOCK_ROWS, maintain_order=True):
+        for (piece, _), own in places.group_by(PIECE, pl.col(ROW) // size, maintain_order=True):
             numbers = own[ROW]
             part = self.pieces[int(str(piece))].read(columns, numbers[0], numbers[-1] - numbers[0] + 1)
             parts.append(part if part.height == len(numbers) else part[numbers - numbers[0]])
@@ -127,12 +131,17 @@ class Merged:
 
 def _heads(piece: Piece, number: int, key: str) -> pl.DataFrame:
     place = [pl.lit(number, dtype=pl.UInt32).alias(PIECE), pl.int_range(pl.len(), dtype=pl.UInt32).alias(ROW)]
-    return piece.read([key, "row_version", "status"]).with_columns(place)
+    return piece.read([key, "status"]).with_columns(pl.col("status").cast(pl.Categorical), *place)
+
+
+def _all(heads: pl.DataFrame, fits: pl.Expr) -> bool:
+    """Whether all heads fit: then no copy of them is made."""
+    return bool(heads.select(fits.all()).item())
 
 
 def is_among(key: str, ids: Iterable[str]) -> pl.Expr:
     """Whether the id is one of these."""
-    return pl.col(key).is_in(pl.Series(list(ids), dtype=pl.String).implode())
+    return pl.col(key).is_in((ids if isinstance(ids, pl.Series) else Ids(ids).series).implode())
 
 
 def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:

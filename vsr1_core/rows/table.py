@@ -20,6 +20,7 @@ from typing import Any
 
 import polars as pl
 
+from vsr1_core.rows.columnar import Ids
 from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.merged import (
@@ -187,10 +188,10 @@ class Table:
         data = {name: [row.get(name) for row in rows] for name in self.schema}
         return pl.DataFrame(data, schema=self.schema)
 
-    def add_pending(self, rows: list[dict[str, Any]]) -> None:
+    def add_pending(self, rows: list[dict[str, Any]] | pl.DataFrame) -> None:
         """Write one shard of the running build. Raises LeaseLost when another run has taken the dataset over."""
         with self._fence() as fence, atomic_path(self.folder / PENDING / f"{secrets.token_hex(8)}.parquet") as path:
-            self._stored(self.frame(rows)).write_parquet(path)
+            self._stored(self.frame(rows) if isinstance(rows, list) else rows).write_parquet(path)
             fence()
 
     @contextlib.contextmanager
@@ -225,10 +226,10 @@ class Table:
     def commit_changes(
         self,
         made: pl.DataFrame,
-        dropped: Collection[str],
+        dropped: Collection[str] | pl.Series,
         record: Mapping[str, Any],
         moved: pl.DataFrame | None = None,
-        wanted: Iterable[str] = (),
+        wanted: Iterable[str] | pl.Series = (),
     ) -> dict[str, Any]:
         """`commit` of the committed rows with `made` in place of those with the same ids, and without `dropped`. Where
         the table is large, only what changed is written. Few rows at a time are in memory.
@@ -246,9 +247,7 @@ class Table:
             is_moved = is_among(self.key, () if moved is None else moved[self.key])
             changed = state.where(is_made.ge(len(committed)) | is_moved)
             if files.takes_delta(changed.heads.height + len(dropped)):
-                gone = pl.DataFrame(
-                    {self.key: list(dropped), "status": DROPPED}, schema_overrides={self.key: pl.String}
-                )
+                gone = Ids(dropped).series.alias(self.key).to_frame().with_columns(status=pl.lit(DROPPED))
                 delta = changed.added(FrameRows(completed(gone, list(self.schema), self.schema)))
                 return self._write(files.next_delta(), delta, state, record, moved)
         return self._write(self._next_base(), state, state, record, moved)
@@ -265,22 +264,26 @@ class Table:
         self, path: Path, rows: Merged, state: Merged, record: Mapping[str, Any], moved: pl.DataFrame | None = None
     ) -> dict[str, Any]:
         """Commit `rows` as the file `path`. state: all rows that stand then."""
-        num_ok = state.heads["status"].eq("ok").sum()
-        manifest = {
-            "asset": self.asset,
-            "dataset": self.dataset,
-            "num_rows": state.heads.height,
-            "num_ok": num_ok,
-            "num_failed": state.heads.height - num_ok,
-            "data_version": data_version(state.heads, self.key),
-            "rows": path.name,
-            **record,
-        }
+        num_ok, version = state.heads["status"].eq("ok").sum(), DataVersion(self.key)
+        if rows is not state:
+            for some in state.blocks(version.columns, HASHED_ROWS):
+                version.add(some)
         with self._fence() as fence:
             with atomic_path(path) as temporary:
-                kept = (self._as_kept(block, moved) for block in rows.blocks(list(self.schema)))
-                write_blocks(temporary, kept, self._empty.schema)
+                blocks = rows.blocks(list(self.schema))
+                noted = map(version.add, blocks) if rows is state else blocks
+                write_blocks(temporary, (self._as_kept(block, moved) for block in noted), self._empty.schema)
                 fence()
+            manifest = {
+                "asset": self.asset,
+                "dataset": self.dataset,
+                "num_rows": state.heads.height,
+                "num_ok": num_ok,
+                "num_failed": state.heads.height - num_ok,
+                "data_version": version.text(),
+                "rows": path.name,
+                **record,
+            }
             write_json(self.manifest_path, manifest)
             shutil.rmtree(self.folder / PENDING, ignore_errors=True)
         drop_superseded(self.folder)
@@ -330,12 +333,19 @@ def _in_memory(files: Sequence[FileRows], columns: Sequence[str]) -> Sequence[Pi
     return [FrameRows(file.read(columns)) for file in files]
 
 
-def data_version(frame: pl.DataFrame, key: str) -> str:
-    """Hash of the (id, row version, status) triples, sorted by id: the same rows give the same version."""
-    names = (key, "row_version", "status")
-    columns = [pl.col(name).fill_null("None") for name in names]
-    digest, rows = hashlib.sha256(), frame.select(names)
-    for some in (rows if rows[key].is_sorted() else rows.sort(key)).iter_slices(HASHED_ROWS):
-        spelled = some.select(pl.concat_str(columns, separator="\x1f")).to_series()
-        digest.update("".join(f"{row}\x1e" for row in spelled).encode())
-    return digest.hexdigest()[:16]
+class DataVersion:
+    """Hash of the (id, row version, status) triples of rows, sorted by id: the same rows give the same version."""
+
+    def __init__(self, key: str) -> None:
+        self.columns = (key, "row_version", "status")
+        self._digest = hashlib.sha256()
+
+    def add(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows themselves, which come in the order of their ids."""
+        columns = [pl.col(name).fill_null("None") for name in self.columns]
+        spelled = rows.select(pl.concat_str(columns, separator="\x1f")).to_series()
+        self._digest.update("".join(f"{row}\x1e" for row in spelled).encode())
+        return rows
+
+    def text(self) -> str:
+        return self._digest.hexdigest()[:16]

@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
+
+from vsr1_core.rows.columnar import blocks
 
 ADDED = {"added": True}
 """Metadata of a field that a recipe got after homes existed: while the field has its default, which keeps what was done
@@ -54,6 +56,16 @@ _encoded = c_make_encoder(None, canonical, encode_basestring, None, ":", ",", Tr
 def fingerprint(value: Any) -> str:
     """Hash `value` to 16 hex digits, which change if and only if `value` changes. Raises TypeError like `canonical`."""
     return hashlib.sha256("".join(_encoded(value, 0)).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_all(items: Iterable[Any]) -> str:
+    """The `fingerprint` of the list of all items, few of which are in memory at a time."""
+    digest, separator = hashlib.sha256(b"["), ""
+    for some in blocks(items):
+        digest.update((separator + "".join(_encoded(some, 0))[1:-1]).encode())
+        separator = ","
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 Inputs = Mapping[str, str]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -17,8 +18,9 @@ import polars as pl
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.format import AnnotationFile
 from vsr1_core.datasets.formats import get_format
-from vsr1_core.datasets.line_table import IS_MOMENT, SCHEMA, line_table
+from vsr1_core.datasets.line_table import IS_MOMENT, SCHEMA, line_tables
 from vsr1_core.rows.files import atomic_path, check_name, digest_file
+from vsr1_core.rows.merged import BLOCK_ROWS, regrouped, write_blocks
 from vsr1_core.rows.texts import half_character
 from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import View
@@ -29,29 +31,29 @@ CODE = code_digest()
 
 def annotated_lines(view: View, columns: Sequence[str] = tuple(SCHEMA)) -> pl.DataFrame | None:
     """The lines of all annotation files in their order: their ids and these columns. None where that is not all there
-    is to know of the moments: an id comes twice, or the kind of dataset does not make its moments of files alone. None
-    also where no file is kept: all of them are parsed then, as moments."""
+    is to know of the moments: an id comes twice, there is no file, or the kind of dataset does not make its moments of
+    files alone."""
     names, files = list(dict.fromkeys(["query_id", *columns])), _files(view)
-    if not all(map(_is_known, files)):
+    if not files or not all(map(_is_known, files)):
         return None
-    kept = [_kept(_path(view, file), names) for file in files]
-    if all(table is None for table in kept):
-        return None
-    tables = []
-    for file, table in zip(files, kept, strict=True):
-        if (found := _parsed(view.entry.kind, file) if table is None else table) is None:
+    tables = [pl.DataFrame(schema={name: SCHEMA[name] for name in names})]
+    for file in files:
+        table = _kept(_path(view, file), names)
+        if table is None and (table := _parsed(view.entry.kind, file)) is None:
             return None
-        tables.append(found[names])
+        tables.append(table[names])
     lines = pl.concat(tables)
     return None if lines["query_id"].n_unique() < lines.height else lines
 
 
-def annotated_splits(view: View) -> list[tuple[str, str]] | None:
-    """(video_id, split) of all moments, each pair once and in the order of the lines; None as of `annotated_lines`."""
+def annotated_splits(view: View) -> pl.DataFrame | None:
+    """`video_id` of all moments, each once and in the order of the lines, and its sorted `splits`; None as of
+    `annotated_lines`."""
     lines = annotated_lines(view, ["video_id", "split", "reason"])
     if lines is None:
         return None
-    return lines.filter(IS_MOMENT).select("video_id", "split").unique(maintain_order=True).rows()
+    pairs = lines.filter(IS_MOMENT).group_by("video_id", maintain_order=True)
+    return pairs.agg(splits=pl.col("split").unique().sort())
 
 
 def keep_lines(view: View) -> None:
@@ -62,10 +64,7 @@ def keep_lines(view: View) -> None:
     wanted = {_path(view, file): file for file in _files(view) if _is_known(file)}
     for path, file in wanted.items():
         if _kept(path, ["query_id"]) is None:
-            table = _made(view.entry.kind, file)
-            if table is not None:
-                with atomic_path(path) as temporary:
-                    table.write_parquet(temporary)
+            _keep(view.entry.kind, file, path)
     for path in _folder(view).glob("*.parquet"):
         if path not in wanted:
             path.unlink(missing_ok=True)
@@ -86,12 +85,34 @@ def _kept(path: Path, names: list[str]) -> pl.DataFrame | None:
     return None
 
 
-def _made(kind: str, file: AnnotationFile) -> pl.DataFrame | None:
-    """The table of a file; None where there is none, or where the file changed meanwhile: under the digest of another
-    content it would be taken for that content for ever."""
+class _Changed(Exception):
+    """The file changed while it was parsed: under the digest of another content it would be taken for that content for
+    ever."""
+
+
+def _tables(kind: str, file: AnnotationFile) -> Iterator[pl.DataFrame]:
+    """The table of a file, some thousands of lines at a time; nothing where there is none. Raises _Changed."""
     lines = get_format(kind).lines_of(file)
-    table = None if lines is None else line_table(lines)
-    return table if digest_file(file.path) == file.digest else None
+    if lines is not None:
+        yield from line_tables(lines)
+        if digest_file(file.path) != file.digest:
+            raise _Changed
+
+
+def _keep(kind: str, file: AnnotationFile, path: Path) -> None:
+    tables = _tables(kind, file)
+    with contextlib.suppress(_Changed, StopIteration):
+        first = next(tables)
+        with atomic_path(path) as temporary:
+            write_blocks(temporary, regrouped(itertools.chain([first], tables), BLOCK_ROWS), SCHEMA)
+
+
+def _made(kind: str, file: AnnotationFile) -> pl.DataFrame | None:
+    """The table of a file; None where there is none, or where the file changed meanwhile."""
+    with contextlib.suppress(_Changed):
+        tables = list(_tables(kind, file))
+        return pl.concat(tables) if tables else None
+    return None
 
 
 _parsed = functools.lru_cache(maxsize=8)(_made)

@@ -17,7 +17,7 @@ from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configur
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows import build_history
 from vsr1_core.rows.boundary import Made, bounded
-from vsr1_core.rows.computed import Computed
+from vsr1_core.rows.columnar import ByIds, Computed, LazyRows, only, reader
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, known_values, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
@@ -148,10 +148,10 @@ class View:
             raise NotYetKnown(asset)
         return planned or table, table.schema, self.ids if asset in self._by_row else None
 
-    def versions(self, asset: str, splits: Names = None) -> dict[str, str]:
+    def versions(self, asset: str, splits: Names = None) -> Mapping[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""
         key = self.stages[asset].key
-        return dict(self.rows(asset, [key, "row_version"], splits).iter_rows())
+        return LazyRows(self.rows(asset, [key, "row_version"], splits), lambda _, version: version)
 
     def version(self, asset: str, row_id: str) -> str:
         """The row version of one ok row of an upstream table; empty where there is no such row."""
@@ -257,23 +257,23 @@ class Stage(ABC):
         """Row id -> Row for every row that this table should have.
 
         A plan is cheap: it decodes nothing and runs no model. `Row.inputs` has upstream versions only; `inputs_of` adds
-        the stage version and the recipe.
+        the stage version and the recipe. Many rows are `LazyRows`, made of what the plan read when they are asked for.
         """
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         """Make `rows`, as `plan` returned them: yield a dict per row, with the key and the columns, or with `error`."""
         raise NotImplementedError(f"{self.name} neither knows its rows before nor makes them")
 
-    def planned_rows(self, view: View, ids: Collection[str] | None = None) -> dict[str, Row]:
+    def planned_rows(self, view: View, ids: Collection[str] | None = None) -> Mapping[str, Row]:
         """`plan`, with the imported row in place of each row for which one was imported and still holds. ids: only rows
-        with these ids, where nothing moved for the others (`planned_by_row`)."""
+        with these ids, where nothing moved for the others (`planned_by_row`). Lazy rows are never imported."""
         with view.noting_reads(self, ids):
             imported, rows = view.imported_rows(self.name), self.plan(view)
-        return {i: self._or_imported(row, imported[i]) if i in imported else row for i, row in rows.items()}
+        return {i: self._or_imported(row, imported.get(i)) for i, row in rows.items()} if imported else rows
 
-    def _or_imported(self, row: Row, imported: ImportedRow) -> Row:
+    def _or_imported(self, row: Row, imported: ImportedRow | None) -> Row:
         facts = {**row.inputs, **row.basis}
-        if any(facts.get(name) != version for name, version in imported.basis.items()):
+        if imported is None or any(facts.get(name) != version for name, version in imported.basis.items()):
             return row
         inputs = {"imported": imported.digest, **{name: row.inputs[name] for name in self.kept_inputs}}
         known = {name: value for name, value in row.known.items() if name not in ("status", "error")}
@@ -285,7 +285,8 @@ class Stage(ABC):
         neither stage version nor recipe: a new version of this stage leaves them as they are."""
         recipe = self.recipe(view.config)
         base = {"stage": str(self.version), **({} if recipe is None else {"recipe": fingerprint(recipe)})}
-        return Computed(rows, lambda row: {**({} if row.is_imported or row.is_borrowed else base), **row.inputs})
+        of_stage: Callable[[Row], Inputs] = lambda row: {} if row.is_imported or row.is_borrowed else base  # noqa: E731
+        return Computed(reader(rows), lambda row: {**of_stage(row), **row.inputs})
 
     def concerns(self, view: View) -> bool:
         """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did
@@ -345,7 +346,7 @@ class Stage(ABC):
             table,
             inputs,
             plan,
-            lambda ids: self._made(view, {row_id: rows[row_id] for row_id in ids}, run, control),
+            lambda ids: self._made(view, only(rows, ids), run, control),
             retry_failed=run.retry_failed,
             shard_rows=self.shard_rows(view, run),
             unversioned=self.unversioned(table, rows),
@@ -371,11 +372,10 @@ class Stage(ABC):
 
     def _made(self, view: View, rows: Mapping[str, Row], run: Execution, control: Mapping[str, Row]) -> Made:
         """The finished rows: imported rows as they were imported, and the others as this stage makes them."""
-        imported = [row_id for row_id, row in rows.items() if row.is_imported]
-        if imported and view.imported is not None:
-            for row in view.imported.values(self.name, self.key, imported):
-                known = {name: value for name, value in rows[row[self.key]].known.items() if name in self.columns}
-                yield {**known, **row}
+        imported = [] if isinstance(rows, ByIds) else [i for i, row in rows.items() if row.is_imported]
+        for row in view.imported.values(self.name, self.key, imported) if imported and view.imported else ():
+            known = {name: value for name, value in rows[row[self.key]].known.items() if name in self.columns}
+            yield {**known, **row}
         own = {row_id: row for row_id, row in rows.items() if not row.is_imported} if imported else rows
         if self.is_known_before:
             yield from ({self.key: row_id, **row.known} for row_id, row in own.items())
@@ -383,7 +383,7 @@ class Stage(ABC):
             at_once = self.make(view, own, run) if self.stops_at_errors else None
             yield from at_once or bounded(lambda some: self.make(view, some, run), own, self.key, control)
 
-    def unversioned(self, table: Table, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+    def unversioned(self, table: Table, rows: Mapping[str, Row]) -> Mapping[str, Mapping[str, Any]]:
         """Row id -> values that are updated in rows which are otherwise unchanged.
 
         These are `unversioned_columns`, columns that an earlier version of this project wrote the table without, and

@@ -12,7 +12,7 @@ import polars as pl
 from vsr1_core.input_form import PUBLISHED, QUERY_INSTRUCTION
 from vsr1_core.models.published import hub_name, wrapper_of
 from vsr1_core.recipes import Configuration, MethodOptions, ModelRecipe
-from vsr1_core.rows.versions import canonical, fingerprint
+from vsr1_core.rows.versions import canonical, fingerprint, fingerprint_of_all
 from vsr1_core.segments import clipped, is_right, shown_span
 from vsr1_core.stages import checks
 from vsr1_core.stages.adopted import needs_base_policy
@@ -91,7 +91,8 @@ class BaseModels(ModelStage):
                 f"{moments.height} train moments, {videos.height} readable train videos. Put its videos into "
                 f"{view.entry.videos}, or let it use another dataset's models: vsr1 dataset add ... --models-from toy"
             )
-        return {"captions": fingerprint(sorted(moments.rows())), "frames": content_version(videos)}
+        captions = moments.sort(moments.columns, maintain_order=True)
+        return {"captions": fingerprint_of_all(captions.iter_rows()), "frames": content_version(videos)}
 
     def make_own(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         if not view.config.models.is_tiny:

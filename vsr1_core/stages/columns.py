@@ -113,3 +113,8 @@ LOW = number("Lower end of the 95 % bootstrap interval over queries.")
 HIGH = number("Upper end of the 95 % bootstrap interval over queries.")
 NUM_QUERIES = integer("Number of queries that the value is computed over.")
 SEED = integer("Seed of the bootstrap resampling.")
+
+
+def failed(error: str) -> dict[str, Any]:
+    """The known columns of a row of which the plan already knows that it will fail."""
+    return {"status": "failed", "error": error}

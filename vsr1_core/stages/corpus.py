@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from vsr1_core.datasets import folder, sources, toy_files
-from vsr1_core.datasets.format import AnnotationFile, MadeVideo
-from vsr1_core.datasets.formats import get_format
+from vsr1_core.datasets import sources, toy_files
+from vsr1_core.datasets.format import AnnotationFile
+from vsr1_core.datasets.line_table import line_of
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.media.video_limits import VideoLimits
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, read_jsonl
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.increments import Plan
-from vsr1_core.rows.known_digests import KnownDigests, digests_of
-from vsr1_core.rows.versions import fingerprint, spelled
+from vsr1_core.rows.merged import is_among
+from vsr1_core.rows.versions import spelled
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.annotated import annotated_lines, annotated_splits, keep_lines
 from vsr1_core.stages.base import Row, RowIds, Stage, View
-from vsr1_core.stages.columns import Column
+from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.corrections import (
     annotated_at,
     annotated_moments,
     corrected_moments,
     corrections_file,
     corrections_of,
+    uncorrected_lines,
 )
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.kept_ids import has_hashed_ids
+from vsr1_core.stages.raw_videos import RawVideos
 from vsr1_core.stages.reads import every, found_by, known, same
-from vsr1_core.stages.removals import FromDisk
-
-
-def failed(error: str) -> dict[str, Any]:
-    """The known columns of a row of which the plan already knows that it will fail."""
-    return {"status": "failed", "error": error}
+from vsr1_core.stages.removals import FromDisk, FromVideos
 
 
 class AnnotationFiles(FromDisk):
@@ -79,6 +78,12 @@ class AnnotationFiles(FromDisk):
         moved = self.moved(view, "digest", {rows[file_id].inputs.get("content") for file_id in plan.new})
         return [*(file_id for file_id in super().gone(view, rows, plan) if file_id not in moved), *missing]
 
+    def after_build(self, view: View) -> None:
+        """The lines are kept for the stages that read them. A file that cannot be parsed stops `moments`, which says
+        so."""
+        with contextlib.suppress(OSError, ValueError):
+            keep_lines(view)
+
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         sources.format_of(view.entry).prepare(view.entry, view.config)
         for file_id, row in rows.items():
@@ -92,106 +97,6 @@ def _file_row(file: AnnotationFile) -> dict[str, Any]:
     if file.digest and file.digest != digest:
         return {"error": f"{file.path} {CHANGED}"}
     return {"path": str(file.path), "split": file.split, "digest": digest, "num_rows": num_rows}
-
-
-class FromVideos(FromDisk):
-    """A stage with a row per video. A renamed video is there."""
-
-    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
-        gone = super().gone(view, rows, plan)
-        moved = self.moved(view, "content", {row.known.get("content") for row in rows.values()}) if gone else set()
-        return [video_id for video_id in gone if video_id not in moved]
-
-
-class RawVideos(FromVideos):
-    """One row per video file. The toy dataset's videos are rendered by this stage.
-
-    content: what decides the pixels: the digest of the file, or the fingerprint of the toy scene, which is known before
-    the file exists. Downstream stages read this column alone, so moving or touching a file decodes nothing again.
-    """
-
-    name = "raw_videos"
-    key = "video_id"
-    group = "sources"
-    says = "One row per video file found on disk, with its digest; the videos of the toy dataset are rendered here."
-    watches = "videos_on_disk"
-    thing, all_count = "video files", True
-    imports = "whole"
-    columns = {
-        "path": c.PATH,
-        "bytes": c.BYTES,
-        "mtime_ns": c.MTIME_NS,
-        "digest": c.DIGEST,
-        "content": c.CONTENT,
-    }
-    # A touched file is read once more and found unchanged. Without its new time, every later plan would read it again.
-    unversioned_columns = ("mtime_ns", "bytes")
-
-    def plan(self, view: View) -> dict[str, Row]:
-        made, stored = sources.made_videos(view.entry, view.config), view.lake.places.stored
-        if made is not None:
-            return {video_id: self._made_row(video, stored(str(video.path))) for video_id, video in made.items()}
-        files = sources.video_files(view.entry)
-        unusable = {i: Row({"unusable": error}, failed(error)) for i, p in files.items() if (error := _unusable(i, p))}
-        single = {i: paths[0] for i, paths in files.items() if i not in unusable}
-        found = digests_of(single.values(), self._known_digests(view))
-        facts = {i: _file_facts(stamp, digest) for i, (stamp, digest) in zip(single, found, strict=True)}
-        return {
-            i: Row({"content": fact["content"], "path": stored(fact["path"])}, fact) for i, fact in facts.items()
-        } | unusable
-
-    def place(self, view: View) -> str:
-        return view.entry.videos
-
-    @staticmethod
-    def _made_row(video: MadeVideo, place: str) -> Row:
-        known = {"path": str(video.path), "content": video.content}
-        return Row({"content": video.content, "path": place}, known, facts=video.task)
-
-    def _known_digests(self, view: View) -> dict[FileStamp, str]:
-        """File stamp -> digest, from the rows of the table and from what was observed after they were made."""
-        rows = view.table(self.name).ok_rows(["path", "bytes", "mtime_ns", "digest"]).iter_rows()
-        held = {FileStamp(path, size, mtime_ns): digest for path, size, mtime_ns, digest in rows}
-        return KnownDigests.of(view.lake, view.entry.name).read() | held
-
-    def observe(self, view: View) -> str:
-        """Also stores the digests, so that the next build need not read the videos again to compute them."""
-        rows = self.planned_rows(view)
-        read = [row.known for row in rows.values() if row.known.get("digest")]
-        if read:
-            found = {FileStamp(k["path"], k["bytes"], k["mtime_ns"]): k["digest"] for k in read}
-            KnownDigests.of(view.lake, view.entry.name).write(found)
-        return fingerprint(dict(self.inputs_of(view, rows)))
-
-    def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        if sources.made_videos(view.entry, view.config) is not None:
-            yield from self._rendered(view, rows, run)
-            return
-        for video_id, row in rows.items():
-            known = dict(row.known)
-            known.pop("status", None)
-            yield {"video_id": video_id, **known}
-
-    @staticmethod
-    def _rendered(view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        tasks = [(view.entry.kind, video_id, row.facts) for video_id, row in rows.items()]
-        for result in run.map_rows(_render_video, tasks, view.folders):
-            yield {"video_id": result.item[1], **(result.value or {"error": result.error})}
-
-
-def _unusable(video_id: str, paths: list[Path]) -> str | None:
-    """Why the files of a video id are not read at all; None for one file with a name that can be stored."""
-    return folder.name_error(paths) or (folder.clash_error(video_id, paths) if len(paths) > 1 else None)
-
-
-def _render_video(task: tuple[str, str, Any]) -> dict[str, Any]:
-    kind, _, made_of = task
-    return get_format(kind).render(made_of)
-
-
-def _file_facts(stamp: FileStamp, digest: str) -> dict[str, Any]:
-    facts = {"path": stamp.path, "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns}
-    return facts | {"digest": digest, "content": digest}
 
 
 def _of_annotations(view: View, row_id: str, row: Row) -> RowIds:
@@ -234,35 +139,47 @@ class Videos(FromVideos):
         "mtime_ns": c.MTIME_NS,
     }
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
-        on_disk = {video_id: facts for video_id, *facts in files.iter_rows()}
-        annotated = sources.corpus_splits(view.entry, view.config, annotated_splits(view))
-        splits = with_imported(annotated, view.imported.corpus) if view.imported is not None else annotated
-        others = sources.unannotated_splits(view.entry)
+        wanted, others = self._corpus(view), sources.unannotated_splits(view.entry)
         if others:
-            splits |= {video_id: others for video_id in on_disk if video_id not in splits}
-        return {video_id: self._row(names, on_disk.get(video_id)) for video_id, names in splits.items()}
+            left = files.select("video_id").filter(~is_among("video_id", wanted["video_id"]))
+            wanted = pl.concat([wanted, left.with_columns(splits=pl.lit(others, dtype=pl.List(pl.String)))])
+        return LazyRows(wanted.join(files, on="video_id", how="left", maintain_order="left"), self._row)
+
+    @staticmethod
+    def _corpus(view: View) -> pl.DataFrame:
+        """The videos of the corpus with their sorted splits, but for those that no annotation names."""
+        annotated = annotated_splits(view)
+        if annotated is not None and view.imported is None and not sources.has_own_splits(view.entry, view.config):
+            return annotated
+        pairs = None if annotated is None else annotated.explode("splits").iter_rows()
+        splits = sources.corpus_splits(view.entry, view.config, pairs)
+        if view.imported is not None:
+            splits = with_imported(splits, view.imported.corpus)
+        columns = {"video_id": list(splits), "splits": list(splits.values())}
+        return pl.DataFrame(columns, schema={"video_id": pl.String, "splits": pl.List(pl.String)})
 
     def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
         return files()
 
     @staticmethod
-    def _row(splits: list[str], on_disk: list[Any] | None) -> Row:
-        if on_disk is None:
+    def _row(
+        _: str, splits: list[str], version: str | None, path: str, content: str, num_bytes: int, mtime_ns: int
+    ) -> Row:
+        if version is None:
             return Row({"raw_videos": "missing", "splits": " ".join(splits)}, {"splits": splits, **failed("")})
-        version, path, content, num_bytes, mtime_ns = on_disk
         known = {"splits": splits, "path": path, "content": content, "bytes": num_bytes, "mtime_ns": mtime_ns}
         return Row({"raw_videos": version, "splits": " ".join(splits)}, known)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        unusable = dict(view.table("raw_videos").rows(["video_id", "error"]).iter_rows())
+        unusable = LazyRows(view.table("raw_videos").rows(["video_id", "error"]), lambda _, error: error)
         for video_id, row in rows.items():
             if not row.known.get("path"):
                 reason = unusable.get(video_id) or sources.missing_video_error(view.entry, video_id)
                 yield {"video_id": video_id, "splits": row.known["splits"], "error": reason}
         cage = (run.video_limits, run.has_own_processes)
-        tasks = [(video_id, dict(row.known), *cage) for video_id, row in rows.items() if row.known.get("path")]
+        tasks = ((video_id, dict(row.known), *cage) for video_id, row in rows.items() if row.known.get("path"))
         for result in run.map_rows(_probe_video, tasks, view.folders, deadline_s=300):
             video_id, known = result.item[:2]
             yield {"video_id": video_id, **known, **(result.value or {"error": _readable(result.error, known["path"])})}
@@ -315,8 +232,10 @@ class Moments(FromDisk):
         "clamped": Column(pl.Boolean, "Whether the annotated span went past the end of the video and was cut there."),
     }
 
-    def plan(self, view: View) -> dict[str, Row]:
-        videos = dict(view.rows("videos", ["video_id", "content"]).iter_rows())
+    def plan(self, view: View) -> Mapping[str, Row]:
+        videos = LazyRows(view.rows("videos", ["video_id", "content"]), lambda _, content: content)
+        if view.ids is None and (lines := uncorrected_lines(view)) is not None:
+            return LazyRows(lines, lambda *line: self._row(line_of(*line), {"annotation": line[-1]}, videos))
         published = annotated_moments(view, view.ids)
         found = corrected_moments(view, published)
         rows = {}
@@ -337,9 +256,11 @@ class Moments(FromDisk):
             return None
         as_made = self.inputs_of(view, {"": Row({"annotation": "@"})})[""]
         begin, _, end = spelled(as_made).partition("@")
-        wanted = lines.select(self.key, wanted=begin + pl.col("version") + end)
-        both = wanted.join(table.rows([self.key, "row_inputs"]), on=self.key, how="full", coalesce=True)
-        moved = both.filter(pl.col("wanted").ne_missing(pl.col("row_inputs")))[self.key]
+        # Of inputs that are made otherwise, more is left than a version. Few whole texts are in memory at a time.
+        version = pl.col("row_inputs").str.strip_prefix(begin).str.strip_suffix(end)
+        known = pl.concat([rows.select(self.key, made=version) for rows in table.batches([self.key, "row_inputs"])])
+        both = lines.join(known, on=self.key, how="full", coalesce=True)
+        moved = both.filter(pl.col("version").ne_missing(pl.col("made")))[self.key]
         return {*moved, *(one.query_id for one in corrections_of(view))}
 
     def after_build(self, view: View) -> None:
@@ -372,7 +293,7 @@ class Moments(FromDisk):
         return {name: getattr(moment, name) for name in self.columns}
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        durations = dict(view.rows("videos", ["video_id", "duration_s"]).iter_rows())
+        durations = LazyRows(view.rows("videos", ["video_id", "duration_s"]), lambda _, duration_s: duration_s)
         for query_id, row in rows.items():
             moment: Moment | BadLine = row.facts
             try:

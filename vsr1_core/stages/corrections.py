@@ -30,6 +30,14 @@ def annotated_moments(view: View, ids: Collection[str] | None = None) -> dict[st
     return with_kept_ids(found, view.table("moments"), corrections_of(view)) if has_hashed_ids(found) else found
 
 
+def uncorrected_lines(view: View) -> pl.DataFrame | None:
+    """The lines of the annotation files, where they are the rows of `moments` as they are; None where they are not."""
+    if corrections_of(view):
+        return None
+    lines = annotated_lines(view)
+    return None if lines is None or has_hashed_ids(lines["query_id"]) else lines
+
+
 def annotated_at(view: View, query_id: str) -> str | None:
     """The `<file>:<line>` at which a row of `moments`, or a refused line, is annotated; None where it is not (any
     more)."""

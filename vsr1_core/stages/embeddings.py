@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.columnar import LazyRows, blocks
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
@@ -14,6 +15,10 @@ from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, same
+
+EMBEDDED_IN_ORDER = 65_536
+"""So many queries are embedded in the order of their lengths: few tokens of a batch are padding, and few texts are in
+memory."""
 
 
 class QueryEmbeddings(ModelRows):
@@ -34,17 +39,16 @@ class QueryEmbeddings(ModelRows):
     def recipe(self, config: Configuration) -> Any:
         return asked_with(config) or None
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         embedder = view.version("base_models", "embedder")
-        rows = view.rows("moments", ["query_id", "split", "query", "video_id"]).iter_rows()
-        return {
-            query_id: Row(
+        return LazyRows(
+            view.rows("moments", ["query_id", "split", "query", "video_id"]),
+            lambda _, split, query, video_id: Row(
                 {"query": query_version(query, split, video_id), "embedder": embedder},
                 {"split": split, "gt_video_id": video_id},
                 facts=query,
-            )
-            for query_id, split, query, video_id in rows
-        }
+            ),
+        )
 
     def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
         _ = opened.embedder
@@ -54,10 +58,12 @@ class QueryEmbeddings(ModelRows):
         from vsr1_core.stages.loading import budget_of
 
         run = opened.execution
-        ordered = sorted(rows, key=lambda i: len(rows[i].facts))
-        made = embedded_queries(opened.embedder, [rows[i].facts for i in ordered], budget_of(run), run.batch_size)
-        for query_id, vector in zip(ordered, made, strict=True):
-            yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
+        for some in blocks(((query_id, row.facts) for query_id, row in rows.items()), EMBEDDED_IN_ORDER):
+            ordered = sorted(some, key=lambda pair: len(pair[1]))
+            texts = [text for _, text in ordered]
+            made = embedded_queries(opened.embedder, texts, budget_of(run), run.batch_size)
+            for (query_id, _), vector in zip(ordered, made, strict=True):
+                yield {"query_id": query_id, **rows[query_id].known, "vector": vector.tolist()}
 
 
 def query_version(query: str, split: str, video_id: str) -> str:
@@ -89,13 +95,14 @@ class VideoEmbeddings(ModelRows):
     planned_by_row = ("frame_tensors",)
     columns = {"splits": c.SPLITS, "vector": c.VECTOR}
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         embedder = view.version("base_models", "embedder")
-        rows = view.rows("frame_tensors", ["video_id", "content", "splits"]).iter_rows()
-        return {
-            video_id: Row({"frames": content, "splits": " ".join(splits), "embedder": embedder}, {"splits": splits})
-            for video_id, content, splits in rows
-        }
+        return LazyRows(
+            view.rows("frame_tensors", ["video_id", "content", "splits"]),
+            lambda _, content, splits: Row(
+                {"frames": content, "splits": " ".join(splits), "embedder": embedder}, {"splits": splits}
+            ),
+        )
 
     def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
         _ = opened.embedder

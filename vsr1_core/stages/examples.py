@@ -14,7 +14,9 @@ from typing import Any
 
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.rows.boundary import parts
+from vsr1_core.rows.columnar import Computed, LazyRows, ids_of, reader
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
+from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import clipped, is_right
 from vsr1_core.stages import columns as c
@@ -66,23 +68,21 @@ class SFTExamples(Stage):
         **_NEGATIVES,
     }
 
-    def plan(self, view: View) -> dict[str, Row]:
-        pool, traces, negatives = (view.versions(a) for a in ("top1_pool", "reasoning_traces", "hard_negatives"))
-        moments = train_moments(view)
-        return {
-            query_id: Row(
-                {
-                    "top1_pool": pool[query_id],
-                    "reasoning_traces": version,
-                    "hard_negatives": negatives.get(query_id, "none"),
-                    "moments": moment_version(moments[query_id]),
-                },
-                {"gt_video_id": moments[query_id]["gt_video_id"]},
-                facts=moments[query_id],
-            )
-            for query_id, version in traces.items()
-            if query_id in pool and query_id in moments
-        }
+    def plan(self, view: View) -> Mapping[str, Row]:
+        pool, negatives, moments = view.versions("top1_pool"), view.versions("hard_negatives"), train_moments(view)
+
+        def row(query_id: str, version: str) -> Row:
+            moment = moments[query_id]
+            inputs = {
+                "top1_pool": pool[query_id],
+                "reasoning_traces": version,
+                "hard_negatives": negatives.get(query_id, "none"),
+                "moments": moment_version(moment),
+            }
+            return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
+
+        traces = view.rows("reasoning_traces", ["query_id", "row_version"])
+        return LazyRows(traces.filter(*(is_among("query_id", ids_of(rows)) for rows in (pool, moments))), row)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):
@@ -129,21 +129,20 @@ class HardRefineExamples(SFTExamples):
     def concerns(self, view: View) -> bool:
         return is_used(view.config, "hard_refine_checkpoint")
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         if not self.concerns(view):
             return {}
-        plain = _plain_captions(view)
-        return {
-            query_id: Row(
-                {**row.inputs, "plain_query": fingerprint(plain[query_id])},
-                row.known,
-                facts={"moment": row.facts, "plain": plain[query_id]},
-            )
-            for query_id, row in super().plan(view).items()
-        }
+        plain, pairs = _plain_captions(view), super().plan(view)
+
+        def row(query_id: str) -> Row:
+            pair, caption = pairs[query_id], plain[query_id]
+            inputs = {**pair.inputs, "plain_query": fingerprint(caption)}
+            return Row(inputs, pair.known, facts={"moment": pair.facts, "plain": caption})
+
+        return LazyRows(ids_of(pairs).to_frame(), row)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
-        of_pairs = {query_id: Row(row.inputs, facts=row.facts["moment"]) for query_id, row in rows.items()}
+        of_pairs = Computed(reader(rows), lambda row: Row(row.inputs, facts=row.facts["moment"]))
         for made in super().make(view, of_pairs, run):
             plain = rows[made["query_id"]].facts["plain"]
             yield made if made["label"] == "matched" else _rewritten(made, plain)
@@ -152,8 +151,8 @@ class HardRefineExamples(SFTExamples):
         """No-op: these rows have no published file format."""
 
 
-def _plain_captions(view: View) -> dict[str, str]:
-    return dict(view.rows("moments", ["query_id", "plain_query"], TRAIN).iter_rows())
+def _plain_captions(view: View) -> Mapping[str, str]:
+    return LazyRows(view.rows("moments", ["query_id", "plain_query"], TRAIN), lambda _, plain: plain)
 
 
 def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
@@ -223,23 +222,22 @@ class GRPOPrompts(Stage):
         **_NEGATIVES,
     }
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         negatives, imported = view.versions("hard_negatives"), view.imported_rows(self.name)
         moments = train_moments(view)
-        rankings = view.versions("first_ranking", TRAIN)
-        return {
-            query_id: Row(
-                {
-                    "first_ranking": version,
-                    "hard_negatives": negatives.get(query_id, "none"),
-                    "moments": moment_version(moments[query_id]),
-                },
-                {"gt_video_id": moments[query_id]["gt_video_id"]},
-                facts=moments[query_id],
-            )
-            for query_id, version in rankings.items()
-            if query_id in moments and (not imported or query_id in imported)
-        }
+
+        def row(query_id: str, version: str) -> Row:
+            moment = moments[query_id]
+            inputs = {
+                "first_ranking": version,
+                "hard_negatives": negatives.get(query_id, "none"),
+                "moments": moment_version(moment),
+            }
+            return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
+
+        rankings = view.rows("first_ranking", ["query_id", "row_version"], TRAIN)
+        wanted = [is_among("query_id", ids_of(rows)) for rows in (moments, imported) if rows is moments or rows]
+        return LazyRows(rankings.filter(*wanted), row)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ from vsr1_core.media.frame_store import most_bytes, suffix_of, write_frames
 from vsr1_core.media.sampling import RULES
 from vsr1_core.media.video_limits import VideoLimits
 from vsr1_core.recipes import Configuration, FrameRecipe, effective
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.files import FileStamp, file_stem
 from vsr1_core.rows.versions import canonical, fingerprint
 from vsr1_core.segments import video_of, window_id, window_of, windows_of
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
-from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corpus import failed
+from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import of_video
 
@@ -77,36 +77,36 @@ class FrameTensors(Stage):
     def recipe(self, config: Configuration) -> FrameRecipe:
         return effective(config.frames)
 
-    def plan(self, view: View) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
+    def plan(self, view: View) -> Mapping[str, Row]:
         suffix = suffix_of(view.config.frames)
         folder, recipe = view.files(self.name).absolute(), canonical(self.recipe(view.config))
-        for video_id, source, splits, stamp, duration_s in self._videos(view):
-            inputs = {"video": source, "splits": " ".join(splits)}
-            try:
-                windows = windows_of(duration_s, view.config.segments.window_s, view.config.segments.overlap)
-            except ValueError as error:
-                rows[video_id] = Row(inputs, {"splits": splits, **failed(f"{Path(stamp.path).name}: {error}")})
-                continue
-            for segment_id in [window_id(video_id, *window) for window in windows] or [video_id]:
-                content = fingerprint([source, recipe, self.version, *(window_of(segment_id) or ())])
-                known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(segment_id)}{suffix}"}
-                rows[segment_id] = Row(inputs, known, facts=stamp)
-        return rows
 
-    def _videos(self, view: View) -> Iterator[tuple[str, str, list[str], FileStamp, float]]:
-        """(video id, content, splits, file, seconds) of each usable video; 0 s where no video is divided. Raises
-        NotYetKnown while a length that decides about windows is still to be read."""
+        def row(segment_id: str, source: str, splits: list[str], *stamp: Any) -> Row:
+            content = fingerprint([source, recipe, self.version, *(window_of(segment_id) or ())])
+            known = {"content": content, "splits": splits, "path": f"{folder}/{file_stem(segment_id)}{suffix}"}
+            return Row(_inputs(source, splits), known, facts=FileStamp(*stamp))
+
         columns = ["video_id", "content", "splits", "path", "bytes", "mtime_ns"]
         if not view.config.segments.window_s:
-            for video_id, source, splits, *stamp in view.rows("videos", columns).iter_rows():
-                yield video_id, source, splits, FileStamp(*stamp), 0.0
-            return
-        imported = view.imported_rows(self.name)
+            return LazyRows(view.rows("videos", columns), row)
+        return self._of_windows(view, columns, row)
+
+    def _of_windows(self, view: View, columns: Sequence[str], row: Callable[..., Row]) -> dict[str, Row]:
+        """The rows where long videos are divided. Raises NotYetKnown while a length is still to be read."""
+        rows: dict[str, Row] = {}
+        imported, segments = view.imported_rows(self.name), view.config.segments
         videos = view.results("videos", [*columns, "duration_s"])
         for video_id, source, splits, *stamp, duration_s in videos.iter_rows():
             is_whole = video_id in imported or duration_s is None
-            yield video_id, source, splits, FileStamp(*stamp), 0.0 if is_whole else duration_s
+            try:
+                windows = windows_of(0.0 if is_whole else duration_s, segments.window_s, segments.overlap)
+            except ValueError as error:
+                reason = f"{Path(stamp[0]).name}: {error}"
+                rows[video_id] = Row(_inputs(source, splits), {"splits": splits, **failed(reason)})
+                continue
+            for segment_id in [window_id(video_id, *window) for window in windows] or [video_id]:
+                rows[segment_id] = row(segment_id, source, splits, *stamp)
+        return rows
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         done = {row["video_id"]: row for row in view.table(self.name).ok_rows().iter_rows(named=True)}
@@ -126,6 +126,10 @@ class FrameTensors(Stage):
             for segment_id in result.item[2]:
                 made = result.value[segment_id] if result.value else {"error": result.error}
                 yield {"video_id": segment_id, **rows[segment_id].known, **made}
+
+
+def _inputs(source: str, splits: Sequence[str]) -> dict[str, str]:
+    return {"video": source, "splits": " ".join(splits)}
 
 
 def _half_hours(targets: Mapping[str, str]) -> int:

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+import polars as pl
+
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
+from vsr1_core.rows.columnar import blocks
 from vsr1_core.rows.files import file_state
 from vsr1_core.rows.increments import Future, Plan, moved_columns, with_others, without_gc
 from vsr1_core.rows.lake import Lake
@@ -136,7 +139,7 @@ def stamp(view: View) -> str:
     read = [v.table(name).manifest_path for v in (view, models) if v for name in view.stages]
     read += [path for stage in view.stages.values() for path in stage.records(view)]
     imported = view.imported.folder if view.imported else None
-    files = sources.file_facts(view.entry)
+    files = sources.files_version(view.entry)
     versions = {name: stage.version for name, stage in view.stages.items()}
     written = [file_state(path) for path in read]
     configs = [view.config, models.config if models else None]  # the owner's decides which checkpoints exist
@@ -196,7 +199,7 @@ def _planned(stage: Stage, standing: Standing, is_left_out: bool) -> StagePlan:
         view.planned[name] = future
     if not is_left_out and plan.due():
         view.unsettled.add(name)
-    num_imported = sum(row.is_imported for row in rows.values())
+    num_imported = 0 if view.imported is None else sum(row.is_imported for row in rows.values())
     return StagePlan(name, plan if ids is None else with_others(table, plan), num_imported=num_imported)
 
 
@@ -209,5 +212,6 @@ def _future(
     moved = moved_columns(table, plan, stage.unversioned(table, rows))
     if moved is None and not plan.due() and not plan.orphaned and table.is_whole():
         return None
-    due = [{stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due()]
-    return Future(table, table.frame(due), plan.orphaned, moved)
+    due = ({stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due())
+    made = pl.concat([table.frame([]), *map(table.frame, blocks(due))])
+    return Future(table, made, plan.orphaned, moved)

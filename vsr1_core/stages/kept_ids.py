@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import polars as pl
+
 from vsr1_core.datasets.corrections import Correction
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.rows.table import Table
@@ -21,8 +23,10 @@ Place = tuple[str, str, float]
 """Split, video and start of a moment; its end is compared apart, as it may have been cut to the video's."""
 
 
-def has_hashed_ids(found: Iterable[str]) -> bool:
+def has_hashed_ids(found: Iterable[str] | pl.Series) -> bool:
     """Whether a moment's id may be that of an earlier text, so that the committed rows have to be asked."""
+    if isinstance(found, pl.Series):
+        return bool(found.str.contains(f"^(?:{_HASHED.pattern})$").any())
     return any(_HASHED.fullmatch(row_id) for row_id in found)
 
 

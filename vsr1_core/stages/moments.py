@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
 from vsr1_core.evaluation.row_types import MomentRow
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 
 TRAIN = ("train",)
+Value = TypeVar("Value")
 IS_TRAIN = pl.col("split") == "train"
 COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
 """The text of a query as it is compared with the texts of other queries."""
@@ -31,10 +33,22 @@ def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
     return view.rows("moments", tuple(MomentRow.__annotations__), splits)
 
 
-def train_moments(view: View) -> dict[str, dict[str, Any]]:
+def moments_by(moments: pl.DataFrame, key: str, made: Callable[[dict[str, Any]], Value]) -> Mapping[str, Value]:
+    """Value of the column `key` -> what is made of the row: column -> value."""
+    names = [key, *(name for name in moments.columns if name != key)]
+    return LazyRows(moments.select(names), lambda *values: made(dict(zip(names, values, strict=True))))
+
+
+def as_moment(fields: dict[str, Any]) -> MomentRow:
+    """The row of `moments` with these values of its columns."""
+    return cast(MomentRow, fields)
+
+
+def train_moments(view: View) -> Mapping[str, dict[str, Any]]:
     """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS."""
-    rows = view.rows("moments", ["query_id", *MOMENT_COLUMNS], TRAIN).rename(MOMENT_COLUMNS).to_dicts()
-    return {row.pop("query_id"): row for row in rows}
+    names = tuple(MOMENT_COLUMNS.values())
+    rows = view.rows("moments", ["query_id", *MOMENT_COLUMNS], TRAIN)
+    return LazyRows(rows, lambda _, *values: dict(zip(names, values, strict=True)))
 
 
 def moment_version(moment: Mapping[str, Any]) -> str:
@@ -47,21 +61,21 @@ def asked_version(query: str, video_id: str) -> str:
     return fingerprint([query, video_id])
 
 
-def asked_versions(view: View) -> dict[str, str]:
+def asked_versions(view: View) -> Mapping[str, str]:
     """Train query id -> its `asked_version`."""
     moments = view.rows("moments", ["query_id", "query", "video_id"], TRAIN)
-    return {query_id: asked_version(query, video_id) for query_id, query, video_id in moments.iter_rows()}
+    return LazyRows(moments, lambda _, query, video_id: asked_version(query, video_id))
 
 
-def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[str]]:
+def same_text_videos(view: View, split: str = "train") -> Mapping[str, frozenset[str]]:
     """Query id -> ids of the videos of all moments in the split with the same query text, including its own video. A
     video that is searched in windows is named by those that show any part of such a moment: its other windows are wrong
     for the query."""
     columns = ["query_id", "query", "video_id", "start_s", "end_s"]
     texts = view.rows("moments", columns, [split]).with_columns(text=COMPARED_TEXT)
     shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
-    pairs = texts.join(shared, on="text").select("query_id", "videos").iter_rows()
-    never = {query_id: frozenset(videos) for query_id, videos in pairs}
+    pairs = texts.join(shared, on="text", maintain_order="left").select("query_id", "videos")
+    never = LazyRows(pairs, lambda _, videos: frozenset(videos))
     windows = windows_by_video(view)
     if not windows:
         return never
@@ -72,16 +86,14 @@ def same_text_videos(view: View, split: str = "train") -> dict[str, frozenset[st
     return {query_id: never[query_id].difference(windows) | shown[text] for query_id, text in of_texts}
 
 
-def right_segments(view: View) -> dict[str, str | None]:
+def right_segments(view: View) -> Mapping[str, str | None]:
     """Train query id -> the segment of its right video that holds most of its moment; None where no window does."""
-    windows, found = windows_by_video(view), {}
-    for query_id, moment in train_moments(view).items():
-        video_id = moment["gt_video_id"]
-        if video_id in windows:
-            found[query_id] = best_right(windows[video_id], video_id, moment["start_s"], moment["end_s"])
-        else:
-            found[query_id] = video_id
-    return found
+    windows = windows_by_video(view)
+
+    def right(_: str, video_id: str, start_s: float, end_s: float) -> str | None:
+        return best_right(windows[video_id], video_id, start_s, end_s) if video_id in windows else video_id
+
+    return LazyRows(view.rows("moments", ["query_id", "video_id", "start_s", "end_s"], TRAIN), right)
 
 
 def windows_by_video(view: View) -> dict[str, list[str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
+from vsr1_core.rows.columnar import LazyRows, blocks
 from vsr1_core.rows.imported import ImportedRow
+from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import is_right, touches
 from vsr1_core.stages import columns as c
@@ -54,7 +56,7 @@ class Top1Pool(Stage):
     is_known_before = True
     is_planned_from_tables = True
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         imported = view.imported_rows(self.name)
         return self._as_imported(view, imported) if imported else self._drawn(view)
 
@@ -63,78 +65,96 @@ class Top1Pool(Stage):
         asked = asked_versions(view)
         changed = {q for q in imported if q in asked and imported[q].basis != {"query": asked[q]}}
         held = {q: Row({}, basis={"query": asked[q]}) for q in imported if q in asked and q not in changed}
-        ranked = self._candidates(view, _train_rankings(view), same_text_videos(view)) if changed else {}
-        return held | {q: _row(known) for q, known in ranked.items() if q in changed}
+        if not changed:
+            return held
+        ranked = self._candidates(view, _train_rankings(view), same_text_videos(view))
+        return held | dict(LazyRows(ranked.filter(is_among("query_id", changed)), _row))
 
-    def _drawn(self, view: View) -> dict[str, Row]:
+    def _drawn(self, view: View) -> Mapping[str, Row]:
         pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
         candidates = self._candidates(view, rankings, never)
-        drawn = sorted(candidates, key=lambda query_id: _draw(pool.seed, query_id))
-        matched = [q for q in drawn if candidates[q]["label"] == "matched"][: pool.num_matched]
-        wrong = [q for q in drawn if candidates[q]["label"] == "not_matched"]
-        not_matched, spare = wrong[: pool.num_not_matched], wrong[pool.num_not_matched :]
-        chosen = {query_id: candidates[query_id] for query_id in (*matched, *not_matched)}
+        draws = (_column([_draw(pool.seed, query_id) for query_id in some]) for some in blocks(candidates["query_id"]))
+        drawn = candidates[pl.concat([_column([]), *draws]).arg_sort()]
+        matched = drawn.filter(pl.col("label") == "matched").head(pool.num_matched)
+        wrong = drawn.filter(pl.col("label") == "not_matched")
+        not_matched, spare = wrong.head(pool.num_not_matched), wrong.slice(pool.num_not_matched)
         if pool.random_share:
-            chosen |= self._shown_any(view, never, {q: candidates[q] for q in not_matched})
-        if pool.fill_matched:
-            right = right_segments(view)
-            spare = [query_id for query_id in spare if right[query_id] is not None]
-            for query_id in spare[: max(0, pool.num_matched - len(matched))]:
-                chosen[query_id] = {**candidates[query_id], "label": "matched", "shown_video_id": right[query_id] or ""}
-        return {query_id: _row(known) for query_id, known in chosen.items()}
+            not_matched = self._shown_any(view, never, not_matched)
+        filled = self._filled(view, spare, max(0, pool.num_matched - matched.height)) if pool.fill_matched else ()
+        return LazyRows(pl.concat([matched, not_matched, *filled]), _row)
 
     @staticmethod
-    def _shown_any(
-        view: View, never: _SameText, not_matched: Mapping[str, Mapping[str, str]]
-    ) -> dict[str, dict[str, str]]:
-        """The share of the mismatches that shows a random wrong video: the first one after the query on a ring of
+    def _filled(view: View, spare: pl.DataFrame, number: int) -> list[pl.DataFrame]:
+        """So many of the spare queries as they are shown their right video."""
+        right = right_segments(view)
+        pairs = ((query_id, right[query_id], video_id) for query_id, _, _, video_id in spare.iter_rows())
+        rows = ((query_id, "matched", shown, video_id) for query_id, shown, video_id in pairs if shown is not None)
+        return [_frame(itertools.islice(rows, number))]
+
+    @staticmethod
+    def _shown_any(view: View, never: _SameText, not_matched: pl.DataFrame) -> pl.DataFrame:
+        """The mismatches, a share of which shows a random wrong video: the first one after the query on a ring of
         hashes, so that a new video changes only the few queries before it."""
         seed, share = view.config.pool.seed, view.config.pool.random_share
         tops = (rows["top_video_ids"].explode().drop_nulls().unique() for rows in _train_rankings(view))
         ranked = set(itertools.chain.from_iterable(tops))
         ring = sorted((_draw(seed, video_id), video_id) for video_id in ranked & _describable(view))
-        shown = {}
-        for query_id, known in not_matched.items():
+
+        def shown(query_id: str, label: str, first: str, gt_video_id: str) -> tuple[str, str, str, str]:
             if int(_draw(seed, f"{query_id}/share")[:8], 16) >= share * 16**8:
-                continue
+                return query_id, label, first, gt_video_id
             at = bisect.bisect(ring, (_draw(seed, f"{query_id}/any"),))
             following = (ring[(at + step) % len(ring)][1] for step in range(len(ring)))
-            video_id = next((v for v in following if v not in never[query_id]), known["shown_video_id"])
-            shown[query_id] = {**known, "shown_video_id": video_id}
-        return shown
+            return query_id, label, next((v for v in following if v not in never[query_id]), first), gt_video_id
+
+        return _frame(itertools.starmap(shown, not_matched.iter_rows()))
 
     @staticmethod
-    def _candidates(view: View, rankings: Iterator[pl.DataFrame], never: _SameText) -> dict[str, dict[str, str]]:
-        """Query id -> columns of its row, of every query that may be drawn."""
-        found, described, spans = {}, _describable(view), view.rows("moments", ["query_id", "start_s", "end_s"], TRAIN)
-        span_of = {query_id: span for query_id, *span in spans.iter_rows()}
+    def _candidates(view: View, rankings: Iterator[pl.DataFrame], never: _SameText) -> pl.DataFrame:
+        """Id and columns of every query that may be drawn."""
+        described, spans = _describable(view), view.rows("moments", ["query_id", "start_s", "end_s"], TRAIN)
+        span_of = LazyRows(spans, lambda _, *span: span)
         first = pl.col("top_video_ids").list.first()
         ranked = (rows.drop_nulls("rank").with_columns(first).iter_rows() for rows in rankings)
-        for query_id, video_id, _, shown in itertools.chain.from_iterable(ranked):
-            if shown not in described or query_id not in never:
-                continue
-            is_matched = is_right(shown, video_id, *span_of[query_id])
-            if is_matched or shown not in never[query_id]:
-                label = "matched" if is_matched else "not_matched"
-                found[query_id] = {"label": label, "shown_video_id": shown, "gt_video_id": video_id}
-        return found
+
+        def found() -> Iterator[tuple[str, str, str, str]]:
+            for query_id, video_id, _, shown in itertools.chain.from_iterable(ranked):
+                if shown not in described or query_id not in never:
+                    continue
+                is_matched = is_right(shown, video_id, *span_of[query_id])
+                if is_matched or shown not in never[query_id]:
+                    yield query_id, "matched" if is_matched else "not_matched", shown, video_id
+
+        return _frame(found())
 
 
-def _row(known: Mapping[str, str]) -> Row:
+def _row(_: str, label: str, shown_video_id: str, gt_video_id: str) -> Row:
     """A row of the pool, whose version covers its own columns only. In the version the right video is still called
     `video_id`, as before that column was renamed, so that traces which a paid model wrote keep their version."""
-    spelled = {"video_id" if name == "gt_video_id" else name: value for name, value in known.items()}
-    return Row({"first_ranking": fingerprint(spelled)}, known)
+    version = fingerprint({"label": label, "shown_video_id": shown_video_id, "video_id": gt_video_id})
+    known = {"label": label, "shown_video_id": shown_video_id, "gt_video_id": gt_video_id}
+    return Row({"first_ranking": version}, known)
+
+
+def _frame(rows: Iterable[tuple[str, str, str, str]]) -> pl.DataFrame:
+    """Id and columns of rows of the pool."""
+    schema = dict.fromkeys(("query_id", "label", "shown_video_id", "gt_video_id"), pl.String)
+    some = (pl.DataFrame(block, schema=schema, orient="row") for block in blocks(rows))
+    return pl.concat([pl.DataFrame(schema=schema), *some])
+
+
+def _column(texts: Sequence[str]) -> pl.Series:
+    return pl.Series(texts, dtype=pl.String)
 
 
 def _describable(view: View) -> frozenset[str]:
     """The segments that the teacher can describe: it needs their stored frames, or annotated moments in them."""
     if view.config.teacher.asks_a_model:
         return frozenset(view.rows("frame_tensors", ["video_id"])["video_id"])
-    moments = view.rows("moments", ["video_id", "start_s", "end_s"], TRAIN).rows()
+    moments = view.rows("moments", ["video_id", "start_s", "end_s"], TRAIN)
     windows = windows_by_video(view)
-    shown = {s for moment in moments for s in windows.get(moment[0], ()) if touches(s, *moment)}
-    return frozenset(video_id for video_id, *_ in moments) | shown
+    shown = {s for m in (moments.iter_rows() if windows else ()) for s in windows.get(m[0], ()) if touches(s, *m)}
+    return frozenset(moments["video_id"].unique()) | shown
 
 
 def _train_rankings(view: View) -> Iterator[pl.DataFrame]:

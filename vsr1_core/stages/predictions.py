@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, RankedTurnRow, typed_rows
+from vsr1_core.evaluation.row_types import MomentRow, PredictionRow, RankedTurnRow
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.columnar import Computed
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import video_of
 from vsr1_core.stages import columns as c
@@ -19,7 +20,7 @@ from vsr1_core.stages.loading import asked_with, vectors_of
 from vsr1_core.stages.methods import ALL, Method, methods_of, num_turns_of
 from vsr1_core.stages.model_folders import is_absent
 from vsr1_core.stages.model_rows import ModelRows
-from vsr1_core.stages.moments import moment_rows
+from vsr1_core.stages.moments import as_moment, moment_rows, moments_by
 from vsr1_core.stages.opened import OpenedModels
 from vsr1_core.stages.reads import EMBEDDER, of_split, one, same
 from vsr1_core.stages.turns import KEPT_OF_TURNS, RANKED_TURN
@@ -120,28 +121,27 @@ class Predictions(ModelRows):
     def concerns(self, view: View) -> bool:
         return self.method.name in methods_of(view.config)
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         model = (self.method.model, self.method.row_id)
         if not self.concerns(view) or is_absent(view, *model):
             return {}
         splits = view.config.evaluation.splits
-        indexes, vectors = view.versions("video_index"), view.versions("query_embeddings", splits)
+        indexes, vectors = dict(view.versions("video_index")), view.versions("query_embeddings", splits)
         checkpoint = view.version(*model)
         embedder = view.version("base_models", "embedder")
-        return {
-            row["query_id"]: Row(
-                {
-                    "query": fingerprint(row["query"]),
-                    "query_embedding": vectors.get(row["query_id"], ""),
-                    "moment": fingerprint([row["video_id"], row["start_s"], row["end_s"], row["split"]]),
-                    "video_index": indexes.get(row["split"], ""),
-                    "checkpoint": checkpoint,
-                    "embedder": embedder,
-                },
-                facts=row,
-            )
-            for row in typed_rows(moment_rows(view, splits), MomentRow)
-        }
+
+        def row(moment: MomentRow) -> Row:
+            inputs = {
+                "query": fingerprint(moment["query"]),
+                "query_embedding": vectors.get(moment["query_id"], ""),
+                "moment": fingerprint([moment["video_id"], moment["start_s"], moment["end_s"], moment["split"]]),
+                "video_index": indexes.get(moment["split"], ""),
+                "checkpoint": checkpoint,
+                "embedder": embedder,
+            }
+            return Row(inputs, facts=moment)
+
+        return Computed(moments_by(moment_rows(view, splits), "query_id", as_moment), row)
 
     def open(self, opened: OpenedModels, rows: Mapping[str, Row]) -> None:
         for split in {row.facts["split"] for row in rows.values()} & set(opened.view.versions("video_index")):

@@ -75,6 +75,15 @@ class FromDisk(Stage):
         )
 
 
+class FromVideos(FromDisk):
+    """A stage with a row per video. A renamed video is there."""
+
+    def gone(self, view: View, rows: Mapping[str, Row], plan: Plan) -> Sequence[str]:
+        gone = super().gone(view, rows, plan)
+        moved = self.moved(view, "content", {row.known.get("content") for row in rows.values()}) if gone else set()
+        return [video_id for video_id in gone if video_id not in moved]
+
+
 ALLOW_TAG = "vsr1/allow_removals"
 """Tag of a Dagster run that drops the rows of whatever is gone."""
 

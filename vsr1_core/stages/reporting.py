@@ -19,7 +19,8 @@ from vsr1_core.evaluation.probes import Probes, load_probes
 from vsr1_core.evaluation.scores import Scores
 from vsr1_core.input_form import InputForm
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.merged import is_among
+from vsr1_core.rows.versions import fingerprint, fingerprint_of_all
 from vsr1_core.stages import checks, methods
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
@@ -296,7 +297,7 @@ def annotated_queries(view: View, split: str) -> pl.DataFrame:
 
 def _content(truth: pl.DataFrame, columns: Sequence[str]) -> str:
     """A fingerprint of these columns of the annotated queries: other columns may change without changing it."""
-    return fingerprint(truth.select("query_id", *columns).rows())
+    return fingerprint_of_all(truth.select("query_id", *columns).iter_rows())
 
 
 def _methods(view: View, truth: pl.DataFrame) -> list[str]:
@@ -306,7 +307,7 @@ def _methods(view: View, truth: pl.DataFrame) -> list[str]:
         asset = f"predictions.{method}"
         if asset in view.stages and not truth.is_empty():
             rows = _all_rows(view, asset, ["query_id"])
-            if rows["query_id"].is_in(truth["query_id"].to_list()).any():
+            if rows["query_id"].is_in(truth["query_id"].implode()).any():
                 found.append(method)
     return found
 
@@ -314,7 +315,12 @@ def _methods(view: View, truth: pl.DataFrame) -> list[str]:
 def _answers(view: View, method: str, truth: pl.DataFrame) -> str:
     """One version for the rows of a method and these queries; it covers which rows exist and which failed."""
     rows = _all_rows(view, f"predictions.{method}", ["query_id", "row_version", "status"])
-    return fingerprint(sorted(rows.filter(pl.col("query_id").is_in(truth["query_id"].to_list())).rows()))
+    return _of_rows(rows.filter(is_among("query_id", truth["query_id"])))
+
+
+def _of_rows(rows: pl.DataFrame) -> str:
+    """A fingerprint of rows in the order of their ids, which are in the first column."""
+    return fingerprint_of_all(rows.sort(rows.columns[0]).iter_rows())
 
 
 def _probe_inputs(view: View, method: str, truth: pl.DataFrame, train: str) -> dict[str, str]:
@@ -323,10 +329,9 @@ def _probe_inputs(view: View, method: str, truth: pl.DataFrame, train: str) -> d
     asset = f"verification_probe.{method}"
     if asset not in view.stages:
         return {"probes": "none"}
-    queries = truth["query_id"].to_list()
     probes = _all_rows(view, asset, ["probe_id", "query_id", "row_version", "status"])
     return {
-        "probes": fingerprint(sorted(probes.filter(pl.col("query_id").is_in(queries)).rows())),
+        "probes": _of_rows(probes.filter(is_among("query_id", truth["query_id"]))),
         "moments": _content(truth, _TIMES),
         "train_moments": train,
     }
@@ -342,7 +347,7 @@ def _versions(view: View, asset: str, predicate: pl.Expr | None = None) -> str:
     names = list(dict.fromkeys([stage.key, "row_version", "status", *(["split"] if predicate is not None else [])]))
     rows = _all_rows(view, asset, names)
     rows = rows if predicate is None else rows.filter(predicate)
-    return fingerprint(sorted(rows.rows())) if rows.height else "none"
+    return _of_rows(rows) if rows.height else "none"
 
 
 def _failures(view: View) -> pl.DataFrame:
@@ -352,9 +357,9 @@ def _failures(view: View) -> pl.DataFrame:
     for name, stage in view.stages.items():
         if name == Report.name:
             continue
-        rows = view.planned.get(name, view.table(name)).rows([stage.key, "status", "error"])
-        failed = rows.filter(pl.col("status") == "failed")
-        frames.append(failed.select(pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"))
+        columns = [pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"]
+        for rows in view.planned.get(name, view.table(name)).batches([stage.key, "status", "error"]):
+            frames.append(rows.filter(pl.col("status") == "failed").select(columns))
     return pl.concat(frames)
 
 

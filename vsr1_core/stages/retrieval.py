@@ -5,7 +5,7 @@ Only queries as they were annotated are searched here; `search.episodes` searche
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,13 +16,14 @@ import polars as pl
 
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.boundary import parts
+from vsr1_core.rows.columnar import Ids, LazyRows, ids_of
 from vsr1_core.rows.files import check_name
+from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, Stage, View
-from vsr1_core.stages.columns import Column
-from vsr1_core.stages.corpus import failed
+from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, TRAIN, asked_versions, same_text_videos
 from vsr1_core.stages.readings import NotYetKnown
@@ -167,24 +168,24 @@ class FirstRanking(Stage):
     def recipe(self, config: Configuration) -> Any:
         return {"top_k": config.retrieval.top_k}
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         """A new video ranks all queries of its split again, because the index gets a new version."""
-        indexes = view.versions("video_index")
-        queries = view.rows("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"])
-        return {
-            query_id: Row(
+        indexes = dict(view.versions("video_index"))
+        return LazyRows(
+            view.rows("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"]),
+            lambda _, version, split, video_id: Row(
                 {"query_embeddings": version, "video_index": indexes.get(split, "none")},
                 {"split": split, "gt_video_id": video_id} | ({} if split in indexes else failed(_no_index(split))),
-            )
-            for query_id, version, split, video_id in queries.iter_rows()
-        }
+            ),
+        )
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         from vsr1_core.search.index import read_index
 
-        paths, by_split = dict(view.rows("video_index", ["split", "path"]).iter_rows()), defaultdict(list)
-        for query_id in sorted(rows):
-            by_split[rows[query_id].known["split"]].append(query_id)
+        paths, by_split = dict(view.rows("video_index", ["split", "path"]).iter_rows()), defaultdict[str, Ids](Ids)
+        for part in parts(rows):
+            for query_id, row in part.items():
+                by_split[row.known["split"]].append(query_id)
         for split, ids in by_split.items():
             if split not in paths:
                 yield from ({"query_id": query_id, "error": _no_index(split)} for query_id in ids)
@@ -192,9 +193,8 @@ class FirstRanking(Stage):
             index = read_index(Path(paths[split]))
             for start in range(0, len(ids), QUERIES_PER_SEARCH):
                 columns, some = ["query_id", "split", "gt_video_id", "vector"], ids[start : start + QUERIES_PER_SEARCH]
-                yield from _ranked(
-                    index, rows_with(view, "query_embeddings", columns, some), view.config.retrieval.top_k
-                )
+                queries = rows_with(view, "query_embeddings", columns, some)
+                yield from _ranked(index, queries, view.config.retrieval.top_k)
 
 
 def _no_index(split: str) -> str:
@@ -263,26 +263,28 @@ class HardNegatives(Stage):
     def recipe(self, config: Configuration) -> Any:
         return {"num_hard_negatives": config.retrieval.num_hard_negatives}
 
-    def plan(self, view: View) -> dict[str, Row]:
+    def plan(self, view: View) -> Mapping[str, Row]:
         never = same_text_videos(view)
-        of_videos = {videos: fingerprint(sorted(videos)) for videos in set(never.values())}
+        version_of = functools.lru_cache(maxsize=1024)(lambda videos: fingerprint(sorted(videos)))
         asked = asked_versions(view) if view.imported is not None else None  # only imported rows have this basis
         rankings = view.rows("first_ranking", ["query_id", "row_version", "split"], TRAIN)
-        return {
-            query_id: Row(
-                {"first_ranking": version, "moments": of_videos[never[query_id]]},
-                {"split": split},
-                {"query": asked[query_id]} if asked else {},
-                facts=never[query_id],
-            )
-            for query_id, version, split in rankings.iter_rows()
-            if query_id in never
-        }
+
+        def row(query_id: str, version: str, split: str) -> Row:
+            videos = never[query_id]
+            basis = {"query": asked[query_id]} if asked else {}
+            inputs = {"first_ranking": version, "moments": version_of(videos)}
+            return Row(inputs, {"split": split}, basis, facts=videos)
+
+        return LazyRows(rankings.filter(is_among("query_id", ids_of(never))), row)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
+        for some in parts(rows):
+            yield from self._made_of(view, some)
+
+    @staticmethod
+    def _made_of(view: View, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         columns, wanted = ["query_id", "split", "top_video_ids", "top_scores"], view.config.retrieval.num_hard_negatives
-        rankings = (rows_with(view, "first_ranking", columns, some).iter_rows() for some in parts(rows))
-        for query_id, split, video_ids, scores in itertools.chain.from_iterable(rankings):
+        for query_id, split, video_ids, scores in rows_with(view, "first_ranking", columns, rows).iter_rows():
             never = rows[query_id].facts
             pairs = [(v, s) for v, s in zip(video_ids, scores, strict=True) if v not in never][:wanted]
             yield {

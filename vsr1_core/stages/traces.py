@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
-from vsr1_core.evaluation.row_types import MomentRow, typed_rows
-from vsr1_core.reasoning.tasks import EventNote, StoredFrames, TeacherTask
+from vsr1_core.reasoning.tasks import EventNote, Label, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
+from vsr1_core.rows.columnar import LazyRows, ids_of
+from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.segments import clipped, touches, video_of
 from vsr1_core.stages import columns as c
@@ -66,23 +67,26 @@ class ReasoningTraces(ModelRows):
         """Each reply of a model is saved as it arrives, because it costs money or seconds of a GPU."""
         return 1 if view.config.teacher.asks_a_model else run.shard_rows
 
-    def plan(self, view: View) -> dict[str, Row]:
-        versions, moments = view.versions("top1_pool"), train_moments(view)
+    def plan(self, view: View) -> Mapping[str, Row]:
+        versions, moments, tasks = view.versions("top1_pool"), train_moments(view), _teacher_tasks(view)
         reads = _read_by_a_model if view.config.teacher.asks_a_model else _read_by_the_template
-        return {
-            task.query_id: Row(
-                {"top1_pool": versions[task.query_id], **reads(task)},
+
+        def row(query_id: str) -> Row:
+            task = tasks[query_id]
+            return Row(
+                {"top1_pool": versions[query_id], **reads(task)},
                 {"label": task.label, "shown_video_id": task.shown_video_id},
-                {"moment": moment_version(moments[task.query_id])},
+                {"moment": moment_version(moments[query_id])},
                 facts=task,
             )
-            for task in _teacher_tasks(view)
-        }
+
+        return LazyRows(ids_of(tasks).to_frame(), row)
 
     def make_with(self, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
         teacher = make_teacher(opened.view.config.teacher, opened.execution.endpoint)
-        for reply in teacher.write([row.facts for row in rows.values()]):
-            task: TeacherTask = rows[reply.query_id].facts
+        asked: dict[str, TeacherTask] = {}
+        for reply in teacher.write(_noted(asked, (row.facts for row in rows.values()))):
+            task = asked.pop(reply.query_id)
             yield {
                 "query_id": task.query_id,
                 "label": task.label,
@@ -107,49 +111,64 @@ def _read_by_a_model(task: TeacherTask) -> Inputs:
     return {"moments": fingerprint([task.query, span]), "frames": task.frames.content if task.frames else "none"}
 
 
-def _teacher_tasks(view: View) -> list[TeacherTask]:
+def _noted(asked: dict[str, TeacherTask], tasks: Iterable[TeacherTask]) -> Iterator[TeacherTask]:
+    """The tasks, each of which is in `asked` by its query id from then on."""
+    for task in tasks:
+        asked[task.query_id] = task
+        yield task
+
+
+def _teacher_tasks(view: View) -> Mapping[str, TeacherTask]:
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
-    shown_videos = {segment_id: video_of(segment_id) for segment_id in pool["shown_video_id"]}
-    asked, shown_ones = pl.col("query_id").is_in(pool["query_id"]), pl.col("video_id").is_in([*shown_videos.values()])
-    moments = list(typed_rows(moment_rows(view, TRAIN).filter(asked | shown_ones), MomentRow))
-    of_query = {m["query_id"]: m for m in moments}
-    of_video = defaultdict(list)
-    for moment in moments:
-        of_video[moment["video_id"]].append(moment)
-    events = {segment_id: _events_in(segment_id, of_video[of]) for segment_id, of in shown_videos.items()}
+    shown_videos = (video_of(segment_id) for segment_id in pool["shown_video_id"])
+    is_read = is_among("query_id", pool["query_id"]) | is_among("video_id", shown_videos)
+    moments = moment_rows(view, TRAIN).filter(is_read)
+    of_query = LazyRows(moments.select("query_id", *_EVENT), lambda _, *event: event)
+    of_video = LazyRows(moments.group_by("video_id").agg(_EVENT), _events_of)
     frames = _stored_frames(view) if view.config.teacher.asks_a_model else {}
-    return [
-        TeacherTask(
-            query_id,
-            of_query[query_id]["query"],
-            label,
-            shown,
-            _event_note(of_query[query_id], shown if label == "matched" else ""),
-            events[shown],
-            frames.get(shown),
-        )
-        for query_id, label, shown in pool.iter_rows()
-        if query_id in of_query
-    ]
+
+    @functools.lru_cache(maxsize=1024)
+    def events(segment_id: str) -> tuple[EventNote, ...]:
+        return _events_in(segment_id, video_of(segment_id), of_video.get(video_of(segment_id), ()))
+
+    def task(query_id: str, label: Label, shown: str) -> TeacherTask:
+        event = of_query[query_id]
+        note = _event_note(event, shown if label == "matched" else "")
+        return TeacherTask(query_id, event[3], label, shown, note, events(shown), frames.get(shown))
+
+    return LazyRows(pool.filter(is_among("query_id", moments["query_id"])), task)
 
 
-def _events_in(segment_id: str, moments: Sequence[MomentRow]) -> tuple[EventNote, ...]:
-    """The events of a video's `moments` that a segment shows, in the order of time; each is cut to what it shows."""
-    shown = (m for m in moments if touches(segment_id, m["video_id"], m["start_s"], m["end_s"]))
-    return tuple(sorted({_event_note(moment, segment_id) for moment in shown}))
+_EVENT = ("start_s", "end_s", "plain_query", "query")
+"""The columns of a moment that say what happens in its video."""
+_Event = tuple[float, float, str | None, str]
 
 
-def _stored_frames(view: View) -> dict[str, StoredFrames]:
+def _events_of(_: str, *lists: Sequence[Any]) -> list[_Event]:
+    """The events of a video, of which each column of _EVENT has a list."""
+    return list(zip(*lists, strict=True))
+
+
+def _events_in(segment_id: str, video_id: str, events: Iterable[_Event]) -> tuple[EventNote, ...]:
+    """The events of a video that a segment shows, in the order of time; each is cut to what it shows."""
+    shown = (event for event in events if touches(segment_id, video_id, event[0], event[1]))
+    return tuple(sorted({_event_note(event, segment_id) for event in shown}))
+
+
+def _stored_frames(view: View) -> Mapping[str, StoredFrames]:
     """Video id -> its stored frames. While planning, frames that are still to be made have no times yet."""
-    rows = view.rows("frame_tensors", ["video_id", "path", "timestamps_s", "content"]).iter_rows()
-    return {video_id: StoredFrames(path, tuple(times or ()), content) for video_id, path, times, content in rows}
+    return LazyRows(
+        view.rows("frame_tensors", ["video_id", "path", "timestamps_s", "content"]),
+        lambda _, path, times, content: StoredFrames(path, tuple(times or ()), content),
+    )
 
 
-def _event_note(moment: MomentRow, segment_id: str) -> EventNote:
-    """The moment in plain words: its plain caption, or its query where the dataset has no plain captions. Its times are
+def _event_note(event: _Event, segment_id: str) -> EventNote:
+    """The event in plain words: its plain caption, or its query where the dataset has no plain captions. Its times are
     cut to what the segment shows; those of an empty id are not."""
-    caption = " ".join((moment["plain_query"] or moment["query"]).split()).rstrip(".")
-    return EventNote(*clipped(segment_id, moment["start_s"], moment["end_s"]), caption)
+    start_s, end_s, plain_query, query = event
+    caption = " ".join((plain_query or query).split()).rstrip(".")
+    return EventNote(*clipped(segment_id, start_s, end_s), caption)
 
 
 STAGES: tuple[type[ModelRows], ...] = (ReasoningTraces,)

@@ -98,7 +98,7 @@ class Standing:
         """A version of the annotations by their content, and of all files of the dataset by name, size and time."""
         entry, config = self.view.entry, self.view.config
         contents = [[file_id, file.content] for file_id, file in sources.annotation_files(entry, config).items()]
-        return fingerprint([contents, sources.file_facts(entry)])
+        return fingerprint([contents, sources.files_version(entry)])
 
     def beside(self, stage: Stage) -> str:
         """A version of what the stage's plan reads besides tables; empty where it cannot be said."""

@@ -4,7 +4,7 @@ both."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vsr1_core.datasets import folder
@@ -38,7 +38,7 @@ class FolderFormat(DatasetFormat):
     def lines_of(self, file: AnnotationFile) -> Iterator[tuple[str, Moment | BadLine]]:
         return folder.read_annotations(file.path)
 
-    def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
+    def video_files(self, entry: DatasetEntry) -> Mapping[str, list[Path]]:
         return folder.find_videos(Path(entry.videos).absolute())
 
 

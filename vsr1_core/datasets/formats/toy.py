@@ -3,7 +3,7 @@ what they show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ToyFormat(DatasetFormat):
             name = toy_files.annotation_path(root, split).name
             yield from ((f"{name}:{n}", verified.fig_moment(row, split)) for n, row in enumerate(rows, 1))
 
-    def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
+    def video_files(self, entry: DatasetEntry) -> Mapping[str, list[Path]]:
         return {}
 
     def prepare(self, entry: DatasetEntry, config: Configuration) -> None:

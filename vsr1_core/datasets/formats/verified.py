@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vsr1_core.datasets import folder, verified
@@ -32,7 +32,7 @@ class VerifiedFormat(DatasetFormat):
     def lines_of(self, file: AnnotationFile) -> Iterator[tuple[str, Moment | BadLine]]:
         return verified.read_fig(file.path, file.split)
 
-    def video_files(self, entry: DatasetEntry) -> dict[str, list[Path]]:
+    def video_files(self, entry: DatasetEntry) -> Mapping[str, list[Path]]:
         root = Path(entry.videos).absolute()
         return folder.find_videos(root, by_name=True) if root.is_dir() else {}
 
