@@ -105,6 +105,26 @@ def test_gradients_of_an_early_latent_alone_equal_those_of_a_padded_batch(monkey
     assert_padded_and_packed_agree(work, policy.model, monkeypatch)
 
 
+@pytest.mark.parametrize("refining", [[0, 2], [1, 1]])  # a row that is named twice is continued twice
+def test_a_second_backward_pass_through_the_same_steps_adds_what_the_first_did(
+    refining: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy(config=small_config(grouped_heads=False))
+    rows, features, last = whole_rows(policy)
+
+    def gradients() -> dict[str, Tensor]:
+        policy.model.zero_grad()
+        latents = policy.teacher_forced(rows, features, last=last, refining=refining, num_soft_tokens=4)[1]
+        for number in range(4):
+            latents[:, number].square().sum().backward(retain_graph=number < 3)
+        return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+
+    packed = gradients()
+    monkeypatch.setattr(reading, "packs", lambda model: False)
+    for name, padded in gradients().items():
+        assert float((packed[name] - padded).abs().max()) <= CLOSE * float(padded.abs().max()), name
+
+
 @pytest.mark.parametrize("frozen", ["self_attn.k_proj", "mlp", "norm", "embed_tokens"])
 def test_weights_that_do_not_learn_get_no_gradient_and_change_none_of_the_others(
     frozen: str, monkeypatch: pytest.MonkeyPatch

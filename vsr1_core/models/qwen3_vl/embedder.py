@@ -193,8 +193,8 @@ class Qwen3VLEmbedder:
         """The hidden states [B, H] at the ends of texts with latents."""
         model = self.model.language_model
         if packs(model):
-            is_last = [not part.after and latents is None for part, latents in zip(parts, soft, strict=True)]
-            shared = num_shared([torch.tensor([part.before]) for part in parts], [int(last) for last in is_last])
+            own = [len(part.after) + (0 if z is None else len(z)) for part, z in zip(parts, soft, strict=True)]
+            shared = num_shared([torch.tensor([part.before]) for part in parts], [int(not count) for count in own])
             start = model.embed_tokens(self._ids(parts[0].before[:shared]))
             return torch.cat(read(model, pack_texts(start, self._input_rows(parts, soft, shared))).states)
         rows = self._input_rows(parts, soft)

@@ -88,7 +88,7 @@ class _Rows:
         flat, rows = gathered.new_zeros(shape), gathered.unflatten(0, (len(self.spans), -1))
         flat[: self.shared] = rows[:, :, : self.shared].sum(0).transpose(0, 1)
         for row, (start, end) in zip(rows, self.spans, strict=True):
-            flat[start:end] = row[:, self.shared : self.shared + end - start].transpose(0, 1)
+            flat[start:end] += row[:, self.shared : self.shared + end - start].transpose(0, 1)
         return flat
 
 
@@ -198,11 +198,15 @@ class _Layer:
         if learns:
             self.of_prompt.append((kept.queries, of_scores[..., :length], kept.weights[..., :length], of_mixed))
         # All later steps have gone backward before this one, which led to them.
-        parts = [t.unflatten(0, (-1, heads)) for t in (of_queries, of_own_keys[:, step])]
-        return torch.cat(parts, dim=1), of_own_values[:, step]
+        of_both = torch.cat([t.unflatten(0, (-1, heads)) for t in (of_queries, of_own_keys[:, step])], dim=1)
+        of_values = of_own_values[:, step].clone()
+        for own in self.of_own:
+            own[:, step] = 0  # for another backward pass through the same steps
+        return of_both, of_values
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of the keys and values [T, h, d] of the packed pass, and of the weights, by all steps."""
+        """The gradients of the keys and values [T, h, d] of the packed pass, and of the weights, by all steps. What was
+        noted is forgotten."""
         queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*self.of_prompt, strict=True))
         found = [torch.bmm(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)]
         grads = [self.rows.scattered(grad, self.shape) for grad in found]
@@ -210,6 +214,8 @@ class _Layer:
             inputs, of_results = (torch.cat(parts) for parts in zip(*self.factors[name], strict=True))
             is_matrix = name in ("queries_keys_values", "output", "gate_and_up", "down")
             grads.append(of_results.mT @ inputs if is_matrix else (of_results * inputs).sum(0))
+            self.factors[name].clear()
+        self.of_prompt.clear()
         return grads
 
 
@@ -234,6 +240,7 @@ class _Recall(torch.autograd.Function):
     def backward(ctx: Any, _grad: Tensor) -> tuple[Tensor | None, ...]:
         memory = ctx.memory
         grads = [torch.stack(memory.of_norm).sum(0), *(grad for layer in memory.layers for grad in layer.gradients())]
+        memory.of_norm.clear()
         wanted = ctx.needs_input_grad[1:]
         return None, *(grad if is_wanted else None for grad, is_wanted in zip(grads, wanted, strict=True))
 
