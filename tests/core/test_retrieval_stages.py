@@ -13,6 +13,7 @@ from tests.core.fake_corpus import FakeCorpus, shape_corpus
 from vsr1_core.configurations import NANO
 from vsr1_core.recipes import RetrievalRecipe
 from vsr1_core.rows.increments import Future
+from vsr1_core.search.faiss_kinds import is_of_kind
 from vsr1_core.search.index import read_index
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
@@ -280,6 +281,39 @@ def test_a_killed_update_leaves_an_index_and_the_next_build_the_right_one(tmp_pa
     assert due(corpus)["video_index"] == 1
     assert "built anew" not in lines_of(corpus)[0]
     check_vectors(corpus, "train")
+
+
+@pytest.mark.parametrize("change", ["another video", "another kind"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_index_whose_change_was_killed_and_taken_back_is_made_again(tmp_path, monkeypatch, kind, change):
+    """The inputs are those of the committed row again, and the folder is not."""
+    from vsr1_core.rows.table import Table
+
+    corpus = approximate(tmp_path, kind)
+    corpus.build("video_index")
+    config, added = corpus.config, "train_999"
+    if change == "another video":
+        corpus.add_video(added, np.ones(16))
+        corpus.write()
+    else:
+        corpus.config = dataclasses.replace(NANO, retrieval=RetrievalRecipe(index="hnsw"))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Table, "commit_changes", killed)
+        corpus.build("video_index")
+    corpus.config = config
+    if change == "another video":
+        del corpus.vectors[added]
+        corpus.write()
+    assert due(corpus)["video_index"] >= 1
+    corpus.build("video_index")
+    assert due(corpus)["video_index"] == 0
+    check_vectors(corpus, "train")
+    stored = read_index(corpus.view.files("video_index") / "train").faiss_index
+    assert is_of_kind(stored, kind)
 
 
 def test_an_index_that_finds_too_little_warns(tmp_path):

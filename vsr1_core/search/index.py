@@ -316,7 +316,10 @@ def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
         raise ValueError(f"{path} is not a FAISS index; build the asset video_index again") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(f"{path} does not rank by inner product; build the asset video_index again")
-    ids = tuple(str(video_id) for video_id in read_json(folder / "id_map.json"))
+    listed = read_json(folder / "id_map.json")
+    if not isinstance(listed, list):
+        raise ValueError(f"{folder / 'id_map.json'} is not a list of ids; build the asset video_index again")
+    ids = tuple(map(str, listed))
     check_ids(ids, index.ntotal)
     return ids, index
 

@@ -39,6 +39,9 @@ RECALL_COLUMNS = {
     for k in (10, 100)
 }
 """Columns of `video_index`: the mean over some of its own videos, when it was written (`search.recall`)."""
+HALF_MADE = {"row_version": "", "row_inputs": "{}", "status": "failed", "error": "a build was stopped at this index"}
+"""The row of an index while its folder is exchanged: after a kill it is due, also where the videos, or the kind of
+index, are those of the committed row again."""
 QUERIES_PER_SEARCH = 4096
 """Queries that are searched together; at 2048 dimensions their vectors take 32 MB."""
 
@@ -100,6 +103,7 @@ class VideoIndexes(Stage):
             except ValueError as error:
                 yield {"split": split, "error": f"the videos of split {split!r} cannot be indexed: {error}"}
                 continue
+            view.table(self.name).add_pending([{"split": split, **HALF_MADE}])
             write_index(folder, made.index)
             facts = {} if kind == "flat" else _facts_of_approximate(made, kind)
             found = "".join(f", {name.replace('_', ' ')} {facts[name]:.3f}" for name in RECALL_COLUMNS if name in facts)
