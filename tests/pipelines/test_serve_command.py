@@ -78,9 +78,15 @@ def test_a_build_of_the_page_ends_with_its_server(home: Path, monkeypatch: pytes
         (pid,) = client.get(of).json()["lines"]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
+    until(lambda: has_ended(state))  # its thread hears of it later
     state.builds.start(DATASET)
-    until(lambda: (last := state.builds.last(DATASET)) is not None and last.state != "running")
+    until(lambda: has_ended(state))
     assert last_problem(state) == "the server stops", "none is started any more"
+
+
+def has_ended(state: ServerState) -> bool:
+    last = state.builds.last(DATASET)
+    return last is not None and last.state != "running"
 
 
 def last_problem(state: ServerState) -> str:
