@@ -21,7 +21,7 @@ from tests.core.tiny_models import (
 )
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.qwen3_vl import embedder as embedder_module
-from vsr1_core.models.qwen3_vl import packed_steps, reading
+from vsr1_core.models.qwen3_vl import latent_steps, reading
 from vsr1_core.models.qwen3_vl.fused import gated, rms_norm, rotated_heads, signed
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.packed import MIN_SHARED, num_shared, pack, packs
@@ -156,7 +156,7 @@ def test_nothing_of_a_step_stays(learns: bool) -> None:
     del latents
     policy.model.zero_grad()
     gc.collect()
-    assert [kept for kept in gc.get_objects() if type(kept) is packed_steps._Memory] == []
+    assert [kept for kept in gc.get_objects() if type(kept) is latent_steps._Layer] == []
 
 
 def test_vectors_and_answers_of_a_model_that_learns_equal_those_of_a_padded_batch(

@@ -12,10 +12,10 @@ from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.qwen3_vl.batching import Batch, language_model_kwargs, left_padded
 from vsr1_core.models.qwen3_vl.branches import Branches
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
+from vsr1_core.models.qwen3_vl.latent_steps import LatentSteps, after_batch, after_packed
 from vsr1_core.models.qwen3_vl.packed import pack, packs, read
-from vsr1_core.models.qwen3_vl.packed_steps import PackedPrefix
 from vsr1_core.models.qwen3_vl.policy import Policy
-from vsr1_core.models.qwen3_vl.prefix import SharedPrefix, after_batch, layer_inputs
+from vsr1_core.models.qwen3_vl.prefix import layer_inputs
 from vsr1_core.models.qwen3_vl.single_steps import SingleSteps, capture_on
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
@@ -116,16 +116,16 @@ def teacher_forced(
         seed = model.seed(hidden)[list(refining), -1]
     if not refining or not num_soft_tokens:
         return hidden, hidden.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size), batch
-    prefix = after_batch(model.model, inputs, batch, refining, num_soft_tokens - 1)
-    return hidden, _latents(policy, seed, prefix, num_soft_tokens), batch
+    steps = after_batch(model.model, inputs, batch, refining, num_soft_tokens - 1)
+    return hidden, _latents(policy, seed, steps, num_soft_tokens), batch
 
 
-def _latents(policy: Policy, seed: Tensor, prefix: SharedPrefix | PackedPrefix, num_soft_tokens: int) -> Tensor:
-    """The latents [R, N, D] that follow the states `seed` [R, H] at the ends of the rows of `prefix`."""
+def _latents(policy: Policy, seed: Tensor, steps: LatentSteps, num_soft_tokens: int) -> Tensor:
+    """The latents [R, N, D] that follow the states `seed` [R, H] at the ends of the rows of `steps`."""
     tokens = [policy.latent(seed)]
     while len(tokens) < num_soft_tokens:
         # Convert to the precision of the text: autocast would leave the residual stream of the whole step in bf16.
-        tokens.append(policy.latent(prefix.step(policy.latent_input(tokens[-1]).to(seed))))
+        tokens.append(policy.latent(steps.step(policy.latent_input(tokens[-1]).to(seed))))
     return torch.stack(tokens, dim=1)
 
 
@@ -152,8 +152,8 @@ def answer_states(
         return done.states, packed.embeds.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
     seeds = done.before_norm if policy.soft_query.seed_hidden == "pre_norm" else done.states
     seed = torch.stack([seeds[row][-1] for row in refining])
-    prefix = PackedPrefix(model, packed, done, refining, num_soft_tokens - 1)
-    return done.states, _latents(policy, seed, prefix, num_soft_tokens)
+    steps = after_packed(model, packed, done, refining, num_soft_tokens - 1)
+    return done.states, _latents(policy, seed, steps, num_soft_tokens)
 
 
 def teacher_forced_answers(

@@ -1,0 +1,172 @@
+"""Single steps for the latents in training, for models and precisions that `test_decoding` and `test_packed` have not:
+adapters, biases, autocast, a GPU. What they are compared with are N full passes of the model of transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core.test_decoding import REFINE_ID, STOPS, gradients, naive_training_latents, probe
+from tests.core.tiny_models import prompts_with_videos, random_video, small_config, tiny_policy
+from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
+from vsr1_core.models.qwen3_vl.reading import teacher_forced
+from vsr1_core.models.qwen3_vl.vision import encode_videos
+from vsr1_core.training import lora
+
+ROWS = [0, 2, 3]
+GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
+)
+
+
+def refining_rows(policy: LoadedPolicy) -> list[Prompt]:
+    prompts, _ = prompts_with_videos(policy, range(4))
+    return [extended(prompt, [REFINE_ID]) for prompt in prompts]
+
+
+def ours(policy: LoadedPolicy, rows: list[Prompt], num: int = 4) -> Tensor:
+    """The latents of ROWS, with gradients that reach the vision tower."""
+    device = policy.model.device
+    videos = [random_video(row, policy.model.config) for row in range(len(rows))]
+    on_device = [dataclasses.replace(video, patches=video.patches.to(device)) for video in videos]
+    features = [encode_videos(policy.model.model, [video])[0] for video in on_device]
+    return teacher_forced(policy.model, rows, features, refining=ROWS, pad_id=STOPS[1], num_soft_tokens=num)[1]
+
+
+def assert_as_n_full_passes(policy: LoadedPolicy, close: float = 1e-5, of_gradients: float = 1e-4) -> None:
+    """`policy` is moved to the CPU for the full passes."""
+    rows = refining_rows(policy)
+    made = ours(policy, rows)
+    grads = gradients(policy, probe(made.cpu()))
+    policy.model.to("cpu")
+    expected = naive_training_latents(policy, rows, ROWS)
+    expected_grads = gradients(policy, probe(expected))
+    torch.testing.assert_close(made.cpu(), expected, atol=close, rtol=close)
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in grads.items():
+        scale = float(expected_grads[name].abs().max())
+        assert float((grad.cpu() - expected_grads[name]).abs().max()) <= of_gradients * scale + 1e-6, name
+
+
+def with_adapters(policy: LoadedPolicy) -> lora.Adapters:
+    """Adapters that change what the policy writes: as attached, they change nothing."""
+    adapters = lora.attach(policy.text_model, 3, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in policy.text_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return adapters
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("grouped_heads", [True, False])
+def test_latents_and_gradients_equal_n_full_passes_on_each_device(device: str, grouped_heads: bool) -> None:
+    policy = tiny_policy(config=small_config(grouped_heads=grouped_heads))
+    policy.model.to(device)
+    assert_as_n_full_passes(policy, 1e-5 if device == "cpu" else 1e-4, 1e-4 if device == "cpu" else 1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_latents_and_gradients_of_adapters_equal_n_full_passes(device: str) -> None:
+    policy = tiny_policy()
+    before = ours(policy, refining_rows(policy)).detach()
+    with_adapters(policy)
+    policy.model.to(device)
+    changed = ours(policy, refining_rows(policy)).detach().cpu()
+    assert float((changed - before).abs().max()) > 0.1, "a test at 1e-5 must be able to tell them apart"
+    assert_as_n_full_passes(policy, 1e-5 if device == "cpu" else 1e-4, 1e-4 if device == "cpu" else 1e-3)
+
+
+@torch.no_grad()
+def test_adapters_that_are_off_or_merged_are_not_added_again() -> None:
+    policy = tiny_policy()
+    rows = refining_rows(policy)
+    before = ours(policy, rows)
+    adapters = with_adapters(policy)
+    changed = ours(policy, rows)
+    with adapters.disabled():
+        torch.testing.assert_close(ours(policy, rows), before, atol=0, rtol=0)
+    adapters.merge()
+    torch.testing.assert_close(ours(policy, rows), changed, atol=1e-4, rtol=1e-4)
+
+
+def test_biases_of_attention_are_part_of_the_steps() -> None:
+    policy = tiny_policy(config=small_config(attention_bias=True))
+    names = [name for name, _ in policy.model.model.language_model.named_parameters() if name.endswith("k_proj.bias")]
+    assert names
+    assert_as_n_full_passes(policy)
+
+
+def test_an_activation_that_the_steps_do_not_know_is_named() -> None:
+    policy = tiny_policy(config=small_config(hidden_act="gelu"))
+    with pytest.raises(ValueError, match="hidden_act is 'gelu'; latents are trained through layers with silu only"):
+        ours(policy, refining_rows(policy))
+
+
+def distance(made: Tensor, exact: Tensor) -> float:
+    return float((made - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_products_in_bf16_are_as_near_as_those_of_full_passes(device: str, has_adapters: bool) -> None:
+    """Under autocast, N full passes and our steps round differently: neither is farther from float32."""
+    policy = tiny_policy()
+    if has_adapters:
+        with_adapters(policy)
+    policy.model.to(device)
+    rows = refining_rows(policy)
+    exact = ours(policy, rows)
+    exact_grads = gradients(policy, probe(exact.cpu()))
+    errors = []
+    for work in (ours, lambda policy, rows: naive_training_latents(policy, rows, ROWS)):
+        with torch.autocast(device, torch.bfloat16):
+            made = work(policy, rows)
+        grads = gradients(policy, probe(made.cpu()))
+        assert all(torch.isfinite(grad).all() for grad in grads.values())
+        of_gradients = [distance(grads[name], grad) for name, grad in exact_grads.items() if grad.norm() > 0]
+        errors.append((distance(made.detach(), exact.detach()), sum(of_gradients) / len(of_gradients)))
+    for mine, theirs in zip(*errors, strict=True):
+        assert 0 < mine <= 1.5 * theirs
+
+
+def tensors() -> list[Tensor]:
+    return [each for each in gc.get_objects() if isinstance(each, Tensor)]
+
+
+def test_a_step_keeps_no_copy_of_the_prompts_keys_or_of_the_weights() -> None:
+    policy = tiny_policy()
+    prompts, features = prompts_with_videos(policy, [0])
+    filler = policy.tokenizer("a red ring moves left. " * 200, add_special_tokens=False)["input_ids"]
+    long = [extended(prompts[0], [*filler, REFINE_ID])]
+
+    def kept_bytes(num_soft_tokens: int) -> int:
+        """Of all tensors that a forward pass leaves, by Python's account and by that of autograd."""
+        gc.collect()
+        before = {tensor.untyped_storage().data_ptr() for tensor in tensors()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16), hooks:
+            kwargs = {"refining": [0], "pad_id": STOPS[1], "num_soft_tokens": num_soft_tokens}
+            latents = teacher_forced(policy.model, long, features, **kwargs)[1]
+        assert latents.requires_grad
+        for tensor in tensors():
+            note(tensor)
+        return sum(num_bytes for pointer, num_bytes in kept.items() if pointer not in before)
+
+    text = policy.model.config.text_config
+    of_keys = 2 * len(long[0].token_ids) * text.num_key_value_heads * text.head_dim * text.num_hidden_layers
+    of_weights = 2 * sum(p.numel() for p in policy.model.model.language_model.layers.parameters())
+    one_step = (kept_bytes(8) - kept_bytes(2)) / 6
+    assert 0 < one_step < min(of_keys, of_weights) / 2

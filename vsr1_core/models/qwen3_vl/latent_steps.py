@@ -1,0 +1,385 @@
+"""Single steps after rows that were read with gradients, for the latents in training. Inference uses `single_steps`.
+
+A step through all layers is one step of autograd with its own backward pass: of single operations, each over a dozen
+tokens, it takes three times what its products take on a CPU, and on a GPU most of the time goes into launching them.
+The gradients of weights, and those of a prompt's keys and values, are sums over all steps. Each step notes its factors
+in its backward pass, and one product makes the sum at the end, in place of a gradient as large as all weights and all
+keys for every step.
+
+R: rows that are continued; L: tokens of the longest prompt; S: steps; T: tokens of a packed pass; H: hidden size;
+h: heads of queries; k: heads of keys; g: queries that share a key, h / k; d: size of a head. Products have the
+precision of autocast, or that of the weights; everything else is at least float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+
+from vsr1_core.models.qwen3_vl.batching import Batch
+from vsr1_core.models.qwen3_vl.fused import swapped, unit, unit_backward
+from vsr1_core.models.qwen3_vl.packed import Packed, Read, Rotations, rotations_at
+from vsr1_core.models.qwen3_vl.prefix import read_by
+from vsr1_core.models.qwen3_vl.step_weights import StepWeights, precision_of, weight_of
+
+
+class _Rows(Protocol):
+    """Where keys and values of the rows are in what a pass has left, and how they stand side by side here.
+
+    length: L. is_padding: bool [R, L], True at columns that are no token of a row.
+    """
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def is_padding(self) -> Tensor: ...
+
+    def gathered(self, left: Tensor, into: Tensor) -> None:
+        """Copy keys or values, as the pass has left them, `into` [R, k, L, d]."""
+
+    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """Gradients [R, k, L, d] in the places of what the pass has left, of that `shape`."""
+
+
+@dataclass(frozen=True)
+class _PackedRows:
+    """Rows in the flat sequence of a packed pass, which has left [T, k, d]. The first `shared` tokens belong to all and
+    come before their own."""
+
+    spans: Sequence[tuple[int, int]]
+    shared: int
+    length: int
+    is_padding: Tensor
+
+    @classmethod
+    def of(cls, packed: Packed, rows: Sequence[int]) -> _PackedRows:
+        spans = [packed.spans[row] for row in rows]
+        lengths = torch.tensor([packed.shared + end - start for start, end in spans])
+        length = int(lengths.max())
+        return cls(spans, packed.shared, length, torch.arange(length) >= lengths[:, None])
+
+    def gathered(self, left: Tensor, into: Tensor) -> None:
+        into[:, :, : self.shared] = left[: self.shared].transpose(0, 1)
+        for row, (start, end) in zip(into, self.spans, strict=True):
+            row[:, self.shared : self.shared + end - start] = left[start:end].transpose(0, 1)
+
+    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        flat = grad.new_zeros(shape)
+        flat[: self.shared] = grad[:, :, : self.shared].sum(0).transpose(0, 1)
+        for row, (start, end) in zip(grad, self.spans, strict=True):
+            flat[start:end] += row[:, self.shared : self.shared + end - start].transpose(0, 1)
+        return flat
+
+
+@dataclass(frozen=True)
+class _BatchRows:
+    """Rows of a left-padded batch, which has left [R, k, L, d]."""
+
+    is_padding: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.is_padding.shape[1]
+
+    def gathered(self, left: Tensor, into: Tensor) -> None:
+        into.copy_(left)
+
+    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        return grad.reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What the backward pass of a step through a layer needs. Names end in what they are of."""
+
+    normed_before: Tensor
+    factor_before: Tensor
+    scaled_before: Tensor
+    normed_heads: Tensor
+    factor_heads: Tensor
+    queries: Tensor
+    weights: Tensor
+    mixed: Tensor
+    normed_between: Tensor
+    factor_between: Tensor
+    scaled_between: Tensor
+    gate: Tensor
+    up: Tensor
+    active: Tensor
+    gated: Tensor
+
+
+class _Layer:
+    """A layer with the keys and values of its rows, as constants, and what the backward passes of the steps noted.
+    Nothing here may belong to the graph of autograd, whose nodes hold this: Python does not see such a circle, and all
+    of it would stay for ever.
+
+    On a CPU, keys and values are there a second time as [R * k, d, L + S]: products with few rows are twice as fast
+    where the other side is read in its order.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, weights: StepWeights, keys: Tensor, values: Tensor, rows: _Rows, bias: Tensor
+    ) -> None:
+        self.weights, self.rows, self.bias = weights.constants(), rows, bias
+        self.scale, self.epsilon = module.self_attn.scaling, module.input_layernorm.variance_epsilon
+        self.head_dim, self.num_key_heads = module.self_attn.head_dim, len(bias) // len(rows.is_padding)
+        self.precision, self.left = bias.dtype, [(keys.shape, keys.dtype), (values.shape, values.dtype)]
+        self.keys, self.values = self._beside_steps(keys), self._beside_steps(values)
+        self.keys_by_size, self.values_by_size = self.keys.mT, self.values.mT
+        if bias.device.type == "cpu":
+            self.keys_by_size, self.values_by_size = self.keys_by_size.contiguous(), self.values_by_size.contiguous()
+        own = [t[:, rows.length :] for t in (self.keys, self.values)]
+        self.of_own = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in own]
+        """The gradients of the steps' own keys and values, [R * k, S, d]."""
+        self.of_prompt: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def _beside_steps(self, left: Tensor) -> Tensor:
+        """Keys or values of the rows with room for the steps, [R * k, L + S, d]."""
+        rows = len(self.rows.is_padding), self.num_key_heads, self.bias.shape[-1], self.head_dim
+        beside = torch.zeros(rows, dtype=self.bias.dtype, device=self.bias.device)
+        self.rows.gathered(left.detach(), beside[:, :, : self.rows.length])
+        return beside.flatten(0, 1)
+
+    def forward(self, hidden: Tensor, step: int, rotations: Rotations) -> tuple[Tensor, _Kept]:
+        """The next hidden states [R, H]."""
+        w, seen = self.weights, self.rows.length + step + 1
+        normed_before, factor_before = unit(hidden, self.epsilon)
+        scaled_before = w.scaled("before", normed_before, self.precision)
+        heads = w.product("queries_keys_values", scaled_before).unflatten(-1, (-1, self.head_dim))
+        both, own_values = heads[:, : -self.num_key_heads], heads[:, -self.num_key_heads :]
+        normed_heads, factor_heads = unit(both.to(hidden.dtype), self.epsilon)
+        scaled = w.scaled("heads", normed_heads, hidden.dtype)
+        rotated = (scaled * rotations[0]).addcmul_(swapped(scaled), rotations[1]).to(heads.dtype)
+        queries = rotated[:, : -self.num_key_heads].reshape(len(self.keys), -1, self.head_dim)
+        self._put(seen - 1, rotated[:, -self.num_key_heads :].flatten(0, 1), own_values.flatten(0, 1))
+        keys = self.keys_by_size[..., :seen]
+        scores = torch.baddbmm(self.bias[..., :seen], queries, keys, alpha=self.scale)
+        weights = torch.softmax(scores, -1, dtype=hidden.dtype).to(scores.dtype)
+        mixed = torch.bmm(weights, self.values[:, :seen]).view(len(hidden), -1)
+        hidden = w.added(hidden, "output", mixed)
+        normed_between, factor_between = unit(hidden, self.epsilon)
+        scaled_between = w.scaled("between", normed_between, self.precision)
+        gate, up = w.product("gate_and_up", scaled_between).chunk(2, dim=-1)
+        active = F.silu(gate)
+        gated = active * up
+        before = (normed_before, factor_before, scaled_before, normed_heads, factor_heads, queries, weights, mixed)
+        kept = _Kept(*before, normed_between, factor_between, scaled_between, gate, up, active, gated)
+        return w.added(hidden, "down", gated), kept
+
+    def _put(self, at: int, keys: Tensor, values: Tensor) -> None:
+        self.keys[:, at], self.values[:, at] = keys, values
+        if self.keys_by_size.data_ptr() != self.keys.data_ptr():
+            self.keys_by_size[..., at], self.values_by_size[..., at] = keys, values
+
+    def backward(self, grad: Tensor, step: int, rotations: Rotations, kept: _Kept, learns: bool) -> Tensor:
+        """The gradient [R, H] of the hidden states before the layer, from that of those after it."""
+        w, precision = self.weights, self.precision
+        of_gated = w.product_backward("down", kept.gated, grad.to(precision), learns)
+        of_gate = torch.ops.aten.silu_backward(of_gated * kept.up, kept.gate)
+        of_both = torch.cat([of_gate, of_gated * kept.active], dim=-1)
+        of_scaled = w.product_backward("gate_and_up", kept.scaled_between, of_both, learns)
+        of_normed = w.scaled_backward("between", kept.normed_between, of_scaled, learns)
+        grad = grad + unit_backward(of_normed, kept.normed_between, kept.factor_between)
+        of_mixed = w.product_backward("output", kept.mixed, grad.to(precision), learns)
+        of_heads, of_values = self._attention_backward(of_mixed, step, kept, learns)
+        of_scaled = (of_heads * rotations[0]).add_(swapped(of_heads * rotations[1]))
+        of_normed = w.scaled_backward("heads", kept.normed_heads, of_scaled, learns)
+        of_heads = unit_backward(of_normed, kept.normed_heads, kept.factor_heads)
+        of_projected = torch.cat([of_heads.flatten(1), of_values.flatten(1)], dim=1).to(precision)
+        of_scaled = w.product_backward("queries_keys_values", kept.scaled_before, of_projected, learns)
+        of_normed = w.scaled_backward("before", kept.normed_before, of_scaled, learns)
+        return grad + unit_backward(of_normed, kept.normed_before, kept.factor_before)
+
+    def _attention_backward(self, grad: Tensor, step: int, kept: _Kept, learns: bool) -> tuple[Tensor, Tensor]:
+        """The gradients of rotated queries and keys of the step, [R, h + k, d], and of its values [R, k, d], from that
+        of what attention gave, [R, h * d]."""
+        length, (of_own_keys, of_own_values) = self.rows.length, self.of_own
+        seen = length + step + 1
+        of_mixed, exact = grad.view_as(kept.queries), of_own_keys.dtype
+        of_weights = torch.bmm(of_mixed, self.values_by_size[..., :seen])
+        of_scores = torch._softmax_backward_data(of_weights.to(exact), kept.weights.to(exact), -1, exact)
+        of_scores = of_scores.mul_(self.scale).to(grad.dtype)
+        of_queries = torch.bmm(of_scores, self.keys[:, :seen])
+        of_own_keys[:, : step + 1] += torch.bmm(of_scores[..., length:].mT, kept.queries)
+        of_own_values[:, : step + 1] += torch.bmm(kept.weights[..., length:].mT, of_mixed)
+        if learns:
+            self.of_prompt.append((kept.queries, of_scores[..., :length], kept.weights[..., :length], of_mixed))
+        # All later steps have gone backward before this one, which led to them.
+        rows = (-1, self.num_key_heads, self.head_dim)
+        parts = [of_queries.reshape(len(grad), -1, self.head_dim).to(exact), of_own_keys[:, step].reshape(rows)]
+        of_values = of_own_values[:, step].reshape(rows).clone()
+        of_both = torch.cat(parts, dim=1)
+        for own in self.of_own:
+            own[:, step] = 0  # for another backward pass through the same steps
+        return of_both, of_values
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients of the keys and values that the pass has left, and of the weights, by all steps. What was noted
+        is forgotten."""
+        queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*self.of_prompt, strict=True))
+        found = [torch.bmm(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)]
+        self.of_prompt.clear()
+        by_row = [grad.unflatten(0, (-1, self.num_key_heads)) for grad in found]
+        of_left = [
+            self.rows.scattered(grad, shape).to(dtype) for grad, (shape, dtype) in zip(by_row, self.left, strict=True)
+        ]
+        return [*of_left, *self.weights.gradients()]
+
+
+class _LastNorm:
+    """The weight [H] of the last norm, as a constant, and the factors of its gradient."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.factors = weight.detach(), list[Tensor]()
+
+    def gradients(self) -> list[Tensor | None]:
+        total = torch.stack(self.factors).sum(0)
+        self.factors.clear()
+        return [total]
+
+
+class _Recall(torch.autograd.Function):
+    """A scalar that stands for the tensors of a layer: steps that depend on it add to their gradients. A node for each
+    layer, so that the gradients of its weights are added to the others before those of the next layer are made."""
+
+    @staticmethod
+    def forward(ctx: Any, noted: _Layer | _LastNorm, *tensors: Tensor) -> Tensor:
+        ctx.noted = noted
+        return tensors[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, *ctx.noted.gradients()
+
+
+class _Step(torch.autograd.Function):
+    """One token of each row through all layers and the last norm: [R, H] -> [R, H], at least float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        _stand_in: Tensor,
+        layers: Sequence[_Layer],
+        norm: _LastNorm,
+        step: int,
+        rotations: Rotations,
+    ) -> Tensor:
+        kept = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for layer in layers:
+                hidden, of_layer = layer.forward(hidden, step, rotations)
+                kept.append(of_layer)
+            ctx.layers, ctx.norm, ctx.step, ctx.rotations, ctx.kept = layers, norm, step, rotations, kept
+            ctx.normed, ctx.factor = unit(hidden, layers[-1].epsilon)
+            return ctx.normed * norm.weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        norm, learns = ctx.norm, ctx.needs_input_grad[1]
+        with torch.autocast(grad.device.type, enabled=False):
+            if learns:
+                norm.factors.append((grad * ctx.normed).sum(0))
+            grad = unit_backward(grad * norm.weight, ctx.normed, ctx.factor)
+            for layer, kept in zip(reversed(ctx.layers), reversed(ctx.kept), strict=True):
+                grad = layer.backward(grad, ctx.step, ctx.rotations, kept, learns)
+            return grad, grad.new_zeros((), dtype=torch.float32), None, None, None, None
+
+
+OfLayer = tuple[StepWeights, Tensor, Tensor]
+"""The weights of a layer, and the keys and values that a pass has left."""
+
+
+class LatentSteps:
+    """Rows that `model` has read, which are continued by one input per row at a time, `num_steps` times.
+
+    next_positions: [R], of the next input on all rotary axes. layers: each is made only when the one before is in its
+    place, so that backward passes end one layer after the other. Raises ValueError for activations other than silu.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3VLTextModel,
+        rows: _Rows,
+        next_positions: Tensor,
+        num_steps: int,
+        layers: Iterable[OfLayer],
+    ) -> None:
+        if model.config.hidden_act != "silu":
+            raise ValueError(
+                f"the text model's hidden_act is {model.config.hidden_act!r}; latents are trained through layers with "
+                "silu only, as all published Qwen3-VL models have"
+            )
+        self.model, self.next_positions, self.step_number = model, next_positions, 0
+        self.exact = torch.promote_types(model.norm.weight.dtype, torch.float32)
+        bias = _bias(model, rows.is_padding, num_steps)
+        weight = model.norm.weight.to(self.exact)
+        self.norm, self.layers = _LastNorm(weight), list[_Layer]()
+        stand_ins: list[Tensor] = [_Recall.apply(self.norm, weight)]  # type: ignore[no-untyped-call]
+        for module, (weights, keys, values) in zip(model.layers, layers, strict=True):
+            self.layers.append(_Layer(module, weights, keys, values, rows, bias))
+            stand_ins.append(_Recall.apply(self.layers[-1], keys, values, *weights.learning))  # type: ignore[no-untyped-call]
+        self.stand_in = torch.stack(stand_ins).sum()
+
+    def step(self, embeds: Tensor) -> Tensor:
+        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
+        hidden = embeds.to(self.exact)
+        rotations = rotations_at(self.model, hidden, self.next_positions.expand(3, -1))
+        self.next_positions = self.next_positions + 1
+        after: Tensor = _Step.apply(hidden, self.stand_in, self.layers, self.norm, self.step_number, rotations)  # type: ignore[no-untyped-call]
+        self.step_number += 1
+        return after.to(embeds.dtype)
+
+
+def _bias(model: Qwen3VLTextModel, is_padding: Tensor, num_steps: int) -> Tensor:
+    """[R * k, 1, L + S] in the precision of products: -inf at padding, 0 elsewhere."""
+    precision = precision_of(weight_of(model.layers[0].self_attn.q_proj))
+    bias = torch.zeros(is_padding.shape, dtype=precision, device=is_padding.device)
+    bias = F.pad(bias.masked_fill_(is_padding, -torch.inf), (0, num_steps))
+    return bias.repeat_interleave(model.config.num_key_value_heads, dim=0)[:, None]
+
+
+def after_packed(
+    model: Qwen3VLTextModel, packed: Packed, read: Read, rows: Sequence[int], num_steps: int
+) -> LatentSteps:
+    """Steps after the rows `rows` of a packed pass."""
+    spans = [packed.spans[row] for row in rows]
+    next_positions = torch.stack([packed.positions[:, start:end].max() for start, end in spans]) + 1
+
+    def layers() -> Iterator[OfLayer]:
+        for layer, keys, values in zip(read.layers, read.keys, read.values, strict=True):
+            joint = {"queries_keys_values": layer.weight, "gate_and_up": layer.gate_and_up}
+            yield StepWeights.of(layer.module, joint), keys, values
+
+    return LatentSteps(model, _PackedRows.of(packed, rows), next_positions, num_steps, layers())
+
+
+def after_batch(
+    model: Qwen3VLTextModel, inputs: dict[int, Tensor], batch: Batch, rows: Sequence[int], num_steps: int
+) -> LatentSteps:
+    """Steps after the rows `rows` of a batch.
+
+    The keys and values of the prompts are computed again from what each layer read (`prefix.layer_inputs`), with two
+    products per layer and for these rows only. So the large pass may be checkpointed, and rows that do not continue
+    keep none.
+    """
+    at = torch.tensor(list(rows), device=batch.mask.device)
+    cosines = model.rotary_emb(inputs[0], batch.positions[:, at])
+    next_positions = batch.positions[:, at].amax(dim=(0, 2)) + 1  # padding has position 0
+
+    def layers() -> Iterator[OfLayer]:
+        for number, layer in enumerate(model.layers):
+            weights = StepWeights.of(layer)
+            yield weights, *checkpoint(read_by, layer, inputs[number][at], *cosines, use_reentrant=False)
+
+    return LatentSteps(model, _BatchRows(batch.mask[at] == 0), next_positions, num_steps, layers())
