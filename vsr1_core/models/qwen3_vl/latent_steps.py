@@ -6,16 +6,16 @@ The gradients of weights, and those of a prompt's keys and values, are sums over
 in its backward pass, and one product makes the sum at the end, in place of a gradient as large as all weights and all
 keys for every step.
 
-R: rows that are continued; L: tokens of the longest prompt; S: steps; T: tokens of a packed pass; H: hidden size;
-h: heads of queries; k: heads of keys; g: queries that share a key, h / k; d: size of a head. Products have the
-precision of autocast, or that of the weights; everything else is at least float32.
+P, n, L, g: see `step_groups`; R: P * n, rows that are continued; S: steps; H: hidden size; h: heads of queries; k:
+heads of keys; d: size of a head. Products have the precision of autocast, or that of the weights; all else is at least
+float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,73 +27,8 @@ from vsr1_core.models.qwen3_vl.batching import Batch
 from vsr1_core.models.qwen3_vl.fused import swapped, unit, unit_backward
 from vsr1_core.models.qwen3_vl.packed import Packed, Read, Rotations, rotations_at
 from vsr1_core.models.qwen3_vl.prefix import read_by
-from vsr1_core.models.qwen3_vl.step_weights import StepWeights, precision_of, weight_of
-
-
-class _Rows(Protocol):
-    """Where keys and values of the rows are in what a pass has left, and how they stand side by side here.
-
-    length: L. is_padding: bool [R, L], True at columns that are no token of a row.
-    """
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def is_padding(self) -> Tensor: ...
-
-    def gathered(self, left: Tensor, into: Tensor) -> None:
-        """Copy keys or values, as the pass has left them, `into` [R, k, L, d]."""
-
-    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        """Gradients [R, k, L, d] in the places of what the pass has left, of that `shape`."""
-
-
-@dataclass(frozen=True)
-class _PackedRows:
-    """Rows in the flat sequence of a packed pass, which has left [T, k, d]. The first `shared` tokens belong to all and
-    come before their own."""
-
-    spans: Sequence[tuple[int, int]]
-    shared: int
-    length: int
-    is_padding: Tensor
-
-    @classmethod
-    def of(cls, packed: Packed, rows: Sequence[int]) -> _PackedRows:
-        spans = [packed.spans[row] for row in rows]
-        lengths = torch.tensor([packed.shared + end - start for start, end in spans])
-        length = int(lengths.max())
-        return cls(spans, packed.shared, length, torch.arange(length) >= lengths[:, None])
-
-    def gathered(self, left: Tensor, into: Tensor) -> None:
-        into[:, :, : self.shared] = left[: self.shared].transpose(0, 1)
-        for row, (start, end) in zip(into, self.spans, strict=True):
-            row[:, self.shared : self.shared + end - start] = left[start:end].transpose(0, 1)
-
-    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        flat = grad.new_zeros(shape)
-        flat[: self.shared] = grad[:, :, : self.shared].sum(0).transpose(0, 1)
-        for row, (start, end) in zip(grad, self.spans, strict=True):
-            flat[start:end] += row[:, self.shared : self.shared + end - start].transpose(0, 1)
-        return flat
-
-
-@dataclass(frozen=True)
-class _BatchRows:
-    """Rows of a left-padded batch, which has left [R, k, L, d]."""
-
-    is_padding: Tensor
-
-    @property
-    def length(self) -> int:
-        return self.is_padding.shape[1]
-
-    def gathered(self, left: Tensor, into: Tensor) -> None:
-        into.copy_(left)
-
-    def scattered(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        return grad.reshape(shape)
+from vsr1_core.models.qwen3_vl.step_groups import Gathered, Groups, InPacked
+from vsr1_core.models.qwen3_vl.step_weights import StepWeights
 
 
 @dataclass(frozen=True)
@@ -122,36 +57,52 @@ class _Layer:
     Nothing here may belong to the graph of autograd, whose nodes hold this: Python does not see such a circle, and all
     of it would stay for ever.
 
-    On a CPU, keys and values are there a second time as [R * k, d, L + S]: products with few rows are twice as fast
+    On a CPU, keys and values are there a second time as [P * k, d, L + S * n]: products with few rows are twice as fast
     where the other side is read in its order.
     """
 
     def __init__(
-        self, module: torch.nn.Module, weights: StepWeights, keys: Tensor, values: Tensor, rows: _Rows, bias: Tensor
+        self, module: torch.nn.Module, weights: StepWeights, keys: Tensor, values: Tensor, groups: Groups, bias: Tensor
     ) -> None:
-        self.weights, self.rows, self.bias = weights.constants(), rows, bias
+        self.weights, self.groups, self.bias, self.precision = weights.constants(), groups, bias, bias.dtype
         self.scale, self.epsilon = module.self_attn.scaling, module.input_layernorm.variance_epsilon
-        self.head_dim, self.num_key_heads = module.self_attn.head_dim, len(bias) // len(rows.is_padding)
-        self.precision, self.left = bias.dtype, [(keys.shape, keys.dtype), (values.shape, values.dtype)]
+        self.head_dim, self.num_groups = module.self_attn.head_dim, len(groups.hidden)
+        self.num_key_heads = len(bias) // self.num_groups
+        self.left = [(keys.shape, keys.dtype), (values.shape, values.dtype)]
         self.keys, self.values = self._beside_steps(keys), self._beside_steps(values)
         self.keys_by_size, self.values_by_size = self.keys.mT, self.values.mT
         if bias.device.type == "cpu":
             self.keys_by_size, self.values_by_size = self.keys_by_size.contiguous(), self.values_by_size.contiguous()
-        own = [t[:, rows.length :] for t in (self.keys, self.values)]
+        own = [t[:, groups.length :] for t in (self.keys, self.values)]
         self.of_own = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in own]
-        """The gradients of the steps' own keys and values, [R * k, S, d]."""
+        """The gradients of the steps' own keys and values, [P * k, S * n, d]."""
         self.of_prompt: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def _beside_steps(self, left: Tensor) -> Tensor:
-        """Keys or values of the rows with room for the steps, [R * k, L + S, d]."""
-        rows = len(self.rows.is_padding), self.num_key_heads, self.bias.shape[-1], self.head_dim
-        beside = torch.zeros(rows, dtype=self.bias.dtype, device=self.bias.device)
-        self.rows.gathered(left.detach(), beside[:, :, : self.rows.length])
+        """Keys or values of the groups with room for the steps, [P * k, L + S * n, d]."""
+        shape = self.num_groups, self.num_key_heads, self.bias.shape[-1], self.head_dim
+        beside = torch.zeros(shape, dtype=self.precision, device=self.bias.device)
+        self.groups.left.gathered(left.detach(), beside[:, :, : self.groups.length])
         return beside.flatten(0, 1)
+
+    def _grouped(self, heads: Tensor) -> Tensor:
+        """Heads [R, k * m, d] by group and key, [P * k, n * m, d]."""
+        by_member = heads.view(self.num_groups, self.groups.members, self.num_key_heads, -1, self.head_dim)
+        return by_member.transpose(1, 2).reshape(len(self.bias), -1, self.head_dim)
+
+    def _by_row(self, grouped: Tensor) -> Tensor:
+        """The reverse of `_grouped`."""
+        shape = self.num_groups, self.num_key_heads, self.groups.members, -1, self.head_dim
+        return grouped.view(shape).transpose(1, 2).reshape(self.num_groups * self.groups.members, -1, self.head_dim)
+
+    def _columns(self, step: int) -> slice:
+        """The columns of a step."""
+        start = self.groups.length + step * self.groups.members
+        return slice(start, start + self.groups.members)
 
     def forward(self, hidden: Tensor, step: int, rotations: Rotations) -> tuple[Tensor, _Kept]:
         """The next hidden states [R, H]."""
-        w, seen = self.weights, self.rows.length + step + 1
+        w, columns = self.weights, self._columns(step)
         normed_before, factor_before = unit(hidden, self.epsilon)
         scaled_before = w.scaled("before", normed_before, self.precision)
         heads = w.product("queries_keys_values", scaled_before).unflatten(-1, (-1, self.head_dim))
@@ -159,12 +110,12 @@ class _Layer:
         normed_heads, factor_heads = unit(both.to(hidden.dtype), self.epsilon)
         scaled = w.scaled("heads", normed_heads, hidden.dtype)
         rotated = (scaled * rotations[0]).addcmul_(swapped(scaled), rotations[1]).to(heads.dtype)
-        queries = rotated[:, : -self.num_key_heads].reshape(len(self.keys), -1, self.head_dim)
-        self._put(seen - 1, rotated[:, -self.num_key_heads :].flatten(0, 1), own_values.flatten(0, 1))
-        keys = self.keys_by_size[..., :seen]
-        scores = torch.baddbmm(self.bias[..., :seen], queries, keys, alpha=self.scale)
+        queries = self._grouped(rotated[:, : -self.num_key_heads])
+        self._put(columns, self._grouped(rotated[:, -self.num_key_heads :]), self._grouped(own_values))
+        keys, bias = self.keys_by_size[..., : columns.stop], self.bias[..., : columns.stop]
+        scores = torch.baddbmm(bias, queries, keys, alpha=self.scale)
         weights = torch.softmax(scores, -1, dtype=hidden.dtype).to(scores.dtype)
-        mixed = torch.bmm(weights, self.values[:, :seen]).view(len(hidden), -1)
+        mixed = self._by_row(torch.bmm(weights, self.values[:, : columns.stop])).flatten(1)
         hidden = w.added(hidden, "output", mixed)
         normed_between, factor_between = unit(hidden, self.epsilon)
         scaled_between = w.scaled("between", normed_between, self.precision)
@@ -175,10 +126,10 @@ class _Layer:
         kept = _Kept(*before, normed_between, factor_between, scaled_between, gate, up, active, gated)
         return w.added(hidden, "down", gated), kept
 
-    def _put(self, at: int, keys: Tensor, values: Tensor) -> None:
-        self.keys[:, at], self.values[:, at] = keys, values
+    def _put(self, columns: slice, keys: Tensor, values: Tensor) -> None:
+        self.keys[:, columns], self.values[:, columns] = keys, values
         if self.keys_by_size.data_ptr() != self.keys.data_ptr():
-            self.keys_by_size[..., at], self.values_by_size[..., at] = keys, values
+            self.keys_by_size[..., columns], self.values_by_size[..., columns] = keys.mT, values.mT
 
     def backward(self, grad: Tensor, step: int, rotations: Rotations, kept: _Kept, learns: bool) -> Tensor:
         """The gradient [R, H] of the hidden states before the layer, from that of those after it."""
@@ -202,24 +153,23 @@ class _Layer:
     def _attention_backward(self, grad: Tensor, step: int, kept: _Kept, learns: bool) -> tuple[Tensor, Tensor]:
         """The gradients of rotated queries and keys of the step, [R, h + k, d], and of its values [R, k, d], from that
         of what attention gave, [R, h * d]."""
-        length, (of_own_keys, of_own_values) = self.rows.length, self.of_own
-        seen = length + step + 1
-        of_mixed, exact = grad.view_as(kept.queries), of_own_keys.dtype
-        of_weights = torch.bmm(of_mixed, self.values_by_size[..., :seen])
+        length, columns, (of_own_keys, of_own_values) = self.groups.length, self._columns(step), self.of_own
+        of_mixed, exact = self._grouped(grad.unflatten(-1, (-1, self.head_dim))), of_own_keys.dtype
+        of_weights = torch.bmm(of_mixed, self.values_by_size[..., : columns.stop])
         of_scores = torch._softmax_backward_data(of_weights.to(exact), kept.weights.to(exact), -1, exact)
         of_scores = of_scores.mul_(self.scale).to(grad.dtype)
-        of_queries = torch.bmm(of_scores, self.keys[:, :seen])
-        of_own_keys[:, : step + 1] += torch.bmm(of_scores[..., length:].mT, kept.queries)
-        of_own_values[:, : step + 1] += torch.bmm(kept.weights[..., length:].mT, of_mixed)
+        of_queries = torch.bmm(of_scores, self.keys[:, : columns.stop])
+        own = slice(columns.stop - length)
+        of_own_keys[:, own] += torch.bmm(of_scores[..., length:].mT, kept.queries)
+        of_own_values[:, own] += torch.bmm(kept.weights[..., length:].mT, of_mixed)
         if learns:
             self.of_prompt.append((kept.queries, of_scores[..., :length], kept.weights[..., :length], of_mixed))
         # All later steps have gone backward before this one, which led to them.
-        rows = (-1, self.num_key_heads, self.head_dim)
-        parts = [of_queries.reshape(len(grad), -1, self.head_dim).to(exact), of_own_keys[:, step].reshape(rows)]
-        of_values = of_own_values[:, step].reshape(rows).clone()
-        of_both = torch.cat(parts, dim=1)
-        for own in self.of_own:
-            own[:, step] = 0  # for another backward pass through the same steps
+        now = slice(columns.start - length, columns.stop - length)
+        of_both = torch.cat([self._by_row(of_queries).to(exact), self._by_row(of_own_keys[:, now])], dim=1)
+        of_values = self._by_row(of_own_values[:, now]).clone()
+        for of_own in self.of_own:
+            of_own[:, now] = 0  # for another backward pass through the same steps
         return of_both, of_values
 
     def gradients(self) -> list[Tensor | None]:
@@ -230,7 +180,8 @@ class _Layer:
         self.of_prompt.clear()
         by_row = [grad.unflatten(0, (-1, self.num_key_heads)) for grad in found]
         of_left = [
-            self.rows.scattered(grad, shape).to(dtype) for grad, (shape, dtype) in zip(by_row, self.left, strict=True)
+            self.groups.left.scattered(grad, shape).to(dtype)
+            for grad, (shape, dtype) in zip(by_row, self.left, strict=True)
         ]
         return [*of_left, *self.weights.gradients()]
 
@@ -310,7 +261,7 @@ class LatentSteps:
     def __init__(
         self,
         model: Qwen3VLTextModel,
-        rows: _Rows,
+        groups: Groups,
         next_positions: Tensor,
         num_steps: int,
         layers: Iterable[OfLayer],
@@ -322,12 +273,11 @@ class LatentSteps:
             )
         self.model, self.next_positions, self.step_number = model, next_positions, 0
         self.exact = torch.promote_types(model.norm.weight.dtype, torch.float32)
-        bias = _bias(model, rows.is_padding, num_steps)
-        weight = model.norm.weight.to(self.exact)
+        bias, weight = groups.bias(model, num_steps), model.norm.weight.to(self.exact)
         self.norm, self.layers = _LastNorm(weight), list[_Layer]()
         stand_ins: list[Tensor] = [_Recall.apply(self.norm, weight)]  # type: ignore[no-untyped-call]
         for module, (weights, keys, values) in zip(model.layers, layers, strict=True):
-            self.layers.append(_Layer(module, weights, keys, values, rows, bias))
+            self.layers.append(_Layer(module, weights, keys, values, groups, bias))
             stand_ins.append(_Recall.apply(self.layers[-1], keys, values, *weights.learning))  # type: ignore[no-untyped-call]
         self.stand_in = torch.stack(stand_ins).sum()
 
@@ -341,27 +291,22 @@ class LatentSteps:
         return after.to(embeds.dtype)
 
 
-def _bias(model: Qwen3VLTextModel, is_padding: Tensor, num_steps: int) -> Tensor:
-    """[R * k, 1, L + S] in the precision of products: -inf at padding, 0 elsewhere."""
-    precision = precision_of(weight_of(model.layers[0].self_attn.q_proj))
-    bias = torch.zeros(is_padding.shape, dtype=precision, device=is_padding.device)
-    bias = F.pad(bias.masked_fill_(is_padding, -torch.inf), (0, num_steps))
-    return bias.repeat_interleave(model.config.num_key_value_heads, dim=0)[:, None]
-
-
 def after_packed(
     model: Qwen3VLTextModel, packed: Packed, read: Read, rows: Sequence[int], num_steps: int
 ) -> LatentSteps:
     """Steps after the rows `rows` of a packed pass."""
     spans = [packed.spans[row] for row in rows]
     next_positions = torch.stack([packed.positions[:, start:end].max() for start, end in spans]) + 1
+    lengths = torch.tensor([packed.shared + end - start for start, end in spans])
+    is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]
 
     def layers() -> Iterator[OfLayer]:
         for layer, keys, values in zip(read.layers, read.keys, read.values, strict=True):
             joint = {"queries_keys_values": layer.weight, "gate_and_up": layer.gate_and_up}
             yield StepWeights.of(layer.module, joint), keys, values
 
-    return LatentSteps(model, _PackedRows.of(packed, rows), next_positions, num_steps, layers())
+    groups = Groups(InPacked(spans, packed.shared), is_padding[:, None])
+    return LatentSteps(model, groups, next_positions, num_steps, layers())
 
 
 def after_batch(
@@ -382,4 +327,5 @@ def after_batch(
             weights = StepWeights.of(layer)
             yield weights, *checkpoint(read_by, layer, inputs[number][at], *cosines, use_reentrant=False)
 
-    return LatentSteps(model, _BatchRows(batch.mask[at] == 0), next_positions, num_steps, layers())
+    groups = Groups(Gathered(), (batch.mask[at] == 0)[:, None])
+    return LatentSteps(model, groups, next_positions, num_steps, layers())

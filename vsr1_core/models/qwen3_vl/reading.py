@@ -170,7 +170,7 @@ def teacher_forced_answers(
     read once. `answers[b]`: the tokens that follow prompts[b].
 
     Returns the hidden states [1 + n_b, H] at the end of each prompt and at each token of its answer, and the latents
-    [R, N, D] of the rows `refining`. The tokens of an answer are one forward pass, and so is each latent of all rows.
+    [R, N, D] of the rows `refining`. The tokens of all answers are one forward pass, and so is each latent of all rows.
     """
     different, places = _read_once(prompts, features)
     batch = left_padded(policy.model, [prompts[i] for i in different], [features[i] for i in different], pad_id)
@@ -186,10 +186,6 @@ def teacher_forced_answers(
     if not refining or not num_soft_tokens:
         return hidden, last.new_zeros(0, num_soft_tokens, policy.soft_query.embedding_size)
     seeds = before_norm if policy.soft_query.seed_hidden == "pre_norm" else normed
-    tokens = [policy.latent(torch.stack([seeds[row][-1] for row in refining]))]
-    none = last.new_zeros(0, last.shape[-1])
-    while len(tokens) < num_soft_tokens:
-        fed = dict(zip(refining, policy.latent_input(tokens[-1]).to(last).split(1), strict=True))
-        states = branches.read([fed.get(row, none) for row in range(len(answers))])
-        tokens.append(policy.latent(language_model.norm(torch.cat([states[row] for row in refining]))))
-    return hidden, torch.stack(tokens, dim=1)
+    seed = torch.stack([seeds[row][-1] for row in refining])
+    steps, filled, places_of_rows = branches.steps(refining, num_soft_tokens - 1)
+    return hidden, _latents(policy, seed[filled], steps, num_soft_tokens)[places_of_rows]
