@@ -74,7 +74,9 @@ def test_every_term_moves_the_peak() -> None:
     long = base.peak([30_000], 150)
     assert base.peak([30_000], 150, 1 << 30) == long + (1 << 30), "what else is held, where activations decide"
     assert replace(base, is_checkpointed=False).peak([3000], 150) > peak
-    assert base.autocast_copies == 2 * base.size.text
+    assert base.bf16_copies == 2 * base.size.text + 2 * (base.size.text - 151_936 * 2048)
+    assert replace(base, lora_rank=8).bf16_copies == 2 * 2 * replace(base, lora_rank=8).num_adapters
     assert base.optimiser_temporaries == 4 * base.num_learning
     assert replace(base, on_cpu=True).optimiser_temporaries == 4 * 151_936 * 2048
-    assert base.peak([1], 1) == base.held + 4 * base.num_learning + base.optimiser_temporaries
+    adapters = replace(base, lora_rank=32)
+    assert adapters.peak([1], 1) == adapters.held + 4 * adapters.num_learning + adapters.optimiser_temporaries

@@ -156,10 +156,12 @@ class Learning:
         return FP32 * (max(largest, self.size.hidden_size**2) if self.on_cpu else self.num_learning)
 
     @property
-    def autocast_copies(self) -> float:
-        """The copies in bf16 of weights in fp32, which autocast keeps until the backward pass is over. The soft query
-        modules compute in fp32."""
-        return BF16 * (self.num_adapters if self.lora_rank else self.size.text)
+    def bf16_copies(self) -> float:
+        """The copies in bf16 of weights in fp32, which stay until the backward pass is over: those that autocast keeps,
+        and those of the layers for the steps of the latents. The soft query modules compute in fp32."""
+        size = self.size
+        layers = size.text - size.vocab_size * size.hidden_size
+        return BF16 * (2 * self.num_adapters if self.lora_rank else size.text + layers)
 
     def activations(self, lengths: Sequence[int], num_answer: int) -> float:
         """The activations of a forward and backward pass over rows of so many tokens, padded to the longest, with
@@ -178,7 +180,7 @@ class Learning:
         """The most that a step takes. beside: what else is held during the backward pass."""
         # The gradient of the word embeddings is added to the one that the tied head has left.
         words = 0 if self.lora_rank else FP32 * self.size.vocab_size * self.size.hidden_size
-        backward = self.autocast_copies + self.activations(lengths, num_answer) + words + beside
+        backward = self.bf16_copies + self.activations(lengths, num_answer) + words + beside
         return self.held + FP32 * self.num_learning + max(backward, self.optimiser_temporaries)
 
 
