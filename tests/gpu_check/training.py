@@ -27,19 +27,42 @@ from vsr1_core.reasoning.conversation import answer_text
 @part
 def stage_1(setup: Setup) -> dict[str, Any]:
     """Seconds and memory of a step of stage 1 on one long video, with gradient checkpointing."""
+    return _stage_1(setup)
+
+
+@part
+def stage_1_of_four_rows(setup: Setup) -> dict[str, Any]:
+    """The same step with four long videos at once."""
+    return _stage_1(setup, batch_size=4)
+
+
+@part
+def stage_1_without_latents(setup: Setup) -> dict[str, Any]:
+    """The same step of one row, trained on its text alone: what the latents cost is the rest."""
+    return _stage_1(setup, refine="none")
+
+
+@part
+def stage_1_of_adapters(setup: Setup) -> dict[str, Any]:
+    """The same step of one row, in which adapters of rank 16 learn beside a text model in the dtype of inference."""
+    return _stage_1(setup, lora_rank=16)
+
+
+def _stage_1(setup: Setup, **changes: Any) -> dict[str, Any]:
     from vsr1_core.recipes import SFTRecipe
     from vsr1_core.training.examples import build_examples
     from vsr1_core.training.runs import TrainingRun
     from vsr1_core.training.sft import SFTData, train_sft
 
-    policy, embedder = setup.models_to_train()
+    policy, embedder = setup.models() if changes.get("lora_rank") else setup.models_to_train()
     videos = setup.videos(4, setup.inputs.long)
     features, vectors = _features_and_vectors(policy, embedder, videos)
     rows = [_sft_row(i, len(videos)) for i in range(len(videos))]
     layouts = [f.layout for f in features.get([r["shown_video_id"] for r in rows])]
     examples = build_examples(policy, rows, layouts)
     data = SFTData(examples, features, vectors, {})
-    recipe = SFTRecipe(batch_size=1, gradient_checkpointing=True, bf16=setup.device == "cuda", num_negatives=2)
+    fixed = {"batch_size": 1, "gradient_checkpointing": True, "bf16": setup.device == "cuda", "num_negatives": 2}
+    recipe = SFTRecipe(**fixed | changes)
 
     def train(steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
