@@ -14,7 +14,7 @@ from tests.gpu_check.__main__ import main
 from tests.gpu_check.measures import PARTS, Setup, Size, run_part
 
 TINY = Setup("cpu", "tiny")
-CHEAP = ["loop_equality", "reading", "decoding", "patch_embedding", "vllm"]
+CHEAP = ["loop_equality", "reading", "decoding", "patch_embedding", "vllm", "index", "large_index"]
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from vsr1_core.search.faiss_kinds import has_gpu, on_gpu
 from vsr1_core.search.index import build_index, on_gpu_where_it_pays, read_index, unit_vectors, write_index
+from vsr1_core.search.index_updates import updated_index
 
 
 def unit(rng, *shape):
@@ -157,25 +159,21 @@ class GpuIndexStandIn:
     """What a FAISS index on a GPU does, in this computer's memory."""
 
     def __init__(self, index):
-        self.index, self.num_searches = index, 0
+        self.index = index
 
     def search(self, queries, k):
         if k > 2048:
             raise RuntimeError("GPU index only supports min/max-K selection up to 2048")
-        self.num_searches += 1
         return self.index.search(queries, k)
 
 
-@pytest.fixture
-def gpu(monkeypatch):
+def use_stand_in(monkeypatch):
     """A faiss that has a GPU, whose indexes are stand-ins."""
     import faiss
 
-    from vsr1_core.search import index as module
-
     def moved(resources, device, index):
         name = "Gpu" + type(index).__name__.removesuffix("IP")
-        return type(name, (GpuIndexStandIn,), {})(index)
+        return type(name, (GpuIndexStandIn,), {"getDevice": lambda self: device})(index)
 
     resources = type("Resources", (), {"setTempMemory": lambda self, count: None})
     for name, value in {
@@ -183,24 +181,100 @@ def gpu(monkeypatch):
         "index_cpu_to_gpu": moved, "index_gpu_to_cpu": lambda index: index.index,
     }.items():  # fmt: skip
         monkeypatch.setattr(faiss, name, value, raising=False)
-    monkeypatch.setattr(module, "MIN_ON_GPU", 200)
+
+
+REAL = pytest.param(
+    None, id="real", marks=[pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="faiss finds no GPU here")]
+)
+
+
+@pytest.fixture(params=[pytest.param(use_stand_in, id="stand-in"), REAL])
+def gpu(request, monkeypatch):
+    """A GPU for indexes of 200 vectors and more: a stand-in, and that of this machine."""
+    if request.param:
+        request.param(monkeypatch)
+    monkeypatch.setattr("vsr1_core.search.index.MIN_ON_GPU", 200)
     return monkeypatch
 
 
+@pytest.fixture
+def searches(monkeypatch):
+    """The numbers of results that are asked for of FAISS, in order."""
+    asked = []
+
+    def counted(index):
+        def search(queries, k):
+            asked.append(k)
+            return type(index).search(index, queries, k)
+
+        index.search = search
+        return index
+
+    monkeypatch.setattr("vsr1_core.search.index.on_gpu", lambda index, number: counted(on_gpu(index, number)))
+    return asked
+
+
+def assert_same_but_for_ties(found, wanted, queries, index):
+    """Scores that are equal but for their rounding may change places."""
+    exact = queries @ index.vectors.T
+    for row, ours, theirs in zip(exact, found, wanted, strict=True):
+        assert len(set(ours)) == len(theirs)
+        first, second = ([row[index.row_of[each]] for each in ids] for ids in (ours, theirs))
+        assert np.allclose(first, second, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_an_index_on_a_gpu_finds_and_ranks_what_it_does_on_the_cpu(gpu, rng, tmp_path, kind):
-    ids, vectors, queries = [f"v{i}" for i in range(3000)], unit(rng, 3000, 16), unit(rng, 9, 16)
+@pytest.mark.parametrize("ids", [[f"v{i}" for i in range(3000)], [f"v{i // 3}//{i}-{i + 2}" for i in range(3000)]])
+def test_an_index_on_a_gpu_finds_and_ranks_what_it_does_on_the_cpu(gpu, searches, rng, tmp_path, kind, ids):
+    vectors, queries = unit(rng, 3000, 16), unit(rng, 9, 16)
     index = build_index(ids, vectors, kind)
-    moved = on_gpu_where_it_pays(index)
-    assert type(moved.faiss_index).__name__.startswith("Gpu")
-    assert moved.search(queries, 50)[0] == index.search(queries, 50)[0]
-    assert moved.faiss_index.num_searches == 1
-    assert moved.search_and_rank(queries, 5, ids[:9])[::2] == index.search_and_rank(queries, 5, ids[:9])[::2]
-    assert moved.faiss_index.num_searches == (2 if kind == "ivf" else 1)  # ranks need all products on the CPU anyway
-    exact = build_index(ids, vectors).search(queries, 2500)[0]
-    assert moved.search(queries, 2500)[0] == exact  # more than FAISS finds on a GPU
+    moved, right = on_gpu_where_it_pays(index), list(index.rows_of)[:9]
+    assert type(moved.faiss_index).__name__ == {"flat": "GpuIndexFlat", "ivf": "GpuIndexIVFFlat"}[kind]
+
+    def assert_same(k, like=index):
+        found, scores = moved.search(queries, k)
+        wanted, true = like.search(queries, k)
+        assert_same_but_for_ties(found, wanted, queries, index)
+        assert all(np.allclose(ours, theirs, atol=1e-6, rtol=0) for ours, theirs in zip(scores, true, strict=True))
+
+    assert_same(50)
+    assert searches == [50]
+    found, _, ranks = moved.search_and_rank(queries, 5, right)
+    assert_same_but_for_ties(found, index.search(queries, 5)[0], queries, index)
+    assert ranks == index.ranks(queries, right) == moved.ranks(queries, right)
+    assert searches == [50, *([5] if kind == "ivf" else [])]  # ranks need all products on the CPU anyway
+    searches.clear()
+    assert_same(2048)
+    assert searches == [2048]
+    assert_same(2049, like=build_index(ids, vectors))  # more than FAISS finds on a GPU
+    assert searches == [2048]
+    for query in queries:
+        assert_same_but_for_ties(moved.search(query[None], 7)[0], index.search(query[None], 7)[0], query[None], index)
+    banned = [set(ids[:3])] * 9
+    assert_same_but_for_ties(moved.search(queries, 7, banned)[0], index.search(queries, 7, banned)[0], queries, index)
     write_index(tmp_path / "index", moved)
-    assert read_index(tmp_path / "index").search(queries, 50)[0] == index.search(queries, 50)[0]
+    assert_same_but_for_ties(
+        read_index(tmp_path / "index").search(queries, 50)[0], index.search(queries, 50)[0], queries, index
+    )
+
+
+def test_an_ivf_index_that_was_written_from_a_gpu_is_continued(gpu, rng, tmp_path):
+    ids, vectors = [f"v{i}" for i in range(3000)], unit(rng, 3000, 16)
+    moved = on_gpu_where_it_pays(build_index(ids, vectors, "ivf"))
+    write_index(tmp_path / "index", moved)
+    more = np.concatenate([vectors, unit(rng, 30, 16)])
+    updated = updated_index(tmp_path / "index", [*ids, *(f"new{i}" for i in range(30))], more, "ivf")
+    assert updated.says == "3,030 vectors, 30 added, 0 changed, 0 removed"
+    again = on_gpu_where_it_pays(updated.index)
+    assert [row[0] for row in again.search(more[2990:], 1)[0]] == list(updated.index.ids[2990:])
+
+
+def test_an_index_that_searches_more_lists_than_faiss_can_on_a_gpu_stays_on_the_cpu(gpu, rng, vectors):
+    index = build_index(IDS, vectors, "ivf")
+    index.faiss_index.nprobe = 2048
+    assert on_gpu_where_it_pays(index).faiss_index is not index.faiss_index
+    index.faiss_index.nprobe = 2049
+    assert on_gpu_where_it_pays(index).faiss_index is index.faiss_index
 
 
 def test_small_indexes_and_graphs_and_what_finds_no_room_stay_on_the_cpu(gpu, rng, vectors):
@@ -217,8 +291,17 @@ def test_small_indexes_and_graphs_and_what_finds_no_room_stay_on_the_cpu(gpu, rn
     def full(*args):
         raise RuntimeError("out of memory")
 
-    gpu.setattr(faiss, "index_cpu_to_gpu", full, raising=False)
+    gpu.setattr(faiss, "index_cpu_to_gpu", full)
     assert on_gpu_where_it_pays(index) is index
+
+
+def test_an_index_goes_to_the_gpu_of_its_process(monkeypatch, vectors):
+    use_stand_in(monkeypatch)
+    monkeypatch.setattr("vsr1_core.search.index.MIN_ON_GPU", 1)
+    index = build_index(IDS, vectors)
+    for device, number in {"cuda": 0, "cuda:0": 0, "cuda:3": 3}.items():
+        assert on_gpu_where_it_pays(index, device).faiss_index.getDevice() == number
+    assert on_gpu_where_it_pays(index, "cpu") is index
 
 
 def test_without_a_gpu_an_index_stays_where_it_is(monkeypatch, vectors):

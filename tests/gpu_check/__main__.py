@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gpu_check import training  # noqa: F401 - registers its parts
+from tests.gpu_check import index, training  # noqa: F401 - registers their parts
 from tests.gpu_check.measures import PARTS, Setup, machine, run_part
 
 

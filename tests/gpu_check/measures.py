@@ -173,12 +173,12 @@ def reading(setup: Setup) -> dict[str, Any]:
     """How fast long videos are read by both towers and by the language model; gives the forecast's `utilisation`."""
     policy, embedder = setup.models()
     videos = list(setup.videos(4, setup.inputs.long).values())
-    vision_s, features = _timed(setup, lambda: [policy.encoder.encode([video])[0] for video in videos])
+    vision_s, features = timed(setup, lambda: [policy.encoder.encode([video])[0] for video in videos])
     prompts, shown = prompts_about(policy, features, len(videos))
     tokens = sum(len(p.token_ids) for p in prompts)
 
-    text_s, _ = _timed(setup, lambda: policy.reading(prompts, shown, room=0))
-    embed_s, _ = _timed(setup, lambda: embedder.embed_features(features))
+    text_s, _ = timed(setup, lambda: policy.reading(prompts, shown, room=0))
+    embed_s, _ = timed(setup, lambda: embedder.embed_features(features))
     size = size_of(setup.config)
     return {
         "tokens_per_video": tokens // len(videos),
@@ -190,7 +190,7 @@ def reading(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _timed(setup: Setup, work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
+def timed(setup: Setup, work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
     """The fewest seconds of several runs after one that warms up, and what the last one returned."""
     work()
     seconds, result = [], None
@@ -222,7 +222,7 @@ def decoding(setup: Setup) -> dict[str, Any]:
 
 def _steps_of_decoding(setup: Setup, policy: LoadedPolicy, prompts: list[Prompt], shown: list[Any]) -> dict[str, Any]:
     with PeakMemory(setup.device, resident_bytes) as memory:
-        reading_s, _ = _timed(setup, lambda: policy.reading(prompts, shown, room=0), repeats=1)
+        reading_s, _ = timed(setup, lambda: policy.reading(prompts, shown, room=0), repeats=1)
         started = setup.clock()
         made = _decoded(policy, prompts, shown, setup.inputs.text_tokens)
         seconds = setup.clock() - started
@@ -246,9 +246,9 @@ def patch_embedding(setup: Setup) -> dict[str, Any]:
     dtype, count = setup.inference_dtype, 16_384 if setup.size == "2b" else 64
     layer = nn.Conv3d(3, vision.hidden_size, shape, stride=shape, device=setup.device, dtype=dtype)
     patches = torch.randn(count, 3, *shape, device=setup.device, dtype=dtype)
-    convolution_s, wanted = _timed(setup, lambda: layer(patches).flatten(1))
+    convolution_s, wanted = timed(setup, lambda: layer(patches).flatten(1))
     weight = layer.weight.flatten(1)
-    product_s, made = _timed(setup, lambda: nn.functional.linear(patches.flatten(1), weight, layer.bias))
+    product_s, made = timed(setup, lambda: nn.functional.linear(patches.flatten(1), weight, layer.bias))
     difference = float((made - wanted).float().abs().max())
     return {"convolution_s": convolution_s, "product_s": product_s, "largest_difference": difference}
 

@@ -9,7 +9,7 @@ MIN_VECTORS_PER_LIST = 39
 NUM_LINKS = 32
 """Links of a vector in an HNSW graph, per layer."""
 MAX_GPU_RESULTS = 2048
-"""FAISS finds no more for a query on a GPU."""
+"""FAISS finds no more for a query on a GPU, and searches no more lists for it."""
 GPU_BYTES = 256 << 20
 """Memory for FAISS to work in, beside the index; by itself it takes 1.5 GiB, which the models need."""
 REPAIR_GPU = (
@@ -65,19 +65,20 @@ def has_gpu() -> bool:
     return "GPU" in faiss.get_compile_options() and faiss.get_num_gpus() > 0
 
 
-def on_gpu(index: Any) -> Any:
-    """The index on the first GPU; a graph stays where it is, as FAISS searches graphs on CPUs only. Raises RuntimeError
-    where this faiss or this machine has no GPU, or the GPU too little memory."""
+def on_gpu(index: Any, number: int = 0) -> Any:
+    """The index on the GPU of this number. What FAISS searches on CPUs only stays where it is: a graph, and an IVF
+    index with too many lists to search. Raises RuntimeError where this faiss or this machine has no such GPU, or the
+    GPU too little memory."""
     faiss = load_faiss()
     if "GPU" not in faiss.get_compile_options():
         raise RuntimeError(REPAIR_GPU)
     if not faiss.get_num_gpus():
         raise RuntimeError("a GPU index was asked for, but faiss finds no GPU; check nvidia-smi, or use a CPU index")
-    if is_of_kind(index, "hnsw"):
+    if is_of_kind(index, "hnsw") or (is_of_kind(index, "ivf") and index.nprobe > MAX_GPU_RESULTS):
         return index
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(GPU_BYTES)
-    return faiss.index_cpu_to_gpu(resources, 0, index)
+    return faiss.index_cpu_to_gpu(resources, number, index)
 
 
 def is_on_gpu(index: Any) -> bool:

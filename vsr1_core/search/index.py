@@ -324,12 +324,14 @@ def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
     return ids, index
 
 
-def on_gpu_where_it_pays(index: VideoIndex) -> VideoIndex:
-    """The index on the first GPU, where faiss finds one, the index is large, and the GPU has room for it."""
-    if len(index.ids) < MIN_ON_GPU or not has_gpu():
+def on_gpu_where_it_pays(index: VideoIndex, device: str = "cuda") -> VideoIndex:
+    """The index on the GPU `device`, where it is one that faiss finds, the index is large, and the GPU has room for
+    it."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or len(index.ids) < MIN_ON_GPU or not has_gpu():
         return index
     try:
-        return replace(index, faiss_index=on_gpu(index.faiss_index))
+        return replace(index, faiss_index=on_gpu(index.faiss_index, int(number or 0)))
     except RuntimeError:  # of FAISS, when memory of the GPU runs out
         return index
 

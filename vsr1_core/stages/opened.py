@@ -65,8 +65,7 @@ class OpenedModels:
     def _read_index(self, path: str) -> VideoIndex:
         from vsr1_core.search.index import on_gpu_where_it_pays, read_index
 
-        index = read_index(Path(path))
-        return on_gpu_where_it_pays(index) if self.execution.device.startswith("cuda") else index
+        return on_gpu_where_it_pays(read_index(Path(path)), self.execution.device)
 
     def unrelated_scores(self, split: str) -> NDArray[np.float64] | None:
         """The best score of each unrelated text (`search.unrelated`) on the videos of `split`. The texts are embedded
