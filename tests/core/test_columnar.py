@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from vsr1_core.rows import columnar
+from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.boundary import halves, parts
-from vsr1_core.rows.columnar import Computed, Grouped, Ids, LazyRows, Remaining, blocks, ids_of, only, reader
+from vsr1_core.rows.columnar import Computed, Grouped, Ids, LazyRows, Remaining, ids_of, only, reader
 from vsr1_core.rows.increments import Plan, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table

@@ -24,7 +24,8 @@ from vsr1_core.datasets.verified import (
     whole_text,
 )
 from vsr1_core.media.suffixes import VIDEO_SUFFIXES
-from vsr1_core.rows.columnar import LazyRows, blocks
+from vsr1_core.rows.blocks import blocks
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.files import read_jsonl
 from vsr1_core.rows.texts import half_character, visible
 from vsr1_core.rows.versions import fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.rows.columnar import blocks
+from vsr1_core.rows.blocks import blocks
 
 SCHEMA: dict[str, Any] = {
     "query_id": pl.String,

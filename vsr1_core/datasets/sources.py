@@ -17,7 +17,7 @@ from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.columnar import blocks
+from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.texts import visible
 from vsr1_core.rows.versions import fingerprint
 

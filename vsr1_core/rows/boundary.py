@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from vsr1_core.rows.columnar import IDS_AT_A_TIME, Remaining, ids_of, only, texts
+from vsr1_core.rows.blocks import IDS_AT_A_TIME
+from vsr1_core.rows.columnar import Remaining, ids_of, only, texts
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

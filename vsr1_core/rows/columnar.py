@@ -11,27 +11,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import polars as pl
 
+from vsr1_core.rows.blocks import IDS_AT_A_TIME
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Item = TypeVar("Item")
 Source = TypeVar("Source")
 Value = TypeVar("Value")
 
-IDS_AT_A_TIME = 4096
 READ_AHEAD = 1024
 """So many rows are read together, twice as many each time, where they are asked for in the order of the columns. A
 single row takes 12 us."""
 KEPT_ROWS = 2 * IDS_AT_A_TIME
 """So many made values are kept at most."""
-
-
-def blocks(items: Iterable[Item], size: int = IDS_AT_A_TIME) -> Iterator[list[Item]]:
-    """The items in lists of `size`, but for the last one."""
-    left = iter(items)
-    while some := list(itertools.islice(left, size)):
-        yield some
 
 
 class Ids(Sequence[str]):

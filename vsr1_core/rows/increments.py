@@ -21,17 +21,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from vsr1_core.rows.columnar import (
-    IDS_AT_A_TIME,
-    Computed,
-    Grouped,
-    Ids,
-    Remaining,
-    blocks,
-    ids_of,
-    reader,
-    texts,
-)
+from vsr1_core.rows.blocks import IDS_AT_A_TIME, blocks
+from vsr1_core.rows.columnar import Computed, Grouped, Ids, Remaining, ids_of, reader, texts
 from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.progress import Progress
 from vsr1_core.rows.shards import saved, storable

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
-from vsr1_core.rows.columnar import blocks
+from vsr1_core.rows.blocks import blocks
 
 ADDED = {"added": True}
 """Metadata of a field that a recipe got after homes existed: while the field has its default, which keeps what was done

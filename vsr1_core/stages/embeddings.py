@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.columnar import LazyRows, blocks
+from vsr1_core.rows.blocks import blocks
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c

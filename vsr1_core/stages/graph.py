@@ -17,7 +17,7 @@ import polars as pl
 
 from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
-from vsr1_core.rows.columnar import blocks
+from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.files import file_state
 from vsr1_core.rows.increments import Future, Plan, moved_columns, with_others, without_gc
 from vsr1_core.rows.lake import Lake

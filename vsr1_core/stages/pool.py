@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
-from vsr1_core.rows.columnar import LazyRows, blocks
+from vsr1_core.rows.blocks import blocks
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.imported import ImportedRow
 from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import fingerprint

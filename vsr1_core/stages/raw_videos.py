@@ -12,7 +12,8 @@ import polars as pl
 from vsr1_core.datasets import folder, sources
 from vsr1_core.datasets.format import MadeVideo
 from vsr1_core.datasets.formats import get_format
-from vsr1_core.rows.columnar import LazyRows, blocks
+from vsr1_core.rows.blocks import blocks
+from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.files import FileStamp
 from vsr1_core.rows.known_digests import KnownDigests, digests_of
 from vsr1_core.rows.versions import fingerprint
