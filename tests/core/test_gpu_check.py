@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,12 @@ def test_a_part_that_fails_is_written_with_its_reason_and_the_next_one_runs(tmp_
 
 def test_the_parts_cover_what_a_forecast_assumes() -> None:
     assert {"reading", "decoding", "stage_1", "stage_2", "loop_equality", "comparisons"} <= set(PARTS)
+
+
+@pytest.mark.slow
+def test_models_training_and_search_need_no_tables() -> None:
+    """The machine of the check may have what models need alone."""
+    absent = "; ".join(f"sys.modules[{name!r}] = None" for name in ("polars", "duckdb", "av", "dagster", "pydantic"))
+    program = f"import sys; {absent}; import tests.gpu_check.__main__, tests.core.test_single_steps"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
