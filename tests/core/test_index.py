@@ -118,6 +118,8 @@ def test_what_is_no_unit_vector_is_refused(vectors):
         build_index(IDS, vectors).search(vectors * 0, 1)
     with pytest.raises(ValueError, match="row 7"):
         unit_vectors(np.where(np.arange(200)[:, None] == 7, 3 * vectors, vectors), "video")
+    with pytest.raises(ValueError, match=r"1 of 2200 .* row 1300 of length 3"):
+        unit_vectors(np.tile(vectors, (11, 1)) * np.where(np.arange(2200) == 1300, 3, 1)[:, None], "video")
 
 
 def test_ids_and_dimensions_must_fit(rng, vectors):

@@ -33,6 +33,8 @@ UNIT_TOLERANCE = 1e-3
 MIN_ON_GPU = 100_000
 """Vectors below which a search takes less than 30 ms of one core, and memory of a GPU is better spent on models."""
 QUERIES_AT_ONCE = 1024
+MEASURED_AT_ONCE = 1024
+"""Vectors whose lengths are computed at a time, as numpy copies vectors twice for that."""
 RANKED_AT_ONCE = 64
 """Queries whose scores of all segments are held at a time; at a million segments they take 256 MB."""
 
@@ -342,7 +344,10 @@ def unit_vectors(vectors: NDArray[Any], what: str) -> Vectors:
     checked = np.ascontiguousarray(vectors, dtype=np.float32)
     if checked.ndim != 2 or not checked.shape[1] or (what == "video" and not len(checked)):
         raise ValueError(f"{what} vectors must be a matrix with rows and columns, but the shape is {checked.shape}")
-    lengths = np.linalg.norm(checked, axis=1)
+    lengths = np.empty(len(checked), np.float32)
+    for start in range(0, len(checked), MEASURED_AT_ONCE):
+        part = slice(start, start + MEASURED_AT_ONCE)
+        lengths[part] = np.linalg.norm(checked[part], axis=1)
     bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # NaN is bad, too
     if bad.size:
         raise ValueError(
