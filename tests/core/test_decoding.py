@@ -273,8 +273,8 @@ def naive_training_latents(policy: LoadedPolicy, prompts: list[Prompt], rows: li
     made = []
     for row in rows:
         video = random_video(row, policy.model.config)
-        ids = prompts[row].token_ids
-        made.append(naive.latents(policy.model, weights, ids, video.patches, video.grid, 4, form))
+        ids, patches = (tensor.to(policy.model.device) for tensor in (prompts[row].token_ids, video.patches))
+        made.append(naive.latents(policy.model, weights, ids, patches, video.grid, 4, form))
     return torch.stack(made)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.settings import read_settings
-from tests.core.tiny_models import tiny_embedder, tiny_policy
+from tests.core.tiny_models import small_config, tiny_embedder, tiny_policy
 from vsr1_core.models import weights
 from vsr1_core.models.checkpoints import save_policy
 from vsr1_core.recipes import GRPORecipe, SFTRecipe
@@ -45,11 +45,17 @@ def test_precision_follows_device_processor_models_and_setting(
     assert loading.precision(None, Execution(**execution)) == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("is_tied", [True, False])  # the 8B model has an output layer of its own
 @pytest.mark.parametrize("recipe", [SFTRecipe(lora_rank=2), GRPORecipe(lora_rank=2)], ids=["stage 1", "stage 2"])
 def test_beside_adapters_the_base_keeps_the_precision_of_inference_and_what_learns_is_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: SFTRecipe | GRPORecipe
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: SFTRecipe | GRPORecipe, is_tied: bool
 ) -> None:
-    save_policy(tiny_policy(), tmp_path, {})
+    config = small_config(tie_word_embeddings=is_tied)
+    config.tie_word_embeddings = is_tied
+    saved = tiny_policy(config=config)
+    words = saved.model.get_input_embeddings().weight
+    assert (saved.model.lm_head.weight is words) == is_tied
+    save_policy(saved, tmp_path, {})
     monkeypatch.setattr(loading, "one_row", lambda *_: {"path": str(tmp_path), "options": None})
     opened: Any = loading.learning_policy_of
     policy = opened(None, Execution(precision="bf16"), "asset", "row", lora_rank=recipe.lora_rank)

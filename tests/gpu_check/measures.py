@@ -85,6 +85,13 @@ class Setup:
         embedder.model.to(self.inference_dtype)
         return policy, embedder
 
+    def models_with_adapters(self) -> tuple[LoadedPolicy, Qwen3VLEmbedder]:
+        """As a build trains adapters: all other weights have the dtype of inference, but for the soft query modules."""
+        policy, embedder = self.models()
+        for parameter in policy.model.refine_parameters:
+            parameter.data = parameter.data.float()
+        return policy, embedder
+
     def videos(self, count: int, num_frames: int) -> dict[str, VideoPatches]:
         side = self.inputs.side
         return {f"v{i}": random_frames(i, num_frames, side, side, self.config) for i in range(count)}

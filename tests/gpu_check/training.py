@@ -54,7 +54,7 @@ def _stage_1(setup: Setup, **changes: Any) -> dict[str, Any]:
     from vsr1_core.training.runs import TrainingRun
     from vsr1_core.training.sft import SFTData, train_sft
 
-    policy, embedder = setup.models() if changes.get("lora_rank") else setup.models_to_train()
+    policy, embedder = setup.models_with_adapters() if changes.get("lora_rank") else setup.models_to_train()
     videos = setup.videos(4, setup.inputs.long)
     features, vectors = _features_and_vectors(policy, embedder, videos)
     rows = [_sft_row(i, len(videos)) for i in range(len(videos))]
@@ -136,7 +136,7 @@ def _stage_2(setup: Setup, beta: float, **changes: Any) -> dict[str, Any]:
     from vsr1_core.training.rollout import GRPOPrompt
     from vsr1_core.training.runs import TrainingRun
 
-    policy, embedder = setup.models() if changes.get("lora_rank") else setup.models_to_train()
+    policy, embedder = setup.models_with_adapters() if changes.get("lora_rank") else setup.models_to_train()
     frames = setup.inputs.long
     videos = setup.videos(4, frames)
     features, vectors = _features_and_vectors(policy, embedder, videos)

@@ -108,12 +108,14 @@ def _draw(seed: int, video_id: str) -> float:
 
 
 def _choose_what_learns(policy: PolicyModel, recipe: SFTRecipe) -> Adapters | None:
-    """Mark the parameters that learn. Returns the adapters, or None without any."""
+    """Mark the parameters that learn. Returns the adapters, or None without any. With adapters, an output layer of its
+    own is frozen as the word embeddings are, which are the output layer of smaller models."""
     model = policy.model
     model.requires_grad_(True)
     policy.vision_tower.requires_grad_(recipe.train_vision)
     model.refine_gate.requires_grad_(False)
     adapters = lora.attach(policy.text_model, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
+    model.lm_head.requires_grad_(adapters is None)
     for parameter in model.refine_parameters:
         parameter.requires_grad_(recipe.refine == "soft")
     halves = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
