@@ -57,6 +57,9 @@ class _RMSNorm(torch.autograd.Function):
 
 def unit(hidden: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """`hidden` divided by its root mean square over the last dimension, and the factor of each row."""
+    if hidden.is_cuda:  # there it is one kernel; on a CPU these operations are faster
+        normed, inverse = torch.ops.aten._fused_rms_norm(hidden, hidden.shape[-1:], None, epsilon)
+        return normed, inverse
     mean_square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().div_(hidden.shape[-1])
     inverse = mean_square.add_(epsilon).rsqrt_()
     return hidden * inverse, inverse

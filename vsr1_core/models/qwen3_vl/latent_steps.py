@@ -114,7 +114,7 @@ class _Layer:
         self._put(columns, self._grouped(rotated[:, -self.num_key_heads :]), self._grouped(own_values))
         keys, bias = self.keys_by_size[..., : columns.stop], self.bias[..., : columns.stop]
         scores = torch.baddbmm(bias, queries, keys, alpha=self.scale)
-        weights = torch.softmax(scores, -1, dtype=hidden.dtype).to(scores.dtype)
+        weights = torch.softmax(scores, -1)  # computed in float32, whatever the precision of the scores
         mixed = self._by_row(torch.bmm(weights, self.values[:, : columns.stop])).flatten(1)
         hidden = w.added(hidden, "output", mixed)
         normed_between, factor_between = unit(hidden, self.epsilon)
@@ -156,11 +156,10 @@ class _Layer:
         length, columns, (of_own_keys, of_own_values) = self.groups.length, self._columns(step), self.of_own
         of_mixed, exact = self._grouped(grad.unflatten(-1, (-1, self.head_dim))), of_own_keys.dtype
         of_weights = torch.bmm(of_mixed, self.values_by_size[..., : columns.stop])
-        of_scores = torch._softmax_backward_data(of_weights.to(exact), kept.weights.to(exact), -1, exact)
-        of_scores = of_scores.mul_(self.scale).to(grad.dtype)
-        of_queries = torch.bmm(of_scores, self.keys[:, : columns.stop])
+        of_scores = torch._softmax_backward_data(of_weights, kept.weights, -1, grad.dtype)  # not yet scaled
+        of_queries = self._scaled_product(of_scores, self.keys[:, : columns.stop])
         own = slice(columns.stop - length)
-        of_own_keys[:, own] += torch.bmm(of_scores[..., length:].mT, kept.queries)
+        of_own_keys[:, own].add_(torch.bmm(of_scores[..., length:].mT, kept.queries), alpha=self.scale)
         of_own_values[:, own] += torch.bmm(kept.weights[..., length:].mT, of_mixed)
         if learns:
             self.of_prompt.append((kept.queries, of_scores[..., :length], kept.weights[..., :length], of_mixed))
@@ -172,11 +171,15 @@ class _Layer:
             of_own[:, now] = 0  # for another backward pass through the same steps
         return of_both, of_values
 
+    def _scaled_product(self, of_scores: Tensor, other: Tensor) -> Tensor:
+        """The product with gradients of scores, times the scale of attention: in float32, as it is no power of 2."""
+        return torch.baddbmm(of_scores.new_empty(()), of_scores, other, beta=0, alpha=self.scale)
+
     def gradients(self) -> list[Tensor | None]:
         """The gradients of the keys and values that the pass has left, and of the weights, by all steps. What was noted
         is forgotten."""
         queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*self.of_prompt, strict=True))
-        found = [torch.bmm(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)]
+        found = [self._scaled_product(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)]
         self.of_prompt.clear()
         by_row = [grad.unflatten(0, (-1, self.num_key_heads)) for grad in found]
         of_left = [
