@@ -20,6 +20,7 @@ from vsr1_core.models.soft_query import own_soft_query, soft_query_of
 from vsr1_core.models.weights import digest_weights
 from vsr1_core.recipes import MethodOptions
 from vsr1_core.rows.files import atomic_folder, write_json
+from vsr1_core.rows.whole_folders import read_whole
 
 
 def save_policy(policy: PolicyModel, folder: Path, record: dict[str, Any]) -> str:
@@ -62,7 +63,7 @@ def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype = to
         >>> vsr1.load_policy("checkpoints/sft").model.soft_query.num_soft_tokens   # doctest: +SKIP
         8
     """
-    return policy_family_of(folder).load_policy(Path(folder), device, dtype)
+    return read_whole(Path(folder), lambda path: policy_family_of(path).load_policy(path, device, dtype))
 
 
 def open_policy(
@@ -99,7 +100,8 @@ def open_policy(
     searched_with = fetch_model(str(embedder))
     sizes = family_of(searched_with).embedder_sizes(searched_with)
     soft_query = soft_query_of(options, *sizes, str(embedder))
-    return policy_family_of(path).new_policy(path, soft_query, device, dtype, options.seed)
+    seed = options.seed
+    return read_whole(path, lambda path: policy_family_of(path).new_policy(path, soft_query, device, dtype, seed))
 
 
 def load_embedder(
@@ -123,7 +125,7 @@ def load_embedder(
         OSError: The hub cannot be reached, and the model is not cached.
     """
     folder = fetch_model(str(model_id))
-    return family_of(folder).load_embedder(folder, device, dtype, instruction)
+    return read_whole(folder, lambda path: family_of(path).load_embedder(path, device, dtype, instruction))
 
 
 LEFT_OUT = ["query_embedder/*.safetensors"]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr1_core.rows.files import atomic_folder, read_json, write_json
+from vsr1_core.rows.whole_folders import read_whole
 from vsr1_core.search.faiss_kinds import MAX_GPU_RESULTS, has_gpu, is_on_gpu, on_cpu, on_gpu, untrained
 from vsr1_core.search.products import Rows, Vectors, best_and_higher, best_of, products
 from vsr1_core.segments import best_of_each, video_of
@@ -307,6 +308,10 @@ def read_index(folder: Path, gpu: bool = False) -> VideoIndex:
 
 def read_faiss_index(folder: Path) -> tuple[tuple[str, ...], Any]:
     """The ids and the FAISS index of `read_index`, which raises the same, without a matrix of the vectors."""
+    return read_whole(folder, _read_both)
+
+
+def _read_both(folder: Path) -> tuple[tuple[str, ...], Any]:
     import faiss
 
     path = folder / "index.faiss"
