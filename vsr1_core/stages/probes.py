@@ -83,9 +83,10 @@ class VerificationProbe(ModelRows):
         if not self.concerns(view) or is_absent(view, *model):
             return {}
         checkpoint = view.version(*model)
-        frames = dict(view.rows("frame_tensors", ["video_id", "content"]).iter_rows())
-        rows = {}
-        for probe_id, probe in probes_of(view).items():
+        probes, rows = probes_of(view), {}
+        is_shown = pl.col("video_id").is_in({probe["shown_video_id"] for probe in probes.values()})
+        frames = dict(view.rows("frame_tensors", ["video_id", "content"]).filter(is_shown).iter_rows())
+        for probe_id, probe in probes.items():
             inputs = {
                 "query": fingerprint(probe["query"]),
                 "shown": fingerprint([probe["shown_video_id"], probe["split"]]),
@@ -143,10 +144,12 @@ def probes_of(view: View) -> dict[str, ShownPair]:
     query text, and has frames. Raises NotYetKnown while that ranking is still to be made.
     """
     probes: dict[str, ShownPair] = {}
+    splits = view.config.evaluation.splits
+    rankings = [view.results("first_ranking", ["query_id", "top_video_ids"], [split]) for split in splits]
     with_frames = set(view.rows("frame_tensors", ["video_id"])["video_id"])
     windows = windows_by_video(view)
-    for split in view.config.evaluation.splits:
-        ranked = dict(view.results("first_ranking", ["query_id", "top_video_ids"], [split]).iter_rows())
+    for split, ranking in zip(splits, rankings, strict=True):
+        ranked = dict(ranking.iter_rows())
         never = same_text_videos(view, split)
         moments = moment_rows(view, [split]).filter(pl.col("video_id").is_in([*with_frames, *windows]))
         for moment in typed_rows(moments, MomentRow):
