@@ -129,7 +129,7 @@ def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
 def serve(fileno: int, parent: int) -> None:
     """The main loop of a worker: receive an item, send back (value, error), until the other side closes the connection.
     Numeric libraries use one thread per worker."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     connection = Connection(fileno)
@@ -146,7 +146,7 @@ def serve(fileno: int, parent: int) -> None:
         connection.send((result.value, result.error))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process, whatever it is doing, when its parent process was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)

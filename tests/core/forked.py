@@ -1,0 +1,78 @@
+"""Programs that `tests.core.test_forks` runs in forks. What they are told to write goes to a descriptor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from vsr1_core.rows.forks import Forks
+from vsr1_core.stages import launched
+
+PREPARED: list[int] = []
+
+
+def prepare() -> None:
+    PREPARED.append(os.getpid())
+
+
+def prepare_to_train() -> None:
+    import torch  # noqa: F401
+
+
+def fail_to_prepare() -> None:
+    raise ModuleNotFoundError("No module named 'a_trainer'")
+
+
+def tell(text: str, output: int) -> None:
+    told = [text, os.environ.get("ASKED", ""), str([os.getppid()] == PREPARED)]
+    os.write(output, " ".join(told).encode())
+
+
+def end_with_code(code: int) -> None:
+    sys.exit(code)
+
+
+def fail() -> None:
+    raise ValueError("of no use")
+
+
+def write_id_and_sleep(folder: str) -> None:
+    (Path(folder) / f"{os.getpid()}.id").touch()
+    time.sleep(600)
+
+
+def together(request: Path, processes: int, threads: int, output: int) -> None:
+    """`launched.together`, with `train` in place of a training."""
+    setattr(launched, "main", train)  # noqa: B010  # it has another signature
+    launched.together(request, processes, threads, output)
+
+
+def train(request: Path, init_method: str) -> None:
+    """The first process logs and waits for ever, where the request says so; the second one does as the request says."""
+    asked = request.read_text()
+    if os.environ["RANK"] == "0" and asked != "end":
+        (request.parent / f"{os.getpid()}.id").touch()
+        print("vsr1> begins", flush=True)
+        time.sleep(600)
+    if asked == "fail":
+        raise ValueError("a batch of no rows")
+    if asked == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print(f"vsr1> of {os.environ['WORLD_SIZE']}" if os.environ["RANK"] == "0" else "noise", flush=True)
+
+
+def build_that_is_killed(folder: str) -> None:
+    """The program of a process that starts a fork, which starts another one, and waits."""
+    forks = Forks("tests.core.forked:prepare", os.environ)
+    forks.start("tests.core.forked:start_another", [folder])
+    time.sleep(600)
+
+
+def start_another(folder: str) -> None:
+    from vsr1_core.rows.forks import fork
+
+    fork(write_id_and_sleep, [folder])
+    write_id_and_sleep(folder)
