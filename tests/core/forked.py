@@ -6,10 +6,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from vsr1_core.rows.forks import Forks
 from vsr1_core.stages import launched
+from vsr1_core.stages.base import Row
+from vsr1_core.stages.opened import OpenedModels
 
 PREPARED: list[int] = []
 
@@ -20,6 +24,20 @@ def prepare() -> None:
 
 def prepare_to_train() -> None:
     import torch  # noqa: F401
+
+
+def prepare_to_crash() -> None:
+    """Of the rows of probes, only those of right videos can be made."""
+    from vsr1_core.stages.probes import VerificationProbe
+
+    make = VerificationProbe.make_with
+
+    def crash(stage: VerificationProbe, opened: OpenedModels, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+        if any(row_id.endswith("/wrong") for row_id in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(stage, opened, rows)
+
+    setattr(VerificationProbe, "make_with", crash)  # noqa: B010  # as a method of a class
 
 
 def fail_to_prepare() -> None:

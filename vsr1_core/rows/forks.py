@@ -78,10 +78,10 @@ class Forks:
 
     def _wait(self, origin: _Origin, pid: int) -> int:
         """The exit code of a process; that of a killed one where the process that it was forked from is gone."""
-        with self._one_at_a_time:
-            if not origin.is_alive():
-                return -int(signal.SIGKILL)
-            return self._asked(origin, pid)
+        with self._one_at_a_time, contextlib.suppress(RuntimeError):
+            if origin.is_alive():
+                return self._asked(origin, pid)
+        return -int(signal.SIGKILL)
 
     def _asked(self, origin: _Origin, what: Any, files: Sequence[int] = ()) -> int:
         try:
