@@ -62,15 +62,21 @@ def write_id_and_sleep(folder: str) -> None:
     time.sleep(600)
 
 
-def together(request: Path, processes: int, threads: int, output: int) -> None:
+def together(request: Path, meeting: Path, processes: int, threads: int, output: int) -> None:
     """`launched.together`, with `train` in place of a training."""
+    launched.GRACE_S = 60.0 if request.read_text() == "refuse" else 0.1
     setattr(launched, "main", train)  # noqa: B010  # it has another signature
-    launched.together(request, processes, threads, output)
+    launched.together(request, meeting, processes, threads, output)
 
 
 def train(request: Path, init_method: str) -> None:
     """The first process logs and waits for ever, where the request says so; the second one does as the request says."""
     asked = request.read_text()
+    if asked == "refuse" and os.environ["RANK"] == "0":
+        time.sleep(1)
+        request.with_name("answer.json").touch()
+    if asked == "refuse":
+        raise ValueError("a batch of no rows")
     if os.environ["RANK"] == "0" and asked != "end":
         (request.parent / f"{os.getpid()}.id").touch()
         print("vsr1> begins", flush=True)

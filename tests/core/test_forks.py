@@ -150,6 +150,11 @@ def test_a_process_that_fails_ends_the_others(
     until(lambda: all(map(is_gone, ids_in(tmp_path))))
 
 
+def test_a_process_that_fails_leaves_the_first_one_time_to_say_why(trained: Execution, tmp_path: Path) -> None:
+    assert launch._run_forked(request(tmp_path, "refuse"), trained)[0] == 1
+    assert (tmp_path / "answer.json").exists()
+
+
 def test_a_build_that_is_stopped_in_a_training_ends_its_processes(trained: Execution, tmp_path: Path) -> None:
     def stop(line: str) -> None:
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,10 +100,12 @@ def _run_forked(request: Path, execution: Execution) -> tuple[int, str]:
     processes = execution.processes
     with contextlib.ExitStack() as stack:
         origin = execution.forks or stack.enter_context(contextlib.closing(forks()))
+        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vsr1-"))) / "meeting"
         ours, theirs = os.pipe()
         output = stack.enter_context(os.fdopen(ours, errors="replace"))
         try:
-            process = origin.start(f"{PROGRAM}:together", (request, processes, threads_of(processes)), [theirs])
+            how = (request, meeting, processes, threads_of(processes))
+            process = origin.start(f"{PROGRAM}:together", how, [theirs])
         finally:
             os.close(theirs)
         try:

@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 from vsr1_core.rows.files import read_json, write_json
@@ -31,25 +31,33 @@ def prepare() -> None:
     tiny_family()
 
 
-def together(request: Path, processes: int, threads: int, output: int) -> None:
+GRACE_S = 5.0
+"""Where a process has failed, the others may go on for so many seconds: the first one may be about to say why."""
+
+
+def together(request: Path, meeting: Path, processes: int, threads: int, output: int) -> None:
     """In a fork: train in `processes` forks of it, whose output goes to the descriptor `output`. Ends with the exit
     code of the first one that fails; the others are then killed, because they would wait for it for ever."""
     os.dup2(output, 1)
     os.dup2(output, 2)
-    running: set[int] = set()
-    with tempfile.TemporaryDirectory(prefix="vsr1-training-") as folder:
-        meeting = Path(folder) / "meeting"
-        try:
-            for rank in range(processes):
-                running.add(fork(_rank, (request, meeting, rank, processes, threads)))
-            while running:
-                pid, status = os.wait()
-                running.discard(pid)
-                if code := os.waitstatus_to_exitcode(status):
-                    raise SystemExit(code if code > 0 else 128 - code)
-        finally:
+    running = {fork(_rank, (request, meeting, rank, processes, threads)) for rank in range(processes)}
+    while running:
+        if code := _ended(running, os.wait()):
+            end = time.monotonic() + GRACE_S
+            while running and time.monotonic() < end:
+                _ended(running, os.waitpid(-1, os.WNOHANG))
+                time.sleep(0.05)
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
+            raise SystemExit(code)
+
+
+def _ended(running: set[int], waited: tuple[int, int]) -> int:
+    """Take the process that was waited for out of `running`, and return its exit code as a shell would; 0 for none."""
+    pid, status = waited
+    running.discard(pid)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def _rank(request: Path, meeting: Path, rank: int, processes: int, threads: int) -> None:
