@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import PrivateAttr
 
 from pipelines.settings import Settings, execution_of
 from vsr1_core.datasets.registry import get_entry
+from vsr1_core.rows.forks import Forks
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution, Precision, TextWriterName
 from vsr1_core.stages.graph import all_stages, open_view
+from vsr1_core.stages.launch import forks
 
 
 class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
@@ -39,6 +42,11 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
     max_removed: float = 0.1
     trackers: list[str] = []
     video_limits: str = ""
+    _forks: Forks = PrivateAttr(default_factory=forks)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """End the process that those of trainings were forked from, with the run."""
+        self._forks.close()
 
     def stages(self) -> dict[str, Stage]:
         return all_stages()
@@ -50,7 +58,8 @@ class WorkplaceResource(dg.ConfigurableResource):  # type: ignore[misc]
         names = [field.name for field in dataclasses.fields(Settings)]
         values = {name: getattr(self, name) for name in names}
         settings = Settings(**{**values, "home": Path(self.home), "trackers": tuple(self.trackers)})
-        return dataclasses.replace(execution_of(settings, log), batch_size=self.batch_size)
+        execution = execution_of(settings, log)
+        return dataclasses.replace(execution, batch_size=self.batch_size, forks=self._forks)
 
 
 def workplace(settings: Settings) -> WorkplaceResource:

@@ -66,9 +66,12 @@ def test_a_step_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch
         share_of(3, "rows")
 
 
-def test_what_a_process_logs_is_passed_on_and_the_rest_is_kept_for_an_error() -> None:
+def test_what_a_process_logs_is_passed_on_and_the_rest_is_kept_for_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lines: list[str] = []
     program = "print('vsr1> stage 1: step 3'); print('noise'); raise SystemExit(3)"
-    found = launch._run([sys.executable, "-c", program], Execution(log=lines.append))
+    monkeypatch.setattr(launch, "_command", lambda *_: [sys.executable, "-c", program])
+    found = launch._run_launched(tmp_path, Execution(log=lines.append))
     assert found == (3, "noise\n")
     assert lines == ["stage 1: step 3"]

@@ -26,7 +26,7 @@ def test_importing_the_definitions_loads_no_heavy_package(tmp_path: Path) -> Non
 
 
 def test_only_resources_and_the_command_line_read_the_environment() -> None:
-    hand_it_on = {"vsr1_core/__main__.py", "vsr1_core/rows/workers.py", "vsr1_core/stages/launch.py"}
+    hand_it_on = {f"vsr1_core/{name}.py" for name in ("__main__", "rows/workers", "stages/launch", "stages/launched")}
     hand_it_on |= {"vsr1_core/rows/ray_actors.py", "vsr1_core/rows/ray_cluster.py", "pipelines/serve_command.py"}
     hand_it_on |= {"vsr1_core/models/qwen3_vl/vllm_writer.py"}  # tells vLLM to stay in this process
     allowed = {"pipelines/settings.py", "pipelines/cli.py", "pipelines/doctor.py", *hand_it_on}

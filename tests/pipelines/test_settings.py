@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 
 from pipelines.resources import workplace
@@ -53,3 +56,25 @@ def test_trainings_share_the_cores_of_a_cpu_and_take_one_gpu_unless_told(monkeyp
         assert choose_processes(0, "cpu") == (expected, 5)
     assert choose_processes(0, "cuda") == (1, 0)
     assert choose_processes(3, "cpu") == choose_processes(3, "cuda") == (3, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only processes of Linux are forked")
+def test_the_steps_of_a_run_fork_one_process_that_ends_with_the_run(tmp_path: Path) -> None:
+    used: list[Any] = []
+
+    @dg.op(required_resource_keys={"workplace"})
+    def step(context) -> None:  # Dagster reads the annotation, which is a string here
+        forks = context.resources.workplace.execution(print).forks
+        forks._prepare = "tests.core.forked:prepare"
+        assert forks.start("tests.core.forked:end_with_code", [5]).wait() == 5
+        used.append(forks._origin)
+
+    @dg.job(resource_defs={"workplace": workplace(read_settings({"VSR1_HOME": str(tmp_path)}))})
+    def run() -> None:
+        step.alias("one")()
+        step.alias("two")()
+
+    assert run.execute_in_process().success
+    assert used[0] is used[1]
+    assert used[0] is not None
+    assert not used[0].is_alive()

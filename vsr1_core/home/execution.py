@@ -8,8 +8,8 @@ from pathlib import Path
 
 MAX_CPU_PROCESSES = 4
 MIN_SHARED_STEPS = 5
-"""On a CPU, a training of fewer steps runs in one process unless told: two processes and their launcher import for 17 s
-of processor time before the first step."""
+"""On a CPU, a training of fewer steps runs in one process unless told: what several are forked from imports for 5 s
+first, and each of them then reads all rows."""
 
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Device files of GPUs: NVIDIA, WSL, AMD."""

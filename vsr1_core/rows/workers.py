@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 from vsr1_core.rows.boundary import Item, Result, Value, reason_of
 
@@ -36,13 +36,32 @@ def map_rows(
     return map_in_processes(function, items, workers, deadline_s)
 
 
+class Process(Protocol):
+    """A process that runs `serve` or `attend`."""
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def interpreter(fileno: int) -> Process:
+    """A fresh interpreter, as a worker that is told at the descriptor `fileno` what to do."""
+    call = f"serve({fileno}, {os.getpid()})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from vsr1_core.rows.workers import serve; {call}"
+    return subprocess.Popen([sys.executable, "-c", code], pass_fds=[fileno], stdin=subprocess.DEVNULL)
+
+
 def map_in_processes(
-    function: Callable[[Item], Value], items: Iterable[Item], workers: int, deadline_s: float
+    function: Callable[[Item], Value],
+    items: Iterable[Item],
+    workers: int,
+    deadline_s: float,
+    start: Callable[[int], Process] = interpreter,
 ) -> Iterator[Result[Item, Value]]:
     """Like `map_rows`, but always in separate processes, even with `workers=1`. A single worker keeps the items'
-    order."""
+    order. start: starts a worker that is told at a descriptor what to do."""
     queue = iter(items)
-    busy = [_Worker(function, item, deadline_s) for item in itertools.islice(queue, workers)]
+    busy = [_Worker(function, item, deadline_s, start) for item in itertools.islice(queue, workers)]
     try:
         while busy:
             for worker in _ready(busy):
@@ -53,7 +72,7 @@ def map_in_processes(
                 else:
                     worker.stop()
                     busy.remove(worker)
-                    busy.extend(_Worker(function, item, deadline_s) for item in following)
+                    busy.extend(_Worker(function, item, deadline_s, start) for item in following)
                 yield result
     finally:
         for worker in busy:
@@ -71,15 +90,13 @@ def _outcome(function: Callable[[Item], Value], item: Item) -> Result[Item, Valu
 class _Worker(Generic[Item, Value]):
     """One process, and the item that it is working on."""
 
-    def __init__(self, function: Callable[[Item], Value], item: Item, deadline_s: float) -> None:
+    def __init__(
+        self, function: Callable[[Item], Value], item: Item, deadline_s: float, start: Callable[[int], Process]
+    ) -> None:
         self._deadline_s = deadline_s
         self.connection, theirs = Pipe()
-        call = f"serve({theirs.fileno()}, {os.getpid()})"
-        code = f"import sys; sys.path[:] = {sys.path!r}; from vsr1_core.rows.workers import serve; {call}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-        )
-        theirs.close()
+        with theirs:
+            self._process = start(theirs.fileno())
         self._send(function)
         self.give(item)
 
@@ -127,11 +144,16 @@ def _ready(pool: list[_Worker[Item, Value]]) -> list[_Worker[Item, Value]]:
 
 
 def serve(fileno: int, parent: int) -> None:
-    """The main loop of a worker: receive an item, send back (value, error), until the other side closes the connection.
-    Numeric libraries use one thread per worker."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    """`attend`, in a process that ends with `parent`. Numeric libraries use one thread per worker."""
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    attend(fileno)
+
+
+def attend(fileno: int) -> None:
+    """The main loop of a worker: receive a function, then an item at a time, and send back (value, error), until the
+    other side closes the connection."""
     connection = Connection(fileno)
     function = None
     while True:
@@ -146,7 +168,7 @@ def serve(fileno: int, parent: int) -> None:
         connection.send((result.value, result.error))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process, whatever it is doing, when its parent process was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)

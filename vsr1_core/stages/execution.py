@@ -12,6 +12,7 @@ from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
 from vsr1_core.rows.boundary import Item, Result, Value
 from vsr1_core.rows.files import WriteRefused
+from vsr1_core.rows.forks import Forks
 from vsr1_core.rows.workers import map_in_processes, map_rows
 
 TextWriterName = Literal["in-process", "vllm"]
@@ -59,6 +60,9 @@ class Execution:
     """Whether videos are read in other processes even with one worker. Only there can memory and time be bounded."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that trainings also report to, by TRL's names: trackio, tensorboard, wandb."""
+    forks: Forks | None = field(default=None, compare=False, repr=False)
+    """What starts the processes of trainings, and of rows that models make, on the CPU. A build keeps it, so that they
+    need not import everything for each training; None: a training starts one of its own, and rows are made here."""
     run_id: str = ""
     """The build that the work belongs to, which is noted in the history of builds; empty where nothing is noted."""
     log: Callable[[str], None] = lambda line: None

@@ -98,6 +98,7 @@ class Predictions(ModelRows):
         self.method = method
         self.name = f"predictions.{method.name}"
         self.says = f"One row per evaluated query: the answer of {method.label}. {method.says}"
+        self.models = ((method.model, method.row_id), ("base_models", "embedder"))
         self.reads = {
             "query": same("moments"),
             "query_embedding": same("query_embeddings"),

@@ -63,6 +63,7 @@ class VerificationProbe(ModelRows):
         self.name = f"verification_probe.{method.name}"
         self.says = f"Decisions about one right and one wrong video per evaluated query, without search. {method.says}"
         self.uses = ("base_models",)
+        self.models = ((method.model, method.row_id),)
         self.reads = {
             "query": known("moments", "query_id"),
             "moment": known("moments", "query_id"),
