@@ -47,7 +47,8 @@ def encode_clip(path: Path, frames: np.ndarray, fps: int, mark: str) -> None:
     """Write frames, uint8 [T, H, W, 3], as an h264 mp4 with `fps` frames per second. The write is atomic. `mark`
     becomes the comment of the file.
 
-    The encoder uses one thread and fixed settings, so that the same FFmpeg writes the same bytes for the same frames.
+    The encoder uses one thread and fixed settings, so that the same FFmpeg writes the same bytes for the same frames,
+    but for about one clip in two thousand, which x264 writes in one of two forms.
     """
     import av
 
