@@ -59,7 +59,7 @@ class Clock:
         return time.process_time() if self.kind == "cpu" else time.perf_counter()
 
 
-PROCESSOR, CHILDREN = Clock("cpu", "cpu"), Clock("cpu", "children")
+PROCESSOR, CHILDREN, WALL = Clock("cpu", "cpu"), Clock("cpu", "children"), Clock("cpu")
 
 
 def interleaved(repeats: int, clock: Clock, *works: Callable[[], Any]) -> list[Measured]:

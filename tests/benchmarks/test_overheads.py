@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.benchmarks.measuring import CHILDREN, PROCESSOR, Clock, in_seconds, interleaved, line, scaled
+from tests.benchmarks.measuring import CHILDREN, PROCESSOR, WALL, in_seconds, interleaved, line, scaled
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -60,7 +60,7 @@ def test_waiting_for_the_disk(tmp_path: Path) -> None:
             patch.setattr(os, "fsync", lambda descriptor: None)
             build()
 
-    unsafe, safe = (min(each.seconds) for each in interleaved(REPEATS, Clock("cpu"), without_waiting, build))
+    unsafe, safe = (min(each.seconds) for each in interleaved(REPEATS, WALL, without_waiting, build))
     what = f"a build of {NUM_ROWS:,} rows that waits for the disk"
     print(line(what, *in_seconds(unsafe, safe), safe / unsafe, "at most 1.5", against="one that does not"))
 

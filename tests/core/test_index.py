@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -244,7 +245,8 @@ def test_an_index_on_a_gpu_finds_and_ranks_what_it_does_on_the_cpu(gpu, searches
     found, _, ranks = moved.search_and_rank(queries, 5, right)
     assert_same_but_for_ties(found, index.search(queries, 5)[0], queries, index)
     assert ranks == index.ranks(queries, right) == moved.ranks(queries, right)
-    assert searches == [50, *([5] if kind == "ivf" else [])]  # ranks need all products on the CPU anyway
+    asked = {"ivf": [5], "flat": [] if index.has_windows else [2048, 2048]}  # ranks of windows need all products
+    assert searches == [50, *asked[kind]]
     searches.clear()
     assert_same(2048)
     assert searches == [2048]
@@ -258,6 +260,64 @@ def test_an_index_on_a_gpu_finds_and_ranks_what_it_does_on_the_cpu(gpu, searches
     assert_same_but_for_ties(
         read_index(tmp_path / "index").search(queries, 50)[0], index.search(queries, 50)[0], queries, index
     )
+
+
+def rounding_index(index, error):
+    """A flat index on a GPU whose products are off by up to `error`, any way."""
+    rng = np.random.default_rng(1)
+
+    def search(queries, k):
+        scores = queries @ index.vectors.T
+        scores += rng.choice([-error, 0, error], scores.shape).astype(np.float32)
+        rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, rows, 1), rows
+
+    return replace(index, faiss_index=type("GpuIndexFlat", (), {"search": staticmethod(search)})())
+
+
+def near_ties(rng, num_videos):
+    """Videos of 64 numbers with scores for the first axis in steps that a GPU may or may not tell apart."""
+    steps = rng.choice([0, 3e-7, 8e-7, 1.2e-6, 3e-6, 1e-5, 1e-3], num_videos).cumsum()
+    rest = unit(rng, num_videos, 63)
+    scores = 0.5 + (steps - steps.mean())
+    rows = np.concatenate([scores[:, None], np.sqrt(1 - scores**2)[:, None] * rest], axis=1)
+    return rows[rng.permutation(num_videos)].astype(np.float32)
+
+
+@pytest.mark.parametrize("most", [1, 20, 199, 200, 2048])
+@pytest.mark.parametrize("corpus", ["random", "near ties", "copies"])
+def test_ranks_by_a_gpu_that_rounds_otherwise_are_those_of_the_cpu(monkeypatch, rng, most, corpus):
+    monkeypatch.setattr("vsr1_core.search.index.MAX_GPU_RESULTS", most)
+    vectors = {
+        "random": lambda: unit(rng, 200, 64),
+        "near ties": lambda: near_ties(rng, 200),
+        "copies": lambda: np.repeat(unit(rng, 4, 64), 50, axis=0),
+    }[corpus]()
+    index = build_index(IDS, vectors)
+    queries = np.concatenate([np.eye(64, dtype=np.float32)[[0] * 150], unit(rng, 52, 64)])
+    right = [*rng.permutation(IDS), "elsewhere", None]
+    exclude = [set(rng.choice(IDS, 5)) if i % 3 == 0 else set() for i in range(202)]
+    moved = rounding_index(index, 4e-6)  # the bound is 15e-6
+    for banned in (None, exclude):
+        ranks = index.ranks(queries, right, banned)
+        assert moved.ranks(queries, right, banned) == ranks
+        assert moved.search_and_rank(queries, 1, right, banned)[2] == ranks
+        assert ranks[-2:] == [None, None]
+
+
+def test_only_queries_whose_right_video_a_gpu_did_not_find_are_ranked_by_all_products(monkeypatch, rng, vectors):
+    from vsr1_core.search import index as module
+
+    monkeypatch.setattr(module, "MAX_GPU_RESULTS", 20)
+    index, ranked, compare = build_index(IDS, vectors), [], module.best_and_higher
+    moved, queries = rounding_index(index, 3e-7), unit(rng, 200, 16)
+    ranks = index.ranks(queries, IDS)
+    monkeypatch.setattr(
+        module, "best_and_higher", lambda queries, *others: ranked.append(len(queries)) or compare(queries, *others)
+    )
+    assert moved.ranks(queries, IDS) == ranks
+    assert ranked == [sum(rank >= 20 for rank in ranks)]
+    assert 0 < ranked[0] < 200
 
 
 def test_an_ivf_index_that_was_written_from_a_gpu_is_continued(gpu, rng, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import faiss
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ def rng():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that a few hundred vectors take several of each."""
-    for name, size in {"ROWS_AT_ONCE": 50, "ROWS_A_PRODUCT": 7, "BYTES_A_PASS": 640}.items():
+    sizes = {"ROWS_AT_ONCE": 50, "BYTES_OF_SCORES": 900, "ROWS_A_PRODUCT": 7, "BYTES_A_PASS": 640}
+    for name, size in sizes.items():
         monkeypatch.setattr(module, name, size)
 
 
-@pytest.mark.parametrize("num_queries", [0, 1, 2, 4, 5, 33])
+@pytest.mark.parametrize("num_queries", [0, 1, 2, 7, 8, 33])
 @pytest.mark.parametrize("num_vectors", [0, 1, 7, 300])
 def test_products_are_those_of_plain_numpy(rng, small_blocks, num_queries, num_vectors):
     queries, vectors = (rng.standard_normal((count, 16), dtype=np.float32) for count in (num_queries, num_vectors))
@@ -33,11 +36,39 @@ def test_products_are_those_of_plain_numpy(rng, small_blocks, num_queries, num_v
     assert np.allclose(found, queries @ vectors.T, atol=1e-5)
 
 
-def test_several_threads_share_the_vectors(rng, small_blocks, monkeypatch):
+@pytest.mark.parametrize("num_queries", [1, 3, 7])
+def test_all_threads_get_a_part_and_change_no_bit(rng, small_blocks, monkeypatch, num_queries):
+    queries, vectors = unit(rng, num_queries, 16), unit(rng, 301, 16)
+    monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: 1)
+    alone = products(queries, vectors)
+    product, threads, all_came = faiss.fvec_inner_products_ny, set(), threading.Barrier(5)
+
+    def once_all_came(*args):
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            all_came.wait(timeout=60)
+        product(*args)
+
     monkeypatch.setattr(module, "BYTES_A_THREAD", 1000)
-    monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: 3)
-    queries, vectors = unit(rng, 3, 16), unit(rng, 301, 16)
-    assert np.allclose(products(queries, vectors), queries @ vectors.T, atol=1e-6)
+    monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: 5)
+    monkeypatch.setattr(faiss, "fvec_inner_products_ny", once_all_came)
+    assert (products(queries, vectors) == alone).all()
+    assert len(threads) == 5
+    assert np.allclose(alone, queries @ vectors.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_queries", [1, 4, 32, 256, 100_000])
+def test_few_queries_get_large_windows_and_many_get_no_more_scores_than_allowed(monkeypatch, num_queries):
+    """A thread pays for 32 MiB of vectors, so that windows of 16,384 vectors kept all cores but four waiting."""
+    sizes = []
+    monkeypatch.setattr(
+        module, "products", lambda queries, vectors: sizes.append(len(vectors)) or np.empty((num_queries, 0))
+    )
+    vectors = np.empty((5_000_000, 0), np.float32)
+    best_and_higher(np.empty((num_queries, 0)), vectors, 0, np.zeros(num_queries))
+    assert sum(sizes) == len(vectors)
+    assert {size % module.ROWS_AT_ONCE for size in sizes[:-1]} == {0}
+    assert sizes[0] == max(module.ROWS_AT_ONCE, module.BYTES_OF_SCORES // (4 * num_queries))
 
 
 def test_vectors_of_other_kinds_and_layouts_are_multiplied_as_well(rng):
@@ -48,7 +79,7 @@ def test_vectors_of_other_kinds_and_layouts_are_multiplied_as_well(rng):
             assert np.allclose(products(some, form), exact, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_queries", [1, 5])
+@pytest.mark.parametrize("num_queries", [1, 8])
 def test_sizes_have_to_agree(rng, num_queries):
     with pytest.raises(ValueError, match="differ in their number of dimensions"):
         products(unit(rng, num_queries, 16), unit(rng, 9, 8))
@@ -60,7 +91,7 @@ def naive(scores, k, limits):
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 50, 60, 299, 300, 1000])
-@pytest.mark.parametrize("num_queries", [1, 6])
+@pytest.mark.parametrize("num_queries", [1, 8])
 @pytest.mark.parametrize("order", ["random", "best last", "best first"])
 def test_the_best_and_the_counts_are_those_of_a_sort(rng, small_blocks, monkeypatch, k, num_queries, order):
     queries, vectors = unit(rng, num_queries, 16), unit(rng, 300, 16)

@@ -30,6 +30,9 @@ Exclude = Sequence[Collection[str]]
 
 TIE = 1e-6
 """Scores that differ by less count as equal: float32 sums of one product differ by about 1e-7 between kernels."""
+ROUNDING = 2.0**-22
+"""Per dimension, no less than any two float32 products of the same unit vectors differ by, however their terms are
+added: each is off by at most 2**-24 per term."""
 UNIT_TOLERANCE = 1e-3
 MIN_ON_GPU = 100_000
 """Vectors below which a search takes less than 30 ms of one core, and memory of a GPU is better spent on models."""
@@ -229,19 +232,43 @@ class VideoIndex:
     def _compared(self, queries: Vectors, k: int, limits: Vectors) -> tuple[Vectors, Rows, Rows]:
         """The scores [Q, k] and rows [Q, k] of the k best vectors for each query, and how many vectors score above its
         limit [Q]. The vectors of a flat index are multiplied once for all three."""
+        if self._is_ranked_by_gpu(k, limits):
+            return self._ranked_by_gpu(queries, k, limits)
         if k and self._is_searched_by_faiss(k, is_ranked=bool(np.isfinite(limits).any())):
             return *self.faiss_index.search(queries, k), best_and_higher(queries, self.vectors, 0, limits)[2]
         return best_and_higher(queries, self.vectors, k, limits)
+
+    def _is_ranked_by_gpu(self, k: int, limits: Vectors) -> bool:
+        is_possible = is_on_gpu(self.faiss_index) and self._is_flat and k <= MAX_GPU_RESULTS
+        return is_possible and bool(np.isfinite(limits).any())
+
+    def _ranked_by_gpu(self, queries: Vectors, k: int, limits: Vectors) -> tuple[Vectors, Rows, Rows]:
+        """`_compared` by as many of the best vectors as a GPU finds. It rounds otherwise than the CPU, so that vectors
+        near the limit are multiplied again there, and all of them where even the last that the GPU found is not below
+        the limit for sure."""
+        best, rows = self.faiss_index.search(queries, min(MAX_GPU_RESULTS, len(self.ids)))
+        error, above = ROUNDING * queries.shape[1], best - limits[:, None]
+        higher = np.count_nonzero(above > error, axis=1)
+        is_near = np.abs(above) <= error
+        is_sure = np.isinf(limits) | (above[:, -1] < -error)
+        for query in np.flatnonzero(is_sure & is_near.any(axis=1)):
+            near = self.vectors[rows[query, is_near[query]]]
+            higher[query] += np.count_nonzero(products(queries[query : query + 1], near) > limits[query])
+        higher[~is_sure] = best_and_higher(queries[~is_sure], self.vectors, 0, limits[~is_sure])[2]
+        return best[:, :k], rows[:, :k], higher
+
+    @property
+    def _is_flat(self) -> bool:
+        return "IndexFlat" in type(self.faiss_index).__name__
 
     def _is_searched_by_faiss(self, k: int, is_ranked: bool) -> bool:
         """Whether FAISS finds the k best, and not a product with all vectors, which is exact and gives the ranks, too.
 
         On the CPU that is faster than FAISS's own search of a flat index (`tests/benchmarks/test_search.py`).
         """
-        is_flat = "IndexFlat" in type(self.faiss_index).__name__
         if not is_on_gpu(self.faiss_index):
-            return not is_flat
-        return k <= MAX_GPU_RESULTS and not (is_flat and is_ranked)
+            return not self._is_flat
+        return k <= MAX_GPU_RESULTS and not (self._is_flat and is_ranked)
 
     def _num_higher_among(self, video_ids: Collection[str], query: Vectors, above: float) -> int:
         rows = [self.row_of[v] for v in video_ids if v in self.row_of]

@@ -12,7 +12,7 @@ search of its flat index, numpy is `queries @ vectors.T`):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,16 +24,19 @@ from vsr1_core.search.faiss_kinds import load_faiss
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-FEW_QUERIES = 4
+FEW_QUERIES = 7
 """Up to so many queries are multiplied one by one."""
 ROWS_A_PRODUCT = 1024
 """Vectors of a matrix product. The library copies them before it multiplies; so few stay in the processor's cache."""
-BYTES_A_PASS = 1 << 20
-"""Bytes of vectors that several queries are multiplied with before the next ones are read."""
+BYTES_A_PASS = 1 << 23
+"""Bytes of vectors that one query is multiplied with in one call; for several it is shared, so that the vectors stay in
+the processor's cache until all are done."""
 BYTES_A_THREAD = 1 << 25
 """Bytes of vectors below which another thread costs more than it gains."""
 ROWS_AT_ONCE = 16384
-"""Vectors whose scores are held at a time."""
+"""Scores of a query from which the best are chosen at a time."""
+BYTES_OF_SCORES = 1 << 24
+"""Bytes of scores that are held at a time, unless so many queries come at once that `ROWS_AT_ONCE` take more."""
 
 
 def products(queries: Vectors, vectors: Vectors) -> Vectors:
@@ -55,22 +58,33 @@ def _multiply_few(queries: Vectors, vectors: Vectors, found: Vectors) -> None:
     """`products` of few queries, which wait for the memory and not for the processor. FAISS's product of one query with
     many vectors reads as fast as one core can."""
     faiss = load_faiss()
-    size = vectors.nbytes if len(queries) == 1 else BYTES_A_PASS
-    parts = list(_slices(len(vectors), max(1, size // (4 * max(1, vectors.shape[1])))))
+    pointers = [faiss.swig_ptr(query) for query in queries]
 
-    def multiply(some: list[slice]) -> None:
-        for part in some:
-            rows = vectors[part]
-            for query, scores in zip(queries, found, strict=True):
-                pointers = (faiss.swig_ptr(values) for values in (scores[part], query, rows))
-                faiss.fvec_inner_products_ny(*pointers, *reversed(rows.shape))
+    def multiply(part: slice) -> None:
+        rows = vectors[part]
+        for query, scores in zip(pointers, found, strict=True):
+            own = faiss.swig_ptr(scores[part])
+            faiss.fvec_inner_products_ny(own, query, faiss.swig_ptr(rows), rows.shape[1], len(rows))
 
-    num_threads = min(faiss.omp_get_max_threads(), vectors.nbytes // BYTES_A_THREAD)
+    parts = _slices(len(vectors), max(1, BYTES_A_PASS // (4 * max(1, queries.size))))
+    _share(multiply, parts, min(faiss.omp_get_max_threads(), vectors.nbytes // BYTES_A_THREAD))
+
+
+def _share(work: Callable[[slice], None], parts: Iterator[slice], num_threads: int) -> None:
+    """Do the work for all parts in so many threads. Each takes the next part when it is done with one, so that none
+    waits for a thread whose core does something else."""
+    left = iter(list(parts))  # of a list, as threads may share that
+
+    def work_on() -> None:
+        for part in left:
+            work(part)
+
     if num_threads <= 1:
-        multiply(parts)
+        work_on()
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(multiply, (parts[number::num_threads] for number in range(num_threads))))
+        for done in [pool.submit(work_on) for _ in range(num_threads)]:
+            done.result()
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
@@ -92,21 +106,18 @@ def best_and_higher(queries: Vectors, vectors: Vectors, k: int, limits: Vectors)
     """
     higher, is_ranked = np.zeros(len(queries), np.int64), bool(np.isfinite(limits).any())
     best = _Best.nothing(len(queries))
-    for part in _slices(len(vectors), ROWS_AT_ONCE) if k or is_ranked else ():
+    num_steps = max(1, BYTES_OF_SCORES // (4 * ROWS_AT_ONCE * max(1, len(queries))))
+    for part in _slices(len(vectors), num_steps * ROWS_AT_ONCE) if k or is_ranked else ():
         scores = products(queries, vectors[part])
         if is_ranked:
             higher += np.count_nonzero(scores > limits[:, None], axis=1)
-        if k:
-            best = best.with_more(scores, part.start, k)
+        best = best.with_all(scores, part.start, k)
     return *best.ordered(), higher
 
 
 def best_of(scores: Vectors, k: int) -> tuple[Vectors, Rows]:
     """The k highest scores of each row of `scores` [Q, V], and their columns, as `best_and_higher` gives them."""
-    best = _Best.nothing(len(scores))
-    for part in _slices(scores.shape[1], ROWS_AT_ONCE) if k else ():
-        best = best.with_more(scores[:, part], part.start, k)
-    return best.ordered()
+    return _Best.nothing(len(scores)).with_all(scores, 0, k).ordered()
 
 
 class _Best(NamedTuple):
@@ -119,8 +130,15 @@ class _Best(NamedTuple):
     def nothing(cls, num_queries: int) -> _Best:
         return cls(np.empty((num_queries, 0), np.float32), np.empty((num_queries, 0), np.int64))
 
-    def with_more(self, scores: Vectors, start: int, k: int) -> _Best:
-        """The k best of these and of the scores of further vectors, which begin at row `start`."""
+    def with_all(self, scores: Vectors, start: int, k: int) -> _Best:
+        """The k best of these and of the scores [Q, V] of further vectors, which begin at row `start`."""
+        best = self
+        for part in _slices(scores.shape[1], ROWS_AT_ONCE) if k else ():
+            best = best._with_more(scores[:, part], start + part.start, k)
+        return best
+
+    def _with_more(self, scores: Vectors, start: int, k: int) -> _Best:
+        """`with_all` of so few vectors that all their scores may be compared."""
         if self.scores.shape[1] < k:
             more = _Best(scores, np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape))
         else:
