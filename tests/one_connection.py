@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 
+from pipelines.event_log import read_migrations_once
+
 
 @contextlib.contextmanager
 def instance_in_memory(kept: tuple[bytes, ...] = ()) -> Iterator[dg.DagsterInstance]:
@@ -18,6 +20,7 @@ def instance_in_memory(kept: tuple[bytes, ...] = ()) -> Iterator[dg.DagsterInsta
 
     kept: what `databases_of` gave of another instance, which this one goes on from.
     """
+    read_migrations_once()
     with dg.DagsterInstance.ephemeral() as instance:
         events: Any = instance.event_log_storage
         runs: Any = instance.run_storage
