@@ -16,6 +16,10 @@ from pipelines.settings import prepare_process
 prepare_process()  # before anything imports torch
 os.environ.setdefault("VSR1_PROCESSES", "1")  # steps of tests are few: starting processes would take longer
 
+# Tables of tests have a few rows: to wake a second thread for a step over them costs more than the step, in all a tenth
+# of the processor time. Tables of many rows are the benchmarks'.
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
 for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE", "COLUMNS", "TERMINAL_WIDTH"):
     os.environ.pop(name, None)  # what commands print is looked at as it is without a terminal
 

@@ -30,6 +30,8 @@ FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
 NOTHING_SELECTED = 5
 """pytest's exit status where `-k` leaves no test of a file."""
+PLUGINS = ("no:cacheprovider", "no:schemathesis", "no:hypothesispytest", "tests.benchmarks.as_rows")
+"""The benchmarks use none of those, and each process would import what is behind them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(path: Path, options: argparse.Namespace, rows: Path) -> None:
     """Run one file, whose rows are added to the file `rows`. What ends its process is a row as well."""
-    flags = ["-q", "-s", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "tests.benchmarks.as_rows"]
+    plugins = [part for name in PLUGINS for part in ("-p", name)]
+    flags = ["-q", "-s", "--continue-on-collection-errors", *plugins]
     command = [sys.executable, "-m", "pytest", *flags, str(path), "-k", options.k]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, KEPT_IN: str(rows), SCALE: str(options.scale)}
     print(f"\n== {path.stem}", flush=True)

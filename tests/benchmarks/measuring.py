@@ -1,4 +1,7 @@
-"""How the benchmarks measure: clocks, memory, works that take turns, and rows of the table. Nothing of models here."""
+"""How the benchmarks measure: clocks, memory, works that take turns, and rows of the table. Nothing of models here.
+
+torch is imported where memory is measured: many benchmarks need none, and each file of them runs in its own process.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from tests.benchmarks.rows import SCALE, Row, keep
-from vsr1_core.models.peak_memory import PeakMemory
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Measured:
         return statistics.median(self.seconds)
 
     def run(self, work: Callable[[], Any], clock: Clock) -> None:
+        from vsr1_core.models.peak_memory import PeakMemory
+
         with PeakMemory(clock.device, resident_bytes) as memory:
             started = clock()
             self.result = work()
@@ -52,6 +54,8 @@ class Clock:
 
     def __call__(self) -> float:
         if self.device == "cuda":
+            import torch
+
             torch.cuda.synchronize()
         if self.kind == "children":
             used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -19,6 +19,7 @@ from tests.core import train_run
 from tests.core.test_recipe_fields import leaves, unused_of_sft
 from tests.core.tiny_models import write_published
 from tests.small_world import build
+from tests.undrawn import draw_nothing
 from tests.videos import write_video
 from vsr1_core import recipes
 from vsr1_core.configurations import NANO
@@ -102,6 +103,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     entry = DatasetEntry("shown", "toy", str(home / "data/videos"), str(home / "data"))
     with pytest.MonkeyPatch.context() as patch:
         read = watch(patch)
+        draw_nothing(patch)
         view = View(Lake(home / "lake"), entry, config, all_stages(), home=home)
         build(view)
     return Built(view, read)

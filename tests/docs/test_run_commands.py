@@ -22,6 +22,7 @@ from pipelines.cli import app
 from tests.core.datasets.prepared_folder import VIDEOS, write_prepared
 from tests.docs.pages import Block, blocks, commands, pages
 from tests.nano_home import copy_nano_home
+from tests.undrawn import draw_nothing
 from tests.videos import write_video
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_clips(folder)
         write_benchmark(folder)
         copy_nano_home(tmp_path_factory, folder / "vsr1_home")
+        draw_nothing(patch)
         yield folder
 
 

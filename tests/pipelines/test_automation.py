@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pipelines.automation_sensor import QUIET
 from pipelines.planner import Outlook, Planner
 from tests.fakes import Numbers, Squares, fake_stages, write_numbers
-from tests.one_connection import instance_in_memory
+from tests.one_connection import databases_of, instance_in_memory
 from tests.ticker import Ticker
 from vsr1_core.configuration_files import write_configuration
 from vsr1_core.datasets.registry import DatasetEntry, load_entries, save_entry
@@ -21,15 +22,39 @@ from vsr1_core.stages.base import Check, View
 START = {"a": 1, "b": 2, "c": 3}
 
 
-@pytest.fixture
-def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticker]:
-    """Two datasets that were built once; nothing is asked for. Others were never built."""
-    save_entry(tmp_path, DatasetEntry("other", "toy", "", str(tmp_path / "data/other")))
+@dataclass(frozen=True)
+class Saved:
+    """What stands after two datasets were built once and a tick asked for nothing; to be copied to `home`."""
+
+    home: Path
+    files: Path
+    databases: tuple[bytes, ...]
+    cursor: str | None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    home = tmp_path_factory.mktemp("automation") / "home"
+    save_entry(home, DatasetEntry("other", "toy", "", str(home / "data/other")))
     with instance_in_memory() as instance:
-        ticker = Ticker(tmp_path, instance, fake_stages)
+        ticker = Ticker(home, instance, fake_stages)
         for dataset in ("toy", "other"):
-            write_numbers(tmp_path, dataset, START)
+            write_numbers(home, dataset, START)
             ticker.build(dataset)
+        assert ticker.tick() == {}
+        files = shutil.copytree(home, home.with_name("saved"))
+        return Saved(home, files, databases_of(instance), ticker.cursor)
+
+
+@pytest.fixture
+def settled(saved: Saved) -> Iterator[Ticker]:
+    """Two datasets that were built once; nothing is asked for. Others were never built. At the same place every time:
+    what is built knows its home."""
+    shutil.rmtree(saved.home)
+    shutil.copytree(saved.files, saved.home)
+    with instance_in_memory(saved.databases) as instance:
+        ticker = Ticker(saved.home, instance, fake_stages)
+        ticker.cursor = saved.cursor
         assert ticker.tick() == {}
         yield ticker
 

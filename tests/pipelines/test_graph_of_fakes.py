@@ -16,6 +16,7 @@ from pipelines.definitions import build_defs
 from pipelines.io import claim_problem
 from pipelines.settings import Settings
 from tests.fakes import Squares, fake_stages, write_numbers
+from tests.one_connection import instance_in_memory
 from tests.ticker import workplace_of
 from vsr1_core.stages.base import Check
 from vsr1_core.stages.graph import open_view
@@ -29,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def instance() -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         yield instance
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
+from alembic.script import ScriptDirectory
 
 from pipelines import instance
 from pipelines.event_log import MAX_OPEN, EventLog
@@ -73,6 +74,22 @@ def _open_databases(home: Path) -> int:
     """Event databases that this process has open."""
     files = {fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
     return sum(file.is_relative_to(home / "dagster/history/runs") and file.suffix == ".db" for file in files)
+
+
+def test_the_migrations_are_read_once_and_new_databases_are_at_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_instance(tmp_path / "first"):
+        pass
+    read, count = ScriptDirectory._load_revisions, list[int]()
+    monkeypatch.setattr(ScriptDirectory, "_load_revisions", lambda self: count.append(1) or read(self))
+    with open_instance(tmp_path / "second") as opened:
+        run = dg.materialize([few_rows], instance=opened)
+        assert opened.all_logs(run.run_id)
+        for storage in (opened.run_storage, opened.event_log_storage, opened.schedule_storage):
+            found, last = storage.alembic_version()  # type: ignore[union-attr]
+            assert found == last is not None
+    assert count == []
 
 
 def test_an_edited_file_is_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from tests.fakes import fake_stages, write_numbers
+from tests.one_connection import instance_in_memory
 from tests.ticker import Ticker
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.lease import hold
@@ -44,7 +45,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
     write_numbers(tmp_path, "toy", START)
-    with dg.DagsterInstance.ephemeral() as instance:
+    with instance_in_memory() as instance:
         ticker = Ticker(tmp_path, instance, fake_stages)
         ticker.build("toy")
         yield Watched(ticker)

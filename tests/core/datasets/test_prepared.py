@@ -32,16 +32,29 @@ from vsr1_core.stages.loading import frames_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_prepared(tmp_path / "charades-sta")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder and a home that imported it, to be copied to `place` beside it: an import knows its folder."""
+    place = tmp_path_factory.mktemp("prepared") / "place"
+    Home(place / "home").take(write_prepared(place / "charades-sta"))
+    return place.rename(place.with_name("saved"))
 
 
 @pytest.fixture
-def home(tmp_path: Path, folder: Path) -> Home:
-    made = Home(tmp_path / "home")
-    made.take(folder)
-    return made
+def place(saved: Path) -> Path:
+    place = saved.with_name("place")
+    shutil.rmtree(place, ignore_errors=True)
+    return shutil.copytree(saved, place)
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    return place / "charades-sta"
+
+
+@pytest.fixture
+def home(place: Path) -> Home:
+    return Home(place / "home")
 
 
 def test_an_import_comes_out_again_byte_for_byte(tmp_path: Path, folder: Path, home: Home) -> None:

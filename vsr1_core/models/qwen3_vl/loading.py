@@ -31,7 +31,7 @@ def load_configured(
     """
     model, info = load_quietly(Policy, folder, _is_head, config=config, dtype=dtype)
     check_loaded(str(folder), info, allowed_missing=_tied(config))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = _tokenizer(folder, config)
     _check_tokenizer(str(folder), tokenizer, model)
     fast_vision(model.model)
     return LoadedPolicy(model.to(device).eval(), tokenizer)
@@ -56,7 +56,7 @@ def load_base_policy(
         model, info = load_quietly(Policy, model_id, expected, config=config, dtype=dtype)
         fresh = _fresh_modules(model, model_id, info)
         check_loaded(model_id, info, allowed_missing=(*_tied(config), *fresh))
-        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        tokenizer = _tokenizer(model_id, config)
         if REFINE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_tokens([REFINE_TOKEN], special_tokens=True)
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -96,8 +96,13 @@ def load_body(
     info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not _is_head(k)}
     check_loaded(str(folder), info)
     model.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = _tokenizer(folder, model.config)
     return Qwen3VLEmbedder(fast_vision(model).to(device).eval(), tokenizer, _form_of(folder, instruction))
+
+
+def _tokenizer(source: str | Path, config: Qwen3VLConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint whose config was read already; without it, transformers reads that once more."""
+    return AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
 
 
 def _form_of(folder: str | Path, instruction: str) -> EmbedderForm:
