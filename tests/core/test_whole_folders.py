@@ -90,9 +90,7 @@ def test_vectors_and_ids_of_an_index_are_of_the_same_folder(tmp_path: Path, monk
     np.testing.assert_array_equal(found.vectors, vectors[::-1])
 
 
-def test_weights_and_options_of_a_policy_are_of_one_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_and_options_of_a_policy_are_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_policy(tiny_policy(seed=0), tmp_path / "policy", {})
     new = tiny_policy(seed=1, seed_hidden="pre_norm")
     own, exchanged = checkpoints.policy_family_of, threading.Event()

@@ -141,6 +141,11 @@ class StepWeights:
             self._note(name, normed, grad)
         return grad * self.tensors[name]
 
+    def forget(self) -> None:
+        """Forget what was noted."""
+        for factors in self.factors.values():
+            factors.clear()
+
     def gradients(self) -> list[Tensor | None]:
         """Of each of `learning`, its gradient by all steps. What was noted is forgotten."""
         return [self._gradient(name) if factors else None for name, factors in self.factors.items()]
