@@ -195,6 +195,22 @@ def test_a_loss_that_has_gone_backward_keeps_no_keys_and_weights() -> None:
     assert loss.grad_fn is not None
 
 
+def test_layers_go_one_after_the_other_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what they keep is gone before the backward pass of the prompts, which needs the most."""
+    policy, left = tiny_policy(), list[int]()
+    rows = refining_rows(policy)
+    gc.collect()
+    before, gradients_of = num_layers(), latent_steps._Layer.gradients
+
+    def noted(layer: latent_steps._Layer) -> list[Tensor | None]:
+        left.append(num_layers() - before)
+        return gradients_of(layer)
+
+    monkeypatch.setattr(latent_steps._Layer, "gradients", noted)
+    probe(ours(policy, rows)).backward()
+    assert left == [3, 2, 1]
+
+
 def test_a_second_backward_pass_over_steps_that_were_not_retained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, after = tiny_policy(), list[Tensor]()
     step = latent_steps.LatentSteps.step

@@ -324,7 +324,8 @@ class LatentSteps:
         self.stand_in = torch.stack(stand_ins).sum()
 
     def step(self, embeds: Tensor) -> Tensor:
-        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
+        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm. Where
+        gradients are wanted, `embeds` must come of what the step before returned: the backward pass goes that way."""
         hidden = embeds.to(self.exact)
         rotations = rotations_at(self.model, hidden, self.next_positions.expand(3, -1))
         self.next_positions = self.next_positions + 1
