@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, LoraModel
 from torch import Tensor
 
 from tests.core.test_decoding import REFINE_ID, STOPS, gradients, naive_training_latents, probe
+from tests.core.test_packed import num_layers
 from tests.core.tiny_models import prompts_with_videos, random_video, small_config, tiny_policy
 from vsr1_core.models.prompts import Prompt, extended
+from vsr1_core.models.qwen3_vl import latent_steps
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.reading import teacher_forced
 from vsr1_core.models.qwen3_vl.vision import encode_videos
@@ -57,11 +61,15 @@ def assert_as_n_full_passes(policy: LoadedPolicy, close: float = 1e-5, of_gradie
 def with_adapters(policy: LoadedPolicy) -> lora.Adapters:
     """Adapters that change what the policy writes: as attached, they change nothing."""
     adapters = lora.attach(policy.text_model, 3, seed=0)
+    make_lively(policy)
+    return adapters
+
+
+def make_lively(policy: LoadedPolicy) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, parameter in policy.text_model.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    return adapters
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
@@ -170,3 +178,99 @@ def test_a_step_keeps_no_copy_of_the_prompts_keys_or_of_the_weights() -> None:
     of_weights = 2 * sum(p.numel() for p in policy.model.model.language_model.layers.parameters())
     one_step = (kept_bytes(8) - kept_bytes(2)) / 6
     assert 0 < one_step < min(of_keys, of_weights) / 2
+
+
+def test_a_loss_that_has_gone_backward_keeps_no_keys_and_weights() -> None:
+    """The trainer keeps losses of all micro-batches for the log of a step."""
+    policy = tiny_policy()
+    rows = refining_rows(policy)
+    gc.collect()
+    before = num_layers()
+    loss = probe(ours(policy, rows))
+    assert num_layers() == before + 3
+    loss.backward(retain_graph=True)
+    assert num_layers() == before + 3
+    loss.backward()
+    assert num_layers() == before
+    assert loss.grad_fn is not None
+
+
+def test_layers_go_one_after_the_other_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what they keep is gone before the backward pass of the prompts, which needs the most."""
+    policy, left = tiny_policy(), list[int]()
+    rows = refining_rows(policy)
+    gc.collect()
+    before, gradients_of = num_layers(), latent_steps._Layer.gradients
+
+    def noted(layer: latent_steps._Layer) -> list[Tensor | None]:
+        left.append(num_layers() - before)
+        return gradients_of(layer)
+
+    monkeypatch.setattr(latent_steps._Layer, "gradients", noted)
+    probe(ours(policy, rows)).backward()
+    assert left == [3, 2, 1]
+
+
+def test_a_second_backward_pass_over_steps_that_were_not_retained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, after = tiny_policy(), list[Tensor]()
+    step = latent_steps.LatentSteps.step
+
+    def noted(steps: latent_steps.LatentSteps, embeds: Tensor) -> Tensor:
+        after.append(step(steps, embeds))
+        return after[-1]
+
+    monkeypatch.setattr(latent_steps.LatentSteps, "step", noted)
+    ours(policy, refining_rows(policy), num=2).sum().backward()
+    with pytest.raises(RuntimeError, match="the steps of the latents have gone backward already"):
+        after[0].sum().backward()
+
+
+def test_gradients_of_latents_alone_are_no_part_of_the_next_backward_pass() -> None:
+    policy = tiny_policy()
+    rows = refining_rows(policy)
+    expected = gradients(policy, probe(ours(policy, rows)))
+    made = ours(policy, rows)
+    loss = probe(made)
+    parts = torch.autograd.grad(loss, list(policy.model.refine_parameters)[:1], retain_graph=True)
+    assert parts[0].abs().max() > 0
+    for name, grad in gradients(policy, loss).items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-6, rtol=1e-6)
+
+
+def test_states_of_the_rows_that_continue_are_kept_once() -> None:
+    policy = tiny_policy()
+    policy.model.train()
+    policy.model.activation_checkpointing_enable()
+    rows = refining_rows(policy)
+    made = ours(policy, rows)
+    of_rows = (len(ROWS), max(len(row.token_ids) for row in rows), policy.model.config.text_config.hidden_size)
+    assert made.requires_grad
+    assert not [each for each in tensors() if each.shape == of_rows]
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        {"target_modules": r".*layers\.1\..*(v_proj|gate_proj)"},
+        {"target_modules": ["q_proj", "v_proj", "down_proj"], "rank_pattern": {"v_proj": 5}, "use_rslora": True},
+    ],
+)
+def test_adapters_of_some_layers_and_of_several_ranks_equal_n_full_passes(adapters: dict[str, Any]) -> None:
+    policy = tiny_policy()
+    tuner = LoraModel(policy.text_model, {"default": LoraConfig(r=3, **adapters)}, "default")
+    make_lively(policy)
+    assert_as_n_full_passes(policy)
+    tuner.peft_config["second"] = LoraConfig(r=2, target_modules=["q_proj", "k_proj"])
+    tuner.inject_adapter(tuner.model, "second")
+    make_lively(policy)
+    for active in (["default", "second"], ["second"]):
+        tuner.set_adapter(active)
+        assert_as_n_full_passes(policy)
+
+
+@pytest.mark.parametrize("learning", ["layers.2.self_attn.v_proj", "layers.1.mlp", "k_norm", "language_model.norm"])
+def test_gradients_where_little_learns_equal_n_full_passes(learning: str) -> None:
+    policy = tiny_policy()
+    for name, parameter in policy.model.model.named_parameters():
+        parameter.requires_grad_(learning in name)
+    assert_as_n_full_passes(policy)

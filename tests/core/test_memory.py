@@ -78,5 +78,10 @@ def test_every_term_moves_the_peak() -> None:
     assert replace(base, lora_rank=8).bf16_copies == 2 * 2 * replace(base, lora_rank=8).num_adapters
     assert base.optimiser_temporaries == 4 * base.num_learning
     assert replace(base, on_cpu=True).optimiser_temporaries == 4 * 151_936 * 2048
+    state, cache = 2048 * 28, 2 * 28 * 8 * 128
+    assert base.continued([1000, 10]) == 2 * 1000 * max(2 * cache, 4 * state)
+    assert base.continued([1000], by_answers=True) == 1000 * (2 + 4 / 2 + 2 / 2) * cache
     adapters = replace(base, lora_rank=32)
+    assert adapters.continued([1000]) == 1000 * 2 * cache
+    assert adapters.continued([1000], by_answers=True) == 1000 * 4 * cache
     assert adapters.peak([1], 1) == adapters.held + 4 * adapters.num_learning + adapters.optimiser_temporaries

@@ -4,6 +4,7 @@ micro-batches, adapters in place of a reference model, AdamW in 8 bits, and text
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import math
 import sys
@@ -29,6 +30,7 @@ from tests.core.test_grpo import (
     trainer_of,
     weights_of,
 )
+from tests.core.test_packed import num_layers
 from tests.core.unshared import gradients, largest_difference, unshared_replay
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.vllm_writer import VLLMWriter
@@ -144,6 +146,28 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_rounds_to() -> None
     rewards = torch.tensor([0.1 + 0.2] * 7 + [0.7] * 7)
     assert rewards[:7].mean() != rewards[0] or rewards[7:].mean() != rewards[7]
     assert group_advantages(rewards, 7).tolist() == [0.0] * 14
+
+
+def test_a_micro_batch_that_went_backward_keeps_nothing_of_its_latents(
+    some_match: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world, kept = make_world(), list[int]()
+    trainer = trainer_of(world, RECIPE, tmp_path)
+    trainer.micro_batches.size = 2
+    rollouts, loss_of = world.sample(RECIPE), trainer.loss_of
+    gc.collect()
+    before = num_layers()
+
+    def noted(*args: Any) -> Any:
+        kept.append(num_layers() - before)
+        found = loss_of(*args)
+        kept.append(num_layers() - before)
+        return found
+
+    monkeypatch.setattr(trainer, "loss_of", noted)
+    gradients_of(trainer, rollouts)
+    assert kept[::2] == [0, 0, 0, 0]
+    assert max(kept[1::2]) > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ def test_a_folder_that_is_exchanged_is_read_again(tmp_path: Path) -> None:
     found = read_whole(tmp_path / "x", reading(lambda: put(tmp_path / "x", texts.pop(0)) if texts else None))
     assert found == ("3", "3")
     assert texts == []
+
+
+def test_what_was_read_in_vain_is_gone_before_the_folder_is_read_again(tmp_path: Path) -> None:
+    put(tmp_path / "x", "1")
+    made: list[weakref.ref[Any]] = []
+
+    class Model:
+        pass
+
+    def read(_folder: Path) -> Model:
+        assert [model() for model in made] == [None] * len(made)
+        model = Model()
+        made.append(weakref.ref(model))
+        if len(made) < 3:
+            put(tmp_path / "x", "2")
+        return model
+
+    assert read_whole(tmp_path / "x", read) is made[2]()
 
 
 def test_an_error_of_a_folder_that_stood_is_raised_at_once(tmp_path: Path) -> None:

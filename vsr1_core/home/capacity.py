@@ -13,7 +13,18 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import Moment
 from vsr1_core.media.sampling import num_frames
-from vsr1_core.models.memory import BF16, CPU_MOST, CPU_SHARE, FP32, GIB, GPU_SHARE, Factor, Learning, Passes
+from vsr1_core.models.memory import (
+    BF16,
+    CPU_MOST,
+    CPU_SHARE,
+    FP32,
+    GIB,
+    GPU_SHARE,
+    MAX_LOGITS,
+    Factor,
+    Learning,
+    Passes,
+)
 from vsr1_core.models.sizes import ModelSize
 from vsr1_core.recipes import Configuration, EndpointRecipe, GRPORecipe, SFTRecipe
 from vsr1_core.segments import windows_of
@@ -283,7 +294,7 @@ def _sft(base: Forecast, asset: str, recipe: SFTRecipe) -> Estimate:
     rows, learning = recipe.steps * recipe.batch_size or _pool_rows(base), base.learning(recipe)
     num_answer = round(ASSUMED["answer_tokens"].value)
     lengths = [base.longest_prompt + num_answer] * recipe.batch_size
-    latents = Passes(base.writer).cache(lengths) + Passes(base.embedder).text([QUERY_TOKENS] * recipe.batch_size)
+    latents = learning.continued(lengths) + Passes(base.embedder).text([QUERY_TOKENS] * recipe.batch_size)
     memory = base.frozen_bytes + learning.peak(lengths, num_answer, FEATURE_BYTES + latents)
     passes = 8 if recipe.gradient_checkpointing else 6
     hours = base.hours(rows * base.mean_tokens("train") * passes * base.writer.text, is_training=True)
@@ -309,7 +320,8 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     """The estimate of stage 2.
 
     The prompt of a turn is read once per query in the first turn, and in later turns once per episode, as each may be
-    about another video. The policy reads these prompts once more with gradients, and the reference without.
+    about another video. The policy reads these prompts once more with gradients, and the reference without. In a
+    backward pass, the answers to a prompt share it.
     """
     size, learning = base.writer, base.learning(recipe)
     steps = recipe.steps or base.corpus.num_queries.get("train", 0) // recipe.queries_per_step
@@ -319,15 +331,18 @@ def _grpo(base: Forecast, asset: str, recipe: GRPORecipe) -> Estimate:
     per_pass = base.mean_tokens("train") * size.text
     replaying = base.hours(per_pass * read * (passes + 2 * bool(recipe.beta)), is_training=True)
     decoding = recipe.num_turns * ASSUMED["answer_tokens"].value * base.device.step_seconds(size, episodes)
-    micro = min(base.execution.micro_batch_size or recipe.group_size, episodes) * recipe.num_turns
-    lengths = [base.longest_prompt + recipe.max_new_tokens]
+    micro = min(base.execution.micro_batch_size or recipe.group_size, episodes)
+    prompts, turns = -(-micro // recipe.group_size) + micro * (recipe.num_turns - 1), micro * recipe.num_turns
+    written = turns * recipe.max_new_tokens
+    lengths = [base.longest_prompt + -(-written // prompts)] * prompts
+    num_logits = -(-min(written, MAX_LOGITS // size.vocab_size) // prompts)
     reference = FP32 * size.text if recipe.beta and not learning.lora_rank else 0
     held = base.frozen_bytes + reference + learning.held + FEATURE_BYTES
     of_rows = lambda n: Passes(size).decoding([base.longest_prompt] * n, recipe.max_new_tokens)  # noqa: E731
-    replay = learning.peak(lengths * micro, recipe.max_new_tokens, FEATURE_BYTES)
+    replay = learning.peak(lengths, num_logits, FEATURE_BYTES + learning.continued(lengths, by_answers=True))
     memory = max(base.frozen_bytes + reference + replay, held + base.pass_bytes(held, of_rows, episodes))
     hours = steps * (replaying + base.hours(2 * per_pass * read) + decoding / 3600)
-    how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {micro} turns per backward pass"
+    how = f"{steps:,} steps of {episodes} episodes of {recipe.num_turns} turns, {turns} turns per backward pass"
     return Estimate(asset, _checkpoint_bytes(learning), memory, hours, how)
 
 

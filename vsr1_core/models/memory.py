@@ -29,6 +29,9 @@ CPU_SHARE = 0.25
 CPU_MOST = 1 << 30
 """Bytes that a pass on a CPU may take at most: larger passes are no faster there."""
 
+MAX_LOGITS = 1 << 26
+"""Logits that stage 2 holds at once, in float32 256 MiB: with a vocabulary of 151,936, those of 441 tokens."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -175,6 +178,14 @@ class Learning:
         mask = factor["mask_bytes"] * len(lengths) * max(lengths, default=0) ** 2
         logits = factor["loss_copies"] * FP32 * size.vocab_size * len(lengths) * num_answer
         return tokens * (between + (BF16 * inner + adapters) * layers) + mask + logits
+
+    def continued(self, lengths: Sequence[int], by_answers: bool = False) -> float:
+        """What is held beside the activations of rows of so many tokens because latents follow them: keys and values in
+        bf16, and once these are gone, the gradients of what each layer read. by_answers: whether answers follow first,
+        for which the keys and values are held as the layers made them, keys with the numbers of the states."""
+        size, tokens, state = self.size, len(lengths) * max(lengths, default=0), BF16 if self.lora_rank else FP32
+        for_answers = (state + BF16) * size.cache_size / 2 if by_answers else 0
+        return tokens * max(BF16 * size.cache_size + for_answers, state * size.hidden_size * size.num_layers)
 
     def peak(self, lengths: Sequence[int], num_answer: int, beside: float = 0) -> float:
         """The most that a step takes. beside: what else is held during the backward pass."""

@@ -31,6 +31,7 @@ def read_whole(folder: Path, read: Callable[[Path], Found]) -> Found:
         else:
             if before == _identity(folder):
                 return found
+            del found  # a model that is not wanted needs no room beside the next one
     raise OSError(f"{folder} was exchanged for another one {_TRIES} times while it was read; try again")
 
 

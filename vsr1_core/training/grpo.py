@@ -212,7 +212,7 @@ class StepCounts:
 
 
 Notes = list[tuple[str, Tensor]]
-"""Names and values for the log."""
+"""Names and values for the log, without gradients: those of all micro-batches are kept until the step is over."""
 
 
 class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
@@ -321,14 +321,14 @@ class EpisodeGRPOTrainer(PolicyTrainer, GRPOTrainer):
         # `dapo` is divided by the whole step's tokens already.
         share = 1.0 if self.recipe.loss_type == "dapo" else len(rollouts) / counts.episodes
         loss = policy.loss * share
-        notes = [("kl", policy.kl), ("clip_fraction", policy.clip_fraction), ("policy_loss", loss / share)]
+        notes = [("kl", policy.kl), ("clip_fraction", policy.clip_fraction), ("policy_loss", loss.detach() / share)]
         if any(has_text):
             notes.append(("entropy", played.entropy[played.mask].nanmean()))
         if not any(played.latents):
             return loss, notes
         with self.accelerator.autocast(), self._attention():
             losses = self._refined_losses(rollouts, played)
-        notes.append(("retrieval_loss", losses.mean()))
+        notes.append(("retrieval_loss", losses.detach().mean()))
         return loss + self.recipe.retrieval_weight * losses.sum() / counts.refined, notes
 
     @contextlib.contextmanager

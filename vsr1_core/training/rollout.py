@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vsr1_core.models.answer_tokens import before_latents
 from vsr1_core.models.feature_store import FeatureStore
+from vsr1_core.models.memory import MAX_LOGITS
 from vsr1_core.models.protocols import PolicyModel
 from vsr1_core.recipes import GRPORecipe
 from vsr1_core.search.episodes import Searcher
@@ -242,10 +243,6 @@ def _answered(
         refining=[i for i, turn in enumerate(turns) if refines(turn)],
         num_soft_tokens=policy.model.soft_query.num_soft_tokens,
     )
-
-
-MAX_LOGITS = 1 << 26
-"""Logits that are held at once, in float32 256 MiB: with a vocabulary of 151,936, those of 441 tokens."""
 
 
 def _token_log_probs(

@@ -48,7 +48,7 @@ class Branches:
         """Layer -> prompt -> keys and values [1, heads, n, head_dim] of the prompt, and of its answers once these are
         read."""
         for i, layer in enumerate(model.layers):
-            keys, values = checkpoint(read_by, layer, inputs[i], *cosines, use_reentrant=False)
+            keys, values = checkpoint(read_by, layer, inputs[i], slice(None), *cosines, use_reentrant=False)
             rows = zip(keys.split(1), values.split(1), lengths, strict=True)
             self.kept.append([[(k[:, :, -n:], v[:, :, -n:])] for k, v, n in rows])
 

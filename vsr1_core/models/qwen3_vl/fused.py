@@ -4,7 +4,8 @@ backward pass: normalisation, rotated heads, and the gate of the MLP. Attention 
 Written as single operations, these parts keep every intermediate and go over it several times: a training step of the
 tiny models spent three quarters of its time there, and a quarter in its matrix products. Results and gradients differ
 from those of transformers by rounding alone (tested). They are plain torch in the precision of their inputs, and made
-for a CPU. T: tokens of all rows side by side; H: hidden size; h: heads; d: size of a head.
+for a CPU; on a GPU, the steps of the latents use some of their parts. T: tokens of all rows side by side; H: hidden
+size; h: heads; d: size of a head.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
@@ -69,14 +70,21 @@ class _Layer:
         self.head_dim, self.num_groups = module.self_attn.head_dim, len(groups.hidden)
         self.num_key_heads = len(bias) // self.num_groups
         self.left = [(keys.shape, keys.dtype), (values.shape, values.dtype)]
+        self.is_learning = keys.requires_grad or values.requires_grad
         self.keys, self.values = self._beside_steps(keys), self._beside_steps(values)
         self.keys_by_size, self.values_by_size = self.keys.mT, self.values.mT
         if bias.device.type == "cpu":
             self.keys_by_size, self.values_by_size = self.keys_by_size.contiguous(), self.values_by_size.contiguous()
-        own = [t[:, groups.length :] for t in (self.keys, self.values)]
-        self.of_own = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in own]
-        """The gradients of the steps' own keys and values, [P * k, S * n, d]."""
+        self.of_own: list[Tensor] = []
+        """The gradients of the steps' own keys and values, [P * k, S * n, d], in a backward pass."""
         self.of_prompt: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Begin a backward pass. What an earlier one noted and did not use is forgotten."""
+        own = [t[:, self.groups.length :] for t in (self.keys, self.values)]
+        self.of_own = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in own]
+        self.of_prompt.clear()
+        self.weights.forget()
 
     def _beside_steps(self, left: Tensor) -> Tensor:
         """Keys or values of the groups with room for the steps, [P * k, L + S * n, d]."""
@@ -161,15 +169,12 @@ class _Layer:
         own = slice(columns.stop - length)
         of_own_keys[:, own].add_(torch.bmm(of_scores[..., length:].mT, kept.queries), alpha=self.scale)
         of_own_values[:, own] += torch.bmm(kept.weights[..., length:].mT, of_mixed)
-        if learns:
+        if learns and self.is_learning:
             self.of_prompt.append((kept.queries, of_scores[..., :length], kept.weights[..., :length], of_mixed))
         # All later steps have gone backward before this one, which led to them.
         now = slice(columns.start - length, columns.stop - length)
         of_both = torch.cat([self._by_row(of_queries).to(exact), self._by_row(of_own_keys[:, now])], dim=1)
-        of_values = self._by_row(of_own_values[:, now]).clone()
-        for of_own in self.of_own:
-            of_own[:, now] = 0  # for another backward pass through the same steps
-        return of_both, of_values
+        return of_both, self._by_row(of_own_values[:, now])
 
     def _scaled_product(self, of_scores: Tensor, other: Tensor) -> Tensor:
         """The product with gradients of scores, times the scale of attention: in float32, as it is no power of 2."""
@@ -178,15 +183,18 @@ class _Layer:
     def gradients(self) -> list[Tensor | None]:
         """The gradients of the keys and values that the pass has left, and of the weights, by all steps. What was noted
         is forgotten."""
+        return [*(self._of_left() if self.is_learning else (None, None)), *self.weights.gradients()]
+
+    def _of_left(self) -> list[Tensor]:
+        """The gradients of the keys and values that the pass has left, by all steps."""
         queries, of_scores, weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*self.of_prompt, strict=True))
         found = [self._scaled_product(of_scores.mT, queries), torch.bmm(weights.mT, of_mixed)]
         self.of_prompt.clear()
         by_row = [grad.unflatten(0, (-1, self.num_key_heads)) for grad in found]
-        of_left = [
+        return [
             self.groups.left.scattered(grad, shape).to(dtype)
             for grad, (shape, dtype) in zip(by_row, self.left, strict=True)
         ]
-        return [*of_left, *self.weights.gradients()]
 
 
 class _LastNorm:
@@ -201,53 +209,83 @@ class _LastNorm:
         return [total]
 
 
+@dataclass
+class _Stack:
+    """All layers and the last norm."""
+
+    layers: list[_Layer]
+    norm: _LastNorm
+    backward_pass: int = -1
+    """The number of the backward pass that was here last."""
+
+    def begin(self) -> None:
+        """Begin a backward pass, if the one that runs is not here yet. An earlier one may have ended before it used its
+        notes: by an error, or because only gradients of activations were asked for."""
+        number = torch._C._current_graph_task_id()
+        if number != self.backward_pass:
+            self.backward_pass = number
+            self.norm.factors.clear()
+            for layer in self.layers:
+                layer.begin()
+
+
+def _taken(ctx: Any) -> Any:
+    """What a node of autograd holds. It lets go of that unless the graph is retained: autograd does so with saved
+    tensors, but not with what else a node refers to, and a loss that is logged keeps all nodes that led to it."""
+    if ctx.held is None:
+        raise RuntimeError(
+            "the steps of the latents have gone backward already and kept nothing; pass retain_graph=True to the first "
+            "backward pass"
+        )
+    held = ctx.held
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.held = None
+    return held
+
+
 class _Recall(torch.autograd.Function):
     """A scalar that stands for the tensors of a layer: steps that depend on it add to their gradients. A node for each
     layer, so that the gradients of its weights are added to the others before those of the next layer are made."""
 
     @staticmethod
     def forward(ctx: Any, noted: _Layer | _LastNorm, *tensors: Tensor) -> Tensor:
-        ctx.noted = noted
+        ctx.held = noted
         return tensors[0].new_zeros((), dtype=torch.float32)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad.device.type, enabled=False):
-            return None, *ctx.noted.gradients()
+            return None, *_taken(ctx).gradients()
 
 
 class _Step(torch.autograd.Function):
     """One token of each row through all layers and the last norm: [R, H] -> [R, H], at least float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        _stand_in: Tensor,
-        layers: Sequence[_Layer],
-        norm: _LastNorm,
-        step: int,
-        rotations: Rotations,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, _stand_in: Tensor, stack: _Stack, step: int, rotations: Rotations) -> Tensor:
         kept = []
         with torch.autocast(hidden.device.type, enabled=False):
-            for layer in layers:
+            for layer in stack.layers:
                 hidden, of_layer = layer.forward(hidden, step, rotations)
                 kept.append(of_layer)
-            ctx.layers, ctx.norm, ctx.step, ctx.rotations, ctx.kept = layers, norm, step, rotations, kept
-            ctx.normed, ctx.factor = unit(hidden, layers[-1].epsilon)
-            return ctx.normed * norm.weight
+            normed, factor = unit(hidden, stack.layers[-1].epsilon)
+            ctx.held = stack, step, rotations, kept, normed, factor
+            return normed * stack.norm.weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        norm, learns = ctx.norm, ctx.needs_input_grad[1]
+        learns = ctx.needs_input_grad[1]
+        stack, step, rotations, all_kept, normed, factor = _taken(ctx)
+        stack.begin()
         with torch.autocast(grad.device.type, enabled=False):
             if learns:
-                norm.factors.append((grad * ctx.normed).sum(0))
-            grad = unit_backward(grad * norm.weight, ctx.normed, ctx.factor)
-            for layer, kept in zip(reversed(ctx.layers), reversed(ctx.kept), strict=True):
-                grad = layer.backward(grad, ctx.step, ctx.rotations, kept, learns)
-            return grad, grad.new_zeros((), dtype=torch.float32), None, None, None, None
+                stack.norm.factors.append((grad * normed).sum(0))
+            grad = unit_backward(grad * stack.norm.weight, normed, factor)
+            for layer, kept in zip(reversed(stack.layers), reversed(all_kept), strict=True):
+                grad = layer.backward(grad, step, rotations, kept, learns)
+            return grad, grad.new_zeros((), dtype=torch.float32), None, None, None
 
 
 OfLayer = tuple[StepWeights, Tensor, Tensor]
@@ -277,19 +315,21 @@ class LatentSteps:
         self.model, self.next_positions, self.step_number = model, next_positions, 0
         self.exact = torch.promote_types(model.norm.weight.dtype, torch.float32)
         bias, weight = groups.bias(model, num_steps), model.norm.weight.to(self.exact)
-        self.norm, self.layers = _LastNorm(weight), list[_Layer]()
-        stand_ins: list[Tensor] = [_Recall.apply(self.norm, weight)]  # type: ignore[no-untyped-call]
+        self.stack = _Stack([], _LastNorm(weight))
+        stand_ins: list[Tensor] = [_Recall.apply(self.stack.norm, weight)]  # type: ignore[no-untyped-call]
         for module, (weights, keys, values) in zip(model.layers, layers, strict=True):
-            self.layers.append(_Layer(module, weights, keys, values, groups, bias))
-            stand_ins.append(_Recall.apply(self.layers[-1], keys, values, *weights.learning))  # type: ignore[no-untyped-call]
+            layer = _Layer(module, weights, keys, values, groups, bias)
+            self.stack.layers.append(layer)
+            stand_ins.append(_Recall.apply(layer, keys, values, *weights.learning))  # type: ignore[no-untyped-call]
         self.stand_in = torch.stack(stand_ins).sum()
 
     def step(self, embeds: Tensor) -> Tensor:
-        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm."""
+        """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm. Where
+        gradients are wanted, `embeds` must come of what the step before returned: the backward pass goes that way."""
         hidden = embeds.to(self.exact)
         rotations = rotations_at(self.model, hidden, self.next_positions.expand(3, -1))
         self.next_positions = self.next_positions + 1
-        after: Tensor = _Step.apply(hidden, self.stand_in, self.layers, self.norm, self.step_number, rotations)  # type: ignore[no-untyped-call]
+        after: Tensor = _Step.apply(hidden, self.stand_in, self.stack, self.step_number, rotations)  # type: ignore[no-untyped-call]
         self.step_number += 1
         return after.to(embeds.dtype)
 
@@ -328,7 +368,7 @@ def after_batch(
     def layers() -> Iterator[OfLayer]:
         for number, layer in enumerate(model.layers):
             weights = StepWeights.of(layer)
-            yield weights, *checkpoint(read_by, layer, inputs[number][at], *cosines, use_reentrant=False)
+            yield weights, *checkpoint(read_by, layer, inputs[number], at, *cosines, use_reentrant=False)
 
     groups = Groups(Gathered(), (batch.mask[at] == 0)[:, None])
     return LatentSteps(model, groups, next_positions, num_steps, layers())

@@ -34,14 +34,13 @@ def layer_inputs(model: Qwen3VLTextModel) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
-def read_by(layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> KeysAndValues:
-    """Keys and values of what `layer` read, `hidden` [R, L, H]."""
-    keys, values = keys_and_values(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
-    # If they were not contiguous, the product of every step would copy them.
-    return keys.contiguous(), values.contiguous()
+def read_by(layer: torch.nn.Module, hidden: Tensor, rows: Tensor | slice, cos: Tensor, sin: Tensor) -> KeysAndValues:
+    """Keys and values of the rows `rows` of what `layer` read, `hidden` [B, L, H]. A checkpoint of this keeps no
+    copy of these rows."""
+    return keys_and_values(layer.self_attn, layer.input_layernorm(hidden[rows]), cos, sin)
 
 
-def keys_and_values(attention: torch.nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def keys_and_values(attention: torch.nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> KeysAndValues:
     """Keys (rotated) and values [R, heads, L, head_dim] of normed [R, L, H]."""
     keys = attention.k_norm(heads_of(attention.k_proj(normed), attention.head_dim)).transpose(1, 2)
     values = heads_of(attention.v_proj(normed), attention.head_dim).transpose(1, 2)

@@ -76,7 +76,8 @@ class StepWeights:
         if joint is not None:
             matrices = [joint]
         elif any(matrix.dtype != precision for matrix in matrices):
-            matrices = [torch.cat([matrix.to(precision) for matrix in matrices])]
+            converted = [matrix.to(precision) for matrix in matrices]
+            matrices = [torch.cat(converted)] if len(converted) > 1 else converted
         parts = tuple(f"{name}.{number}" for number in range(len(matrices)))
         self.tensors |= dict(zip(parts, matrices, strict=True))
         beside = {"bias": _bias(linear), **dict(zip(("inner", "outer"), _adapters(linear), strict=True))}
@@ -141,6 +142,11 @@ class StepWeights:
             self._note(name, normed, grad)
         return grad * self.tensors[name]
 
+    def forget(self) -> None:
+        """Forget what was noted."""
+        for factors in self.factors.values():
+            factors.clear()
+
     def gradients(self) -> list[Tensor | None]:
         """Of each of `learning`, its gradient by all steps. What was noted is forgotten."""
         return [self._gradient(name) if factors else None for name, factors in self.factors.items()]
@@ -181,7 +187,8 @@ def _adapters(linear: Sequence[nn.Module]) -> tuple[Tensor | None, Tensor | None
 
 
 def _adapter(linear: nn.Module) -> tuple[Tensor, Tensor]:
-    """The adapters of a layer that are in use, as [r, inputs] and [outputs, r]; r is 0 where there is none."""
+    """The adapters of a layer that are in use, as [r, inputs] and [outputs, r]; r is 0 where there is none. Of plain
+    LoRA, without dropout, as `training.lora` attaches it."""
     weight = weight_of(linear)
     names = [name for name in getattr(linear, "active_adapters", ()) if name in linear.lora_A]
     if not names or linear.disable_adapters or linear.merged:
