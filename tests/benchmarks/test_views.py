@@ -17,7 +17,6 @@ from tests.benchmarks.measuring import PROCESSOR, in_seconds, interleaved, line,
 from tests.core.fake_results import MOMENT_COLUMNS, PREDICTION_COLUMNS, STRENGTHS, commit_results
 from vsr1_core.home import row_sql, warehouse, warehouse_views
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.row_files import PATTERN
 
 NUM_QUERIES, NUM_MADE, REPEATS = scaled(75_000), 500, 5
 NUM_PREDICTIONS = NUM_QUERIES * len(STRENGTHS)
@@ -64,7 +63,7 @@ def plain(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """The same views, which read all files of rows that they find."""
 
     def scanned(asset: str, key: str, method: str = "") -> str:
-        pattern = row_sql.pattern_of(f"lake/*/{asset}/dataset=*/{PATTERN}")
+        pattern = row_sql.files_of(asset)
         said = f", {method.replace('(file', '(filename')} AS method" if method else ""
         return f"(SELECT *{said} FROM {row_sql.scan_of(pattern)})"
 

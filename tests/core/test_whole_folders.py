@@ -91,6 +91,18 @@ def test_a_folder_that_never_stands_is_said_to_be_so(tmp_path: Path) -> None:
         read_whole(tmp_path / "x", reading(lambda: put(tmp_path / "x", "2")))
 
 
+def test_a_folder_that_never_stands_tells_what_was_wrong_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "x", "1")
+
+    def read(folder: Path) -> str:
+        put(folder, "2")
+        raise ValueError("broken")
+
+    with pytest.raises(OSError, match="was exchanged for another one 5 times") as found:
+        read_whole(tmp_path / "x", read)
+    assert str(found.value.__cause__) == "broken"
+
+
 def test_vectors_and_ids_of_an_index_are_of_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.eye(3, dtype=np.float32)
     write_index(tmp_path / "index", build_index(["a", "b", "c"], vectors))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -206,11 +207,13 @@ class Qwen3VLEmbedder:
 
     def _input_rows(self, parts: Sequence[SplitQuery], soft: Sequence[Tensor | None], start: int = 0) -> list[Tensor]:
         """The input embeddings [n_b, H] of texts with latents, from the token `start` on."""
-        embed, rows = self.model.language_model.embed_tokens, []
-        for part, latents in zip(parts, soft, strict=True):
-            between = [] if latents is None else [latents.to(embed.weight)]
-            rows.append(torch.cat([embed(self._ids(part.before[start:])), *between, embed(self._ids(part.after))]))
-        return rows
+        ids = [ids for part in parts for ids in (part.before[start:], part.after)]
+        embeds = self.model.language_model.embed_tokens(self._ids(list(itertools.chain.from_iterable(ids))))
+        ends = iter(embeds.split([len(some) for some in ids]))
+        return [
+            torch.cat([before, *([] if latents is None else [latents.to(embeds)]), after])
+            for before, after, latents in zip(ends, ends, soft, strict=True)
+        ]
 
     def embed_videos(self, videos: Sequence[VideoFrames], pass_bytes: float = math.inf) -> Tensor:
         """Unit vectors [B, E] of stored frames; all videos go through one pass of each tower, unless a single one takes

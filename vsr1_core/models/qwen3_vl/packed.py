@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ MIN_SHARED = 8
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of tokens side by side, after the tokens that all of them begin with."""
+    """Rows of tokens side by side, after the tokens that all of them begin with. They stand by their lengths, because
+    rows of one length attend in one call."""
 
     embeds: Tensor
     """[T, H]."""
@@ -73,8 +74,16 @@ class Packed:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """Where each row, without the shared tokens, begins and ends in the flat sequence."""
-        ends = [self.shared + end for end in accumulate(self.lengths)]
-        return [(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+        order, found = standing(self.lengths), {}
+        ends = accumulate((self.lengths[row] for row in order), initial=self.shared)
+        for row, (start, end) in zip(order, pairwise(ends), strict=True):
+            found[row] = start, end
+        return [found[row] for row in range(len(order))]
+
+
+def standing(lengths: Sequence[int]) -> list[int]:
+    """The rows, by their lengths, in the order in which they stand side by side."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
 Rotations = tuple[Tensor, Tensor]
@@ -155,18 +164,20 @@ def pack(
     """
     for prompt, feature in zip(prompts, features, strict=True):
         check_placeholders(prompt, feature)
+    order = standing([len(p.token_ids) for p in prompts])
     starts = [p.token_ids.masked_fill(p.video_mask, -1 - row) for row, p in enumerate(prompts)]
     shared = num_shared([torch.cat([ids[None], p.positions]) for ids, p in zip(starts, prompts, strict=True)], last)
-    own = [prompts[0].token_ids[:shared], *(p.token_ids[shared:] for p in prompts)]
+    side_by_side = [prompts[row] for row in order]
+    own = [prompts[0].token_ids[:shared], *(p.token_ids[shared:] for p in side_by_side)]
     embeds = model.language_model.embed_tokens(torch.cat(own))
-    is_video = [prompts[0].video_mask[:shared], *(p.video_mask[shared:] for p in prompts)]
+    is_video = [prompts[0].video_mask[:shared], *(p.video_mask[shared:] for p in side_by_side)]
     video_at = torch.cat(is_video).nonzero()[:, 0]
-    present = [f for f in features if f is not None]
+    present = [f for row in order if (f := features[row]) is not None]
     deepstack: list[Tensor] = []
     if present:
         embeds = embeds.index_copy(0, video_at, torch.cat([f.tokens for f in present]).to(embeds))
         deepstack = [torch.cat(level).to(embeds) for level in zip(*(f.deepstack for f in present), strict=True)]
-    positions = torch.cat([prompts[0].positions[:, :shared], *(p.positions[:, shared:] for p in prompts)], dim=1)
+    positions = torch.cat([prompts[0].positions[:, :shared], *(p.positions[:, shared:] for p in side_by_side)], dim=1)
     lengths = [len(p.token_ids) - shared for p in prompts]
     return Packed(embeds, positions, lengths, last, video_at, deepstack, shared)
 
@@ -175,9 +186,11 @@ def pack_texts(start: Tensor, rows: Sequence[Tensor]) -> Packed:
     """Texts side by side, at the positions 0, 1, ..., from input embeddings: `start` [s, H], with which all begin, and
     what follows it in each, rows[b] [n_b, H]. The state of the last token of each is wanted."""
     shared, lengths = len(start), [len(row) for row in rows]
-    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + n) for n in lengths)]).expand(3, -1)
-    nowhere = torch.zeros(0, dtype=torch.long)
-    return Packed(torch.cat([start, *rows]), positions, lengths, [1] * len(rows), nowhere, shared=shared)
+    order = standing(lengths)
+    own = [torch.arange(shared, shared + lengths[row]) for row in order]
+    positions, nowhere = torch.cat([torch.arange(shared), *own]).expand(3, -1), torch.zeros(0, dtype=torch.long)
+    embeds = torch.cat([start, *(rows[row] for row in order)])
+    return Packed(embeds, positions, lengths, [1] * len(rows), nowhere, shared=shared)
 
 
 def num_shared(rows: Sequence[Tensor], kept: Sequence[int]) -> int:
@@ -194,11 +207,11 @@ def num_shared(rows: Sequence[Tensor], kept: Sequence[int]) -> int:
 
 def read(model: Qwen3VLTextModel, packed: Packed) -> Read:
     """Run `model` over `packed`. The last layer computes no states but the wanted ones."""
-    layers, spans = [JointLayer(layer) for layer in model.layers], packed.spans
-    wanted = [torch.arange(end - count, end) for (_, end), count in zip(spans, packed.last, strict=True)]
+    layers, spans, order = [JointLayer(layer) for layer in model.layers], packed.spans, standing(packed.lengths)
+    lengths, last = [packed.lengths[row] for row in order], [packed.last[row] for row in order]
+    at = torch.cat([torch.arange(spans[row][1] - packed.last[row], spans[row][1]) for row in order])
     rotations = rotations_at(model, packed.embeds, packed.positions)
-    every, at = whole_rows(packed.lengths, packed.shared), torch.cat(wanted)
-    ends = ends_of_rows(packed.lengths, packed.last, packed.shared)
+    every, ends = whole_rows(lengths, packed.shared), ends_of_rows(lengths, last, packed.shared)
     hidden, result = packed.embeds, Read([], [], layers)
     for number, layer in enumerate(layers):
         is_last = number == len(layers) - 1
@@ -207,8 +220,9 @@ def read(model: Qwen3VLTextModel, packed: Packed) -> Read:
         result.values.append(values)
         if number < len(packed.deepstack):
             hidden = _with_level(hidden, packed, number, at if is_last else None)
-    result.before_norm += hidden.split(list(packed.last))
-    result.states += rms_norm(hidden, model.norm).split(list(packed.last))
+    for found, states in ((result.before_norm, hidden), (result.states, rms_norm(hidden, model.norm))):
+        of_row = dict(zip(order, states.split(last), strict=True))
+        found += [of_row[row] for row in range(len(order))]
     return result
 
 
@@ -217,7 +231,7 @@ def _with_level(hidden: Tensor, packed: Packed, level: int, at: Tensor | None) -
     if at is None:
         return hidden.index_add(0, packed.video_at, packed.deepstack[level])
     added = torch.zeros_like(packed.embeds).index_add(0, packed.video_at, packed.deepstack[level])
-    return hidden + added[at]
+    return hidden + added.index_select(0, at)
 
 
 def _run_layer(
@@ -228,8 +242,8 @@ def _run_layer(
     if at is None:
         queries, keys, values = layer.queries_keys_values(normed, rotations)
     else:
-        queries = layer.queries(normed[at], (rotations[0][at], rotations[1][at]))
+        queries = layer.queries(normed.index_select(0, at), (rotations[0][at], rotations[1][at]))
         keys, values = layer.keys_values(normed, rotations)
-        hidden = hidden[at]
+        hidden = hidden.index_select(0, at)
     mixed = attend(queries, keys, values, layout, layer.attention.scaling)
     return layer.finish(hidden, mixed), keys, values
