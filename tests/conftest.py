@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -73,6 +74,20 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         if memory := sys.modules.get("accelerate.utils.memory"):
             memory.gc = SimpleNamespace(collect=lambda: 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Of several processes on Linux: they begin with their imports done."""
+    if sys.platform == "linux" and len(specs) > 1:
+        from tests.forked_interpreter import forked_interpreters
+
+        running = contextlib.ExitStack()
+        config.add_cleanup(running.close)
+        command = running.enter_context(forked_interpreters())
+        for spec in specs:
+            if spec.popen and not spec.python:
+                spec.python = command
 
 
 @pytest.hookimpl(optionalhook=True)
