@@ -2,7 +2,8 @@
 
 pytest-xdist starts a process by the command of an interpreter, which is a small program here (`PROGRAM`). It sends what
 it was started with (its standard files, its folder and its code) to the process that is forked, and ends when the fork
-does. As in `vsr1_core.rows.forks`, what is forked has imported and done nothing else.
+does. As in `vsr1_core.rows.forks`, what is forked has imported and done nothing else: it has no thread but those of
+allocators, and one of polars that removes spilled files, of which there are none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +35,8 @@ IMPORTED = (
 END_S = 10.0
 """A fork that has not ended so many seconds after all tests is killed."""
 PROGRAM = """
-import json, os, socket, sys
+import json, os, signal, socket, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the fork as well
 to = socket.socket(socket.AF_UNIX)
 to.connect(sys.argv[1])
 socket.send_fds(to, [json.dumps([os.getcwd(), sys.argv[-1]]).encode()], [0, 1, 2])
@@ -71,7 +74,10 @@ def serve(fileno: int, imported: Sequence[str]) -> None:
         while sys.stdin not in select.select([asked, sys.stdin], [], [])[0]:
             with asked.accept()[0] as connection:
                 message, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-                if not os.fork():
+                with warnings.catch_warnings():  # Python from 3.12 on warns where there is a thread
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
+                if not pid:
                     asked.close()
                     _become(files, message)
             for file in files:
