@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vsr1_core.rows.boundary import Result
+from vsr1_core.rows.results import Result
 
 NODE_MEMORY = {"object_store_memory": 80 << 20}
 START_S = 120

@@ -10,12 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.corrected_world import CorrectedWorld, view_of
+from tests.corrected_world import CheapLibrary, CorrectedWorld, view_of
 from vsr1_core.home import warehouse
 from vsr1_core.home.correcting import WantedCorrection, correct, undo
 from vsr1_core.home.hub.fiftyone import export_fiftyone
 from vsr1_core.rows.build_history import BUILDS, folder_of
-from vsr1_core.serve.library import Library
 from vsr1_core.stages.turns import KEPT_OF_TURNS
 
 QUERY = "900_fig"
@@ -67,7 +66,7 @@ def test_what_each_build_did_and_left_can_be_compared(corrected: CorrectedWorld)
     (shown,) = rows(corrected, f"from turns where query_id = '{QUERY}' and method = 'sqr_sft'")
     assert {name: shown[name] for name in (*KEPT_OF_TURNS, "is_right_video")}.items() <= said[0].items()
     assert said[1]["reasoning"] != said[0]["reasoning"]
-    earlier = Library(corrected.world.home).earlier("small", QUERY)
+    earlier = CheapLibrary(corrected.world.home).query("small", QUERY)["earlier"]
     old_turns = next(one["turns"] for one in earlier if one["method"] == "sqr_sft")
     assert [turn["reasoning"] for turn in old_turns] == [said[1]["reasoning"]]
     assert [(one["method"], one["query"]) for one in earlier if one["method"] == "sqr_sft"] == [
@@ -85,14 +84,15 @@ def test_states_that_an_earlier_version_kept_have_no_turns_and_stay(corrected: C
         pl.read_parquet(path, hive_partitioning=False).drop("turns", "prefix_ranks", "top_video_ids").write_parquet(
             path
         )
-    earlier = Library(corrected.world.home).earlier("small", QUERY)
+    earlier = CheapLibrary(corrected.world.home).query("small", QUERY)["earlier"]
     assert earlier
     assert {len(one["turns"]) for one in earlier if one["method"] == "sqr_sft"} == {0}
     made = correct(view, WantedCorrection("change", QUERY, {"query": "words of a later version"}))
     corrected.build("small", lambda line: None)
     undo(view, made.correction_id)
     corrected.build("small", lambda line: None)
-    newest, *_, oldest = (e for e in Library(corrected.world.home).earlier("small", QUERY) if e["method"] == "sqr_sft")
+    earlier = CheapLibrary(corrected.world.home).query("small", QUERY)["earlier"]
+    newest, *_, oldest = (one for one in earlier if one["method"] == "sqr_sft")
     assert (newest["query"], len(newest["turns"]), len(oldest["turns"])) == ("words of a later version", 1, 0)
     for path, content in kept.items():
         path.write_bytes(content)

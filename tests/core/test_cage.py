@@ -15,10 +15,10 @@ from vsr1_core.media.container import VideoError
 from vsr1_core.media.decode import sample_frames
 from vsr1_core.media.probe import probe
 from vsr1_core.media.video_limits import VideoLimits
+from vsr1_core.media.video_rows import sample_video
 from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.files import read_stamp
 from vsr1_core.rows.workers import map_in_processes
-from vsr1_core.stages.frames import _sample_video
 
 RECIPE = FrameRecipe(fps=2.0, max_frames=16, max_pixels=64 * 64)
 
@@ -41,7 +41,7 @@ def sampled(
 ) -> list[Any]:
     """The results of workers that sample these videos in turn."""
     tasks = [(p.name, read_stamp(p), {p.name: str(folder / f"{p.stem}.npy")}, recipe, limits, True) for p in paths]
-    return list(map_in_processes(_sample_video, tasks, workers, 300))
+    return list(map_in_processes(sample_video, tasks, workers, 300))
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_a_changed_split_decodes_nothing(clips: Corpus, monkeypatch: pytest.Monk
     def refuse(task: object) -> dict[str, Any]:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(frames, "_sample_video", refuse)
+    monkeypatch.setattr(frames, "sample_video", refuse)
     rows = [json.loads(line) for line in (clips.root / "a.jsonl").read_text().splitlines()]
     (clips.root / "a.jsonl").write_text("".join(json.dumps({**row, "split": "val"}) + "\n" for row in rows))
     before = clips.rows("frame_tensors")["a"]

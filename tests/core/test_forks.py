@@ -116,13 +116,19 @@ def test_no_gpu_is_used_in_a_fork() -> None:
     assert [can_fork(device) for device in ("cpu", "cuda", "cuda:0")] == [True, False, False]
 
 
+@pytest.fixture(scope="module")
+def trainers() -> Iterator[Forks]:
+    """What starts the trainings of all tests, as a build keeps it; importing torch for each of them took 1 s."""
+    made = Forks(f"{US}:prepare_to_train", os.environ)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[Execution]:
+def trained(trainers: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Execution]:
     """How to train in two forks that run `forked.train`."""
     monkeypatch.setattr(launch, "PROGRAM", US)
-    made = Forks(f"{US}:prepare_to_train", os.environ)
-    yield Execution(processes=2, forks=made, log=LINES.append)
-    made.close()
+    yield Execution(processes=2, forks=trainers, log=LINES.append)
     LINES.clear()
 
 

@@ -46,6 +46,7 @@ def test_each_part_gives_finite_numbers(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_part_that_fails_is_written_with_its_reason_and_the_next_one_runs(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     small = ["--device", "cpu", "--size", "tiny", "--out", str(out)]

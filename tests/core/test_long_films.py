@@ -322,7 +322,7 @@ from vsr1_core.recipes import FrameRecipe
 from vsr1_core.rows.files import read_stamp
 from vsr1_core.media.video_limits import DEFAULT_LIMITS
 from vsr1_core.segments import window_id, windows_of
-from vsr1_core.stages.frames import _sampled
+from vsr1_core.media.video_rows import _sampled
 
 def sampled(film, duration_s):
     ids = [window_id("film", *window) for window in windows_of(duration_s, 120.0, 0.25)]

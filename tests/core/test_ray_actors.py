@@ -25,9 +25,9 @@ from vsr1_core.configurations import NANO
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.recipes import ModelRecipe
 from vsr1_core.rows import ray_cluster, ray_shares
-from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.ray_actors import ModelWorkers, map_shards_on_ray
+from vsr1_core.rows.results import Result
 from vsr1_core.stages.base import Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, in_order

@@ -25,10 +25,10 @@ from vsr1_core.configurations import CONFIGURATIONS
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.media.frame_store import read_frames
 from vsr1_core.rows import ray_cluster, ray_shares, ray_workers
-from vsr1_core.rows.boundary import Result
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.process_identity import identity_of
 from vsr1_core.rows.ray_workers import map_rows_on_ray
+from vsr1_core.rows.results import Result
 from vsr1_core.stages import corpus, frames
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
@@ -230,7 +230,7 @@ def test_stages_make_the_same_rows_on_a_cluster(joined: Any, tmp_path: Path, on_
         tables = {name: frame.drop("path" if name == "frame_tensors" else ()) for name, frame in rows.items()}
         arrays = {row["video_id"]: read_frames(Path(row["path"])) for row in view.rows("frame_tensors").to_dicts()}
         found.append((tables, arrays))
-    assert on_ray == ["_probe_video", "_sample_video"]
+    assert on_ray == ["probe_video", "sample_video"]
     (here, here_arrays), (there, there_arrays) = found
     for name in here:
         assert_frame_equal(here[name], there[name])

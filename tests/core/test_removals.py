@@ -143,7 +143,7 @@ def test_another_folder_in_its_place_stops_the_build(many: Files) -> None:
 
 
 def test_renamed_videos_that_nothing_annotates_are_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_probe_video", lambda task: {"duration_s": 3.0})
+    monkeypatch.setattr(corpus, "probe_video", lambda task: {"duration_s": 3.0})
     files = Files(tmp_path, NUM_VIDEOS)
     files.annotate(0)
     files.build()
@@ -164,7 +164,7 @@ def test_new_videos_do_not_stand_for_gone_ones(many: Files) -> None:
 
 def test_new_annotated_videos_do_not_stand_for_gone_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All files are there; the annotations name other ones of them."""
-    monkeypatch.setattr(corpus, "_probe_video", lambda task: {"duration_s": 3.0})
+    monkeypatch.setattr(corpus, "probe_video", lambda task: {"duration_s": 3.0})
     files = Files(tmp_path, 2 * NUM_VIDEOS, kind="verified")
     files.annotate(NUM_VIDEOS)
     files.build()

@@ -31,6 +31,14 @@ def test_workers_are_other_processes_with_one_thread_each() -> None:
     assert os.getpid() not in {process for _, process in results}
 
 
+def test_a_process_that_reads_videos_starts_without_tables() -> None:
+    """They would take as long to import as all else."""
+    names = ["vsr1_core.media.decode", "vsr1_core.media.probe", "vsr1_core.media.video_rows"]
+    loaded = f"[__import__(name) for name in {names}] and {{'av', 'polars'}} & {{*__import__('sys').modules}}"
+    (result,) = Execution(workers=1, is_caged=True).map_rows(eval, [loaded], [])
+    assert (result.value, result.error) == ({"av"}, None)
+
+
 def test_a_crash_fails_only_the_row_in_flight() -> None:
     results = {r.item: r for r in map_rows(misbehave, ["a", "crash", "b", "c", "d"], 2)}
     assert len(results) == 5

@@ -201,6 +201,7 @@ def test_few_steps_are_trained_in_one_process(home: Path, monkeypatch: pytest.Mo
     ]
 
 
+@pytest.mark.long
 def test_a_build_that_broke_in_a_training_goes_on_from_its_state(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

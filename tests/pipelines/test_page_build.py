@@ -23,7 +23,7 @@ from vsr1_core.home import warehouse
 from vsr1_core.stages.base import View
 from vsr1_core.stages.graph import open_view, plan_graph
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 QUERY = "900_fig"
 WAIT_MS = 500_000
 """The child imports Dagster and runs a step per asset: some 20 s on a free machine."""

@@ -15,6 +15,7 @@ from tests.cheap_stages import cheap_main_stages
 from tests.one_connection import instance_in_memory
 from tests.small_world import SmallWorld, clip, fill
 from tests.ticker import Ticker
+from tests.undrawn import draw_nothing
 from vsr1_core.configurations import CONFIGURATIONS, NANO
 from vsr1_core.stages.graph import StagePlan, open_view, plan_graph
 
@@ -30,7 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 
 @pytest.fixture(scope="module")
 def ticker(world: SmallWorld) -> Iterator[Ticker]:
-    with instance_in_memory() as instance:
+    with pytest.MonkeyPatch.context() as patch, instance_in_memory() as instance:
+        draw_nothing(patch)
         ticker = Ticker(world.home, instance, cheap_main_stages)
         ticker.build("small")
         assert ticker.settle("small") == []
@@ -132,6 +134,7 @@ def test_a_train_video_with_other_bytes_trains_each_model_once(world: SmallWorld
     )
 
 
+@pytest.mark.long
 def test_a_deleted_video_and_its_queries(world: SmallWorld, ticker: Ticker) -> None:
     world.delete_video("test_1")
     world.rows["test"] = [row for row in world.rows["test"] if row["video"] != "test_1"]

@@ -16,7 +16,7 @@ import functools
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,25 +100,38 @@ def query(home: Path, sql: str, is_restricted: bool = True) -> pl.DataFrame:
         ValueError: The SQL is bad, empty or not allowed; the message is one line and lists the views.
         UnreadableRows: A file of rows cannot be read; the message says which.
     """
-    import duckdb
+    with queries(home, is_restricted) as ask:
+        return ask(sql)
 
+
+@contextlib.contextmanager
+def queries(home: Path, is_restricted: bool = True) -> Iterator[Callable[[str], pl.DataFrame]]:
+    """`query` for several statements over one connection, which takes as long to open as a small query."""
     with connect(home) as connection:
         connection.execute("SET python_enable_replacements = false")
-        try:
-            if is_restricted:
-                _restrict(connection, home, sql)
-            relation = connection.sql(sql)
-            if relation is not None:
-                return relation.pl()
-        except duckdb.Error as error:
-            _name_unreadable(home, error)
-            raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
-        except pl.exceptions.ComputeError as error:  # of an INTERVAL
-            types = ", ".join(f"{name} {kind}" for name, kind in zip(relation.columns, relation.types, strict=True))
-            raise ValueError(
-                f"a column has a type that no table here holds; write it as column::varchar: {types}"
-            ) from error
-        raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
+        if is_restricted:
+            _restrict(connection, home)
+        yield functools.partial(_answer, connection, home, is_restricted)
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, home: Path, is_restricted: bool, sql: str) -> pl.DataFrame:
+    import duckdb
+
+    try:
+        if is_restricted:
+            _refuse_writing(connection, sql)
+        relation = connection.sql(sql)
+        if relation is not None:
+            return relation.pl()
+    except duckdb.Error as error:
+        _name_unreadable(home, error)
+        raise ValueError(f"{_one_line(error)} {_known_views(connection)}") from error
+    except pl.exceptions.ComputeError as error:  # of an INTERVAL
+        types = ", ".join(f"{name} {kind}" for name, kind in zip(relation.columns, relation.types, strict=True))
+        raise ValueError(
+            f"a column has a type that no table here holds; write it as column::varchar: {types}"
+        ) from error
+    raise ValueError(f"there is no SQL to run. {_known_views(connection)}")
 
 
 def _name_unreadable(home: Path, error: Exception) -> None:
@@ -135,9 +148,8 @@ def _name_unreadable(home: Path, error: Exception) -> None:
             read_rows(path)
 
 
-def _restrict(connection: duckdb.DuckDBPyConnection, home: Path, sql: str) -> None:
-    """Let the connection read below the lake of `home` and nothing else. ValueError: `sql` does not only read. DuckDB's
-    own limits are not enough: a COPY may write where files may be read."""
+def _restrict(connection: duckdb.DuckDBPyConnection, home: Path) -> None:
+    """Let the connection read below the lake of `home` and nothing else, for as long as it is open."""
     lake = str((home / "lake").absolute())
     allowed = ", ".join(quoted_text(spelling) for spelling in (lake, glob.escape(lake)))  # views have the second one
     for setting in (
@@ -146,6 +158,11 @@ def _restrict(connection: duckdb.DuckDBPyConnection, home: Path, sql: str) -> No
         "lock_configuration = true",
     ):
         connection.execute(f"SET {setting}")
+
+
+def _refuse_writing(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """ValueError: `sql` does not only read. DuckDB's own limits are not enough: a COPY may write where files may be
+    read."""
     kinds = {kind for statement in connection.extract_statements(sql) for kind in _kinds(connection, statement)}
     if refused := sorted(kinds - {"SELECT"}):
         raise ValueError(

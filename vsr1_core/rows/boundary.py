@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import errno
 import itertools
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from vsr1_core.rows.blocks import IDS_AT_A_TIME
 from vsr1_core.rows.columnar import Remaining, ids_of, only, texts
+from vsr1_core.rows.results import KNOWN_ERRORS, Item, Result, Value, reason_of
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 Made = Iterator[dict[str, Any]]
 
-KNOWN_ERRORS = (OSError, ValueError, ModuleNotFoundError, MemoryError)
-"""Errors whose message is written for users. Any other error is a mistake in our code, and its message gets the type of
-the error and its place in the code."""
 NO_ROWS_FAULT = (ModuleNotFoundError, MemoryError, NotImplementedError, ConnectionError)
 _NO_FILES_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 MAX_ALONE = 3
@@ -32,23 +25,6 @@ MAX_ALONE = 3
 MAX_UNEXPECTED = 20
 """After so many rows in a row that failed with an error that is not among KNOWN_ERRORS, the work is stopped: it is
 broken as a whole (a GPU that has failed fails everything after it), and no row is the cause."""
-
-
-@dataclass(frozen=True)
-class Result(Generic[Item, Value]):
-    """The result for one item: either `value`, or `error` (a message) with `value` None."""
-
-    item: Item
-    value: Value | None
-    error: str | None
-
-
-def reason_of(error: Exception) -> str:
-    """The reason of a failed row, as users read it."""
-    if isinstance(error, KNOWN_ERRORS):
-        return str(error) or type(error).__name__
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
 
 
 def is_of_the_run(error: Exception) -> bool:

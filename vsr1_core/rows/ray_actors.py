@@ -19,9 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from vsr1_core.rows import ray_shares
-from vsr1_core.rows.boundary import Item, Result
 from vsr1_core.rows.ray_cluster import Needed, joined
 from vsr1_core.rows.ray_shares import ALIVE, Shares, WorkerIsBroken
+from vsr1_core.rows.results import Item, Result
 
 DEADLINE_S = 3600.0
 """Seconds within which a worker has to finish one row more of its shard, or to open its models. A worker that takes

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, Protocol
 
-from vsr1_core.rows.boundary import Item, Result, Value
+from vsr1_core.rows.results import Item, Result, Value
 
 ALIVE = "alive"
 """Answer of a worker that has nothing else to say. Its first answer is this one, when it begins with a share."""

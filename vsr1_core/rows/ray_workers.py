@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from vsr1_core.rows import ray_shares
-from vsr1_core.rows.boundary import Item, Result, Value
 from vsr1_core.rows.ray_cluster import Needed, joined
 from vsr1_core.rows.ray_shares import ALIVE, READY, Shares
+from vsr1_core.rows.results import Item, Result, Value
 from vsr1_core.rows.workers import map_in_processes
 
 ROWS_PER_TASK = 8

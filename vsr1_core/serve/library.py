@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,17 @@ class Library:
         self.view(dataset)
         columns = "method, query_id, split, query, outcome, gt_video_id, video_id, iou, first_rank, rank, num_turns"
         source, built = wanted.source(dataset), f"strftime(beside_built_at, '{BUILT_AT}') AS beside_built_at"
-        rows = self._sql(
-            f"SELECT {columns}, beside_outcome, beside_rank, {built} "
-            f"FROM {source} WHERE {wanted.where(dataset)} ORDER BY query_id, method "
-            f"LIMIT {int(wanted.limit)} OFFSET {int(wanted.offset)}"
-        )
         without = replace(wanted, outcome="").where(dataset)
-        counted = self._sql(f"SELECT outcome, count(*) AS n FROM {source} WHERE {without} GROUP BY outcome")
-        counts = {row["outcome"]: row["n"] for row in counted}
+        with warehouse.queries(self.home) as ask:
+            rows = ask(
+                f"SELECT {columns}, beside_outcome, beside_rank, {built} "
+                f"FROM {source} WHERE {wanted.where(dataset)} ORDER BY query_id, method "
+                f"LIMIT {int(wanted.limit)} OFFSET {int(wanted.offset)}"
+            )
+            counted = ask(f"SELECT outcome, count(*) AS n FROM {source} WHERE {without} GROUP BY outcome")
+        counts = dict(counted.iter_rows())
         total = counts.get(wanted.outcome, 0) if wanted.outcome else sum(counts.values())
-        return {"total": total, "counts": counts, "queries": rows}
+        return {"total": total, "counts": counts, "queries": rows.to_dicts()}
 
     def query(self, dataset: str, query_id: str) -> dict[str, Any]:
         """One query: what is annotated, and what each method answered, turn by turn. LookupError: there is none."""
@@ -134,37 +136,33 @@ class Library:
         if moments.is_empty():
             raise LookupError(f"dataset {dataset!r} has no query {query_id!r}")
         where = f"WHERE dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)}"
-        outcomes = {row["method"]: row["outcome"] for row in self._sql(f"SELECT method, outcome FROM outcomes {where}")}
-        turns = self._sql(f"SELECT * FROM turns {where} ORDER BY turn")
-        answers = []
-        for row in self._sql(f"SELECT * FROM predictions {where}"):
-            of_method = [_of_video(turn) for turn in turns if turn["method"] == row["method"]]
-            answers.append({**row, "outcome": outcomes.get(row["method"]), "turns": of_method})
+        with warehouse.queries(self.home) as ask:
+            outcomes = dict(ask(f"SELECT method, outcome FROM outcomes {where}").iter_rows())
+            turns = ask(f"SELECT * FROM turns {where} ORDER BY turn").to_dicts()
+            answers = []
+            for row in ask(f"SELECT * FROM predictions {where}").to_dicts():
+                of_method = [_of_video(turn) for turn in turns if turn["method"] == row["method"]]
+                answers.append({**row, "outcome": outcomes.get(row["method"]), "turns": of_method})
+            earlier = _earlier(ask, dataset, query_id)
         names = list(ALL)
         answers.sort(key=lambda row: names.index(row["method"]) if row["method"] in ALL else len(names))
-        return {
-            "moment": moments.row(0, named=True),
-            "answers": answers,
-            "earlier": self.earlier(dataset, query_id),
-        }
+        return {"moment": moments.row(0, named=True), "answers": answers, "earlier": earlier}
 
-    def earlier(self, dataset: str, query_id: str) -> list[dict[str, Any]]:
-        """What each method answered to the query after earlier builds, turn by turn, newest first. States that a
-        version before this one kept have no turns."""
-        asked = f"dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)} AND states_ago > 0"
-        answers = self._sql(
-            f"SELECT * EXCLUDE (dataset, is_gone) REPLACE (strftime(built_at, '{BUILT_AT}') AS built_at) "
-            f"FROM prediction_history WHERE {asked} AND NOT is_gone "
-            f"ORDER BY built_at DESC, method LIMIT {MAX_EARLIER}"
-        )
-        turns = self._sql(f"SELECT * EXCLUDE (dataset, built_at, run_id) FROM turn_history WHERE {asked} ORDER BY turn")
-        of_state: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for turn in turns:
-            of_state.setdefault((turn["method"], turn["states_ago"]), []).append(_of_video(turn))
-        return [{**one, "turns": of_state.get((one["method"], one["states_ago"]), [])} for one in answers]
 
-    def _sql(self, sql: str) -> list[dict[str, Any]]:
-        return warehouse.query(self.home, sql).to_dicts()
+def _earlier(ask: Callable[[str], pl.DataFrame], dataset: str, query_id: str) -> list[dict[str, Any]]:
+    """What each method answered to the query after earlier builds, turn by turn, newest first. States that a version
+    before this one kept have no turns."""
+    asked = f"dataset = {quoted_text(dataset)} AND query_id = {quoted_text(query_id)} AND states_ago > 0"
+    answers = ask(
+        f"SELECT * EXCLUDE (dataset, is_gone) REPLACE (strftime(built_at, '{BUILT_AT}') AS built_at) "
+        f"FROM prediction_history WHERE {asked} AND NOT is_gone "
+        f"ORDER BY built_at DESC, method LIMIT {MAX_EARLIER}"
+    ).to_dicts()
+    turns = ask(f"SELECT * EXCLUDE (dataset, built_at, run_id) FROM turn_history WHERE {asked} ORDER BY turn")
+    of_state: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for turn in turns.to_dicts():
+        of_state.setdefault((turn["method"], turn["states_ago"]), []).append(_of_video(turn))
+    return [{**one, "turns": of_state.get((one["method"], one["states_ago"]), [])} for one in answers]
 
 
 def _of_video(turn: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from vsr1_core.datasets import sources, toy_files
 from vsr1_core.datasets.format import AnnotationFile
 from vsr1_core.datasets.line_table import line_of
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.media.video_limits import VideoLimits
+from vsr1_core.media.video_rows import probe_video
 from vsr1_core.rows.columnar import LazyRows
-from vsr1_core.rows.files import CHANGED, FileStamp, digest_file, read_jsonl
+from vsr1_core.rows.files import CHANGED, digest_file, read_jsonl
 from vsr1_core.rows.imported import with_imported
 from vsr1_core.rows.increments import Plan
 from vsr1_core.rows.merged import is_among
@@ -180,20 +180,9 @@ class Videos(FromVideos):
                 yield {"video_id": video_id, "splits": row.known["splits"], "error": reason}
         cage = (run.video_limits, run.has_own_processes)
         tasks = ((video_id, dict(row.known), *cage) for video_id, row in rows.items() if row.known.get("path"))
-        for result in run.map_rows(_probe_video, tasks, view.folders, deadline_s=300):
+        for result in run.map_rows(probe_video, tasks, view.folders, deadline_s=300):
             video_id, known = result.item[:2]
             yield {"video_id": video_id, **known, **(result.value or {"error": _readable(result.error, known["path"])})}
-
-
-def _probe_video(task: tuple[str, Mapping[str, Any], VideoLimits, bool]) -> dict[str, Any]:
-    import dataclasses
-
-    from vsr1_core.media.probe import probe_caged
-
-    _, known, limits, is_own_process = task
-    found = dataclasses.asdict(probe_caged(Path(known["path"]), limits, is_own_process))
-    FileStamp(known["path"], known["bytes"], known["mtime_ns"]).check()
-    return found
 
 
 def _readable(error: str | None, path: str) -> str:

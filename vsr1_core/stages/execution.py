@@ -10,9 +10,9 @@ from typing import Generic, Literal
 
 from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
-from vsr1_core.rows.boundary import Item, Result, Value
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.forks import Forks
+from vsr1_core.rows.results import Item, Result, Value
 from vsr1_core.rows.workers import map_in_processes, map_rows
 
 TextWriterName = Literal["in-process", "vllm"]

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from vsr1_core.media.frame_store import most_bytes, suffix_of, write_frames
-from vsr1_core.media.sampling import RULES
-from vsr1_core.media.video_limits import VideoLimits
+from vsr1_core.media.frame_store import suffix_of
+from vsr1_core.media.video_rows import half_hours, sample_video
 from vsr1_core.recipes import Configuration, FrameRecipe, effective
 from vsr1_core.rows.columnar import LazyRows
 from vsr1_core.rows.files import FileStamp, file_stem
@@ -26,13 +23,8 @@ from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.reads import of_video
 
-if TYPE_CHECKING:
-    from vsr1_core.media.container import VideoError
-    from vsr1_core.media.decode import Frames
-
 DEADLINE_S = 900.0
 """Seconds that sampling may take; as `VideoLimits.cpu_s`, for each half hour of a video that is sampled in windows."""
-HALF_HOUR_S = 1800.0
 
 
 class FrameTensors(Stage):
@@ -121,8 +113,8 @@ class FrameTensors(Stage):
                 targets.setdefault(video_of(segment_id), {})[segment_id] = known["path"]
         how = (view.config.frames, run.video_limits, run.has_own_processes)
         tasks = [(video_id, rows[next(iter(of))].facts, of, *how) for video_id, of in targets.items()]
-        deadline_s = DEADLINE_S * max((_half_hours(of) for of in targets.values()), default=1)
-        for result in run.map_rows(_sample_video, tasks, view.folders, deadline_s):
+        deadline_s = DEADLINE_S * max((half_hours(of) for of in targets.values()), default=1)
+        for result in run.map_rows(sample_video, tasks, view.folders, deadline_s):
             for segment_id in result.item[2]:
                 made = result.value[segment_id] if result.value else {"error": result.error}
                 yield {"video_id": segment_id, **rows[segment_id].known, **made}
@@ -130,67 +122,6 @@ class FrameTensors(Stage):
 
 def _inputs(source: str, splits: Sequence[str]) -> dict[str, str]:
     return {"video": source, "splits": " ".join(splits)}
-
-
-def _half_hours(targets: Mapping[str, str]) -> int:
-    """How many half hours of a video are sampled in windows; 1 for a whole video, of which few frames are decoded."""
-    last_s = max((window_of(segment_id) or (0.0, 0.0))[1] for segment_id in targets)
-    return max(1, math.ceil(last_s / HALF_HOUR_S))
-
-
-def _sample_video(
-    task: tuple[str, FileStamp, dict[str, str], FrameRecipe, VideoLimits, bool],
-) -> dict[str, dict[str, Any]]:
-    """Sample the segments of one video. Segment id -> columns of its row, or `error`."""
-    from vsr1_core.media.cage import caged
-
-    _, source, targets, recipe, limits, is_own_process = task
-    if not is_own_process:
-        return _sampled(source, targets, recipe, limits)
-    limits = dataclasses.replace(limits, cpu_s=limits.cpu_s * _half_hours(targets))
-    with caged(Path(source.path).name, limits, _most_bytes(recipe)):
-        return _sampled(source, targets, recipe, limits)
-
-
-def _most_bytes(recipe: FrameRecipe) -> int:
-    """The size of the largest file of frames that a recipe can give."""
-    pixels = max(recipe.max_pixels, recipe.size_multiple**2, *(rule.max_pixels for rule in RULES.values()))
-    return most_bytes(recipe, pixels)
-
-
-def _sampled(
-    source: FileStamp, targets: Mapping[str, str], recipe: FrameRecipe, limits: VideoLimits
-) -> dict[str, dict[str, Any]]:
-    from vsr1_core.media.decode import sample_frames, sample_windows
-
-    path, made = Path(source.path), {}
-    windows = {segment_id: window for segment_id in targets if (window := window_of(segment_id)) is not None}
-    for segment_id in targets.keys() - windows:
-        made[segment_id] = _stored(sample_frames(path, recipe, limits), recipe, Path(targets[segment_id]), source)
-    if windows:
-        ordered = sorted(windows, key=windows.__getitem__)
-        sampled = sample_windows(path, recipe, [windows[segment_id] for segment_id in ordered], limits)
-        for segment_id, frames in zip(ordered, sampled, strict=True):
-            made[segment_id] = _stored(frames, recipe, Path(targets[segment_id]), source)
-        source.check()
-    return made
-
-
-def _stored(frames: Frames | VideoError, recipe: FrameRecipe, target: Path, source: FileStamp) -> dict[str, Any]:
-    """Write the frames of a segment, and return the columns of its row."""
-    if isinstance(frames, ValueError):
-        return {"error": str(frames)}
-    source.check()
-    write_frames(target, frames.pixels, recipe.jpeg_quality)
-    return {
-        "num_frames": len(frames.pixels),
-        "height": frames.pixels.shape[1],
-        "width": frames.pixels.shape[2],
-        "timestamps_s": frames.timestamps_s.tolist(),
-        "duration_s": frames.duration_s,
-        "start_s": frames.start_s,
-        "bytes": target.stat().st_size,
-    }
 
 
 STAGES: tuple[type[Stage], ...] = (FrameTensors,)

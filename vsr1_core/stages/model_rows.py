@@ -16,13 +16,14 @@ from typing import Any, cast
 
 from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.boundary import Result, parts, results_in_halves
+from vsr1_core.rows.boundary import parts, results_in_halves
 from vsr1_core.rows.forks import Forks, can_fork
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.progress import Log
 from vsr1_core.rows.ray_actors import MakeShard, ModelWorkers, map_shards_on_ray
 from vsr1_core.rows.ray_cluster import THIS_MACHINE
 from vsr1_core.rows.ray_shares import READY
+from vsr1_core.rows.results import Result
 from vsr1_core.rows.workers import map_in_processes
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.execution import Execution

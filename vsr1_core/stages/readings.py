@@ -88,7 +88,8 @@ class Reading:
 
     def chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows that are read, of a frame with the columns by which they are chosen."""
-        frame = frame if self.kind == "all" else frame.filter(pl.col("status") == "ok")
+        if self.kind != "all" and not (frame["status"] == "ok").all(ignore_nulls=False):  # a filter takes 60 us
+            frame = frame.filter(pl.col("status") == "ok")
         if self.splits is None:
             return frame
         return frame.filter(_is_in("split" if "split" in frame.columns else "splits", self.splits))
@@ -110,9 +111,9 @@ class Reading:
 
 def _is_in(column: str, splits: Sequence[str]) -> pl.Expr:
     """Whether a row is of one of the splits, which its column `split` names, or the list in its column `splits`."""
-    if column == "split":
-        return pl.col(column).is_in(list(splits))
-    return functools.reduce(operator.or_, (pl.col(column).list.contains(split) for split in splits))
+    said = pl.col(column)
+    of_split = said.__eq__ if column == "split" else said.list.contains
+    return functools.reduce(operator.or_, map(of_split, splits), pl.lit(value=False))
 
 
 def content_digest(frames: Iterable[pl.DataFrame]) -> str:
