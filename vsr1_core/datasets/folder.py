@@ -53,6 +53,7 @@ def find_videos(folder: Path, *, by_name: bool = False) -> Mapping[str, list[Pat
     return LazyRows(
         by_id,
         lambda _, places, names: [folder_of(a) / os.fsdecode(b) for a, b in zip(places, names, strict=True)],
+        most_kept=1,
     )
 
 
