@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tests.benchmarks.measuring import resident_bytes
+from tests.benchmarks.measuring import as_of_a_command, resident_bytes
 from tests.benchmarks.stand_in import BUILT
 from tests.benchmarks.test_planning import instant_stages, write_world
 from tests.small_world import SmallWorld
@@ -156,7 +156,8 @@ def in_own_processes(num_queries: int, num_videos: int, num_ranked: int) -> dict
         for name in stages():
             options = [str(num_queries), "--ranked", str(num_ranked), "--stage", name, home]
             command = [sys.executable, "-m", "tests.benchmarks.bench_scale", *options]
-            numbers[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=as_of_a_command())
+            numbers[name] = json.loads(ended.stdout)
             seconds, mib = numbers[name]["s"], numbers[name]["mib"]
             print(f"{num_queries:,}: {name}, {seconds:.2f} s, {mib:,.0f} MiB", file=sys.stderr)
     return {name: numbers[name] for name in numbers if name in BUILT}
