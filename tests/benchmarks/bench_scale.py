@@ -3,6 +3,8 @@
     python -m tests.benchmarks.bench_scale 10000 100000     # numbers of queries; there is a video for every fourth
     python -m tests.benchmarks.bench_scale 100000 1000000 --ranked 2500
     python -m tests.benchmarks.bench_scale 100000 1000000 --videos 25000
+    python -m tests.benchmarks.bench_scale 1000000 --ranked 2500 --homes FOLDER                     # is kept there
+    python -m tests.benchmarks.bench_scale 1000000 --ranked 2500 --homes FOLDER --only hard_negatives top1_pool
 
 Videos, frames and models are not there: an embedder of `DIM` dimensions gives each query a vector near that of its
 video. Which rows are wanted, their versions, the index, rankings, pool, traces, examples, prompts, and the tables on
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +35,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tests.benchmarks.measuring import resident_bytes
+from tests.benchmarks.measuring import as_of_a_command, resident_bytes
 from tests.benchmarks.stand_in import BUILT
 from tests.benchmarks.test_planning import instant_stages, write_world
 from tests.small_world import SmallWorld
@@ -127,8 +130,9 @@ def report(by_size: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
     head = ["stage", "rows", f"s, {named}", "times the time", "rows per s", f"MiB more, {named}", "MiB of its table"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [_line(name, [by_size[size][name] for size in sizes]) for name in by_size[sizes[0]]]
-    totals = [sum(of["s"] for of in by_size[size].values()) for size in sizes]
-    linear = [total - by_size[size]["first_ranking"]["s"] for total, size in zip(totals, sizes, strict=True)]
+    seconds_of = [{name: of["s"] for name, of in by_size[size].items()} for size in sizes]
+    totals = [sum(of.values()) for of in seconds_of]
+    linear = [total - of.get("first_ranking", 0) for total, of in zip(totals, seconds_of, strict=True)]
     for what, seconds in (("all stages", totals), ("all but first_ranking", linear)):
         lines.append(f"{what}: {' / '.join(f'{s:.1f}' for s in seconds)} s, {_ratio(seconds)} times the time")
     return "\n".join(lines)
@@ -148,18 +152,24 @@ def _ratio(seconds: Sequence[float]) -> str:
     return f"{seconds[-1] / max(seconds[-2], 1e-3):.1f}" if len(seconds) > 1 else "-"
 
 
-def in_own_processes(num_queries: int, num_videos: int, num_ranked: int) -> dict[str, dict[str, float]]:
+def in_own_processes(num_queries: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Stage -> its numbers."""
     numbers = {}
-    with tempfile.TemporaryDirectory() as home:
-        write_world(Path(home), num_queries, num_videos)
-        for name in stages():
-            options = [str(num_queries), "--ranked", str(num_ranked), "--stage", name, home]
-            command = [sys.executable, "-m", "tests.benchmarks.bench_scale", *options]
-            numbers[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        home = (options.homes or Path(folder)) / str(num_queries)
+        if not home.exists():
+            write_world(home, num_queries, options.videos)
+        # What is annotated is kept for the code of now before it is read.
+        for name in dict.fromkeys(["annotation_files", *options.only]) if options.only else stages():
+            if name in options.only:
+                shutil.rmtree(home / "lake/tables" / name)
+            of_stage = [str(num_queries), "--ranked", str(options.ranked), "--stage", name, str(home)]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_scale", *of_stage]
+            ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=as_of_a_command())
+            numbers[name] = json.loads(ended.stdout)
             seconds, mib = numbers[name]["s"], numbers[name]["mib"]
             print(f"{num_queries:,}: {name}, {seconds:.2f} s, {mib:,.0f} MiB", file=sys.stderr)
-    return {name: numbers[name] for name in numbers if name in BUILT}
+    return {name: numbers[name] for name in numbers if name in (options.only or BUILT)}
 
 
 def main() -> None:
@@ -169,13 +179,15 @@ def main() -> None:
     parser.add_argument(
         "--ranked", type=int, default=0, help="rank each query among so many videos; 0: all of its split"
     )
+    parser.add_argument("--homes", type=Path, help="keep the homes here, and take those that are there already")
+    parser.add_argument("--only", nargs="+", default=[], help="make these tables anew, in homes kept before")
     parser.add_argument("--stage", nargs=2, metavar=("NAME", "HOME"), help="one stage of a home, in this process")
     options = parser.parse_args()
     if options.stage:
         name, home = options.stage
         print(json.dumps(measured(options.queries[0], Path(home), name, options.ranked)))
     else:
-        print(report({size: in_own_processes(size, options.videos, options.ranked) for size in options.queries}))
+        print(report({size: in_own_processes(size, options) for size in options.queries}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.settings import prepare_process
 from tests.benchmarks.rows import SCALE, Row, keep
 
 
@@ -36,6 +37,14 @@ class Measured:
             self.result = work()
             self.seconds.append(clock() - started)
         self.peak_bytes = max(self.peak_bytes, memory.peak_bytes)
+
+
+def as_of_a_command() -> dict[str, str]:
+    """The environment of a process that `vsr1` starts in that of this one. What polars' allocator was told is taken
+    from it, as polars puts its own defaults there when it is imported."""
+    environ = {name: value for name, value in os.environ.items() if name != "_RJEM_MALLOC_CONF"}
+    prepare_process(environ)
+    return environ
 
 
 def resident_bytes() -> float:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measuring import line, resident_bytes, scaled
+from tests.benchmarks.measuring import as_of_a_command, line, resident_bytes, scaled
 from tests.cheap_stages import cheap_main_stages, digest
 from tests.small_world import DURATION_S, SmallWorld
 from vsr1_core.configurations import TINY
@@ -119,7 +119,9 @@ def planned(world: SmallWorld) -> dict[str, float]:
     """`plan_here` in new processes: the least of each number."""
     command = [sys.executable, "-m", "tests.benchmarks.test_planning", str(world.home)]
     found = [
-        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, env=as_of_a_command()).stdout.splitlines()[-1]
+        )
         for _ in range(REPEATS)
     ]
     return {name: min(each[name] for each in found) for name in found[0]}

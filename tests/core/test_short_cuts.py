@@ -15,6 +15,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.cheap_stages import cheap_stages
 from tests.few_stages import START, stages
 from tests.short_cuts import assert_short_cuts_are_exact, fresh
 from tests.small_world import NOT_A_VIDEO, SmallWorld, fill
+from vsr1_core.datasets.sources import FileVersions
 from vsr1_core.rows.table import Table
 from vsr1_core.segments import SegmentRecipe
 from vsr1_core.stages.base import View
@@ -41,7 +43,7 @@ FEW = ("moments", "frame_tensors", "first_ranking")
 ASSETS = [a if a in FEW else pytest.param(a, marks=pytest.mark.sweep) for a in stages()]
 CHANGES = [*((a, 5) for a in FEW), *(pytest.param(a, 1, marks=pytest.mark.sweep) for a in stages())]
 """(asset, n): each n-th change of its table."""
-LOOKED_AT_EACH_TIME = {"annotation_files", "raw_videos"}
+LOOKED_AT_EACH_TIME = {"annotation_files"}
 
 
 class Built:
@@ -212,6 +214,24 @@ class Watched:
         return noted
 
 
+class AskedFiles(FileVersions):
+    """Notes which versions are asked for."""
+
+    @cached_property
+    def asked(self) -> set[str]:
+        return set()
+
+    @property
+    def videos(self) -> str:  # type: ignore[override]
+        self.asked.add("videos")
+        return "videos"
+
+    @property
+    def all(self) -> str:  # type: ignore[override]
+        self.asked.add("all")
+        return "all"
+
+
 @pytest.mark.parametrize("changed_values", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_a_plan_that_may_be_skipped_looks_at_nothing_but_what_is_compared(
     built: Built, changed_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -222,17 +242,20 @@ def test_a_plan_that_may_be_skipped_looks_at_nothing_but_what_is_compared(
     records.add(view.lake.imported(view.entry.name) / "current.json")
     num_looked_at = 0
     for name, stage in view.stages.items():
-        asked = list[str]()
-        if stage.beside_tables(view, lambda asked=asked: asked.append("files") or "") is None:  # type: ignore[misc]
+        files = AskedFiles(view.entry, config)
+        if stage.beside_tables(view, files) is None:
             continue
         num_looked_at += 1
         with monkeypatch.context() as patch, contextlib.suppress(NotYetKnown, ValueError):
             watched = Watched(patch)
             stage.planned_rows(view)
-        folders = {view.table(reading.asset).folder for reading in view.read_by[name]}
+        folders = {view.table(asset).folder for asset in (name, *(reading.asset for reading in view.read_by[name]))}
         # What is kept of the annotations has a name that says of which content it is.
-        folders |= {Path(view.entry.annotations), view.lake.cache("annotations")} if asked else set()
-        strange = {p for p in watched.paths - records if not {p, *p.parents} & folders}
+        folders |= {Path(view.entry.annotations), view.lake.cache("annotations")} if "all" in files.asked else set()
+        # What is kept of the files' digests has path, size and time of each.
+        folders |= {Path(view.entry.videos), view.lake.cache("digests")} if "videos" in files.asked else set()
+        on_the_way = {*Path(view.entry.videos).parents} if "videos" in files.asked else set()  # which may be links
+        strange = {p for p in watched.paths - records - on_the_way if not {p, *p.parents} & folders}
         assert not strange, name
         assert not {one for one in watched.names if not one.startswith("POLARS_")}, name
     assert num_looked_at > len(view.stages) / 2

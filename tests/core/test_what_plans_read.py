@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.few_stages import START, stages
 from tests.small_world import SmallWorld, clip, fill
+from vsr1_core.rows import row_files
 from vsr1_core.rows.increments import Future
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.table import Table
@@ -26,7 +27,7 @@ from vsr1_core.stages.graph import plan_graph
 from vsr1_core.stages.readings import Reading, content_digest
 from vsr1_core.stages.unmoved import build_stage
 
-FILES = {"annotation_files", "raw_videos"}
+FILES = {"annotation_files"}
 """Stages that look at files, each time."""
 TRAINS = {
     *("base_models", "hard_negatives", "top1_pool", "reasoning_traces", "sft_examples", "sft_checkpoint"),
@@ -117,16 +118,39 @@ def test_a_future_table_has_what_is_made_and_not_what_is_dropped(tmp_path: Path)
     assert future.rows().columns == table.rows().columns
 
 
-def test_a_future_table_reads_only_the_columns_that_are_asked_for_and_once(
+def test_a_future_table_reads_only_the_columns_that_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, asked = table_of(tmp_path), list[list[str]]()
     read = Table.rows
-    monkeypatch.setattr(Table, "rows", lambda self, columns: asked.append(list(columns)) or read(self, columns))
-    future = Future(table, table.frame([]))
-    for _ in range(2):
-        future.rows(["thing_id", "value"])
+    monkeypatch.setattr(Table, "rows", lambda self, names, *rest: asked.append(list(names)) or read(self, names, *rest))
+    Future(table, table.frame([])).rows(["thing_id", "value"])
     assert asked == [["thing_id", "value"]]
+
+
+@pytest.mark.parametrize("has_shard", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 4096])
+def test_a_future_table_is_the_same_in_one_piece_in_batches_and_by_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, has_shard: bool
+) -> None:
+    monkeypatch.setattr(row_files, "BLOCK_ROWS", size)
+    monkeypatch.setattr(row_files, "SMALL_FILE", 0)
+    table = table_of(tmp_path)
+    if has_shard:
+        table.add_pending([{"thing_id": "bb", "status": "ok", "row_inputs": "{}", "value": 8}])
+    named = [("0", 5), ("b", None), ("c", 7), ("z", 1)]
+    made = table.frame([{"thing_id": i, "status": "ok", "value": value} for i, value in reversed(named)])
+    future = Future(table, made, ["d"], pl.DataFrame({"thing_id": ["a"], "value": [9]}))
+    expected = [("0", 5), ("a", 9), ("b", None), *([("bb", 8)] if has_shard else []), ("c", 7), ("e", 3), ("z", 1)]
+    names = ["thing_id", "value"]
+    assert future.rows(names).rows() == expected
+    assert pl.concat(future.batches(names)).rows() == expected
+    assert pl.concat(future.batches(["value"]))["value"].to_list() == [value for _, value in expected]
+    for least in (3, 7, 9):  # of a column in which a row moved, too
+        fits = [row for row in expected if row[1] is not None and row[1] >= least]
+        assert future.rows(names, where=pl.col("value") >= least).rows() == fits
+        assert future.rows(["value"], where=pl.col("value") >= least)["value"].to_list() == [row[1] for row in fits]
+    assert future.rows(["thing_id"], where=pl.col("row_inputs").is_null())["thing_id"].to_list() == ["0", "b", "c", "z"]
 
 
 def test_a_future_table_never_mixes_the_rows_of_two_commits(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import dagster as dg
 import pytest
 
 from pipelines.resources import workplace
-from pipelines.settings import read_settings
+from pipelines.settings import prepare_process, read_settings
 from vsr1_core.home.execution import choose_processes
 
 
@@ -78,3 +80,14 @@ def test_the_steps_of_a_run_fork_one_process_that_ends_with_the_run(tmp_path: Pa
     assert used[0] is used[1]
     assert used[0] is not None
     assert not used[0].is_alive()
+
+
+def test_polars_is_told_how_to_keep_memory_unless_the_user_said_how() -> None:
+    own = {"_RJEM_MALLOC_CONF": "narenas:8"}
+    prepare_process(own)
+    assert own["_RJEM_MALLOC_CONF"] == "narenas:8"
+    code = "from pipelines.settings import prepare_process; prepare_process(); import os, polars"
+    code += "; print(os.environ['_RJEM_MALLOC_CONF'])"
+    clean = {name: value for name, value in os.environ.items() if name not in own}
+    told = subprocess.run([sys.executable, "-c", code], env=clean, check=True, stdout=subprocess.PIPE, text=True)
+    assert told.stdout.strip().endswith(",narenas:1")

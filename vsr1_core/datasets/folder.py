@@ -46,13 +46,18 @@ def find_videos(folder: Path, *, by_name: bool = False) -> Mapping[str, list[Pat
     if not folder.is_dir():
         raise FileNotFoundError(f"the video folder {folder} is not there: create it and put the videos into it")
     found = pl.concat([pl.DataFrame(schema=_FOUND), *(_framed(some) for some in blocks(_videos(str(folder), by_name)))])
-    own = found.filter(~pl.col("is_linked"))
-    linked = found.filter(pl.col("is_linked") & ~pl.col("video_id").is_in(own["video_id"].implode()))
-    by_id = pl.concat([own, linked]).group_by("video_id", maintain_order=True).agg("place", "name").sort("video_id")
+    if found["is_linked"].any():
+        own = found.filter(~pl.col("is_linked"))
+        linked = found.filter(pl.col("is_linked") & ~pl.col("video_id").is_in(own["video_id"].implode()))
+        found = pl.concat([own, linked])
     folder_of = functools.lru_cache(maxsize=16)(lambda place: Path(os.fsdecode(place)))
+    if found["video_id"].n_unique() == found.height:  # lists take three times as much memory
+        by_id = found.drop("is_linked").sort("video_id")
+        return LazyRows(by_id, lambda _, place, name: [folder_of(place) / os.fsdecode(name)], most_kept=1)
     return LazyRows(
-        by_id,
+        found.group_by("video_id", maintain_order=True).agg("place", "name").sort("video_id"),
         lambda _, places, names: [folder_of(a) / os.fsdecode(b) for a, b in zip(places, names, strict=True)],
+        most_kept=1,
     )
 
 

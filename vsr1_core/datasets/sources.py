@@ -7,8 +7,9 @@ in `datasets.formats` implement what differs between the kinds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from vsr1_core.datasets import verified
@@ -18,8 +19,7 @@ from vsr1_core.datasets.registry import DatasetEntry
 from vsr1_core.datasets.verified import BadLine, Moment
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.blocks import blocks
-from vsr1_core.rows.texts import visible
-from vsr1_core.rows.versions import fingerprint
+from vsr1_core.rows.versions import fingerprint, fingerprint_of_all
 
 
 def format_of(entry: DatasetEntry) -> DatasetFormat:
@@ -91,21 +91,48 @@ def made_videos(entry: DatasetEntry, config: Configuration) -> Mapping[str, Made
 def files_version(entry: DatasetEntry) -> str:
     """A version of all files that the dataset reads, by path, size and time. Made videos are not among them, and a
     missing folder counts as empty."""
-    return fingerprint([fingerprint(some) for some in blocks(file_facts(entry))])
+    return fingerprint([_annotations_version(entry), videos_version(entry)])
 
 
-def file_facts(entry: DatasetEntry) -> Iterator[tuple[str, int, int]]:
-    """(path, bytes, mtime_ns) of each of these files."""
+def videos_version(entry: DatasetEntry) -> str:
+    """The same of its video files alone; empty where their folder is missing."""
+    try:
+        found = video_files(entry)
+    except FileNotFoundError:
+        return ""
+    return _version_of(itertools.chain.from_iterable(found.values()))
+
+
+def _annotations_version(entry: DatasetEntry) -> str:
     root = Path(entry.annotations).absolute()
     in_folder = sorted(root.iterdir()) if entry.annotations and root.is_dir() else []
-    annotated = [path for path in [root, *in_folder] if path.is_file()]
-    try:
-        videos = video_files(entry)
-    except FileNotFoundError:
-        videos = {}
-    for path in itertools.chain(annotated, itertools.chain.from_iterable(videos.values())):
-        stat = path.stat()
-        yield visible(str(path)), stat.st_size, stat.st_mtime_ns
+    return _version_of(path for path in [root, *in_folder] if path.is_file())
+
+
+def _version_of(paths: Iterable[Path]) -> str:
+    """A version of files by path, size and time. Two paths are never spelled alike, whatever bytes are in them."""
+    stats = ((ascii(str(path)), path.stat()) for path in paths)
+    facts = ([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)
+    return fingerprint_of_all(fingerprint(some) for some in blocks(facts, 256))
+
+
+@dataclass(frozen=True)
+class FileVersions:
+    """Versions of the files of a dataset, each made when it is first asked for."""
+
+    entry: DatasetEntry
+    config: Configuration
+
+    @cached_property
+    def videos(self) -> str:
+        """`videos_version`."""
+        return videos_version(self.entry)
+
+    @cached_property
+    def all(self) -> str:
+        """A version of the annotations by their content, and of all files by name, size and time."""
+        contents = [[file_id, file.content] for file_id, file in annotation_files(self.entry, self.config).items()]
+        return fingerprint([contents, _annotations_version(self.entry), self.videos])
 
 
 def missing_video_error(entry: DatasetEntry, video_id: str) -> str:

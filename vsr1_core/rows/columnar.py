@@ -134,11 +134,17 @@ class LazyRows(ByIds[Value]):
     """Id -> `make` of the values of its row of `columns`, the first of which has the ids, each once.
 
     The values that were made last are kept for all readers: a build reads a row to make it, and once more to say of
-    what it was made.
+    what it was made. most_kept: so many of them; 0 for KEPT_ROWS.
     """
 
-    def __init__(self, columns: pl.DataFrame, make: Callable[..., Value], made: dict[str, Value] | None = None) -> None:
-        self._columns, self._make = columns, make
+    def __init__(
+        self,
+        columns: pl.DataFrame,
+        make: Callable[..., Value],
+        made: dict[str, Value] | None = None,
+        most_kept: int = 0,
+    ) -> None:
+        self._columns, self._make, self._most_kept = columns, make, most_kept or KEPT_ROWS
         self._made: dict[str, Value] = {} if made is None else made
         self._ahead: dict[str, tuple[Any, ...]] = {}
         self._next, self._number = 0, 1
@@ -158,7 +164,7 @@ class LazyRows(ByIds[Value]):
 
     def _value(self, values: tuple[Any, ...]) -> Value:
         made = self._make(*values)
-        if len(self._made) >= KEPT_ROWS:
+        if len(self._made) >= self._most_kept:
             self._made.clear()
         self._made[values[0]] = made
         return made
@@ -178,10 +184,10 @@ class LazyRows(ByIds[Value]):
         )
         if places["_place"].null_count():
             raise KeyError(places.filter(pl.col("_place").is_null())[name][0])
-        return LazyRows(self._columns[places["_place"]], self._make, self._made)
+        return LazyRows(self._columns[places["_place"]], self._make, self._made, self._most_kept)
 
     def reader(self) -> LazyRows[Value]:
-        found = LazyRows(self._columns, self._make, self._made)
+        found = LazyRows(self._columns, self._make, self._made, self._most_kept)
         if "_index" in self.__dict__:
             found.__dict__["_index"] = self._index
         return found

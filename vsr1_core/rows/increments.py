@@ -177,7 +177,8 @@ def with_others(table: Table, plan: Plan) -> Plan:
 
 @dataclass
 class Future:
-    """The rows of `table` as a build leaves them. Of what is there, only columns that are asked for are read, and once.
+    """The rows of `table` as a build leaves them. What is there is read each time that it is asked for, and nothing of
+    it is kept: the texts of 100,000 queries would take more memory than the plan of a change of one of them.
 
     made: the rows that it makes, with the columns that are known before. dropped: ids of the rows that it drops. moved:
     key and new values of unversioned columns, of rows that stay (`moved_columns`).
@@ -187,7 +188,6 @@ class Future:
     made: pl.DataFrame
     dropped: Sequence[str] = ()
     moved: pl.DataFrame | None = None
-    _found: dict[str, pl.Series] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def changed_ids(self) -> frozenset[str]:
@@ -195,36 +195,62 @@ class Future:
         moved = () if self.moved is None else self.moved[self.table.key]
         return frozenset((*self.made[self.table.key], *self.dropped, *moved))
 
-    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
-        """The rows, sorted by id; `ids`: only those with one of these ids, of a whole table."""
+    def rows(
+        self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """The rows, sorted by id; `ids`: only those with one of these ids, of a whole table; `where`: only those that
+        fit."""
         names, key = list(self.table.schema if columns is None else columns), self.table.key
-        if ids is not None:
-            return self._read([key, *names], ids).filter(pl.col(key).is_in(list(ids)))[names]
-        if missing := [name for name in names if name not in self._found]:
-            found = self._read([key, *missing])
-            if key in self._found and not found[key].equals(self._found[key]):  # another process committed meanwhile
-                found = self._read([key, *self._found, *missing])
-            self._found |= found.to_dict()
-        return pl.DataFrame([self._found[name] for name in names])
+        if where is None:
+            found = self._left(self._read([key, *names], ids), self.made)
+        else:
+            asked = where.meta.root_names()
+            is_moved = self.moved is not None and not set(asked).isdisjoint(self.moved.columns)
+            there = self._read([key, *names, *asked], ids, None if is_moved else where)
+            found = self._left(there, self.made).filter(where)
+        return (found if ids is None else found.filter(is_among(key, ids)))[names]
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
         """`rows`, as `Table.batches` gives them."""
-        yield self.rows(columns)
+        names, key, made = list(columns), self.table.key, self.made.sort(self.table.key)
+        for rows in self._blocks(list(dict.fromkeys([key, *names]))):
+            if rows.height:
+                number = int(made[key].search_sorted(rows[key][-1], "right"))
+                yield self._left(rows, made[:number])[names]
+                made = made[number:]
+        yield made[names]
 
-    def _read(self, names: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
-        names, key = list(dict.fromkeys(names)), self.table.key
-        # Rankings take hundreds of MB, so no copy of the table is kept.
-        frame = self.table.known(names) if ids is None else self.table.rows(names, ids)
-        frame = frame.filter(~is_among(key, self.made[key]) & ~is_among(key, self.dropped))
+    def _blocks(self, names: list[str]) -> Iterator[pl.DataFrame]:
+        """What is there, sorted by id; some thousands at a time, unless a killed run left a part of it."""
+        if self.table.has_pending():
+            return iter([self.table.known(names).sort(self.table.key)])
+        return self.table.batches(names)
+
+    def _read(
+        self, names: Iterable[str], ids: Collection[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """What is there. Pending rows are those of no whole table, so that none are looked for by their ids."""
+        names = list(dict.fromkeys(names))
+        if ids is not None or not self.table.has_pending():
+            return self.table.rows(names, ids, where)
+        return self.table.known(names)
+
+    def _left(self, there: pl.DataFrame, made: pl.DataFrame) -> pl.DataFrame:
+        """These rows as they will be, with those that are made, sorted by id."""
+        key = self.table.key
+        frame = there.filter(~is_among(key, self.made[key]) & ~is_among(key, self.dropped))
         if self.moved is not None:
-            frame = frame.update(self.moved[[name for name in self.moved.columns if name in frame.columns]], on=key)
-        return pl.concat([frame, self.made[frame.columns]]).sort(key)
+            moved = self.moved[[name for name in self.moved.columns if name in frame.columns]]
+            frame = frame.update(moved.filter(is_among(key, frame[key])), on=key, maintain_order="left")
+        found = pl.concat([frame, made[frame.columns]]) if made.height else frame
+        return found if found[key].is_sorted() else found.sort(key)
 
     def changed(self, columns: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of a whole table that differ afterwards, as they are and as they will be, with the key and sorted by
         id. All others stay as they are, and in their order."""
-        names = [self.table.key, *columns]
-        return self.table.rows(dict.fromkeys(names), self.changed_ids), self._read(names, self.changed_ids)
+        names = list(dict.fromkeys([self.table.key, *columns]))
+        there = self.table.rows(names, self.changed_ids)
+        return there, self._left(there, self.made)
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> list[str]:

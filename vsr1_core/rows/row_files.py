@@ -82,15 +82,25 @@ class RowFiles:
     def num_rows(self) -> int:
         return self.read([next(iter(self.schema))]).height if self.deltas else num_rows_in(self.base)
 
-    def read(self, columns: list[str], ids: Collection[str] | None = None) -> pl.DataFrame:
-        """The rows, sorted by id; `ids`: only those with one of these ids."""
-        if not self.deltas and ids is None:
-            small = _small(self.base)
-            return _read([self.base], columns) if small is None else small[0][columns]
+    def read(
+        self, columns: list[str], ids: Collection[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """The rows, sorted by id; `ids`: only those with one of these ids; `where`: only those that fit.
+
+        What fits is chosen as the file is read: of a column of 100,000 texts, a fifth takes 3 MB then, and 17 MB where
+        all of them are read first.
+        """
+        small = None if self.deltas or ids is not None else _small(self.base)
+        if small is not None:
+            return (small[0] if where is None else small[0].filter(where)).select(columns)
         key = next(iter(self.schema))
-        names = list(dict.fromkeys([*columns, key, *(["status"] if self.deltas else [])]))
-        found = _read(self.paths, names, None if ids is None else _is_one_of(key, ids))
-        return (found[_valid(found, key)] if self.deltas else found).select(columns)
+        has_id = None if ids is None else _is_one_of(key, ids)
+        if not self.deltas:
+            return _read([self.base], columns, *(fits for fits in (has_id, where) if fits is not None))
+        names = dict.fromkeys([*columns, key, "status", *([] if where is None else where.meta.root_names())])
+        found = _read(self.paths, list(names), *([] if has_id is None else [has_id]))
+        rows = found[_valid(found, key)]  # which of them fit is known of the newest row of an id only
+        return (rows if where is None else rows.filter(where)).select(columns)
 
     def batches(self, columns: list[str]) -> Iterator[pl.DataFrame]:
         """`read`, BLOCK_ROWS at a time."""
@@ -227,10 +237,9 @@ def _valid(found: pl.DataFrame, key: str) -> pl.Series:
     return heads.filter(pl.col("status").ne_missing(DROPPED)).sort(key)["_row"]
 
 
-def _read(paths: Sequence[Path], columns: list[str], where: pl.Expr | None = None) -> pl.DataFrame:
+def _read(paths: Sequence[Path], columns: list[str], *fits: pl.Expr) -> pl.DataFrame:
     with named(*paths):
-        found = scanned(paths)
-        return (found if where is None else found.filter(where)).select(columns).collect()
+        return scanned(paths).filter(*fits).select(columns).collect()
 
 
 def _small(path: Path) -> tuple[pl.DataFrame, Mapping[str, Any]] | None:

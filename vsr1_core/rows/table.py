@@ -113,13 +113,22 @@ class Table:
     def _empty(self) -> pl.DataFrame:
         return pl.DataFrame(schema=self.schema)
 
-    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
-        """The committed rows, sorted by id; `ids`: only those with one of these ids. The frame is empty, with the right
-        columns, when nothing was built yet."""
+    def rows(
+        self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """The committed rows, sorted by id; `ids`: only those with one of these ids; `where`: only those that fit,
+        which no path decides. The frame is empty, with the right columns, when nothing was built yet."""
         files, wanted = self.files(), list(self.schema if columns is None else columns)
         if files is None:
             return self._empty[wanted]
-        return completed(self._placed(files.read(self._same(files, wanted), ids)), wanted, self.schema)
+        asked = [] if where is None else where.meta.root_names()
+        every = list(dict.fromkeys([*wanted, *asked]))
+        same = self._same(files, every)
+        if where is None or set(asked) <= set(same):
+            found = files.read([name for name in wanted if name in same] or same[:1], ids, where)
+            return completed(self._placed(found), wanted, self.schema)
+        # A column of an earlier version is null in all rows.
+        return completed(self._placed(files.read(same, ids)), every, self.schema).filter(where)[wanted]
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
         """`rows`, some thousands at a time: one frame or more. A commit in between changes nothing of it."""
@@ -175,9 +184,7 @@ class Table:
 
     def ok_rows(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The committed rows whose status is `ok`."""
-        wanted = None if columns is None else list(dict.fromkeys([*columns, "status"]))
-        frame = self.rows(wanted).filter(pl.col("status") == "ok")
-        return frame if columns is None else frame[list(columns)]
+        return self.rows(columns, where=pl.col("status") == "ok")
 
     def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
         """Convert `rows` to a frame with exactly this table's columns. Missing values become null. Raises ValueError
@@ -199,6 +206,10 @@ class Table:
         """A function that checks the lease, which nobody can take over from its call to the end of the block."""
         with contextlib.ExitStack() as held:
             yield lambda: None if self.lease is None else held.enter_context(self.lease.fenced())
+
+    def has_pending(self) -> bool:
+        """Whether a run left rows without a commit."""
+        return bool(self._shards())
 
     def pending(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
         """The rows of runs that did not reach their commit: for each id the newest one."""

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -20,11 +20,14 @@ from vsr1_core.datasets.format import AnnotationFile
 from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.line_table import IS_MOMENT, SCHEMA, line_tables
 from vsr1_core.rows.files import atomic_path, check_name, digest_file
-from vsr1_core.rows.merged import BLOCK_ROWS, regrouped, write_blocks
+from vsr1_core.rows.merged import BLOCK_ROWS, is_among, regrouped, write_blocks
 from vsr1_core.rows.texts import half_character
+from vsr1_core.rows.unreadable import scanned
 from vsr1_core.rows.versions import code_digest, fingerprint
 from vsr1_core.stages.base import View
+from vsr1_core.stages.kept_ids import has_hashed_ids
 
+GROUPED_LINES = 16384
 CODE = code_digest()
 """The code as it was loaded, whose tables are kept; Python decides as well what a text is without its spaces."""
 
@@ -33,27 +36,55 @@ def annotated_lines(view: View, columns: Sequence[str] = tuple(SCHEMA)) -> pl.Da
     """The lines of all annotation files in their order: their ids and these columns. None where that is not all there
     is to know of the moments: an id comes twice, there is no file, or the kind of dataset does not make its moments of
     files alone."""
-    names, files = list(dict.fromkeys(["query_id", *columns])), _files(view)
-    if not files or not all(map(_is_known, files)):
+    names = list(dict.fromkeys(["query_id", *columns]))
+    lines = _read(view, lambda table: table.select(names).collect())
+    return None if lines is None or lines["query_id"].n_unique() < lines.height else lines
+
+
+def lines_with(view: View, ids: Collection[str]) -> pl.DataFrame | None:
+    """The lines with these ids, without a look at what others say; None as of `annotated_lines`, and where an id may be
+    that of an earlier text."""
+    every = annotated_lines(view, [])
+    if every is None or has_hashed_ids(every["query_id"]):
         return None
-    tables = [pl.DataFrame(schema={name: SCHEMA[name] for name in names})]
-    for file in files:
-        table = _kept(_path(view, file), names)
-        if table is None and (table := _parsed(view.entry.kind, file)) is None:
-            return None
-        tables.append(table[names])
-    lines = pl.concat(tables)
-    return None if lines["query_id"].n_unique() < lines.height else lines
+    return _read(view, lambda table: table.filter(is_among("query_id", ids)).select(*SCHEMA).collect())
 
 
 def annotated_splits(view: View) -> pl.DataFrame | None:
     """`video_id` of all moments, each once and in the order of the lines, and its sorted `splits`; None as of
     `annotated_lines`."""
-    lines = annotated_lines(view, ["video_id", "split", "reason"])
-    if lines is None:
+    pairs = None if annotated_lines(view, []) is None else _read(view, _pairs)
+    if pairs is None:
         return None
-    pairs = lines.filter(IS_MOMENT).group_by("video_id", maintain_order=True)
-    return pairs.agg(splits=pl.col("split").unique().sort())
+    by_video = pairs.group_by("video_id", maintain_order=True)
+    return by_video.agg(splits=pl.col("split").unique().sort())
+
+
+def _pairs(table: pl.LazyFrame) -> pl.DataFrame:
+    """`video_id` and `split` of the moments of a file, and few pairs of them more than once. Groups of 100,000 lines
+    would take 14 MB for a while, those of the pairs take 4."""
+    pairs = [pl.DataFrame(schema={name: SCHEMA[name] for name in ("video_id", "split")})]
+    for begin in range(0, table.select(pl.len()).collect().item(), GROUPED_LINES):
+        some = table.slice(begin, GROUPED_LINES).filter(IS_MOMENT).select("video_id", "split").collect()
+        pairs.append(some.unique(maintain_order=True))
+    return pl.concat(pairs)
+
+
+def _read(view: View, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame | None:
+    """What is read of the table of each file, one file after the other; None where there is no file, or no table of
+    one."""
+    files = _files(view)
+    if not files or not all(map(_is_known, files)):
+        return None
+    found = []
+    for file in files:
+        of_file = _of_kept(_path(view, file), read)
+        if of_file is None:
+            if (table := _parsed(view.entry.kind, file)) is None:
+                return None
+            of_file = read(table.lazy())
+        found.append(of_file)
+    return pl.concat(found)
 
 
 def keep_lines(view: View) -> None:
@@ -63,7 +94,7 @@ def keep_lines(view: View) -> None:
     """
     wanted = {_path(view, file): file for file in _files(view) if _is_known(file)}
     for path, file in wanted.items():
-        if _kept(path, ["query_id"]) is None:
+        if _of_kept(path, lambda table: table.select("query_id").collect()) is None:
             _keep(view.entry.kind, file, path)
     for path in _folder(view).glob("*.parquet"):
         if path not in wanted:
@@ -79,9 +110,10 @@ def _is_known(file: AnnotationFile) -> bool:
     return bool(file.digest) and half_character(file.file_id) is None
 
 
-def _kept(path: Path, names: list[str]) -> pl.DataFrame | None:
+def _of_kept(path: Path, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame | None:
+    """What is read of a kept table; None where it is not there, or damaged."""
     with contextlib.suppress(OSError, pl.exceptions.PolarsError):
-        return pl.read_parquet(path, columns=names, glob=False, hive_partitioning=False)
+        return read(scanned([path]))
     return None
 
 

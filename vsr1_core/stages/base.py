@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from vsr1_core.datasets.registry import DatasetEntry, models_owner, own_configuration
+from vsr1_core.datasets.sources import FileVersions
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows import build_history
 from vsr1_core.rows.boundary import Made, bounded
@@ -301,9 +302,9 @@ class Stage(ABC):
         """Files that `plan` reads in addition to tables and sources."""
         return []
 
-    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+    def beside_tables(self, view: View, files: FileVersions) -> Any:
         """What `plan` reads besides tables, entry and configuration, as JSON that changes with it; None where that
-        cannot be said (`stages.unmoved`). files: a version of the dataset's annotations, and of its files by name."""
+        cannot be said (`stages.unmoved`). files: of the dataset."""
         return [] if self.is_planned_from_tables else None
 
     def observe(self, view: View) -> str:
@@ -395,6 +396,5 @@ class Stage(ABC):
     def after_build(self, view: View) -> None:  # noqa: B027  # most stages have no such files
         """Write files that are made of the whole table.
 
-        Called after each build, also one that made no row: a run before it may have been killed after its commit. So
-        it has to be cheap where the files exist.
+        Called after each build, also one that made no row, as a run before it may have been killed after its commit.
         """

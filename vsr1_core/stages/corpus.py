@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +140,23 @@ class Videos(FromVideos):
     }
 
     def plan(self, view: View) -> Mapping[str, Row]:
+        wanted = self._wanted(view)
+        if view.ids is not None:
+            wanted = wanted.filter(is_among(self.key, view.ids))
         files = view.rows("raw_videos", ["video_id", "row_version", "path", "content", "bytes", "mtime_ns"])
-        wanted, others = self._corpus(view), sources.unannotated_splits(view.entry)
-        if others:
-            left = files.select("video_id").filter(~is_among("video_id", wanted["video_id"]))
-            wanted = pl.concat([wanted, left.with_columns(splits=pl.lit(others, dtype=pl.List(pl.String)))])
-        return LazyRows(wanted.join(files, on="video_id", how="left", maintain_order="left"), self._row)
+        return LazyRows(wanted.join(files, on=self.key, how="left", maintain_order="left"), self._row)
+
+    def _wanted(self, view: View) -> pl.DataFrame:
+        """The videos of the corpus with their sorted splits."""
+        wanted, others = self._annotated(view), sources.unannotated_splits(view.entry)
+        if not others:
+            return wanted
+        found = view.rows("raw_videos", ["video_id"])
+        left = found.filter(~is_among(self.key, wanted[self.key]))
+        return pl.concat([wanted, left.with_columns(splits=pl.lit(others, dtype=pl.List(pl.String)))])
 
     @staticmethod
-    def _corpus(view: View) -> pl.DataFrame:
+    def _annotated(view: View) -> pl.DataFrame:
         """The videos of the corpus with their sorted splits, but for those that no annotation names."""
         annotated = annotated_splits(view)
         if annotated is not None and view.imported is None and not sources.has_own_splits(view.entry, view.config):
@@ -160,8 +168,13 @@ class Videos(FromVideos):
         columns = {"video_id": list(splits), "splits": list(splits.values())}
         return pl.DataFrame(columns, schema={"video_id": pl.String, "splits": pl.List(pl.String)})
 
-    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
-        return files()
+    def beside_tables(self, view: View, files: sources.FileVersions) -> Any:
+        return files.all
+
+    def moved_beside(self, view: View) -> Collection[str] | None:
+        """The videos that are wanted in other splits than the table has them in, and those that are wanted no more."""
+        said = self._wanted(view).select(self.key, pl.col("splits").list.join(" "))
+        return self.said_otherwise(view, said, pl.col("row_inputs").str.json_path_match("$.splits"))
 
     @staticmethod
     def _row(
@@ -240,17 +253,14 @@ class Moments(FromDisk):
     def moved_beside(self, view: View) -> Collection[str] | None:
         """The queries that are said otherwise than the table has them, and all that were ever corrected. None where an
         id may be that of an earlier text."""
-        lines, table = annotated_lines(view, ["version"]), view.table(self.name)
+        lines = annotated_lines(view, ["version"])
         if lines is None or has_hashed_ids(lines[self.key]):
             return None
         as_made = self.inputs_of(view, {"": Row({"annotation": "@"})})[""]
         begin, _, end = spelled(as_made).partition("@")
-        # Of inputs that are made otherwise, more is left than a version. Few whole texts are in memory at a time.
+        # Of inputs that are made otherwise, more is left than a version.
         version = pl.col("row_inputs").str.strip_prefix(begin).str.strip_suffix(end)
-        known = pl.concat([rows.select(self.key, made=version) for rows in table.batches([self.key, "row_inputs"])])
-        both = lines.join(known, on=self.key, how="full", coalesce=True)
-        moved = both.filter(pl.col("version").ne_missing(pl.col("made")))[self.key]
-        return {*moved, *(one.query_id for one in corrections_of(view))}
+        return self.said_otherwise(view, lines, version).union(one.query_id for one in corrections_of(view))
 
     def after_build(self, view: View) -> None:
         keep_lines(view)
@@ -270,8 +280,8 @@ class Moments(FromDisk):
     def records(self, view: View) -> list[Path]:
         return [path] if (path := corrections_file(view)) else []
 
-    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
-        return [files(), self.observe(view)]
+    def beside_tables(self, view: View, files: sources.FileVersions) -> Any:
+        return [files.all, self.observe(view)]
 
     def observe(self, view: View) -> str:
         """The version of the corrections alone: `annotation_files` stands for the annotations. Empty without any."""

@@ -11,7 +11,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.corrections import Corrected, Correction, corrected, corrections_path, read_corrections
 from vsr1_core.datasets.line_table import lines_of_table
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.stages.annotated import annotated_lines
+from vsr1_core.stages.annotated import annotated_lines, lines_with
 from vsr1_core.stages.base import View
 from vsr1_core.stages.kept_ids import has_hashed_ids, with_kept_ids
 
@@ -23,9 +23,8 @@ def corrections_file(view: View) -> Path | None:
 
 def annotated_moments(view: View, ids: Collection[str] | None = None) -> dict[str, Moment | BadLine]:
     """What the annotation files say, under the ids of the rows of `moments`. ids: no others are asked for."""
-    if ids is not None and (lines := annotated_lines(view)) is not None and not has_hashed_ids(lines["query_id"]):
-        asked = lines.filter(pl.col("query_id").is_in(list(ids)))
-        return {line.query_id: line for line in lines_of_table(asked)}
+    if ids is not None and (lines := lines_with(view, ids)) is not None:
+        return {line.query_id: line for line in lines_of_table(lines)}
     found = sources.moments(view.entry, view.config)
     return with_kept_ids(found, view.table("moments"), corrections_of(view)) if has_hashed_ids(found) else found
 

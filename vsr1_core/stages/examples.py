@@ -25,7 +25,8 @@ from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.moments import TRAIN, moment_version, train_moments
+from vsr1_core.stages.moments import TRAIN, chosen, moment_version, train_moments
+from vsr1_core.stages.readings import Reading
 from vsr1_core.stages.reads import same
 from vsr1_core.stages.work_reads import all_rows, rows_with
 
@@ -69,7 +70,11 @@ class SFTExamples(Stage):
     }
 
     def plan(self, view: View) -> Mapping[str, Row]:
-        pool, negatives, moments = view.versions("top1_pool"), view.versions("hard_negatives"), train_moments(view)
+        pool = view.versions("top1_pool")
+        in_pool = is_among("query_id", ids_of(pool))
+        moments = train_moments(view, in_pool)
+        versions = Reading.of("hard_negatives", "ok", ["query_id", "row_version"])
+        negatives = LazyRows(chosen(view, versions, in_pool), lambda _, version: version)
 
         def row(query_id: str, version: str) -> Row:
             moment = moments[query_id]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from vsr1_core.datasets.sources import FileVersions
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.versions import fingerprint, row_version
 from vsr1_core.stages import columns as c
@@ -125,7 +126,7 @@ class ModelStage(Stage):
     def trains(self, view: View) -> bool:
         return not view.entry.models_from
 
-    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+    def beside_tables(self, view: View, files: FileVersions) -> Any:
         """Nothing, where no model comes from a folder: a configured one, or an adopted checkpoint."""
         has_folders = not view.config.models.is_tiny or any(adopted(view, name) for name in TRAINED)
         return None if has_folders else []

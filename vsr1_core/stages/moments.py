@@ -9,15 +9,20 @@ import polars as pl
 
 from vsr1_core.evaluation.row_types import MomentRow
 from vsr1_core.rows.columnar import LazyRows
+from vsr1_core.rows.merged import regrouped
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
+from vsr1_core.stages.readings import Reading
 
 TRAIN = ("train",)
+CHOSEN_FROM = 65536
 Value = TypeVar("Value")
 IS_TRAIN = pl.col("split") == "train"
 COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
 """The text of a query as it is compared with the texts of other queries."""
+TEXT_HASH = COMPARED_TEXT.hash().alias("hash")
+"""8 bytes of it: other texts may have the same ones."""
 MOMENT_COLUMNS = {
     "query": "query",
     "video_id": "gt_video_id",
@@ -28,9 +33,17 @@ MOMENT_COLUMNS = {
 """Column of a moment that training rows of both stages copy -> its name in the training rows."""
 
 
-def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
-    """The columns of a `MomentRow` of the moments in these splits."""
-    return view.rows("moments", tuple(MomentRow.__annotations__), splits)
+def moment_rows(view: View, splits: Sequence[str], where: pl.Expr | None = None) -> pl.DataFrame:
+    """The columns of a `MomentRow` of the moments in these splits, or of those that fit."""
+    return chosen(view, Reading.of("moments", "ok", tuple(MomentRow.__annotations__), splits), where)
+
+
+def chosen(view: View, read: Reading, where: pl.Expr | None) -> pl.DataFrame:
+    """What is read, of the rows that fit (None: all). They are chosen some ten thousand rows at a time: a pool of
+    100,000 of 800,000 train queries needs no others."""
+    if where is None:
+        return view.read(read)
+    return pl.concat(rows.filter(where) for rows in regrouped(view.read_batches(read), CHOSEN_FROM))
 
 
 def moments_by(moments: pl.DataFrame, key: str, made: Callable[[dict[str, Any]], Value]) -> Mapping[str, Value]:
@@ -44,10 +57,11 @@ def as_moment(fields: dict[str, Any]) -> MomentRow:
     return cast(MomentRow, fields)
 
 
-def train_moments(view: View) -> Mapping[str, dict[str, Any]]:
-    """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS."""
+def train_moments(view: View, where: pl.Expr | None = None) -> Mapping[str, dict[str, Any]]:
+    """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS.
+    where: only of queries whose ids fit."""
     names = tuple(MOMENT_COLUMNS.values())
-    rows = view.rows("moments", ["query_id", *MOMENT_COLUMNS], TRAIN)
+    rows = chosen(view, Reading.of("moments", "ok", ["query_id", *MOMENT_COLUMNS], TRAIN), where)
     return LazyRows(rows, lambda _, *values: dict(zip(names, values, strict=True)))
 
 
@@ -71,19 +85,37 @@ def same_text_videos(view: View, split: str = "train") -> Mapping[str, frozenset
     """Query id -> ids of the videos of all moments in the split with the same query text, including its own video. A
     video that is searched in windows is named by those that show any part of such a moment: its other windows are wrong
     for the query."""
-    columns = ["query_id", "query", "video_id", "start_s", "end_s"]
-    texts = view.rows("moments", columns, [split]).with_columns(text=COMPARED_TEXT)
-    shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
-    pairs = texts.join(shared, on="text", maintain_order="left").select("query_id", "videos")
-    never = LazyRows(pairs, lambda _, videos: frozenset(videos))
-    windows = windows_by_video(view)
+    never, windows = _same_text_whole_videos(view, split), windows_by_video(view)
     if not windows:
         return never
+    texts = view.rows("moments", _TEXT_COLUMNS, [split]).with_columns(text=COMPARED_TEXT)
     shown: dict[str, set[str]] = {}
     for text, *moment in texts.select("text", "video_id", "start_s", "end_s").iter_rows():
         shown.setdefault(text, set()).update(s for s in windows.get(moment[0], ()) if touches(s, *moment))
     of_texts = texts.select("query_id", "text").iter_rows()
     return {query_id: never[query_id].difference(windows) | shown[text] for query_id, text in of_texts}
+
+
+_TEXT_COLUMNS = ("query_id", "query", "video_id", "start_s", "end_s")
+
+
+def _same_text_whole_videos(view: View, split: str) -> LazyRows[frozenset[str]]:
+    """`same_text_videos` before windows. Texts are told apart by 8 bytes of hash, and compared where two have the same:
+    those of 800,000 queries took 200 MB, and their groups as much again."""
+    read = Reading.of("moments", "ok", _TEXT_COLUMNS, [split])
+    own = pl.concat(rows.select("query_id", "video_id", TEXT_HASH) for rows in view.read_batches(read))
+    common = own.filter(pl.col("hash").is_duplicated())["hash"].unique()
+    own = own.drop("hash")
+    if common.is_empty():
+        return LazyRows(own, lambda _, video_id: frozenset([video_id]))
+    texts = pl.concat(
+        rows.filter(TEXT_HASH.is_in(common.implode())).select("query_id", "video_id", text=COMPARED_TEXT)
+        for rows in view.read_batches(read)
+    )
+    shared = texts.group_by("text").agg(pl.col("video_id").unique().alias("videos"))
+    videos = texts.join(shared, on="text").select("query_id", "videos")
+    both = own.join(videos, on="query_id", how="left", maintain_order="left")
+    return LazyRows(both, lambda _, video_id, videos: frozenset(videos or [video_id]))
 
 
 def right_segments(view: View) -> Mapping[str, str | None]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import polars as pl
 
 from vsr1_core.rows.blocks import blocks
-from vsr1_core.rows.columnar import LazyRows
+from vsr1_core.rows.columnar import LazyRows, texts
 from vsr1_core.rows.imported import ImportedRow
 from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.versions import fingerprint
-from vsr1_core.segments import is_right, touches
+from vsr1_core.segments import is_right, touches, window_of
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.moments import TRAIN, asked_versions, right_segments, same_text_videos, windows_by_video
@@ -74,14 +75,15 @@ class Top1Pool(Stage):
     def _drawn(self, view: View) -> Mapping[str, Row]:
         pool, rankings, never = view.config.pool, _train_rankings(view), same_text_videos(view)
         candidates = self._candidates(view, rankings, never)
-        draws = (_column([_draw(pool.seed, query_id) for query_id in some]) for some in blocks(candidates["query_id"]))
-        drawn = candidates[pl.concat([_column([]), *draws]).arg_sort()]
-        matched = drawn.filter(pl.col("label") == "matched").head(pool.num_matched)
-        wrong = drawn.filter(pl.col("label") == "not_matched")
-        not_matched, spare = wrong.head(pool.num_not_matched), wrong.slice(pool.num_not_matched)
+        drawn, is_matched = _drawn_order(pool.seed, candidates["query_id"]), candidates["label"] == "matched"
+        right, wrong = (drawn.filter(is_so[drawn]) for is_so in (is_matched, ~is_matched))
+        matched, not_matched = candidates[right.head(pool.num_matched)], candidates[wrong.head(pool.num_not_matched)]
         if pool.random_share:
             not_matched = self._shown_any(view, never, not_matched)
-        filled = self._filled(view, spare, max(0, pool.num_matched - matched.height)) if pool.fill_matched else ()
+        filled: list[pl.DataFrame] = []
+        if pool.fill_matched:
+            spare = candidates[wrong.slice(pool.num_not_matched)]
+            filled = self._filled(view, spare, max(0, pool.num_matched - matched.height))
         return LazyRows(pl.concat([matched, not_matched, *filled]), _row)
 
     @staticmethod
@@ -113,8 +115,8 @@ class Top1Pool(Stage):
     @staticmethod
     def _candidates(view: View, rankings: Iterator[pl.DataFrame], never: _SameText) -> pl.DataFrame:
         """Id and columns of every query that may be drawn."""
-        described, spans = _describable(view), view.rows("moments", ["query_id", "start_s", "end_s"], TRAIN)
-        span_of = LazyRows(spans, lambda _, *span: span)
+        described = _describable(view)
+        span_of = functools.cache(lambda: _spans(view))  # where windows are ranked
         first = pl.col("top_video_ids").list.first()
         ranked = (rows.drop_nulls("rank").with_columns(first).iter_rows() for rows in rankings)
 
@@ -122,7 +124,8 @@ class Top1Pool(Stage):
             for query_id, video_id, _, shown in itertools.chain.from_iterable(ranked):
                 if shown not in described or query_id not in never:
                     continue
-                is_matched = is_right(shown, video_id, *span_of[query_id])
+                is_window = window_of(shown) is not None
+                is_matched = is_right(shown, video_id, *span_of()[query_id]) if is_window else shown == video_id
                 if is_matched or shown not in never[query_id]:
                     yield query_id, "matched" if is_matched else "not_matched", shown, video_id
 
@@ -144,18 +147,29 @@ def _frame(rows: Iterable[tuple[str, str, str, str]]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=schema), *some])
 
 
-def _column(texts: Sequence[str]) -> pl.Series:
-    return pl.Series(texts, dtype=pl.String)
+def _drawn_order(seed: int, ids: pl.Series) -> pl.Series:
+    """The places of the ids in the order of their draws (`_draw`), by the first 128 bits of them: as texts, those of a
+    million ids took 80 MB, and their order as much again."""
+    import numpy as np
+
+    begins = b"".join(hashlib.sha256(f"{seed}/{row_id}".encode()).digest()[:16] for row_id in texts(ids))
+    halves = np.frombuffer(begins, ">u8").reshape(-1, 2).astype(np.uint64)
+    return pl.Series(np.lexsort((halves[:, 1], halves[:, 0])).astype(np.uint32))
+
+
+def _spans(view: View) -> Mapping[str, tuple[float, float]]:
+    return LazyRows(view.rows("moments", ["query_id", "start_s", "end_s"], TRAIN), lambda _, *span: span)
 
 
 def _describable(view: View) -> frozenset[str]:
     """The segments that the teacher can describe: it needs their stored frames, or annotated moments in them."""
     if view.config.teacher.asks_a_model:
         return frozenset(view.rows("frame_tensors", ["video_id"])["video_id"])
-    moments = view.rows("moments", ["video_id", "start_s", "end_s"], TRAIN)
-    windows = windows_by_video(view)
-    shown = {s for m in (moments.iter_rows() if windows else ()) for s in windows.get(m[0], ()) if touches(s, *m)}
-    return frozenset(moments["video_id"].unique()) | shown
+    videos, windows = frozenset(view.rows("moments", ["video_id"], TRAIN)["video_id"].unique()), windows_by_video(view)
+    if not windows:
+        return videos
+    moments = view.rows("moments", ["video_id", "start_s", "end_s"], TRAIN).iter_rows()
+    return videos | {s for moment in moments for s in windows.get(moment[0], ()) if touches(s, *moment)}
 
 
 def _train_rankings(view: View) -> Iterator[pl.DataFrame]:

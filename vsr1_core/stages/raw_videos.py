@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -85,6 +86,11 @@ class RawVideos(FromVideos):
         files = pl.concat(tables)
         return pl.concat([files.filter(pl.col("unusable").is_null()), files.filter(pl.col("unusable").is_not_null())])
 
+    def beside_tables(self, view: View, files: sources.FileVersions) -> Any:
+        """The files, whose digests the table has under their paths, sizes and times, and where the home is: a path in
+        it is kept relative to it, by whatever links it is named."""
+        return [files.videos, os.path.realpath(view.lake.places.home)] if files.videos else None
+
     def place(self, view: View) -> str:
         return view.entry.videos
 
@@ -95,8 +101,9 @@ class RawVideos(FromVideos):
 
     def _known_digests(self, view: View) -> Callable[[Iterable[Path]], Mapping[FileStamp, str]]:
         """A function: paths -> their digests by file stamp, from the rows of the table and from what was observed after
-        they were made."""
-        rows = LazyRows(view.table(self.name).ok_rows(["path", "bytes", "mtime_ns", "digest"]), lambda *row: row)
+        they were made. Whether they are known changes no plan, so that it is not noted that the table was read."""
+        table = view.lake.table(self.name, view.entry.name, self.key, self.dtypes)
+        rows = LazyRows(table.ok_rows(["path", "bytes", "mtime_ns", "digest"]), lambda *row: row)
         observed = KnownDigests.of(view.lake, view.entry.name).read()
 
         def known(paths: Iterable[Path]) -> Mapping[FileStamp, str]:

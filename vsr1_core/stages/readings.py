@@ -10,7 +10,7 @@ import hashlib
 import io
 import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import polars as pl
@@ -34,8 +34,11 @@ class NotYetKnown(Exception):
 class Rows(Protocol):
     """A table as it is, or as it will be."""
 
-    def rows(self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None) -> pl.DataFrame:
-        """These columns (None: all) of its rows, or of those with one of these ids, sorted by id."""
+    def rows(
+        self, columns: Iterable[str] | None = None, ids: Collection[str] | None = None, where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        """These columns (None: all) of its rows, sorted by id: of those with one of these ids, and of those that
+        fit."""
         ...
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
@@ -62,16 +65,17 @@ class Reading:
 
     def of_rows(self, source: Rows, schema: Iterable[str], ids: Collection[str] | None = None) -> pl.DataFrame:
         """What is read of a table with the columns `schema`; `ids`: of its rows with one of these ids."""
-        names = self._names(schema)
-        return self.chosen(source.rows(dict.fromkeys([*names, *self.chosen_by(schema)]), ids))[names]
+        return source.rows(self._names(schema), ids, self._where(schema))
 
     def batches_of(
         self, source: Rows, schema: Iterable[str], ids: Collection[str] | None = None
     ) -> Iterator[pl.DataFrame]:
         """`of_rows`, some thousands of rows at a time: one frame or more."""
+        if ids is not None:
+            yield self.of_rows(source, schema, ids)
+            return
         names = self._names(schema)
-        read = dict.fromkeys([*names, *self.chosen_by(schema)])
-        for rows in source.batches(read) if ids is None else [source.rows(read, ids)]:
+        for rows in source.batches(dict.fromkeys([*names, *self.chosen_by(schema)])):
             yield self.chosen(rows)[names]
 
     def _names(self, schema: Iterable[str]) -> list[str]:
@@ -79,7 +83,8 @@ class Reading:
 
     def is_made(self, source: Rows, schema: Iterable[str]) -> bool:
         """Whether no row that is read is still to be made: such a row has no inputs yet."""
-        return not replace(self, columns=("row_inputs",)).of_rows(source, schema)["row_inputs"].null_count()
+        is_due, where = pl.col("row_inputs").is_null(), self._where(schema)
+        return source.rows(["row_inputs"], None, is_due if where is None else where & is_due).is_empty()
 
     def chosen_by(self, schema: Iterable[str]) -> list[str]:
         """The columns by which rows of a table with the columns `schema` are chosen."""
@@ -88,11 +93,15 @@ class Reading:
 
     def chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows that are read, of a frame with the columns by which they are chosen."""
-        if self.kind != "all" and not (frame["status"] == "ok").all(ignore_nulls=False):  # a filter takes 60 us
-            frame = frame.filter(pl.col("status") == "ok")
-        if self.splits is None:
-            return frame
-        return frame.filter(_is_in("split" if "split" in frame.columns else "splits", self.splits))
+        where = self._where(frame.columns)
+        return frame if where is None else frame.filter(where)
+
+    def _where(self, schema: Iterable[str]) -> pl.Expr | None:
+        """Which rows are read of a table with the columns `schema`; None for all."""
+        fits = [] if self.kind == "all" else [pl.col("status") == "ok"]
+        if self.splits is not None:
+            fits.append(_is_in("split" if "split" in schema else "splits", self.splits))
+        return functools.reduce(operator.and_, fits) if fits else None
 
     def spares(self, future: Future) -> bool:
         """Whether nothing that is read of a whole table differs afterwards: of the rows that a build changes, none is

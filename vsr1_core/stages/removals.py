@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from vsr1_core.datasets import sources
 from vsr1_core.rows.increments import Plan
 from vsr1_core.stages.base import Row, Stage, View
@@ -59,6 +61,20 @@ class FromDisk(Stage):
         """The ids of all rows that may be other ones where no table moved, but what `beside_tables` names did; None
         where that may be any row. A plan with these `View.ids` makes no others."""
         return None
+
+    def said_otherwise(self, view: View, said: pl.DataFrame, made: pl.Expr) -> set[str]:
+        """The ids of `said` whose text in its second column the table's row does not have in `made`, which is made of
+        its inputs; and those of rows that are not said. Some thousands of rows are compared at a time, without a join
+        of all of them."""
+        (key, text), moved, begin = said.columns, set[str](), 0
+        said = said.sort(key)
+        for rows in view.table(self.name).batches([key, "row_inputs"]):
+            if rows.height:
+                end = max(begin, int(said[key].search_sorted(rows[key][-1], "right")))
+                both = said[begin:end].join(rows.select(key, made=made), on=key, how="full", coalesce=True)
+                moved.update(both.filter(pl.col(text).ne_missing(pl.col("made")))[key])
+                begin = end
+        return moved.union(said[begin:][key])
 
     def place(self, view: View) -> str:
         """The file or folder in which the rows are looked for."""

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
+from vsr1_core.datasets.sources import FileVersions
 from vsr1_core.evaluation.bootstrap import summarise
 from vsr1_core.evaluation.curves import Point, score_soft_tokens, score_turns, soft_token_points, turn_points
 from vsr1_core.evaluation.episodes import Episodes, load_episodes
@@ -27,7 +28,7 @@ from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.method_styles import STYLES
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.moments import IS_TRAIN
+from vsr1_core.stages.moments import IS_TRAIN, TRAIN
 from vsr1_core.stages.readings import Reading
 from vsr1_core.stages.reads import every, found_by, of_split, row_ids_of_split
 
@@ -97,7 +98,7 @@ class Metrics(ScoreStage):
 
     def plan(self, view: View) -> Mapping[str, Row]:
         rows = {}
-        train = _content(annotated_queries(view, "train"), _TIMES)
+        train = _train_times(view)
         for split, method, truth, inputs in _scored_methods(view):
             of_probes = _probe_inputs(view, method, truth, train)
             for name, metric in all_metrics().items():
@@ -108,7 +109,7 @@ class Metrics(ScoreStage):
                 rows[_metric_id(view, method, name, split)] = Row(reads, known)
         return rows
 
-    def beside_tables(self, view: View, files: Callable[[], str]) -> Any:
+    def beside_tables(self, view: View, files: FileVersions) -> Any:
         """The metrics, which may be added at any time."""
         return [[name, metric.source, metric.section] for name, metric in all_metrics().items()]
 
@@ -300,6 +301,12 @@ def _content(truth: pl.DataFrame, columns: Sequence[str]) -> str:
     return fingerprint_of_all(truth.select("query_id", *columns).iter_rows())
 
 
+def _train_times(view: View) -> str:
+    """`_content` of the annotated times of the train split, few of which are in memory at a time."""
+    read = Reading.of("moments", "ok", ["query_id", *_TIMES], TRAIN)
+    return fingerprint_of_all(row for rows in view.read_batches(read) for row in rows.iter_rows())
+
+
 def _methods(view: View, truth: pl.DataFrame) -> list[str]:
     """The recipe's methods that have a row for one of these queries."""
     found = []
@@ -355,11 +362,10 @@ def _failures(view: View) -> pl.DataFrame:
     schema = {"asset": pl.String, "row_id": pl.String, "error": pl.String}
     frames = [pl.DataFrame(schema=schema)]
     for name, stage in view.stages.items():
-        if name == Report.name:
-            continue
-        columns = [pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"]
-        for rows in view.planned.get(name, view.table(name)).batches([stage.key, "status", "error"]):
-            frames.append(rows.filter(pl.col("status") == "failed").select(columns))
+        if name != Report.name:
+            table = view.planned.get(name, view.table(name))
+            rows = table.rows([stage.key, "error"], where=pl.col("status") == "failed")
+            frames.append(rows.select(pl.lit(name).alias("asset"), pl.col(stage.key).alias("row_id"), "error"))
     return pl.concat(frames)
 
 

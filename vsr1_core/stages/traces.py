@@ -68,17 +68,15 @@ class ReasoningTraces(ModelRows):
         return 1 if view.config.teacher.asks_a_model else run.shard_rows
 
     def plan(self, view: View) -> Mapping[str, Row]:
-        versions, moments, tasks = view.versions("top1_pool"), train_moments(view), _teacher_tasks(view)
+        versions, tasks = view.versions("top1_pool"), _teacher_tasks(view)
+        moments = train_moments(view) if view.imported is not None else None  # only imported rows have this basis
         reads = _read_by_a_model if view.config.teacher.asks_a_model else _read_by_the_template
 
         def row(query_id: str) -> Row:
             task = tasks[query_id]
-            return Row(
-                {"top1_pool": versions[query_id], **reads(task)},
-                {"label": task.label, "shown_video_id": task.shown_video_id},
-                {"moment": moment_version(moments[query_id])},
-                facts=task,
-            )
+            known = {"label": task.label, "shown_video_id": task.shown_video_id}
+            basis = {"moment": moment_version(moments[query_id])} if moments is not None else {}
+            return Row({"top1_pool": versions[query_id], **reads(task)}, known, basis, facts=task)
 
         return LazyRows(ids_of(tasks).to_frame(), row)
 
@@ -122,7 +120,7 @@ def _teacher_tasks(view: View) -> Mapping[str, TeacherTask]:
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
     shown_videos = (video_of(segment_id) for segment_id in pool["shown_video_id"])
     is_read = is_among("query_id", pool["query_id"]) | is_among("video_id", shown_videos)
-    moments = moment_rows(view, TRAIN).filter(is_read)
+    moments = moment_rows(view, TRAIN, is_read)
     of_query = LazyRows(moments.select("query_id", *_EVENT), lambda _, *event: event)
     of_video = LazyRows(moments.group_by("video_id").agg(_EVENT), _events_of)
     frames = _stored_frames(view) if view.config.teacher.asks_a_model else {}

@@ -94,16 +94,13 @@ class Standing:
         return fingerprint([code, named, place, view.entry, view.config, lent, records])
 
     @cached_property
-    def files(self) -> str:
-        """A version of the annotations by their content, and of all files of the dataset by name, size and time."""
-        entry, config = self.view.entry, self.view.config
-        contents = [[file_id, file.content] for file_id, file in sources.annotation_files(entry, config).items()]
-        return fingerprint([contents, sources.files_version(entry)])
+    def files(self) -> sources.FileVersions:
+        return sources.FileVersions(self.view.entry, self.view.config)
 
     def beside(self, stage: Stage) -> str:
         """A version of what the stage's plan reads besides tables; empty where it cannot be said."""
         with contextlib.suppress(OSError, ValueError, LookupError):
-            found = stage.beside_tables(self.view, lambda: self.files)
+            found = stage.beside_tables(self.view, self.files)
             return "" if found is None else fingerprint(found)
         return ""
 
