@@ -64,15 +64,15 @@ class FromDisk(Stage):
 
     def said_otherwise(self, view: View, said: pl.DataFrame, made: pl.Expr) -> set[str]:
         """The ids of `said` whose text in its second column the table's row does not have in `made`, which is made of
-        its inputs; and those of rows that are not said. Some thousands of rows are compared at a time, without a join
-        of all of them."""
+        its inputs, or where one of the two is null; and those of rows that are not said. Some thousands of rows are
+        compared at a time, without a join of all of them."""
         (key, text), moved, begin = said.columns, set[str](), 0
         said = said.sort(key)
         for rows in view.table(self.name).batches([key, "row_inputs"]):
             if rows.height:
                 end = max(begin, int(said[key].search_sorted(rows[key][-1], "right")))
                 both = said[begin:end].join(rows.select(key, made=made), on=key, how="full", coalesce=True)
-                moved.update(both.filter(pl.col(text).ne_missing(pl.col("made")))[key])
+                moved.update(both.filter((pl.col(text) != pl.col("made")).fill_null(True))[key])
                 begin = end
         return moved.union(said[begin:][key])
 
