@@ -311,7 +311,7 @@ def _say_what_is_expected(view: View, metrics: pl.DataFrame) -> None:
 
     expected = expected_ranges(view.config)
     if expected is None:
-        command = f"vsr1 experiment --config {view.config.name} --seeds 1,2,3,4,5 --perturb 2"
+        command = f"vsr1 experiment --config {view.config.name} --seeds 1,2,3,4,5,6 --perturb 1"
         typer.echo(f"How far runs of this configuration differ has not been measured. To measure it: {command}")
         return
     beside, verdict = show.expected_lines(metrics, expected)

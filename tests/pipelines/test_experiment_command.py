@@ -186,4 +186,4 @@ def test_a_report_says_where_the_range_to_be_expected_is_not_known(
     view = open_view(tmp_path, "small")
     view.config = dataclasses.replace(NANO, name="mine")
     cli._say_what_is_expected(view, pl.DataFrame())
-    assert "vsr1 experiment --config mine --seeds 1,2,3,4,5 --perturb 2" in capsys.readouterr().out
+    assert "vsr1 experiment --config mine --seeds 1,2,3,4,5,6 --perturb 1" in capsys.readouterr().out
