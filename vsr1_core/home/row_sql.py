@@ -23,7 +23,8 @@ def pattern_of(below: str) -> str:
 
 
 def files_of(asset: str) -> str:
-    """SQL of the pattern of an asset's files of rows: those of its tables, and in `schemas` the empty one."""
+    """SQL of the pattern of an asset's files of rows: those of its tables, and in `schemas` the empty one.
+    DuckDB's patterns have no alternatives; no other folder of the lake begins like these two."""
     return pattern_of(f"lake/[ts][ac][bh]*/{asset}/dataset=*/{PATTERN}")
 
 

@@ -338,7 +338,8 @@ def after_packed(
     model: Qwen3VLTextModel, packed: Packed, read: Read, rows: Sequence[int], num_steps: int
 ) -> LatentSteps:
     """Steps after the rows `rows` of a packed pass."""
-    spans = [packed.spans[row] for row in rows]
+    of_all = packed.spans
+    spans = [of_all[row] for row in rows]
     next_positions = torch.stack([packed.positions[:, start:end].max() for start, end in spans]) + 1
     lengths = torch.tensor([packed.shared + end - start for start, end in spans])
     is_padding = torch.arange(int(lengths.max())) >= lengths[:, None]

@@ -7,9 +7,10 @@ T: tokens of all rows, with the shared ones once; H: hidden size; h: heads; d: s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return all(type(part) is nn.Linear and part.bias is None for part in linear)
 
 
+Value = TypeVar("Value")
 MIN_SHARED = 8
 """Fewer shared tokens are read with each row: a pass over shared keys of their own costs about what they save."""
 
@@ -74,16 +76,20 @@ class Packed:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """Where each row, without the shared tokens, begins and ends in the flat sequence."""
-        order, found = standing(self.lengths), {}
+        order = standing(self.lengths)
         ends = accumulate((self.lengths[row] for row in order), initial=self.shared)
-        for row, (start, end) in zip(order, pairwise(ends), strict=True):
-            found[row] = start, end
-        return [found[row] for row in range(len(order))]
+        return of_rows(order, pairwise(ends))
 
 
 def standing(lengths: Sequence[int]) -> list[int]:
     """The rows, by their lengths, in the order in which they stand side by side."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
+def of_rows(order: Sequence[int], values: Iterable[Value]) -> list[Value]:
+    """What rows that stand in this order have, in the order of the batch."""
+    found = dict(zip(order, values, strict=True))
+    return [found[row] for row in range(len(order))]
 
 
 Rotations = tuple[Tensor, Tensor]
@@ -164,9 +170,10 @@ def pack(
     """
     for prompt, feature in zip(prompts, features, strict=True):
         check_placeholders(prompt, feature)
-    order = standing([len(p.token_ids) for p in prompts])
     starts = [p.token_ids.masked_fill(p.video_mask, -1 - row) for row, p in enumerate(prompts)]
     shared = num_shared([torch.cat([ids[None], p.positions]) for ids, p in zip(starts, prompts, strict=True)], last)
+    lengths = [len(p.token_ids) - shared for p in prompts]
+    order = standing(lengths)
     side_by_side = [prompts[row] for row in order]
     own = [prompts[0].token_ids[:shared], *(p.token_ids[shared:] for p in side_by_side)]
     embeds = model.language_model.embed_tokens(torch.cat(own))
@@ -178,7 +185,6 @@ def pack(
         embeds = embeds.index_copy(0, video_at, torch.cat([f.tokens for f in present]).to(embeds))
         deepstack = [torch.cat(level).to(embeds) for level in zip(*(f.deepstack for f in present), strict=True)]
     positions = torch.cat([prompts[0].positions[:, :shared], *(p.positions[:, shared:] for p in side_by_side)], dim=1)
-    lengths = [len(p.token_ids) - shared for p in prompts]
     return Packed(embeds, positions, lengths, last, video_at, deepstack, shared)
 
 
@@ -220,9 +226,8 @@ def read(model: Qwen3VLTextModel, packed: Packed) -> Read:
         result.values.append(values)
         if number < len(packed.deepstack):
             hidden = _with_level(hidden, packed, number, at if is_last else None)
-    for found, states in ((result.before_norm, hidden), (result.states, rms_norm(hidden, model.norm))):
-        of_row = dict(zip(order, states.split(last), strict=True))
-        found += [of_row[row] for row in range(len(order))]
+    result.before_norm += of_rows(order, hidden.split(last))
+    result.states += of_rows(order, rms_norm(hidden, model.norm).split(last))
     return result
 
 
