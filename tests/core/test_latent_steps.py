@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,13 +14,15 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import Tensor
 
+from tests.core.recorded_graphs import RecordedGraphs
 from tests.core.test_decoding import REFINE_ID, STOPS, gradients, naive_training_latents, probe
 from tests.core.test_packed import num_layers
 from tests.core.tiny_models import prompts_with_videos, random_video, small_config, tiny_policy
 from vsr1_core.models.prompts import Prompt, extended
-from vsr1_core.models.qwen3_vl import latent_steps
+from vsr1_core.models.qwen3_vl import captures, latent_steps, step_layer
+from vsr1_core.models.qwen3_vl.captures import Capture
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
-from vsr1_core.models.qwen3_vl.reading import teacher_forced
+from vsr1_core.models.qwen3_vl.reading import teacher_forced, teacher_forced_answers
 from vsr1_core.models.qwen3_vl.vision import encode_videos
 from vsr1_core.training import lora
 
@@ -27,6 +31,30 @@ GPU = pytest.param(
     "cuda",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
 )
+
+
+class Counting:
+    """A `Capture` that counts."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture, self.num_captured = capture, 0
+
+    def __call__(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        self.num_captured += 1
+        return self.capture(work)
+
+
+@pytest.fixture(params=["launched", "captured"], autouse=True)
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
+    """How steps are done: each kernel from Python, or captured. Returns what captures for each pass."""
+    found: list[Counting] = []
+
+    def capture_on(device: torch.device) -> Capture:
+        found.append(Counting(captures.capture_on(device) or RecordedGraphs()))
+        return found[-1]
+
+    monkeypatch.setattr(latent_steps, "capture_on", capture_on if request.param == "captured" else lambda _device: None)
+    return found
 
 
 def refining_rows(policy: LoadedPolicy) -> list[Prompt]:
@@ -74,10 +102,97 @@ def make_lively(policy: LoadedPolicy) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("grouped_heads", [True, False])
-def test_latents_and_gradients_equal_n_full_passes_on_each_device(device: str, grouped_heads: bool) -> None:
+def test_latents_and_gradients_equal_n_full_passes_on_each_device(
+    device: str, grouped_heads: bool, passes: list[Counting], caplog: pytest.LogCaptureFixture
+) -> None:
     policy = tiny_policy(config=small_config(grouped_heads=grouped_heads))
     policy.model.to(device)
     assert_as_n_full_passes(policy, 1e-5 if device == "cpu" else 1e-4, 1e-4 if device == "cpu" else 1e-3)
+    assert [each.num_captured for each in passes] in ([], [2]), "a step, and its backward pass"
+    assert caplog.messages == [], "nothing failed to be captured"
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_passes_at_once_and_again_give_what_each_gives_alone(
+    device: str, num_members: int, passes: list[Counting]
+) -> None:
+    """Two micro-batches, which go backward in turns and several times."""
+    policy = tiny_policy()
+    policy.model.to(device)
+    rows = [refining_rows(policy), [extended(row, [11, REFINE_ID]) for row in refining_rows(policy)]]
+    work = ours if num_members == 1 else partial(of_branches, num_members=num_members)
+
+    def losses(each: list[Prompt]) -> list[Tensor]:
+        made = work(policy, each, 6)
+        return [probe(made), made[:, 3].square().sum(), probe(made[:, 1:])]
+
+    alone = [[gradients_kept(policy, losses(each)[number]) for number in range(3)] for each in rows]
+    at_once = [losses(each) for each in rows]
+    for number in range(3):
+        for expected, mine in zip(alone, at_once, strict=True):
+            found = gradients_kept(policy, mine[number])
+            for name, grad in found.items():
+                torch.testing.assert_close(grad, expected[number][name], atol=1e-5, rtol=1e-5, msg=name)
+    assert [each.num_captured for each in passes] in ([], [2] * 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_passes_use_the_memory_of_earlier_graphs_again(passes: list[Counting]) -> None:
+    policy = tiny_policy()
+    policy.model.to("cuda")
+    rows, reserved = refining_rows(policy), list[int]()
+    for number in range(12):
+        policy.model.zero_grad()
+        probe(ours(policy, [extended(row, [11] * number + [REFINE_ID]) for row in rows], 6)).backward()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[3:] == reserved[3:4] * 9
+
+
+def gradients_kept(policy: LoadedPolicy, loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of a loss that will go backward again."""
+    policy.model.zero_grad()
+    loss.backward(retain_graph=True)
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+def of_branches(policy: LoadedPolicy, rows: list[Prompt], num: int, num_members: int) -> Tensor:
+    """The latents of several answers to each of two prompts, which are steps of one group."""
+    device = policy.model.device
+    videos = [random_video(row, policy.model.config) for row in range(2)]
+    on_device = [dataclasses.replace(video, patches=video.patches.to(device)) for video in videos]
+    features = [encode_videos(policy.model.model, [video])[0] for video in on_device]
+    prompts = [row for row in rows[:2] for _ in range(num_members)]
+    of_each = [feature for feature in features for _ in range(num_members)]
+    answers = [[7 + number] * (1 + number % 3) + [REFINE_ID] for number in range(len(prompts))]
+    arguments = {"refining": range(len(prompts)), "pad_id": STOPS[1], "num_soft_tokens": num}
+    return teacher_forced_answers(policy.model, prompts, of_each, answers, **arguments)[1]
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_step_that_cannot_be_captured_is_run_all_the_same(
+    refused: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the step (0) nor its backward pass (1)."""
+    policy = tiny_policy()
+    rows = refining_rows(policy)
+    expected = gradients(policy, probe(ours(policy, rows)))
+    recorded, asked = RecordedGraphs(), list[int]()
+
+    def capture(work: Callable[[], Any]) -> Callable[[], Any]:
+        asked.append(len(asked))
+        if asked[-1] == refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return recorded(work)
+
+    monkeypatch.setattr(latent_steps, "capture_on", lambda _device: capture)
+    for name, grad in gradients(policy, probe(ours(policy, rows))).items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-6, rtol=1e-6)
+    assert asked == [0, 1]
+    what = ("a step of the latents", "a step of the latents' backward pass")[refused]
+    why = "each kernel is launched by itself: operation not permitted when stream is capturing"
+    assert caplog.messages == [f"{what} could not be captured, so {why}"]
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
@@ -200,13 +315,13 @@ def test_layers_go_one_after_the_other_in_the_backward_pass(monkeypatch: pytest.
     policy, left = tiny_policy(), list[int]()
     rows = refining_rows(policy)
     gc.collect()
-    before, gradients_of = num_layers(), latent_steps._Layer.gradients
+    before, gradients_of = num_layers(), step_layer.StepLayer.gradients
 
-    def noted(layer: latent_steps._Layer) -> list[Tensor | None]:
+    def noted(layer: step_layer.StepLayer) -> list[Tensor | None]:
         left.append(num_layers() - before)
         return gradients_of(layer)
 
-    monkeypatch.setattr(latent_steps._Layer, "gradients", noted)
+    monkeypatch.setattr(step_layer.StepLayer, "gradients", noted)
     probe(ours(policy, rows)).backward()
     assert left == [3, 2, 1]
 

@@ -21,7 +21,7 @@ from tests.core.tiny_models import (
 )
 from vsr1_core.models.prompts import Prompt, extended
 from vsr1_core.models.qwen3_vl import embedder as embedder_module
-from vsr1_core.models.qwen3_vl import latent_steps, reading
+from vsr1_core.models.qwen3_vl import reading, step_layer
 from vsr1_core.models.qwen3_vl.fused import gated, rms_norm, rotated_heads, signed
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
 from vsr1_core.models.qwen3_vl.packed import MIN_SHARED, num_shared, pack, packs
@@ -146,7 +146,7 @@ def test_weights_that_do_not_learn_get_no_gradient_and_change_none_of_the_others
 
 def num_layers() -> int:
     """Layers of steps, with the keys, values and weights that they keep."""
-    return sum(type(kept) is latent_steps._Layer for kept in gc.get_objects())
+    return sum(type(kept) is step_layer.StepLayer for kept in gc.get_objects())
 
 
 @pytest.mark.parametrize("learns", [True, False])

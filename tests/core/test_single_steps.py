@@ -10,45 +10,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tests.core.recorded_graphs import RecordedGraphs
 from tests.core.tiny_models import prompts_with_videos, tiny_policy
 from vsr1_core.models.decoding import decode
 from vsr1_core.models.protocols import Decoded, DecodeSettings
-from vsr1_core.models.qwen3_vl import reading, single_steps
+from vsr1_core.models.qwen3_vl import reading
+from vsr1_core.models.qwen3_vl.captures import capture_on
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache
 from vsr1_core.models.qwen3_vl.single_steps import SingleSteps, States
 
 EXACT = 1e-5
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-class Recorder:
-    """Captures like a CUDA graph, as far as Python can: what it repeats has to stay at the same addresses, and its
-    results are put into the same tensors."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def __call__(self, step: Callable[[], States]) -> Callable[[], States]:
-        steps: SingleSteps = step.__closure__[0].cell_contents  # type: ignore[index]
-        held = addresses(steps)
-        kept: list[States] = []
-
-        def replay() -> States:
-            assert addresses(steps) == held, "a graph would read and write tensors that were replaced"
-            states = step()
-            if not kept:
-                self.sizes.append(len(states[0]))
-                kept.append((states[0].clone(), states[1].clone()))
-            for same, new in zip(kept[0], states, strict=True):
-                same.copy_(new)
-            return kept[0]
-
-        return replay
-
-
-def addresses(steps: SingleSteps) -> list[int]:
-    tensors = [value for value in vars(steps).values() if isinstance(value, Tensor)]
-    return [t.data_ptr() for t in [*tensors, *(b for layer in steps.cache.layers for b in layer.buffers)]]
 
 
 def decoded(max_new_tokens: int = 12, rows: int = 7, device: str = "cpu") -> list[Decoded]:
@@ -78,12 +50,13 @@ def assert_equal(some: list[Decoded], others: list[Decoded]) -> None:
 def test_steps_of_fixed_shape_decode_what_growing_ones_do(monkeypatch: pytest.MonkeyPatch, max_new_tokens: int) -> None:
     """With 90 tokens the buffers of the cache are replaced on the way: half of them were expected."""
     expected = decoded(max_new_tokens)
-    recorder = Recorder()
-    monkeypatch.setattr(reading, "capture_on", lambda _device: recorder)
+    recorded = RecordedGraphs()
+    monkeypatch.setattr(reading, "capture_on", lambda _device: recorded)
     assert_equal(decoded(max_new_tokens), expected)
-    assert recorder.sizes[0] == 7, "never more rows than there are"
-    assert recorder.sizes == sorted(recorder.sizes, reverse=True)
-    assert len(recorder.sizes) <= 5, "a row that leaves does not make a new graph"
+    sizes = [len(graph.result[0]) for graph in recorded.graphs]
+    assert sizes[0] == 7, "never more rows than there are"
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) <= 5, "a row that leaves does not make a new graph"
 
 
 @torch.no_grad()
@@ -105,7 +78,7 @@ def test_a_step_is_that_of_the_model(fixed: bool, autocast: bool) -> None:
         theirs, ours = DynamicCache(config=model.config), InPlaceCache(model.config.num_hidden_layers, room=2)
         hidden = read(theirs)
         torch.testing.assert_close(read(ours), hidden)
-        steps = SingleSteps(model, ours, mask, positions[0, :, -1] + 1, Recorder() if fixed else None)
+        steps = SingleSteps(model, ours, mask, positions[0, :, -1] + 1, RecordedGraphs() if fixed else None)
         for number in range(6):
             grown = torch.cat([mask, mask.new_ones(3, number + 1)], dim=1)
             at = (positions[0, :, -1] + 1 + number)[None, :, None].expand(3, -1, -1)
@@ -132,7 +105,7 @@ def test_a_step_that_cannot_be_captured_is_run_all_the_same(
 
 
 def test_only_a_gpu_captures() -> None:
-    assert single_steps.capture_on(torch.device("cpu")) is None
+    assert capture_on(torch.device("cpu")) is None
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from tests.core.tiny_models import query_text
 from tests.gpu_check.measures import Setup, part
 from vsr1_core.models.feature_store import FeatureStore
 from vsr1_core.models.peak_memory import PeakMemory
+from vsr1_core.models.qwen3_vl import latent_steps
 from vsr1_core.models.qwen3_vl.embedder import Qwen3VLEmbedder
 from vsr1_core.models.qwen3_vl.inputs import VideoPatches
 from vsr1_core.models.qwen3_vl.loaded import LoadedPolicy
@@ -68,7 +70,8 @@ def _stage_1(setup: Setup, **changes: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             train_sft(policy, embedder, data, dataclasses.replace(recipe, steps=steps), TrainingRun(Path(folder)))
 
-    return {"tokens_per_row": len(examples[0].prompt.token_ids), **_training_step(setup, train)}
+    found = _training_step(setup, train) if recipe.refine == "none" else _with_and_without_capture(setup, train)
+    return {"tokens_per_row": len(examples[0].prompt.token_ids), **found}
 
 
 def _sft_row(i: int, num_videos: int) -> dict[str, Any]:
@@ -91,6 +94,14 @@ def _features_and_vectors(
         store = FeatureStore(embedder.encoder, videos.__getitem__)
         vectors = {v: embedder.embed_features(store.get([v]))[0].float().cpu() for v in videos}
     return FeatureStore(policy.encoder, videos.__getitem__), vectors
+
+
+def _with_and_without_capture(setup: Setup, train: Callable[[int], None]) -> dict[str, Any]:
+    """`_training_step`, with the steps of the latents captured, and with each of their kernels launched from Python."""
+    found = _training_step(setup, train)
+    with mock.patch.object(latent_steps, "capture_on", return_value=None):
+        launched = _training_step(setup, train)
+    return found | {f"{name}_without_capture": value for name, value in launched.items()}
 
 
 def _training_step(setup: Setup, train: Callable[[int], None]) -> dict[str, Any]:
@@ -169,7 +180,8 @@ def _stage_2(setup: Setup, beta: float, **changes: Any) -> dict[str, Any]:
                 TrainingRun(Path(folder)),
             )
 
-    return {"beta": beta, "group": recipe.group_size, "turns": recipe.num_turns, **_training_step(setup, train)}
+    found = _with_and_without_capture(setup, train)
+    return {"beta": beta, "group": recipe.group_size, "turns": recipe.num_turns, **found}
 
 
 @part

@@ -11,12 +11,13 @@ from torch import Tensor
 from vsr1_core.models.prompts import Prompt
 from vsr1_core.models.qwen3_vl.batching import Batch, language_model_kwargs, left_padded
 from vsr1_core.models.qwen3_vl.branches import Branches
+from vsr1_core.models.qwen3_vl.captures import capture_on
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, rows_that_fill_holes, same_prompts
 from vsr1_core.models.qwen3_vl.latent_steps import LatentSteps, after_batch, after_packed
 from vsr1_core.models.qwen3_vl.packed import pack, packs, read
 from vsr1_core.models.qwen3_vl.policy import Policy
 from vsr1_core.models.qwen3_vl.prefix import layer_inputs
-from vsr1_core.models.qwen3_vl.single_steps import SingleSteps, capture_on
+from vsr1_core.models.qwen3_vl.single_steps import SingleSteps
 from vsr1_core.models.qwen3_vl.vision import VideoFeatures
 
 

@@ -1,16 +1,12 @@
 """Single steps of the language model after what an `InPlaceCache` holds: one input per row, without gradients.
 
-A step of a large model on a GPU is 28 layers' worth of small kernels, and launching them from Python takes many times
-longer than running them. So on a GPU a step is captured as a CUDA graph, which launches all its kernels at once. A
-graph has fixed shapes and addresses: it attends to the whole buffers of the cache, in which positions that are not
-filled yet have no weight, and it runs over a fixed number of rows, of which the last ones may have left the batch.
+On a GPU a step is captured (`captures`), and then has fixed shapes and addresses: it attends to the whole buffers of
+the cache, in which positions that are not filled yet have no weight, and it runs over a fixed number of rows, of which
+the last ones may have left the batch.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,16 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, apply_rotary_pos_emb
 
+from vsr1_core.models.qwen3_vl.captures import Capture, captured
 from vsr1_core.models.qwen3_vl.kv_cache import InPlaceCache, InPlaceLayer
 from vsr1_core.models.qwen3_vl.prefix import heads_of, keys_and_values
 
-_log = logging.getLogger(__name__)
-_CAPTURING = threading.Lock()
-"""One thread captures at a time, because all use one stream."""
 States = tuple[Tensor, Tensor]
 """Hidden states [B, H] before and after the final norm."""
-Capture = Callable[[Callable[[], States]], Callable[[], States]]
-"""Makes from a step one that does the same again on the same tensors, and returns the same tensors, newly filled."""
 
 
 class SingleSteps:
@@ -83,12 +75,11 @@ class SingleSteps:
             self._seen.add(size)
             return self._pass(size, self.cache.capacity)
         if size not in self._again:
-            try:
-                self._again = {size: self._capture(lambda: self._pass(size, self.cache.capacity))}
-            except RuntimeError as error:  # nothing of the step was run: it is run now
-                _log.warning("a decoding step could not be captured, so each kernel is launched by itself: %s", error)
+            again = captured(self._capture, lambda: self._pass(size, self.cache.capacity), "a decoding step")
+            if again is None:
                 self._capture = None
                 return self._run(rows)
+            self._again = {size: again}
             self.num_captured += 1
         return self._again[size]()
 
@@ -128,41 +119,3 @@ class SingleSteps:
         keys, values = (b[: len(query), :, : bias.shape[-1]] for b in kept.buffers)
         mixed = F.scaled_dot_product_attention(grouped.to(keys), keys, values, bias, scale=attention.scaling)
         return attention.o_proj(mixed.reshape(len(query), 1, -1))
-
-
-def capture_on(device: torch.device) -> Capture | None:
-    """How steps are captured on a device; None where launching a kernel costs next to nothing."""
-    return CudaGraphs(device) if device.type == "cuda" else None
-
-
-class CudaGraphs:
-    """Captures steps as CUDA graphs. Each has a pool of memory of its own: torch 2.11 fails an assertion where a pool
-    is used again whose last graph is gone."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = _stream(device)
-
-    def __call__(self, step: Callable[[], States]) -> Callable[[], States]:
-        graph = torch.cuda.CUDAGraph()
-        with _CAPTURING:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                # Other threads load frames and features meanwhile: their allocations are no business of the capture.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    states = step()
-                finally:
-                    graph.capture_end()
-            torch.cuda.current_stream().wait_stream(self._stream)
-
-        def replay() -> States:
-            graph.replay()
-            return states
-
-        return replay
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which steps are captured: the libraries keep memory of their own for each stream."""
-    return torch.cuda.Stream(device)

@@ -1,8 +1,8 @@
 """Which keys and values the single steps of the latents see: rows that continue the same prompt are members of a group,
 which has the keys and values of the prompt once.
 
-P: groups; n: members of each; L: columns of keys before the steps, at most; S: steps; h: heads of queries; k: heads of
-keys; g: queries of a member that share a key, h / k; d: size of a head.
+P: groups; n: members of each; L: columns of keys before the steps, at most; S: steps; C: columns of all, see `first`
+and `bias`; h: heads of queries; k: heads of keys; g: queries of a member that share a key, h / k; d: size of a head.
 """
 
 from __future__ import annotations
@@ -76,15 +76,36 @@ class Groups:
     def length(self) -> int:
         return self.hidden.shape[-1]
 
-    def bias(self, model: Qwen3VLTextModel, num_steps: int) -> Tensor:
-        """[P * k, n * g or 1, L + S * n] in the precision of products: -inf at columns that are not seen, 0 elsewhere.
-        Columns of steps are in the order of the steps, and of members within a step."""
+    @property
+    def first(self) -> int:
+        """The first column of the steps."""
+        return _aligned(self.length)
+
+    def columns(self, num_steps: int) -> Tensor:
+        """The columns of each step, [S, n], counted from the `first`."""
+        own = torch.arange(num_steps * self.members, device=self.hidden.device)
+        return own.view(num_steps, self.members)
+
+    def bias(self, model: Qwen3VLTextModel, num_steps: int) -> tuple[Tensor, Tensor]:
+        """[P * k, n * g or 1, C] in the precision of products, of all C columns: -inf at those that are not seen, as
+        are all of steps, 0 elsewhere; and of the columns of one step [P * k, n * g or 1, n], once it is there."""
         precision = precision_of(weight_of(model.layers[0].self_attn.q_proj))
-        is_hidden = F.pad(self.hidden, (0, num_steps * self.members))
+        num_columns = self.first + _aligned(num_steps * self.members)
+        hidden = F.pad(self.hidden, (0, num_columns - self.length), value=True)
+        others = ~torch.eye(self.members, dtype=torch.bool, device=hidden.device)
         if self.members > 1:
-            member = torch.arange(self.members, device=is_hidden.device)
-            is_hidden = is_hidden.expand(-1, self.members, -1).clone()
-            is_hidden[..., self.length :] = member.repeat(num_steps) != member[:, None]
-            is_hidden = is_hidden.repeat_interleave(model.layers[0].self_attn.num_key_value_groups, dim=1)
-        bias = torch.zeros(is_hidden.shape, dtype=precision, device=is_hidden.device)
-        return bias.masked_fill_(is_hidden, -torch.inf).repeat_interleave(model.config.num_key_value_heads, dim=0)
+            of_member = model.layers[0].self_attn.num_key_value_groups
+            hidden = hidden.expand(-1, self.members, -1).repeat_interleave(of_member, dim=1)
+            others = others.repeat_interleave(of_member, dim=0)
+
+        def of_keys(is_hidden: Tensor) -> Tensor:
+            bias = torch.zeros(is_hidden.shape, dtype=precision, device=is_hidden.device)
+            return bias.masked_fill_(is_hidden, -torch.inf).repeat_interleave(model.config.num_key_value_heads, dim=0)
+
+        return of_keys(hidden), of_keys(others.expand(len(hidden), -1, -1))
+
+
+def _aligned(columns: int) -> int:
+    """At least so many columns. Where rows do not begin at multiples of 16 bytes, a GPU has only slow kernels for
+    products in bf16."""
+    return -(-columns // 8) * 8

@@ -8,7 +8,7 @@ makes the sum over all steps at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,10 @@ def precision_of(weight: Tensor) -> torch.dtype:
     """In which precision a product by `weight` is computed now."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+Noted = dict[str, tuple[Tensor, Tensor]]
+"""What a step notes of a layer: for each product and norm that learns, its inputs and the gradient of its result."""
 
 
 class Product(NamedTuple):
@@ -46,8 +50,10 @@ class StepWeights:
 
     tensors: dict[str, Tensor]
     products: dict[str, Product]
-    factors: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    """Of each tensor that learns, what it multiplied and the gradient of the result."""
+    learn: Sequence[str] = ()
+    """Of constants: the tensors that learn, outside of here."""
+    note: frozenset[str] = frozenset()
+    """Of constants: the products and norms of which something learns."""
 
     @classmethod
     def of(cls, layer: nn.Module, joint: dict[str, Tensor] | None = None) -> StepWeights:
@@ -90,11 +96,10 @@ class StepWeights:
         return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
 
     def constants(self) -> StepWeights:
-        """The same weights outside of autograd, which note factors of those that learn."""
-        learning: dict[str, list[tuple[Tensor, Tensor]]] = {
-            name: [] for name, tensor in self.tensors.items() if tensor.requires_grad
-        }
-        return StepWeights({name: t.detach() for name, t in self.tensors.items()}, self.products, learning)
+        """The same weights outside of autograd, which know what of them learns."""
+        learn = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
+        note = frozenset(name.partition(".")[0] for name in learn)
+        return StepWeights({name: t.detach() for name, t in self.tensors.items()}, self.products, learn, note)
 
     def product(self, name: str, inputs: Tensor) -> Tensor:
         """The product `name` of inputs [R, n]."""
@@ -116,53 +121,54 @@ class StepWeights:
         """`normed` times a norm's weight."""
         return (normed * self.tensors[name]).to(precision)
 
-    def product_backward(self, name: str, inputs: Tensor, grad: Tensor, notes: bool) -> Tensor:
-        """The gradient of the inputs of a product from that of its result, whose factors are noted."""
+    def product_backward(self, name: str, inputs: Tensor, grad: Tensor, noted: Noted | None) -> Tensor:
+        """The gradient of the inputs of a product from that of its result. noted: None where no weights learn."""
+        self._note(noted, name, inputs, grad)
         t, of = self.tensors, self.products[name]
-        matrices = [t[part] for part in of.parts]
-        grads = grad.split([len(matrix) for matrix in matrices], dim=-1)
-        of_inputs = grads[0] @ matrices[0]
-        for of_part, matrix in zip(grads[1:], matrices[1:], strict=True):
-            of_inputs = of_inputs.addmm_(of_part, matrix)
-        noted = [(part, inputs, of_part) for part, of_part in zip(of.parts, grads, strict=True)]
-        if of.bias:
-            noted.append((of.bias, torch.ones_like(grad), grad))
-        if of.inner and of.outer:
-            of_inner = grad @ t[of.outer]
-            of_inputs = of_inputs.addmm_(of_inner, t[of.inner])
-            noted += [(of.outer, self._inner(of, inputs), grad), (of.inner, inputs, of_inner)]
-        for each in noted if notes else []:
-            self._note(*each)
-        return of_inputs
+        grads = self._by_part(of, grad)
+        of_inputs = grads[0] @ t[of.parts[0]]
+        for of_part, part in zip(grads[1:], of.parts[1:], strict=True):
+            of_inputs = of_inputs.addmm_(of_part, t[part])
+        return of_inputs.addmm_(grad @ t[of.outer], t[of.inner]) if of.inner and of.outer else of_inputs
 
-    def scaled_backward(self, name: str, normed: Tensor, grad: Tensor, notes: bool) -> Tensor:
-        """The gradient of `normed` from that of what `scaled` made of it, whose factors are noted. A new tensor."""
+    def scaled_backward(self, name: str, normed: Tensor, grad: Tensor, noted: Noted | None) -> Tensor:
+        """The gradient of `normed` from that of what `scaled` made of it. A new tensor."""
         grad = grad.to(normed.dtype)
-        if notes:
-            self._note(name, normed, grad)
+        self._note(noted, name, normed, grad)
         return grad * self.tensors[name]
 
-    def forget(self) -> None:
-        """Forget what was noted."""
-        for factors in self.factors.values():
-            factors.clear()
+    def gradients(self, noted: dict[str, list[tuple[Tensor, Tensor]]]) -> list[Tensor | None]:
+        """Of each of `learning`, its gradient by all steps that noted something."""
+        found: dict[str, Tensor] = {}
+        for name, steps in noted.items():
+            inputs, grads = (torch.cat(parts) for parts in zip(*steps, strict=True))
+            found |= self._gradients(name, inputs, grads)
+        return [found.get(name) for name in self.learn]
 
-    def gradients(self) -> list[Tensor | None]:
-        """Of each of `learning`, its gradient by all steps. What was noted is forgotten."""
-        return [self._gradient(name) if factors else None for name, factors in self.factors.items()]
+    def _gradients(self, name: str, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+        """The gradients of the tensors of a product or norm that learn, from all its factors."""
+        of = self.products.get(name)
+        if not of:
+            return {name: (grads * inputs).sum(0)}
+        by_part = zip(of.parts, self._by_part(of, grads), strict=True)
+        found = {part: of_part.mT @ inputs for part, of_part in by_part if part in self.learn}
+        if of.bias and of.bias in self.learn:
+            found[of.bias] = grads.sum(0)
+        if of.inner and of.outer and of.inner in self.learn:
+            found[of.inner] = (grads @ self.tensors[of.outer]).mT @ inputs
+            found[of.outer] = grads.mT @ self._inner(of, inputs)
+        return found
 
     def _inner(self, of: Product, inputs: Tensor) -> Tensor:
         return F.linear(inputs, self.tensors[of.inner or ""])
 
-    def _note(self, name: str, inputs: Tensor, of_result: Tensor) -> None:
-        if name in self.factors:
-            self.factors[name].append((inputs, of_result))
+    def _by_part(self, of: Product, grads: Tensor) -> Sequence[Tensor]:
+        """Gradients of the result of a product, by its matrices."""
+        return grads.split([len(self.tensors[part]) for part in of.parts], dim=-1) if len(of.parts) > 1 else [grads]
 
-    def _gradient(self, name: str) -> Tensor:
-        inputs, of_results = (torch.cat(parts) for parts in zip(*self.factors[name], strict=True))
-        self.factors[name].clear()
-        is_factor = name in ("before", "heads", "between") or name.endswith(".bias")
-        return (of_results * inputs).sum(0) if is_factor else of_results.mT @ inputs
+    def _note(self, noted: Noted | None, name: str, inputs: Tensor, grad: Tensor) -> None:
+        if noted is not None and name in self.note:
+            noted[name] = inputs, grad
 
 
 def weight_of(linear: nn.Module) -> Tensor:
