@@ -37,40 +37,47 @@ def capture_on(device: torch.device) -> Capture | None:
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
-def captured(capture: Capture, work: Callable[[], T], what: str) -> Callable[[], T] | None:
-    """`work`, captured. None, and a warning that names `what`, where that is not possible: then nothing was done."""
+def captured(capture: Capture, work: Callable[[], T], name: str) -> Callable[[], T] | None:
+    """`work`, captured. None, and a warning that names it, where that is not possible: then nothing was done."""
     try:
         return capture(work)
     except RuntimeError as error:
-        _log.warning("%s could not be captured, so each kernel is launched by itself: %s", what, error)
+        _log.warning("%s could not be captured, so each kernel is launched by itself: %s", name, error)
         return None
 
 
 class Repeated:
-    """Work on the tensors of its arguments, whose structure and shapes are the same each time. It runs from Python the
-    first time: that prepares the libraries' kernels. It is captured the second time, and must not change its arguments.
+    """Work on the tensors of its arguments, whose structure and shapes are the same each time, and which it must not
+    change; the first argument is a tensor. It is captured, once the first work of its name has run from Python on the
+    device: that prepares the libraries.
     """
 
-    def __init__(self, work: Callable[..., Any], capture: Capture | None, what: str) -> None:
-        """what: names the work where it could not be captured. capture: None runs it from Python each time."""
-        self._work, self._capture, self._what = work, capture, what
-        self._was_run = False
+    _prepared: set[tuple[str, torch.device]] = set()
+
+    def __init__(self, work: Callable[..., Any], capture: Capture | None, name: str) -> None:
+        """capture: None runs the work from Python each time."""
+        self._work, self._capture, self._name = work, capture, name
         self._again: tuple[_SideBySide, Callable[[], Any]] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """What the work returns: tensors of their own, in lists, tuples and dicts."""
+        kind = self._name, arguments[0].device
         if self._again is not None:
             self._again[0].fill(arguments)
-        elif self._capture is not None and self._was_run:
+        elif self._capture and kind in self._prepared:
             self._again = self._captured(self._capture, arguments)
         if self._again is None:
-            self._was_run = True
+            self._prepared.add(kind)
             return self._work(*arguments)
         return _SideBySide(self._again[1]()).tree
 
+    def release(self) -> None:
+        """Let go of the memory of what was captured."""
+        self._again = None
+
     def _captured(self, capture: Capture, arguments: Any) -> tuple[_SideBySide, Callable[[], Any]] | None:
         inputs, work = _SideBySide(arguments), self._work
-        again = captured(capture, lambda: work(*inputs.tree), self._what)
+        again = captured(capture, lambda: work(*inputs.tree), self._name)
         if again is None:
             self._capture = None
             return None

@@ -80,15 +80,15 @@ class _Stack:
 
     def backward(
         self, learns: bool, grad: Tensor, place: Place, kept: _KeptOfAll
-    ) -> tuple[Tensor, tuple[Tensor, list[Noted]] | None]:
-        """The gradient [R, H] before the first layer, and what last norm and layers note if something learns."""
+    ) -> tuple[Tensor, list[Tensor], list[Noted]]:
+        """The gradient [R, H] before the first layer, and what last norm and layers note: nothing if nothing learns."""
         of_layers, normed, factor = kept
-        of_norm = (grad * normed).sum(0) if learns else None
-        grad, noted = unit_backward(grad * self.norm.weight, normed, factor), []
+        of_norm, noted = [(grad * normed).sum(0)] if learns else [], []
+        grad = unit_backward(grad * self.norm.weight, normed, factor)
         for layer, of_layer in zip(reversed(self.layers), reversed(of_layers), strict=True):
-            grad, of_this = layer.backward(grad, place, of_layer, learns)
-            noted.append(of_this or {})
-        return grad, None if of_norm is None else (of_norm, noted[::-1])
+            grad, of_this = layer.backward(grad, place, of_layer)
+            noted.append(of_this)
+        return grad, of_norm, noted[::-1] if learns else []
 
     def begin(self) -> None:
         """Begin a backward pass, if the one that runs is not here yet. An earlier one may have ended before it used its
@@ -100,9 +100,9 @@ class _Stack:
             for layer in self.layers:
                 layer.begin()
 
-    def note(self, of_norm: Tensor, of_layers: Sequence[Noted]) -> None:
+    def note(self, of_norm: list[Tensor], of_layers: list[Noted]) -> None:
         """Keep what a step of the backward pass noted."""
-        self.norm.noted.append(of_norm)
+        self.norm.noted += of_norm
         for layer, noted in zip(self.layers, of_layers, strict=True):
             layer.noted.append(noted)
 
@@ -162,11 +162,12 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        learns = ctx.needs_input_grad[1]
         steps, place, kept = _taken(ctx)
         steps.stack.begin()
         with torch.autocast(grad.device.type, enabled=False):
-            grad, noted = steps.backward[ctx.needs_input_grad[1]](grad, place, kept)
-        if noted:
+            grad, *noted = steps.backward[learns](grad, place, kept)
+        if learns:
             steps.stack.note(*noted)
         return grad, grad.new_zeros((), dtype=torch.float32), None, None
 
@@ -205,8 +206,7 @@ class LatentSteps:
             stack.layers.append(layer)
             stand_ins.append(_Recall.apply(layer, keys, values, *weights.learning))  # type: ignore[no-untyped-call]
         self.stand_in = torch.stack(stand_ins).sum()
-        # The first step runs from Python, and capturing one takes as long: the third is the first that gains by it.
-        self.steps = _Steps(stack, capture_on(weight.device) if num_steps > 2 else None)
+        self.steps = _Steps(stack, capture_on(weight.device) if num_steps > 1 else None)
 
     def step(self, embeds: Tensor) -> Tensor:
         """Feed one input embedding per row, embeds [R, H]. Returns the hidden states [R, H] after the final norm. Where
@@ -214,6 +214,8 @@ class LatentSteps:
         place = self.places[self.step_number]
         after: Tensor = _Step.apply(embeds.to(self.exact), self.stand_in, self.steps, place)  # type: ignore[no-untyped-call]
         self.step_number += 1
+        if self.step_number == len(self.places):
+            self.steps.forward.release()
         return after.to(embeds.dtype)
 
 

@@ -134,10 +134,10 @@ class StepLayer:
             self.keys_by_size[..., first:].index_copy_(2, columns, keys.mT)
             self.values_by_size[..., first:].index_copy_(2, columns, values.mT)
 
-    def backward(self, grad: Tensor, place: Place, kept: Kept, learns: bool) -> tuple[Tensor, Noted | None]:
+    def backward(self, grad: Tensor, place: Place, kept: Kept) -> tuple[Tensor, Noted]:
         """The gradient [R, H] of the hidden states before the layer, from that of those after it."""
         w, precision = self.weights, self.precision
-        noted: Noted | None = {} if learns else None
+        noted: Noted = {}
         of_gated = w.product_backward("down", kept.gated, grad.to(precision), noted)
         gate, up = kept.gate_and_up.chunk(2, dim=-1)
         of_gate = torch.ops.aten.silu_backward(of_gated * up, gate)
@@ -155,9 +155,7 @@ class StepLayer:
         of_normed = w.scaled_backward("before", kept.normed_before, of_scaled, noted)
         return grad + unit_backward(of_normed, kept.normed_before, kept.factor_before), noted
 
-    def _attention_backward(
-        self, grad: Tensor, columns: Tensor, kept: Kept, noted: Noted | None
-    ) -> tuple[Tensor, Tensor]:
+    def _attention_backward(self, grad: Tensor, columns: Tensor, kept: Kept, noted: Noted) -> tuple[Tensor, Tensor]:
         """The gradients of rotated queries and keys of the step, [R, h + k, d], and of its values [R, k, d], from that
         of what attention gave, [R, h * d]."""
         first, (of_own_keys, of_own_values) = self.groups.first, self.of_own
@@ -167,7 +165,7 @@ class StepLayer:
         of_queries = _scaled_product(of_scores, self.keys, self.scale)
         of_own_keys.add_(torch.bmm(of_scores[..., first:].mT, kept.queries), alpha=self.scale)
         of_own_values += torch.bmm(kept.weights[..., first:].mT, of_mixed)
-        if noted is not None and self.is_learning:
+        if self.is_learning:
             noted |= {"keys": (of_scores, kept.queries), "values": (kept.weights, of_mixed)}
         # All later steps have gone backward before this one, which led to them.
         of_keys, of_values = (self._by_row(t.index_select(1, columns)) for t in self.of_own)

@@ -121,9 +121,10 @@ class StepWeights:
         """`normed` times a norm's weight."""
         return (normed * self.tensors[name]).to(precision)
 
-    def product_backward(self, name: str, inputs: Tensor, grad: Tensor, noted: Noted | None) -> Tensor:
-        """The gradient of the inputs of a product from that of its result. noted: None where no weights learn."""
-        self._note(noted, name, inputs, grad)
+    def product_backward(self, name: str, inputs: Tensor, grad: Tensor, noted: Noted) -> Tensor:
+        """The gradient of the inputs of a product from that of its result, which is noted if weights learn."""
+        if name in self.note:
+            noted[name] = inputs, grad
         t, of = self.tensors, self.products[name]
         grads = self._by_part(of, grad)
         of_inputs = grads[0] @ t[of.parts[0]]
@@ -131,10 +132,12 @@ class StepWeights:
             of_inputs = of_inputs.addmm_(of_part, t[part])
         return of_inputs.addmm_(grad @ t[of.outer], t[of.inner]) if of.inner and of.outer else of_inputs
 
-    def scaled_backward(self, name: str, normed: Tensor, grad: Tensor, noted: Noted | None) -> Tensor:
-        """The gradient of `normed` from that of what `scaled` made of it. A new tensor."""
+    def scaled_backward(self, name: str, normed: Tensor, grad: Tensor, noted: Noted) -> Tensor:
+        """The gradient of `normed` from that of what `scaled` made of it, which is noted if the weight
+        learns. A new tensor."""
         grad = grad.to(normed.dtype)
-        self._note(noted, name, normed, grad)
+        if name in self.note:
+            noted[name] = normed, grad
         return grad * self.tensors[name]
 
     def gradients(self, noted: dict[str, list[tuple[Tensor, Tensor]]]) -> list[Tensor | None]:
@@ -165,10 +168,6 @@ class StepWeights:
     def _by_part(self, of: Product, grads: Tensor) -> Sequence[Tensor]:
         """Gradients of the result of a product, by its matrices."""
         return grads.split([len(self.tensors[part]) for part in of.parts], dim=-1) if len(of.parts) > 1 else [grads]
-
-    def _note(self, noted: Noted | None, name: str, inputs: Tensor, grad: Tensor) -> None:
-        if noted is not None and name in self.note:
-            noted[name] = inputs, grad
 
 
 def weight_of(linear: nn.Module) -> Tensor:
