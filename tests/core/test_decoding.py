@@ -281,7 +281,7 @@ def naive_training_latents(policy: LoadedPolicy, prompts: list[Prompt], rows: li
 def probe(latents: Tensor) -> Tensor:
     """A scalar to which every latent contributes differently."""
     weights = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    return (latents * weights).sum()
+    return (latents * weights.to(latents.device)).sum()
 
 
 @pytest.mark.parametrize("seed_hidden", ["post_norm", "pre_norm"])

@@ -33,25 +33,20 @@ GPU = pytest.param(
 )
 
 
-class Counting:
-    """A `Capture` that counts."""
-
-    def __init__(self, capture: Capture) -> None:
-        self.capture, self.num_captured = capture, 0
-
-    def __call__(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        self.num_captured += 1
-        return self.capture(work)
-
-
 @pytest.fixture(params=["launched", "captured"], autouse=True)
-def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Counting]:
-    """How steps are done: each kernel from Python, or captured. Returns what captures for each pass."""
-    found: list[Counting] = []
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How steps are done: each kernel from Python, or captured. Returns how often each pass captured something."""
+    found: list[int] = []
 
     def capture_on(device: torch.device) -> Capture:
-        found.append(Counting(captures.capture_on(device) or RecordedGraphs()))
-        return found[-1]
+        capture, number = captures.capture_on(device) or RecordedGraphs(), len(found)
+        found.append(0)
+
+        def counted(work: Callable[[], Any]) -> Callable[[], Any]:
+            found[number] += 1
+            return capture(work)
+
+        return counted
 
     monkeypatch.setattr(latent_steps, "capture_on", capture_on if request.param == "captured" else lambda _device: None)
     return found
@@ -80,10 +75,15 @@ def assert_as_n_full_passes(policy: LoadedPolicy, close: float = 1e-5, of_gradie
     expected = naive_training_latents(policy, rows, ROWS)
     expected_grads = gradients(policy, probe(expected))
     torch.testing.assert_close(made.cpu(), expected, atol=close, rtol=close)
-    assert grads.keys() == expected_grads.keys()
+    assert_as_near(grads, expected_grads, of_gradients)
+
+
+def assert_as_near(grads: dict[str, Tensor], expected: dict[str, Tensor], close: float) -> None:
+    """Gradients by name. close: in parts of the greatest expected of a name."""
+    assert grads.keys() == expected.keys()
     for name, grad in grads.items():
-        scale = float(expected_grads[name].abs().max())
-        assert float((grad.cpu() - expected_grads[name]).abs().max()) <= of_gradients * scale + 1e-6, name
+        scale = float(expected[name].abs().max())
+        assert float((grad.cpu() - expected[name].cpu()).abs().max()) <= close * scale + 1e-6, name
 
 
 def with_adapters(policy: LoadedPolicy) -> lora.Adapters:
@@ -103,20 +103,18 @@ def make_lively(policy: LoadedPolicy) -> None:
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("grouped_heads", [True, False])
 def test_latents_and_gradients_equal_n_full_passes_on_each_device(
-    device: str, grouped_heads: bool, passes: list[Counting], caplog: pytest.LogCaptureFixture
+    device: str, grouped_heads: bool, passes: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = tiny_policy(config=small_config(grouped_heads=grouped_heads))
     policy.model.to(device)
     assert_as_n_full_passes(policy, 1e-5 if device == "cpu" else 1e-4, 1e-4 if device == "cpu" else 1e-3)
-    assert [each.num_captured for each in passes] in ([], [2]), "a step, and its backward pass"
+    assert passes in ([], [2]), "a step, and its backward pass"
     assert caplog.messages == [], "nothing failed to be captured"
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("num_members", [1, 3])
-def test_passes_at_once_and_again_give_what_each_gives_alone(
-    device: str, num_members: int, passes: list[Counting]
-) -> None:
+def test_passes_at_once_and_again_give_what_each_gives_alone(device: str, num_members: int, passes: list[int]) -> None:
     """Two micro-batches, which go backward in turns and several times."""
     policy = tiny_policy()
     policy.model.to(device)
@@ -131,15 +129,13 @@ def test_passes_at_once_and_again_give_what_each_gives_alone(
     at_once = [losses(each) for each in rows]
     for number in range(3):
         for expected, mine in zip(alone, at_once, strict=True):
-            found = gradients_kept(policy, mine[number])
-            for name, grad in found.items():
-                torch.testing.assert_close(grad, expected[number][name], atol=1e-5, rtol=1e-5, msg=name)
-    assert [each.num_captured for each in passes] in ([], [2] * 8)
+            assert_as_near(gradients_kept(policy, mine[number]), expected[number], 1e-5 if device == "cpu" else 1e-3)
+    assert passes in ([], [2] * 8)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_passes_use_the_memory_of_earlier_graphs_again(passes: list[Counting]) -> None:
+def test_passes_use_the_memory_of_earlier_graphs_again(passes: list[int]) -> None:
     policy = tiny_policy()
     policy.model.to("cuda")
     rows, reserved = refining_rows(policy), list[int]()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -46,66 +47,100 @@ def captured(capture: Capture, work: Callable[[], T], name: str) -> Callable[[],
         return None
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """The tensors of a structure, those of a dtype in one buffer: a few kernels copy all of them.
+
+    buffers: [n] of each dtype, or [S, n] of S times the same structure. order: of the tensors in these buffers.
+    """
+
+    buffers: list[Tensor]
+    order: list[list[int]]
+    shapes: list[torch.Size]
+    structure: trees.TreeSpec
+
+    @classmethod
+    def of(cls, structure: Any) -> SideBySide:
+        """Copies of the tensors of a structure, which may be one already."""
+        if isinstance(structure, SideBySide):
+            return structure
+        tensors, spec = trees.tree_flatten(structure)
+        # Tensors of odd sizes stand last: products and vectorised kernels want addresses that are multiples of 16.
+        places = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() % 16 > 0)
+        order = [[i for i in places if tensors[i].dtype == dtype] for dtype in dict.fromkeys(t.dtype for t in tensors)]
+        buffers = [torch.cat([tensors[i].reshape(-1) for i in some]) for some in order]
+        return cls(buffers, order, [tensor.shape for tensor in tensors], spec)
+
+    @staticmethod
+    def stacked(several: Sequence[SideBySide]) -> SideBySide:
+        """Several of the same kind, S, as one."""
+        buffers = zip(*(each.buffers for each in several), strict=True)
+        return replace(several[0], buffers=[torch.stack(parts) for parts in buffers])
+
+    def apart(self) -> Any:
+        """The structure, of views of the buffers: of the shapes that the tensors had, or [S, *shape]."""
+        tensors: list[Any] = [None] * len(self.shapes)
+        for buffer, order in zip(self.buffers, self.order, strict=True):
+            parts = buffer.split([math.prod(self.shapes[i]) for i in order], dim=-1)
+            for i, part in zip(order, parts, strict=True):
+                tensors[i] = part.view(buffer.shape[:-1] + self.shapes[i])
+        return trees.tree_unflatten(tensors, self.structure)
+
+    def clone(self) -> SideBySide:
+        return replace(self, buffers=[buffer.clone() for buffer in self.buffers])
+
+    def copy_(self, other: SideBySide) -> None:
+        for buffer, of_other in zip(self.buffers, other.buffers, strict=True):
+            buffer.copy_(of_other)
+
+
+def apart(structure: Any) -> Any:
+    """A structure of tensors, which may be `SideBySide`."""
+    return structure.apart() if isinstance(structure, SideBySide) else structure
+
+
 class Repeated:
-    """Work on the tensors of its arguments, whose structure and shapes are the same each time, and which it must not
-    change; the first argument is a tensor. It is captured, once the first work of its name has run from Python on the
-    device: that prepares the libraries.
+    """Work on tensors, and on structures of many, which it must not change; it returns such, too. All are of the same
+    shapes each time. It is captured, once the first work of its name has run from Python on the device: that prepares
+    the libraries.
     """
 
     _prepared: set[tuple[str, torch.device]] = set()
 
-    def __init__(self, work: Callable[..., Any], capture: Capture | None, name: str) -> None:
+    def __init__(self, work: Callable[..., Sequence[Any]], capture: Capture | None, name: str) -> None:
         """capture: None runs the work from Python each time."""
         self._work, self._capture, self._name = work, capture, name
-        self._again: tuple[_SideBySide, Callable[[], Any]] | None = None
+        self._again: tuple[Sequence[Any], Callable[[], Sequence[Any]]] | None = None
 
-    def __call__(self, *arguments: Any) -> Any:
-        """What the work returns: tensors of their own, in lists, tuples and dicts."""
+    def __call__(self, *arguments: Any) -> Sequence[Any]:
+        """What the work returns, in memory of its own. The first argument is a tensor. Structures may be `SideBySide`,
+        and are if they come of what was captured: to take them apart costs more than to launch a graph."""
         kind = self._name, arguments[0].device
-        if self._again is not None:
-            self._again[0].fill(arguments)
-        elif self._capture and kind in self._prepared:
+        if self._capture and not self._again and kind in self._prepared:
             self._again = self._captured(self._capture, arguments)
-        if self._again is None:
+        if not self._again:
             self._prepared.add(kind)
-            return self._work(*arguments)
-        return _SideBySide(self._again[1]()).tree
+            return self._work(*map(apart, arguments))
+        inputs, again = self._again
+        for mine, given in zip(inputs, arguments, strict=True):
+            mine.copy_(_with_few_buffers(given))
+        return [each.clone() for each in again()]
 
     def release(self) -> None:
         """Let go of the memory of what was captured."""
         self._again = None
 
-    def _captured(self, capture: Capture, arguments: Any) -> tuple[_SideBySide, Callable[[], Any]] | None:
-        inputs, work = _SideBySide(arguments), self._work
-        again = captured(capture, lambda: work(*inputs.tree), self._name)
+    def _captured(self, capture: Capture, arguments: Any) -> tuple[Sequence[Any], Callable[[], Sequence[Any]]] | None:
+        inputs, work = [_with_few_buffers(each).clone() for each in arguments], self._work
+        again = captured(capture, lambda: [_with_few_buffers(each) for each in work(*map(apart, inputs))], self._name)
         if again is None:
             self._capture = None
             return None
         return inputs, again
 
 
-class _SideBySide:
-    """Copies of the tensors of a structure, those of a dtype in one buffer: so a few kernels fill all of them."""
-
-    def __init__(self, tree: Any) -> None:
-        tensors, structure = trees.tree_flatten(tree)
-        # Tensors of odd sizes stand last: products and vectorised kernels want addresses that are multiples of 16.
-        order = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() % 16 > 0)
-        self._places = {dtype: [i for i in order if tensors[i].dtype == dtype] for dtype in {t.dtype for t in tensors}}
-        self._buffers: dict[torch.dtype, Tensor] = {}
-        copies = list(tensors)
-        for dtype, places in self._places.items():
-            self._buffers[dtype] = torch.cat([tensors[i].reshape(-1) for i in places])
-            parts = self._buffers[dtype].split([tensors[i].numel() for i in places])
-            for i, part in zip(places, parts, strict=True):
-                copies[i] = part.view(tensors[i].shape)
-        self.tree = trees.tree_unflatten(copies, structure)
-
-    def fill(self, tree: Any) -> None:
-        """Copy the tensors of a structure that is the same."""
-        tensors = trees.tree_leaves(tree)
-        for dtype, places in self._places.items():
-            torch.cat([tensors[i].reshape(-1) for i in places], out=self._buffers[dtype])
+def _with_few_buffers(argument: Any) -> Any:
+    return argument if isinstance(argument, Tensor) else SideBySide.of(argument)
 
 
 class CudaGraphs:

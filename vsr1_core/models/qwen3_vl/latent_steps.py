@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from vsr1_core.models.qwen3_vl.batching import Batch
-from vsr1_core.models.qwen3_vl.captures import Capture, Repeated, capture_on
+from vsr1_core.models.qwen3_vl.captures import Capture, Repeated, SideBySide, capture_on
 from vsr1_core.models.qwen3_vl.fused import unit, unit_backward
 from vsr1_core.models.qwen3_vl.packed import Packed, Read, rotations_at
 from vsr1_core.models.qwen3_vl.prefix import read_by
@@ -68,8 +68,9 @@ class _Stack:
     backward_pass: int = -1
     """The number of the backward pass that was here last."""
 
-    def forward(self, hidden: Tensor, place: Place) -> tuple[Tensor, _KeptOfAll]:
-        """The states [R, H] after the last norm."""
+    def forward(self, hidden: Tensor, *at: Tensor) -> tuple[Tensor, _KeptOfAll]:
+        """The states [R, H] after the last norm. at: the tensors of a `Place`."""
+        place = Place(*at)
         self.bias[..., self.first :].index_copy_(-1, place.columns, self.own_bias)
         kept = []
         for layer in self.layers:
@@ -78,17 +79,16 @@ class _Stack:
         normed, factor = unit(hidden, self.layers[-1].epsilon)
         return normed * self.norm.weight, (kept, normed, factor)
 
-    def backward(
-        self, learns: bool, grad: Tensor, place: Place, kept: _KeptOfAll
-    ) -> tuple[Tensor, list[Tensor], list[Noted]]:
-        """The gradient [R, H] before the first layer, and what last norm and layers note: nothing if nothing learns."""
-        of_layers, normed, factor = kept
-        of_norm, noted = [(grad * normed).sum(0)] if learns else [], []
+    def backward(self, learns: bool, grad: Tensor, kept: _KeptOfAll, *at: Tensor) -> tuple[Any, ...]:
+        """The gradient [R, H] before the first layer, and what the last norm and each layer note, if anything
+        learns."""
+        (of_layers, normed, factor), place = kept, Place(*at)
+        noted: list[Any] = [(grad * normed).sum(0)]
         grad = unit_backward(grad * self.norm.weight, normed, factor)
         for layer, of_layer in zip(reversed(self.layers), reversed(of_layers), strict=True):
             grad, of_this = layer.backward(grad, place, of_layer)
             noted.append(of_this)
-        return grad, of_norm, noted[::-1] if learns else []
+        return (grad, *noted) if learns else (grad,)
 
     def begin(self) -> None:
         """Begin a backward pass, if the one that runs is not here yet. An earlier one may have ended before it used its
@@ -100,10 +100,10 @@ class _Stack:
             for layer in self.layers:
                 layer.begin()
 
-    def note(self, of_norm: list[Tensor], of_layers: list[Noted]) -> None:
+    def note(self, of_norm: Tensor, *of_layers: Noted | SideBySide) -> None:
         """Keep what a step of the backward pass noted."""
-        self.norm.noted += of_norm
-        for layer, noted in zip(self.layers, of_layers, strict=True):
+        self.norm.noted.append(of_norm)
+        for layer, noted in zip(reversed(self.layers), of_layers, strict=True):
             layer.noted.append(noted)
 
 
@@ -155,7 +155,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, _stand_in: Tensor, steps: _Steps, place: Place) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            after, kept = steps.forward(hidden, place)
+            after, kept = steps.forward(hidden, *place)
         ctx.held = steps, place, kept
         return after
 
@@ -166,7 +166,7 @@ class _Step(torch.autograd.Function):
         steps, place, kept = _taken(ctx)
         steps.stack.begin()
         with torch.autocast(grad.device.type, enabled=False):
-            grad, *noted = steps.backward[learns](grad, place, kept)
+            grad, *noted = steps.backward[learns](grad, kept, *place)
         if learns:
             steps.stack.note(*noted)
         return grad, grad.new_zeros((), dtype=torch.float32), None, None

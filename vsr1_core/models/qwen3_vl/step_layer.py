@@ -7,13 +7,14 @@ keys; d: size of a head. Products have the precision of autocast, or that of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vsr1_core.models.qwen3_vl.captures import SideBySide, apart
 from vsr1_core.models.qwen3_vl.fused import swapped, unit, unit_backward
 from vsr1_core.models.qwen3_vl.step_groups import Groups
 from vsr1_core.models.qwen3_vl.step_weights import Noted, StepWeights
@@ -70,7 +71,7 @@ class StepLayer:
             self.keys_by_size, self.values_by_size = self.keys_by_size.contiguous(), self.values_by_size.contiguous()
         self.of_own: list[Tensor] = []
         """The gradients of the steps' own keys and values, [P * k, C - first, d], in a backward pass."""
-        self.noted: list[Noted] = []
+        self.noted: list[Noted | SideBySide] = []
         """By step, beside what `StepWeights` note: the factors of the gradients of all `keys` and `values`."""
 
     def begin(self) -> None:
@@ -174,20 +175,37 @@ class StepLayer:
     def gradients(self) -> list[Tensor | None]:
         """The gradients of the keys and values that the pass has left, and of the weights, by all steps. What was noted
         is forgotten."""
-        by_name = {name: [noted[name] for noted in self.noted] for name in self.noted[0]} if self.noted else {}
+        noted = _of_all(self.noted)
         self.noted.clear()
-        of_keys = self._of_left(0, self.scale, by_name.pop("keys", ()))
-        of_values = self._of_left(1, 1.0, by_name.pop("values", ()))
-        return [of_keys, of_values, *self.weights.gradients(by_name)]
+        of_keys = self._of_left(0, self.scale, noted.pop("keys", None))
+        of_values = self._of_left(1, 1.0, noted.pop("values", None))
+        return [of_keys, of_values, *self.weights.gradients(noted)]
 
-    def _of_left(self, number: int, scale: float, steps: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """The gradient of the keys (0) or values (1) that the pass has left, by all steps."""
-        if not steps:
+    def _of_left(self, number: int, scale: float, factors: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        """The gradient of the keys (0) or values (1) that the pass has left, from its factors in all steps."""
+        if not factors:
             return None
-        weights, of_mixed = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
+        weights, of_mixed = factors
         grad = _scaled_product(weights[..., : self.groups.length].mT, of_mixed, scale)
         shape, dtype = self.left[number]
         return self.groups.left.scattered(grad.unflatten(0, (-1, self.num_key_heads)), shape).to(dtype)
+
+
+def _of_all(steps: Sequence[Any]) -> Noted:
+    """What all steps noted, side by side or not: the rows of one after those of the other."""
+    joined: Callable[[Any, int], Tensor]
+    if steps and all(isinstance(noted, SideBySide) for noted in steps):
+        by_name, joined = SideBySide.stacked(steps).apart(), _rows_of_stacked
+    else:
+        by_step = [apart(noted) for noted in steps]
+        names = by_step[0] if steps else ()
+        by_name, joined = {n: zip(*(noted[n] for noted in by_step), strict=True) for n in names}, torch.cat
+    rows_at = {"keys": 1, "values": 1}  # in each head
+    return {n: tuple(joined(parts, rows_at.get(n, 0)) for parts in factors) for n, factors in by_name.items()}
+
+
+def _rows_of_stacked(stacked: Tensor, dim: int) -> Tensor:
+    return (stacked.transpose(0, dim) if dim else stacked).flatten(dim, dim + 1)
 
 
 def _scaled_product(one: Tensor, other: Tensor, scale: float) -> Tensor:

@@ -140,12 +140,11 @@ class StepWeights:
             noted[name] = normed, grad
         return grad * self.tensors[name]
 
-    def gradients(self, noted: dict[str, list[tuple[Tensor, Tensor]]]) -> list[Tensor | None]:
-        """Of each of `learning`, its gradient by all steps that noted something."""
+    def gradients(self, noted: Noted) -> list[Tensor | None]:
+        """Of each of `learning`, its gradient by all steps. noted: the rows of all of them."""
         found: dict[str, Tensor] = {}
-        for name, steps in noted.items():
-            inputs, grads = (torch.cat(parts) for parts in zip(*steps, strict=True))
-            found |= self._gradients(name, inputs, grads)
+        for name, factors in noted.items():
+            found |= self._gradients(name, *factors)
         return [found.get(name) for name in self.learn]
 
     def _gradients(self, name: str, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
