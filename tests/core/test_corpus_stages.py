@@ -273,6 +273,7 @@ def test_charades_without_videos_lists_each_missing_one(shared_data: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_real_clips_are_all_ok_and_have_the_time_stamps_of_ffprobe(shared_data: Path, tmp_path: Path) -> None:
     clips = shared_data / "clips"
     made = Corpus(tmp_path, DatasetEntry("clips", "folder", str(clips / "videos"), str(clips / "annotations.jsonl")))

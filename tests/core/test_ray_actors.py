@@ -154,6 +154,7 @@ def test_workers_make_the_rows_of_one_process(world: World, cluster: Any, name: 
     world.check(name, list(world.by_workers(name, cluster, 1, [])))
 
 
+@pytest.mark.long
 def test_workers_killed_in_the_middle_cost_no_row_and_change_none(world: World, cluster: Any) -> None:
     log = list[str]()
     rows = world.by_workers("predictions.sqr_sft", cluster, 1, log)

@@ -98,9 +98,26 @@ def test_a_span_is_dragged_saved_rebuilt_compared_and_undone(page: Any, correcte
 
     visit(page, ADDRESS)
     page.click(".correction button:text-is('Undo')")
-    page.wait_for_selector(".correction .badge:text-is('undone')")
+    until(page, "document.querySelector('.correction .badge')?.textContent === 'undone'")
     build(page, corrected)
     assert all(rows.equals(before[name]) for name, rows in corrected.tables().items())
+
+
+def test_what_stands_below_the_player_stays_where_it_is_while_the_video_is_read(page: Any) -> None:
+    """Else a press of a button there can be lost: it begins on the button, and ends beside it."""
+    page.add_init_script(
+        """const look = () => {
+             const top = document.querySelector(".corrections")?.getBoundingClientRect().top;
+             if (top !== undefined) (window.tops ||= new Set()).add(Math.round(top));
+             requestAnimationFrame(look);
+           };
+           look();"""
+    )
+    page.goto(ADDRESS)
+    page.wait_for_selector(".lane .truth")
+    until(page, "document.querySelector('video').readyState > 0")
+    page.wait_for_timeout(100)
+    assert len(page.evaluate("[...window.tops]")) == 1
 
 
 def test_a_rejected_query_can_be_brought_back_from_its_own_address(page: Any, corrected: CorrectedWorld) -> None:

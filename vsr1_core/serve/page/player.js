@@ -30,6 +30,7 @@ export class Player {
     this.title.textContent = video;
     const isSame = this.dataset === dataset && this.id === video;
     Object.assign(this, { dataset, id: video });
+    if (!isSame) this.reserve(shown.length);
     const isLeft = () => this.dataset !== dataset || this.id !== video; // another one was opened meanwhile
     let found;
     try {
@@ -93,6 +94,12 @@ export class Player {
   seek(time) { this.video.currentTime = Math.max(0, time) + (this.clock || 0); this.moveHead(time); }
   toggle() { if (this.video.paused) this.video.play(); else this.video.pause(); }
   close() { this.video.pause(); this.element.hidden = true; }
+
+  // The room of so many bars: what stands below must not move when the video's length is known.
+  reserve(numBars) {
+    put(this.timeline, Array.from({ length: numBars || 1 }, () => h("div", { class: "lane" })), this.head);
+    put(this.ends, h("span", {}, "0:00"));
+  }
 
   draw(bars) {
     const percent = (time) => `${Math.min(100, Math.max(0, (time / this.length) * 100))}%`;
