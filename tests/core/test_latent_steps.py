@@ -31,9 +31,11 @@ GPU = pytest.param(
     "cuda",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
 )
+IN_BOTH_WAYS = pytest.mark.parametrize("passes", ["launched", "captured"], indirect=True)
+"""For a test that says what is peculiar to captures. Others run in both ways only where long tests do."""
 
 
-@pytest.fixture(params=["launched", "captured"], autouse=True)
+@pytest.fixture(params=["launched", pytest.param("captured", marks=pytest.mark.long)], autouse=True)
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How steps are done: each kernel from Python, or captured. Returns how often each pass captured something."""
     found: list[int] = []
@@ -100,6 +102,7 @@ def make_lively(policy: LoadedPolicy) -> None:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
+@IN_BOTH_WAYS
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("grouped_heads", [True, False])
 def test_latents_and_gradients_equal_n_full_passes_on_each_device(
@@ -112,6 +115,7 @@ def test_latents_and_gradients_equal_n_full_passes_on_each_device(
     assert caplog.messages == [], "nothing failed to be captured"
 
 
+@IN_BOTH_WAYS
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("num_members", [1, 3])
 def test_passes_at_once_and_again_give_what_each_gives_alone(device: str, num_members: int, passes: list[int]) -> None:
@@ -133,6 +137,7 @@ def test_passes_at_once_and_again_give_what_each_gives_alone(device: str, num_me
     assert passes in ([], [2] * 8)
 
 
+@IN_BOTH_WAYS
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_passes_use_the_memory_of_earlier_graphs_again(passes: list[int]) -> None:

@@ -69,6 +69,7 @@ def test_forks_make_the_rows_that_this_process_makes(
     assert lines == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few")
 def test_the_rows_of_a_fork_that_dies_are_made_all_the_same(view: View) -> None:
     crashing, lines = Forks("tests.core.forked:prepare_to_crash", {**os.environ, "OMP_NUM_THREADS": "1"}), list[str]()

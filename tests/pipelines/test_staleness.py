@@ -145,6 +145,7 @@ def test_a_deleted_video_and_its_queries(world: SmallWorld, ticker: Ticker) -> N
     assert {name for name in TRAINING if processed.get(name)} == set()
 
 
+@pytest.mark.long
 def test_another_recipe_runs_what_it_concerns(ticker: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
     retrieval = dataclasses.replace(NANO.retrieval, num_hard_negatives=1)
     monkeypatch.setitem(CONFIGURATIONS, "nano", dataclasses.replace(NANO, retrieval=retrieval))
