@@ -296,10 +296,8 @@ def run_plan(
     moved = moved_columns(table, plan, unversioned or {})
     is_whole = table.is_whole() and not table.is_of_other_form()
     if due or plan.orphaned or moved is not None or not is_whole:
-        ids = ids_of(wanted)
-        dropped = table.rows([table.key]).filter(~is_among(table.key, ids))[table.key]
         record = {"num_processed": len(due), "seconds": round(seconds, 3)}
-        manifest = table.commit_changes(last, dropped, record, moved, ids)
+        manifest = table.commit_changes(last, plan.orphaned, record, moved)
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)

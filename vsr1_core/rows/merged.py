@@ -1,7 +1,7 @@
 """Rows of several files and frames as one table: sorted by id, and of each id the last piece that names it decides.
 
-In memory are the id and status of each row, and where it is: 28 bytes or little more. The rows are read a block at a
-time.
+In memory are the id and status of each row, and where it is: 28 bytes, and as many again while rows that come in no
+order are put in order. The rows are read a block at a time.
 So a commit of a million rankings takes little more memory than one of ten thousand. `rows.row_files` says which files
 make up a table, and `rows.table` what is written.
 """
@@ -26,6 +26,8 @@ BLOCK_ROWS = 4096
 MAX_READS = 16
 """How often the rows of all pieces may be read. Where they lie in no order at all, each block would read all pieces;
 then a sixteenth of the rows is read at a time."""
+PART_ROWS, MAX_PARTS = 65536, 16
+"""So many rows are sorted, and compared with their neighbours, at a time; of more than a million, a sixteenth."""
 PIECE, ROW = "_piece", "_row"
 """Where a row is: the number of its piece, and its own number in it."""
 
@@ -59,7 +61,8 @@ class FileRows:
     def kept(self) -> Mapping[str, Any]:
         """Name -> polars type of the columns in the file."""
         with named(self.path):
-            return scanned([self.path]).collect_schema()
+            found = scanned([self.path]).collect_schema()
+        return self.schema if found == self.schema else found  # one object for thousands of shards
 
     def read(self, columns: Sequence[str], begin: int = 0, count: int | None = None) -> pl.DataFrame:
         same = [name for name in columns if self.kept.get(name) == self.schema[name]]
@@ -92,8 +95,8 @@ class Merged:
         found = [_heads(piece, number, key) for number, piece in enumerate(pieces)]
         sizes, rows = [of.height for of in found], pl.concat(found)
         del found
-        rows = newest(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
-        return cls(pieces, key, rows if rows[key].is_sorted() else rows.sort(key), sizes)
+        rows = in_order(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
+        return cls(pieces, key, last_of_each(rows, key), sizes)
 
     def where(self, fits: pl.Expr) -> Merged:
         """Those of the rows whose heads fit."""
@@ -102,7 +105,7 @@ class Merged:
     def added(self, piece: Piece) -> Merged:
         """With the rows of one more piece, which have other ids."""
         more = _heads(piece, len(self.pieces), self.key)
-        heads = pl.concat([self.heads, more]).sort(self.key)
+        heads = in_order(pl.concat([self.heads, more]), self.key)
         return Merged([*self.pieces, piece], self.key, heads, [*self.sizes, more.height])
 
     def blocks(self, columns: Sequence[str], size: int = 0) -> Iterator[pl.DataFrame]:
@@ -123,9 +126,8 @@ class Merged:
     @cached_property
     def _blocks_at_once(self) -> int:
         """1 where each block needs few pieces. A piece is read in parts of BLOCK_ROWS, whatever is needed of them."""
-        block = (pl.int_range(pl.len(), dtype=pl.UInt32) // BLOCK_ROWS).alias("block")
-        reads = self.heads.select(block, PIECE).unique().group_by(PIECE).len()
-        num_read = sum(min(self.sizes[piece], BLOCK_ROWS) * number for piece, number in reads.iter_rows())
+        pieces = (heads[PIECE].unique() for heads in self.heads.iter_slices(BLOCK_ROWS))
+        num_read = sum(min(self.sizes[piece], BLOCK_ROWS) for needed in pieces for piece in needed)
         return 1 + num_read // (MAX_READS * max(self.heads.height, BLOCK_ROWS))
 
 
@@ -142,6 +144,34 @@ def _all(heads: pl.DataFrame, fits: pl.Expr) -> bool:
 def is_among(key: str, ids: Iterable[str]) -> pl.Expr:
     """Whether the id is one of these."""
     return pl.col(key).is_in((ids if isinstance(ids, pl.Series) else Ids(ids).series).implode())
+
+
+def in_order(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The rows sorted by their ids; those with the same id stay in their order. Many rows are sorted in parts, each of
+    the ids from one to another: besides the rows, polars takes 56 bytes for each one that it sorts."""
+    ids, parts = rows[key], min(MAX_PARTS, rows.height // PART_ROWS)
+    if ids.is_sorted():
+        return rows
+    some = ids.gather_every(max(1, rows.height // (64 * parts))).sort() if parts > 1 else ids[:0]
+    bounds = [some[number * len(some) // parts] for number in range(1, parts)]
+    ranges = itertools.pairwise([None, *bounds, None])
+    return pl.concat(rows.filter(*_from_to(key, *both)).sort(key, maintain_order=True) for both in ranges)
+
+
+def _from_to(key: str, first: str | None, end: str | None) -> Iterator[pl.Expr]:
+    """Whether an id is none before `first`, and one before `end`; None: no bound."""
+    if first is not None:
+        yield pl.col(key) >= first
+    if end is not None:
+        yield pl.col(key) < end
+
+
+def last_of_each(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    """The last of the rows with each id, of rows sorted by it; they themselves where no id comes twice."""
+    ids = rows[key]
+    parts = [ids.slice(begin, PART_ROWS + 1) for begin in range(0, rows.height, PART_ROWS)]
+    is_last = [part[:PART_ROWS].ne_missing(part.shift(-1)[:PART_ROWS]) for part in parts]
+    return rows if all(part.all() for part in is_last) else rows.filter(pl.concat(is_last))
 
 
 def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:
