@@ -13,12 +13,13 @@ import polars as pl
 import pyarrow.parquet as parquet
 import pytest
 
-from vsr1_core.rows import merged, row_files
+from vsr1_core.rows import frames, merged, row_files
 from vsr1_core.rows import table as tables
 from vsr1_core.rows.files import WriteRefused
+from vsr1_core.rows.frames import in_order, last_of_each, regrouped
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged, in_order, last_of_each, regrouped
+from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.readings import content_digest
 
@@ -168,7 +169,7 @@ def test_rows_are_read_a_few_at_a_time_and_a_few_times(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("num_ids", [1, 3, 40, 10_000])
 def test_rows_are_put_in_order_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch, num_ids: int) -> None:
     """Also where most rows are of one id, or parts begin and end within the rows of one."""
-    monkeypatch.setattr(merged, "PART_ROWS", 7)
+    monkeypatch.setattr(frames, "PART_ROWS", 7)
     draw = random.Random(num_ids)
     for count in (0, 1, 6, 7, 8, 13, 14, 15, 20, 30, 150, 700):
         pairs = [("é" * draw.randrange(2) + str(draw.randrange(num_ids)), number) for number in range(count)]

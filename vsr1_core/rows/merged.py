@@ -19,6 +19,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from vsr1_core.rows.columnar import Ids
+from vsr1_core.rows.frames import alone, in_order, last_of_each
 from vsr1_core.rows.unreadable import named, scanned
 
 BLOCK_ROWS = 4096
@@ -26,8 +27,6 @@ BLOCK_ROWS = 4096
 MAX_READS = 16
 """How often the rows of all pieces may be read. Where they lie in no order at all, each block would read all pieces;
 then a sixteenth of the rows is read at a time."""
-PART_ROWS, MAX_PARTS = 65536, 16
-"""So many rows are sorted, and compared with their neighbours, at a time; of more than a million, a sixteenth."""
 PIECE, ROW = "_piece", "_row"
 """Where a row is: the number of its piece, and its own number in it."""
 
@@ -146,34 +145,6 @@ def is_among(key: str, ids: Iterable[str]) -> pl.Expr:
     return pl.col(key).is_in((ids if isinstance(ids, pl.Series) else Ids(ids).series).implode())
 
 
-def in_order(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The rows sorted by their ids; those with the same id stay in their order. Many rows are sorted in parts, each of
-    the ids from one to another: besides the rows, polars takes 56 bytes for each one that it sorts."""
-    ids, parts = rows[key], min(MAX_PARTS, rows.height // PART_ROWS)
-    if ids.is_sorted():
-        return rows
-    some = ids.gather_every(max(1, rows.height // (64 * parts))).sort() if parts > 1 else ids[:0]
-    bounds = [some[number * len(some) // parts] for number in range(1, parts)]
-    ranges = itertools.pairwise([None, *bounds, None])
-    return pl.concat(rows.filter(*_from_to(key, *both)).sort(key, maintain_order=True) for both in ranges)
-
-
-def _from_to(key: str, first: str | None, end: str | None) -> Iterator[pl.Expr]:
-    """Whether an id is none before `first`, and one before `end`; None: no bound."""
-    if first is not None:
-        yield pl.col(key) >= first
-    if end is not None:
-        yield pl.col(key) < end
-
-
-def last_of_each(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The last of the rows with each id, of rows sorted by it; they themselves where no id comes twice."""
-    ids = rows[key]
-    parts = [ids.slice(begin, PART_ROWS + 1) for begin in range(0, rows.height, PART_ROWS)]
-    is_last = [part[:PART_ROWS].ne_missing(part.shift(-1)[:PART_ROWS]) for part in parts]
-    return rows if all(part.all() for part in is_last) else rows.filter(pl.concat(is_last))
-
-
 def newest(rows: pl.DataFrame, key: str) -> pl.DataFrame:
     """The last row of each id, in the order of the rows; they themselves where no id comes twice. Ids alone are looked
     at: `unique` makes two copies of the rows for a while."""
@@ -192,21 +163,3 @@ def write_blocks(path: Path, blocks: Iterator[pl.DataFrame], schema: Mapping[str
         return
     source = register_io_source(lambda *_: itertools.chain([first, second], apart), schema=schema)
     source.sink_parquet(path, row_group_size=BLOCK_ROWS, maintain_order=True)
-
-
-def alone(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows in memory of their own. Of a list that is a part of a longer column, Parquet would spell the values of
-    the whole column, so that equal rows would give other bytes."""
-    return rows.select(pl.all().gather(pl.int_range(pl.len()))).rechunk()
-
-
-def regrouped(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The rows of one or more frames in frames of `size` rows, but for the last one, which may be empty."""
-    left: list[pl.DataFrame] = []
-    for frame in frames:
-        left.append(frame)
-        if sum(part.height for part in left) > size:
-            *whole, rest = pl.concat(left).iter_slices(size)
-            yield from whole
-            left = [rest]
-    yield pl.concat(left)
