@@ -74,9 +74,9 @@ class SFTExamples(Stage):
     }
 
     def plan(self, view: View) -> Mapping[str, Row]:
-        traces, pool = _versions(view, "reasoning_traces"), _versions(view, "top1_pool")
-        both = joined(traces, pool, "query_id", "inner")
-        return _rows_of(view, ("reasoning_traces", "top1_pool"), both)
+        pool, traces = _versions(view, "top1_pool"), _versions(view, "reasoning_traces")
+        pairs = joined(pool, traces, "query_id", "inner")
+        return _rows_of(view, ("top1_pool", "reasoning_traces"), pairs)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):

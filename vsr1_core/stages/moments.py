@@ -9,14 +9,12 @@ import polars as pl
 
 from vsr1_core.evaluation.row_types import MomentRow
 from vsr1_core.rows.columnar import LazyRows
-from vsr1_core.rows.frames import regrouped
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.readings import Reading
 
 TRAIN = ("train",)
-CHOSEN_FROM = 65536
 Value = TypeVar("Value")
 IS_TRAIN = pl.col("split") == "train"
 COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
@@ -33,13 +31,9 @@ MOMENT_COLUMNS = {
 """Column of a moment that training rows of both stages copy -> its name in the training rows."""
 
 
-def moment_rows(view: View, splits: Sequence[str], where: pl.Expr | None = None) -> pl.DataFrame:
-    """The columns of a `MomentRow` of the moments in these splits, or of those that fit. They are chosen some ten
-    thousand rows at a time: a pool of 100,000 of 800,000 train queries needs no others."""
-    read = Reading.of("moments", "ok", tuple(MomentRow.__annotations__), splits)
-    if where is None:
-        return view.read(read)
-    return pl.concat(rows.filter(where) for rows in regrouped(view.read_batches(read), CHOSEN_FROM))
+def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
+    """The columns of a `MomentRow` of the moments in these splits."""
+    return view.rows("moments", tuple(MomentRow.__annotations__), splits)
 
 
 def moments_by(moments: pl.DataFrame, key: str, made: Callable[[dict[str, Any]], Value]) -> Mapping[str, Value]:
