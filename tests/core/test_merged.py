@@ -16,7 +16,7 @@ import pytest
 from vsr1_core.rows import frames, merged, row_files
 from vsr1_core.rows import table as tables
 from vsr1_core.rows.files import WriteRefused
-from vsr1_core.rows.frames import in_order, last_of_each, regrouped
+from vsr1_core.rows.frames import in_id_order, last_of_each, regrouped
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged
@@ -175,7 +175,7 @@ def test_rows_are_put_in_order_in_parts_as_at_once(monkeypatch: pytest.MonkeyPat
         pairs = [("é" * draw.randrange(2) + str(draw.randrange(num_ids)), number) for number in range(count)]
         for given in (pairs, sorted(pairs), sorted(pairs, reverse=True)):
             rows = pl.concat(pl.DataFrame(given, schema=SCHEMA, orient="row").iter_slices(4)) if given else NO_ROWS
-            ordered = in_order(rows, "id")
+            ordered = in_id_order(rows, "id")
             assert ordered.rows() == sorted(given, key=lambda pair: pair[0].encode())
             assert last_of_each(ordered, "id").rows() == sorted(dict(given).items(), key=lambda pair: pair[0].encode())
 

@@ -30,7 +30,7 @@ def regrouped(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFram
     yield pl.concat(left)
 
 
-def in_order(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+def in_id_order(rows: pl.DataFrame, key: str) -> pl.DataFrame:
     """The rows sorted by their ids; those with the same id stay in their order. Many rows are sorted in parts, each of
     the ids from one to another: besides the rows, polars takes 56 bytes for each one that it sorts."""
     ids, parts = rows[key], min(MAX_PARTS, rows.height // PART_ROWS)

@@ -19,7 +19,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from vsr1_core.rows.columnar import Ids
-from vsr1_core.rows.frames import alone, in_order, last_of_each
+from vsr1_core.rows.frames import alone, in_id_order, last_of_each
 from vsr1_core.rows.unreadable import named, scanned
 
 BLOCK_ROWS = 4096
@@ -94,7 +94,7 @@ class Merged:
         found = [_heads(piece, number, key) for number, piece in enumerate(pieces)]
         sizes, rows = [of.height for of in found], pl.concat(found)
         del found
-        rows = in_order(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
+        rows = in_id_order(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
         return cls(pieces, key, last_of_each(rows, key), sizes)
 
     def where(self, fits: pl.Expr) -> Merged:
@@ -104,7 +104,7 @@ class Merged:
     def added(self, piece: Piece) -> Merged:
         """With the rows of one more piece, which have other ids."""
         more = _heads(piece, len(self.pieces), self.key)
-        heads = in_order(pl.concat([self.heads, more]), self.key)
+        heads = in_id_order(pl.concat([self.heads, more]), self.key)
         return Merged([*self.pieces, piece], self.key, heads, [*self.sizes, more.height])
 
     def blocks(self, columns: Sequence[str], size: int = 0) -> Iterator[pl.DataFrame]:

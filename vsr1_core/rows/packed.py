@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.rows.frames import alone, regrouped
+from vsr1_core.rows.frames import regrouped
 
 PACKED_ROWS = 4096
 SPELLED = 2
@@ -33,7 +33,7 @@ class Packed:
         self._blocks: list[bytes] = []
         self._most_spelled, self._spelled = spelled, dict[int, pl.DataFrame]()
         ids = []
-        for rows in map(alone, frames):
+        for rows in frames:
             ids.append(rows.to_series(0))
             self._blocks.append(_compressed(rows))
         self._ids = pl.concat(ids, rechunk=True)

@@ -293,8 +293,9 @@ class Stage(ABC):
         neither stage version nor recipe: a new version of this stage leaves them as they are."""
         recipe = self.recipe(view.config)
         base = {"stage": str(self.version), **({} if recipe is None else {"recipe": fingerprint(recipe)})}
-        of_stage: Callable[[Row], Inputs] = lambda row: {} if row.is_imported or row.is_borrowed else base  # noqa: E731
-        return Computed(reader(rows), lambda row: {**of_stage(row), **row.inputs})
+        return Computed(
+            reader(rows), lambda row: row.inputs if row.is_imported or row.is_borrowed else {**base, **row.inputs}
+        )
 
     def concerns(self, view: View) -> bool:
         """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did

@@ -282,10 +282,8 @@ def _rows_of(view: View, assets: Sequence[str], versions: Iterator[pl.DataFrame]
     columns = joined(with_moments, _versions(view, "hard_negatives"), "query_id", "left")
 
     def row(_: str, *values: Any) -> Row:
-        versions, copied, negatives = values[: len(assets)], values[len(assets) : -1], values[-1]
-        moment = moment_copy(copied)
-        read = dict(zip(assets, versions, strict=True))
-        inputs = {**read, "hard_negatives": negatives or "none", "moments": moment_version(moment)}
+        inputs, moment = dict(zip(assets, values, strict=False)), moment_copy(values[len(assets) : -1])
+        inputs |= {"hard_negatives": values[-1] or "none", "moments": moment_version(moment)}
         return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
 
     return LazyRows(packed(columns), row)

@@ -29,6 +29,7 @@ MOMENT_COLUMNS = {
     "duration_s": "duration_s",
 }
 """Column of a moment that training rows of both stages copy -> its name in the training rows."""
+_COPIED = tuple(MOMENT_COLUMNS.values())
 
 
 def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
@@ -55,7 +56,7 @@ def train_moments(view: View) -> Mapping[str, dict[str, Any]]:
 
 def moment_copy(values: Sequence[Any]) -> dict[str, Any]:
     """What training rows of both stages copy from a moment, of whose columns MOMENT_COLUMNS these are the values."""
-    return dict(zip(MOMENT_COLUMNS.values(), values, strict=True))
+    return dict(zip(_COPIED, values, strict=True))
 
 
 def moment_version(moment: Mapping[str, Any]) -> str:
