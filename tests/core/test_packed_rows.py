@@ -5,15 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from tests.few_stages import START, stages
+from tests.short_cuts import fresh
+from tests.small_world import SmallWorld, build, fill
+from vsr1_core.rows import frames, increments, row_files
 from vsr1_core.rows import packed as module
 from vsr1_core.rows.frames import has_repeated, joined
 from vsr1_core.rows.packed import Packed, packed
+from vsr1_core.stages.graph import plan_graph
 
 
 def of_many_types(count: int) -> pl.DataFrame:
@@ -114,3 +120,23 @@ def test_an_id_that_comes_twice_is_found_also_among_equal_hashes(monkeypatch: py
     monkeypatch.setattr(pl.Series, "hash", lambda texts: texts.str.len_bytes().cast(pl.UInt64))
     assert not has_repeated(pl.Series(["ab", "ba"]))
     assert has_repeated(pl.Series(["ab", "ba", "ab"]))
+
+
+@pytest.mark.slow
+def test_a_graph_is_the_same_whether_its_plans_hold_few_rows_or_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tables of a few videos, of which plans hold, read and join two rows at a time."""
+
+    def versions(home: Path) -> dict[str, Any]:
+        view = fill(SmallWorld(home), num_train=5, num_test=3).view(stages(), START)
+        build(view)
+        assert {plan.asset: plan.plan.due() for plan in plan_graph(fresh(view)) if plan.plan and plan.plan.due()} == {}
+        return {name: view.table(name).manifest()["data_version"] for name in view.stages}
+
+    whole = versions(tmp_path / "whole")
+    monkeypatch.setattr(module, "PACKED_ROWS", 2)
+    monkeypatch.setattr(frames, "PART_ROWS", 3)
+    monkeypatch.setattr(row_files, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(increments, "IDS_AT_A_TIME", 2)
+    assert versions(tmp_path / "packed") == whole
