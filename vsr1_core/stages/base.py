@@ -22,7 +22,7 @@ from vsr1_core.rows.columnar import ByIds, Computed, LazyRows, only, reader
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, known_values, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.packed import SPELLED, Packed, packed
+from vsr1_core.rows.packed import packed
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.settings import settings_of
@@ -128,12 +128,6 @@ class View:
         """The ok rows of an upstream table, or of these splits. While planning, unknown columns are null."""
         return self.read(Reading.of(asset, "ok", columns, splits))
 
-    def packed(
-        self, asset: str, columns: Names = None, splits: Names = None, spelled: int = SPELLED
-    ) -> pl.DataFrame | Packed:
-        """`rows` for a `LazyRows` that is asked for them in their order, or by turns for those of so many blocks."""
-        return packed(self.read_batches(Reading.of(asset, "ok", columns, splits)), spelled)
-
     def results(self, asset: str, columns: Names = None, splits: Names = None) -> pl.DataFrame:
         """`rows` with the final values of all columns. Raises NotYetKnown while one of them is still to be made."""
         return self.read(Reading.of(asset, "results", columns, splits))
@@ -158,8 +152,8 @@ class View:
 
     def versions(self, asset: str, splits: Names = None) -> Mapping[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""
-        key = self.stages[asset].key
-        return LazyRows(self.packed(asset, [key, "row_version"], splits), lambda _, version: version)
+        read = Reading.of(asset, "ok", [self.stages[asset].key, "row_version"], splits)
+        return LazyRows(packed(self.read_batches(read)), lambda _, version: version)
 
     def version(self, asset: str, row_id: str) -> str:
         """The row version of one ok row of an upstream table; empty where there is no such row."""
@@ -293,9 +287,7 @@ class Stage(ABC):
         neither stage version nor recipe: a new version of this stage leaves them as they are."""
         recipe = self.recipe(view.config)
         base = {"stage": str(self.version), **({} if recipe is None else {"recipe": fingerprint(recipe)})}
-        return Computed(
-            reader(rows), lambda row: row.inputs if row.is_imported or row.is_borrowed else {**base, **row.inputs}
-        )
+        return Computed(reader(rows), lambda r: r.inputs if r.is_imported or r.is_borrowed else {**base, **r.inputs})
 
     def concerns(self, view: View) -> bool:
         """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did

@@ -16,6 +16,7 @@ from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
+from vsr1_core.stages.plan_reads import packed_rows
 from vsr1_core.stages.reads import EMBEDDER, same
 
 EMBEDDED_IN_ORDER = 65_536
@@ -45,7 +46,7 @@ class QueryEmbeddings(ModelRows):
     def plan(self, view: View) -> Mapping[str, Row]:
         embedder = view.version("base_models", "embedder")
         return LazyRows(
-            view.packed("moments", ["query_id", "split", "query", "video_id"], spelled=SPELLED_AT_ONCE),
+            packed_rows(view, "moments", ["query_id", "split", "query", "video_id"], spelled=SPELLED_AT_ONCE),
             lambda _, split, query, video_id: Row(
                 {"query": query_version(query, split, video_id), "embedder": embedder},
                 {"split": split, "gt_video_id": video_id},

@@ -30,6 +30,7 @@ from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
 from vsr1_core.stages.moments import MOMENT_COLUMNS, TRAIN, moment_copy, moment_version
+from vsr1_core.stages.plan_reads import packed_rows
 from vsr1_core.stages.readings import Names, Reading
 from vsr1_core.stages.reads import same
 from vsr1_core.stages.work_reads import all_rows, rows_with
@@ -146,7 +147,7 @@ class HardRefineExamples(SFTExamples):
 
 
 def _plain_captions(view: View) -> Mapping[str, str]:
-    return LazyRows(view.packed("moments", ["query_id", "plain_query"], TRAIN), lambda _, plain: plain)
+    return LazyRows(packed_rows(view, "moments", ["query_id", "plain_query"], TRAIN), lambda _, plain: plain)
 
 
 def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:

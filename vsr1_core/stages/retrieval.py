@@ -27,6 +27,7 @@ from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, TRAIN, asked_versions, same_text_videos
+from vsr1_core.stages.plan_reads import packed_rows
 from vsr1_core.stages.readings import NotYetKnown, Reading
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 from vsr1_core.stages.work_reads import rows_with
@@ -177,7 +178,7 @@ class FirstRanking(Stage):
         """A new video ranks all queries of its split again, because the index gets a new version."""
         indexes = dict(view.versions("video_index"))
         return LazyRows(
-            view.packed("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"]),
+            packed_rows(view, "query_embeddings", ["query_id", "row_version", "split", "gt_video_id"]),
             lambda _, version, split, video_id: Row(
                 {"query_embeddings": version, "video_index": indexes.get(split, "none")},
                 {"split": split, "gt_video_id": video_id} | ({} if split in indexes else failed(_no_index(split))),
