@@ -50,7 +50,8 @@ def packed_lines(view: View) -> pl.DataFrame | Packed | None:
     found = _read(view, lambda table: packed(_slices(table, tuple(SCHEMA))))
     if found is None:
         return None
-    lines = packed(itertools.chain.from_iterable(of_file.iter_slices() for of_file in found))
+    slices = (of_file.iter_slices() for of_file in found)  # none of a file without lines
+    lines = packed(itertools.chain([pl.DataFrame(schema=SCHEMA)], *slices))
     return None if has_repeated(lines.to_series(0)) else lines
 
 
