@@ -25,6 +25,7 @@ from vsr1_core.stages.annotated import annotated_lines, annotated_splits
 from vsr1_core.stages.base import View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.graph import all_stages, plan_graph
+from vsr1_core.stages.removals import RemovalsRefused
 from vsr1_core.stages.unmoved import build_stage
 
 CORPUS = ("annotation_files", "raw_videos", "videos", "moments")
@@ -69,6 +70,17 @@ def build(world: SmallWorld) -> None:
 def kept(world: SmallWorld) -> dict[str, str]:
     folder = view_of(world).lake.cache("annotations") / world.name
     return {path.name: digest_file(path) for path in folder.glob("*")}
+
+
+def test_files_that_lost_all_their_lines_have_no_moments(world: SmallWorld) -> None:
+    for split in world.rows:
+        world.rows[split].clear()
+        world.write_annotations(split)
+    planned = {plan.asset: plan.plan for plan in plan_graph(view_of(world))}["moments"]
+    assert planned is not None
+    assert (list(planned.due()), len(planned.orphaned)) == ([], 11)
+    with pytest.raises(RemovalsRefused):
+        build(world)
 
 
 @pytest.fixture

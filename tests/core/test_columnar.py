@@ -13,11 +13,13 @@ import polars as pl
 import pytest
 
 from vsr1_core.rows import columnar
+from vsr1_core.rows import packed as rows_packed
 from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.boundary import halves, parts
 from vsr1_core.rows.columnar import Computed, Grouped, Ids, LazyRows, Remaining, ids_of, only, reader
 from vsr1_core.rows.increments import Plan, make_plan, run_plan
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.packed import packed
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs
 
@@ -25,10 +27,18 @@ NUMBER = 5000
 """More rows than are read at a time."""
 
 
+@pytest.fixture(params=["as they are", "packed"], autouse=True)
+def is_packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the columns of `lazy` are packed, a few hundred rows at a time."""
+    monkeypatch.setattr(rows_packed, "PACKED_ROWS", 301 if request.param == "packed" else 10**6)
+    return bool(request.param == "packed")
+
+
 def lazy(ids: list[str]) -> tuple[LazyRows[tuple[str, int]], dict[str, tuple[str, int]]]:
     """Rows in columns, and as a dict."""
     numbers = range(len(ids))
-    rows = LazyRows(pl.DataFrame({"id": ids, "number": numbers}, schema_overrides={"id": pl.String}), lambda *row: row)
+    columns = pl.DataFrame({"id": ids, "number": numbers}, schema_overrides={"id": pl.String})
+    rows = LazyRows(packed(columns.iter_slices(97) if ids else [columns]), lambda *row: row)
     return rows, dict(zip(ids, zip(ids, numbers, strict=True), strict=True))
 
 

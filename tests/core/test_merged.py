@@ -13,12 +13,13 @@ import polars as pl
 import pyarrow.parquet as parquet
 import pytest
 
-from vsr1_core.rows import merged, row_files
+from vsr1_core.rows import frames, merged, row_files
 from vsr1_core.rows import table as tables
 from vsr1_core.rows.files import WriteRefused
+from vsr1_core.rows.frames import in_id_order, last_of_each, regrouped
 from vsr1_core.rows.increments import make_plan, run_plan
 from vsr1_core.rows.lake import Lake
-from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged, regrouped
+from vsr1_core.rows.merged import BLOCK_ROWS, MAX_READS, FrameRows, Merged
 from vsr1_core.rows.table import Table
 from vsr1_core.stages.readings import content_digest
 
@@ -90,14 +91,14 @@ def test_random_builds_with_kills_leave_the_rows_that_were_made_last(
 
 
 @pytest.mark.parametrize("one_file_bytes", [-1, 1 << 30])
-def test_a_pending_row_that_is_not_committed_leaves_the_committed_one_as_it_is(
+def test_a_dropped_id_is_gone_whether_its_rows_are_committed_pending_or_not_there(
     table: Table, monkeypatch: pytest.MonkeyPatch, one_file_bytes: int
 ) -> None:
     monkeypatch.setattr(row_files, "ONE_FILE_BYTES", one_file_bytes)
     build(table, {f"t{n}": n for n in range(8)})
-    table.add_pending([{**row_of(table, row_id, 10), "status": "ok"} for row_id in ("t1", "t2", "t3")])
-    table.commit_changes(table.frame([]), ["t3"], {}, wanted=["t2"])
-    check(table, {"t0": 0, "t1": 1, "t2": 10} | {f"t{n}": n for n in range(4, 8)})
+    table.add_pending([{**row_of(table, row_id, 10), "status": "ok"} for row_id in ("t1", "t2", "t3", "t9")])
+    table.commit_changes(table.frame([]), ["t3", "t9", "none"], {})
+    check(table, {"t0": 0, "t1": 10, "t2": 10} | {f"t{n}": n for n in range(4, 8)})
 
 
 def test_columns_that_move_are_written_in_rows_that_otherwise_stay(table: Table) -> None:
@@ -125,6 +126,10 @@ def test_a_commit_of_blocks_is_one_file_with_a_group_of_rows_for_each(table: Tab
     one = things(table.folder / "one")
     one.commit(table.rows().sample(fraction=1, shuffle=True, seed=0), {})
     assert pl.read_parquet(one.rows_path).drop("path").equals(pl.read_parquet(table.rows_path).drop("path"))
+
+
+SCHEMA = {"id": pl.String, "number": pl.Int64}
+NO_ROWS = pl.DataFrame(schema=SCHEMA)
 
 
 @dataclass
@@ -159,6 +164,20 @@ def test_rows_are_read_a_few_at_a_time_and_a_few_times(monkeypatch: pytest.Monke
     assert {block.height for block in blocks} == {10}
     assert max(max(piece.at_once) for piece in pieces) <= 10
     assert sum(piece.num_read for piece in pieces) <= 5000 * (2 * MAX_READS if is_shuffled else 1)
+
+
+@pytest.mark.parametrize("num_ids", [1, 3, 40, 10_000])
+def test_rows_are_put_in_order_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch, num_ids: int) -> None:
+    """Also where most rows are of one id, or parts begin and end within the rows of one."""
+    monkeypatch.setattr(frames, "PART_ROWS", 7)
+    draw = random.Random(num_ids)
+    for count in (0, 1, 6, 7, 8, 13, 14, 15, 20, 30, 150, 700):
+        pairs = [("é" * draw.randrange(2) + str(draw.randrange(num_ids)), number) for number in range(count)]
+        for given in (pairs, sorted(pairs), sorted(pairs, reverse=True)):
+            rows = pl.concat(pl.DataFrame(given, schema=SCHEMA, orient="row").iter_slices(4)) if given else NO_ROWS
+            ordered = in_id_order(rows, "id")
+            assert ordered.rows() == sorted(given, key=lambda pair: pair[0].encode())
+            assert last_of_each(ordered, "id").rows() == sorted(dict(given).items(), key=lambda pair: pair[0].encode())
 
 
 def test_frames_are_regrouped_without_loss() -> None:
@@ -228,5 +247,5 @@ def test_equal_rows_with_lists_give_the_same_bytes_and_digest_however_they_lie_i
     one.commit(one.frame(whole.to_dicts()), {})
     for part in parts:
         other.add_pending(part.to_dicts())
-    other.commit_changes(other.frame([]), [], {}, wanted=whole["thing_id"])
+    other.commit_changes(other.frame([]), [], {})
     assert other.rows_path.read_bytes() == one.rows_path.read_bytes()

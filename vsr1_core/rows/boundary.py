@@ -121,7 +121,8 @@ def halves(items: Mapping[str, Item]) -> list[Mapping[str, Item]]:
 
 def parts(items: Mapping[str, Item], size: int = IDS_AT_A_TIME) -> Iterator[dict[str, Item]]:
     """The items in the order of their ids, `size` at a time."""
-    ids = ids_of(items).sort()
+    ids = ids_of(items)
+    ids = ids if ids.is_sorted() else ids.sort()
     for start in range(0, len(ids), size):
         yield {row_id: items[row_id] for row_id in ids[start : start + size].to_list()}
 

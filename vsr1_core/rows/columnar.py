@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vsr1_core.rows.packed import Packed
+
 Source = TypeVar("Source")
 Value = TypeVar("Value")
 
@@ -139,7 +141,7 @@ class LazyRows(ByIds[Value]):
 
     def __init__(
         self,
-        columns: pl.DataFrame,
+        columns: pl.DataFrame | Packed,
         make: Callable[..., Value],
         made: dict[str, Value] | None = None,
         most_kept: int = 0,

@@ -23,6 +23,7 @@ import polars as pl
 
 from vsr1_core.rows.blocks import IDS_AT_A_TIME, blocks
 from vsr1_core.rows.columnar import Computed, Grouped, Ids, Remaining, ids_of, reader, texts
+from vsr1_core.rows.frames import in_id_order
 from vsr1_core.rows.merged import is_among
 from vsr1_core.rows.progress import Progress
 from vsr1_core.rows.shards import saved, storable
@@ -147,7 +148,9 @@ def make_plan(wanted: Mapping[str, Inputs], table: Table, ids: Collection[str] |
             stale.append(row_id)
             moved = changed_inputs(json.loads(old_inputs), inputs)
             causes.add(row_id, tuple(f"changed: {name}" for name in moved))
-    orphaned = Ids(known[table.key].filter(~known[table.key].is_in(wanted_ids.implode())).sort())
+    orphaned = Ids()
+    if len(wanted_ids) - len(new) < known.height:
+        orphaned = Ids(known[table.key].filter(~known[table.key].is_in(wanted_ids.implode())).sort())
     return Plan(new, stale, orphaned, failed, unchanged, causes)
 
 
@@ -212,13 +215,16 @@ class Future:
 
     def batches(self, columns: Iterable[str]) -> Iterator[pl.DataFrame]:
         """`rows`, as `Table.batches` gives them."""
-        names, key, made = list(columns), self.table.key, self.made.sort(self.table.key)
-        for rows in self._blocks(list(dict.fromkeys([key, *names]))):
+        names, key = list(columns), self.table.key
+        read = list(dict.fromkeys([key, *names]))
+        made = in_id_order(self.made[read], key)
+        for rows in self._blocks(read):
             if rows.height:
                 number = int(made[key].search_sorted(rows[key][-1], "right"))
                 yield self._left(rows, made[:number])[names]
                 made = made[number:]
-        yield made[names]
+        yield made[names][:0]
+        yield from made[names].iter_slices(IDS_AT_A_TIME)
 
     def _blocks(self, names: list[str]) -> Iterator[pl.DataFrame]:
         """What is there, sorted by id; some thousands at a time, unless a killed run left a part of it."""
@@ -238,12 +244,12 @@ class Future:
     def _left(self, there: pl.DataFrame, made: pl.DataFrame) -> pl.DataFrame:
         """These rows as they will be, with those that are made, sorted by id."""
         key = self.table.key
-        frame = there.filter(~is_among(key, self.made[key]) & ~is_among(key, self.dropped))
+        is_left = ~is_among(key, self.made[key]) & ~is_among(key, self.dropped)
+        frame = there.filter(is_left) if there.height else there
         if self.moved is not None:
             moved = self.moved[[name for name in self.moved.columns if name in frame.columns]]
             frame = frame.update(moved.filter(is_among(key, frame[key])), on=key, maintain_order="left")
-        found = pl.concat([frame, made[frame.columns]]) if made.height else frame
-        return found if found[key].is_sorted() else found.sort(key)
+        return in_id_order(pl.concat([frame, made[frame.columns]]) if made.height else frame, key)
 
     def changed(self, columns: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of a whole table that differ afterwards, as they are and as they will be, with the key and sorted by
@@ -296,10 +302,8 @@ def run_plan(
     moved = moved_columns(table, plan, unversioned or {})
     is_whole = table.is_whole() and not table.is_of_other_form()
     if due or plan.orphaned or moved is not None or not is_whole:
-        ids = ids_of(wanted)
-        dropped = table.rows([table.key]).filter(~is_among(table.key, ids))[table.key]
         record = {"num_processed": len(due), "seconds": round(seconds, 3)}
-        manifest = table.commit_changes(last, dropped, record, moved, ids)
+        manifest = table.commit_changes(last, plan.orphaned, record, moved)
     else:
         manifest = table.manifest()
     return Outcome(len(due), num_failed, len(plan.orphaned), seconds, manifest, plan)

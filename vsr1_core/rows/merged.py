@@ -1,7 +1,7 @@
 """Rows of several files and frames as one table: sorted by id, and of each id the last piece that names it decides.
 
-In memory are the id and status of each row, and where it is: 28 bytes or little more. The rows are read a block at a
-time.
+In memory are the id and status of each row, and where it is: 28 bytes, and as many again while rows that come in no
+order are put in order. The rows are read a block at a time.
 So a commit of a million rankings takes little more memory than one of ten thousand. `rows.row_files` says which files
 make up a table, and `rows.table` what is written.
 """
@@ -19,6 +19,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from vsr1_core.rows.columnar import Ids
+from vsr1_core.rows.frames import alone, in_id_order, last_of_each
 from vsr1_core.rows.unreadable import named, scanned
 
 BLOCK_ROWS = 4096
@@ -59,7 +60,8 @@ class FileRows:
     def kept(self) -> Mapping[str, Any]:
         """Name -> polars type of the columns in the file."""
         with named(self.path):
-            return scanned([self.path]).collect_schema()
+            found = scanned([self.path]).collect_schema()
+        return self.schema if found == self.schema else found  # one object for thousands of shards
 
     def read(self, columns: Sequence[str], begin: int = 0, count: int | None = None) -> pl.DataFrame:
         same = [name for name in columns if self.kept.get(name) == self.schema[name]]
@@ -92,8 +94,8 @@ class Merged:
         found = [_heads(piece, number, key) for number, piece in enumerate(pieces)]
         sizes, rows = [of.height for of in found], pl.concat(found)
         del found
-        rows = newest(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
-        return cls(pieces, key, rows if rows[key].is_sorted() else rows.sort(key), sizes)
+        rows = in_id_order(rows if fits is None or _all(rows, fits) else rows.filter(fits), key)
+        return cls(pieces, key, last_of_each(rows, key), sizes)
 
     def where(self, fits: pl.Expr) -> Merged:
         """Those of the rows whose heads fit."""
@@ -102,7 +104,7 @@ class Merged:
     def added(self, piece: Piece) -> Merged:
         """With the rows of one more piece, which have other ids."""
         more = _heads(piece, len(self.pieces), self.key)
-        heads = pl.concat([self.heads, more]).sort(self.key)
+        heads = in_id_order(pl.concat([self.heads, more]), self.key)
         return Merged([*self.pieces, piece], self.key, heads, [*self.sizes, more.height])
 
     def blocks(self, columns: Sequence[str], size: int = 0) -> Iterator[pl.DataFrame]:
@@ -123,9 +125,8 @@ class Merged:
     @cached_property
     def _blocks_at_once(self) -> int:
         """1 where each block needs few pieces. A piece is read in parts of BLOCK_ROWS, whatever is needed of them."""
-        block = (pl.int_range(pl.len(), dtype=pl.UInt32) // BLOCK_ROWS).alias("block")
-        reads = self.heads.select(block, PIECE).unique().group_by(PIECE).len()
-        num_read = sum(min(self.sizes[piece], BLOCK_ROWS) * number for piece, number in reads.iter_rows())
+        pieces = (heads[PIECE].unique() for heads in self.heads.iter_slices(BLOCK_ROWS))
+        num_read = sum(min(self.sizes[piece], BLOCK_ROWS) for needed in pieces for piece in needed)
         return 1 + num_read // (MAX_READS * max(self.heads.height, BLOCK_ROWS))
 
 
@@ -162,21 +163,3 @@ def write_blocks(path: Path, blocks: Iterator[pl.DataFrame], schema: Mapping[str
         return
     source = register_io_source(lambda *_: itertools.chain([first, second], apart), schema=schema)
     source.sink_parquet(path, row_group_size=BLOCK_ROWS, maintain_order=True)
-
-
-def alone(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows in memory of their own. Of a list that is a part of a longer column, Parquet would spell the values of
-    the whole column, so that equal rows would give other bytes."""
-    return rows.select(pl.all().gather(pl.int_range(pl.len()))).rechunk()
-
-
-def regrouped(frames: Iterable[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
-    """The rows of one or more frames in frames of `size` rows, but for the last one, which may be empty."""
-    left: list[pl.DataFrame] = []
-    for frame in frames:
-        left.append(frame)
-        if sum(part.height for part in left) > size:
-            *whole, rest = pl.concat(left).iter_slices(size)
-            yield from whole
-            left = [rest]
-    yield pl.concat(left)

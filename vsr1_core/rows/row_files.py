@@ -47,6 +47,8 @@ MAX_ROW_FILES = 8
 reading."""
 MAX_OLD_BYTES = 256 << 20
 """The same where they take more bytes than this."""
+FLAT_BLOCKS = 4
+"""So many blocks of rows without lists are read at a time: to begin with one takes a millisecond."""
 SMALL_FILE = 2**16
 """Files of rows of up to this many bytes are kept in memory: planning a graph reads each table about ten times."""
 
@@ -103,7 +105,7 @@ class RowFiles:
         return (rows if where is None else rows.filter(where)).select(columns)
 
     def batches(self, columns: list[str]) -> Iterator[pl.DataFrame]:
-        """`read`, BLOCK_ROWS at a time."""
+        """`read`, some thousands at a time, fewer where they have lists, such as vectors."""
         if self.deltas:
             pieces = [FileRows(path, self.schema) for path in self.paths]
             rows = Merged.of(pieces, next(iter(self.schema)))
@@ -111,9 +113,10 @@ class RowFiles:
         elif _small(self.base) is not None:
             yield from self.read(columns).iter_slices(BLOCK_ROWS)
         else:
-            for begin in range(0, num_rows_in(self.base), BLOCK_ROWS):
+            size = BLOCK_ROWS * (1 if any(self.schema[name].is_nested() for name in columns) else FLAT_BLOCKS)
+            for begin in range(0, num_rows_in(self.base), size):
                 with named(self.base):
-                    found = scanned([self.base]).slice(begin, BLOCK_ROWS).select(columns).collect()
+                    found = scanned([self.base]).slice(begin, size).select(columns).collect()
                 yield found
 
     def takes_delta(self, num_changed: int) -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 
 import polars as pl
 
-from vsr1_core.rows.columnar import Ids
 from vsr1_core.rows.files import atomic_path, file_state, read_json, write_json
 from vsr1_core.rows.lease import Lease
 from vsr1_core.rows.merged import (
@@ -237,28 +236,29 @@ class Table:
     def commit_changes(
         self,
         made: pl.DataFrame,
-        dropped: Collection[str] | pl.Series,
+        dropped: Sequence[str],
         record: Mapping[str, Any],
         moved: pl.DataFrame | None = None,
-        wanted: Iterable[str] | pl.Series = (),
     ) -> dict[str, Any]:
-        """`commit` of the committed rows with `made` in place of those with the same ids, and without `dropped`. Where
-        the table is large, only what changed is written. Few rows at a time are in memory.
+        """`commit` of the committed rows with the pending ones and `made` in place of those with the same ids, and
+        without `dropped`; `made` are the newest. Where the table is large, only what changed is written. Few rows at a
+        time are in memory.
 
-        moved: key and new values of some columns, of rows that stay as they are otherwise. wanted: ids of which pending
-        rows are committed as well; `made` are newer.
+        dropped: ids of rows that may be pending, or not there. moved: key and new values of some columns, of rows that
+        stay as they are otherwise.
         """
         files, is_made = self.files(), pl.col(PIECE)
         committed = [] if files is None else [FileRows(path, self._empty.schema) for path in files.paths]
         pieces = _in_memory([*committed, *self._shards()], list(self.schema))
-        fits = is_made.lt(len(committed)) | is_made.eq(len(pieces)) | is_among(self.key, wanted)
-        found = Merged.of([*pieces, FrameRows(self._stored(made))], self.key, fits)
-        state = found.where(pl.col("status").ne_missing(DROPPED) & ~is_among(self.key, dropped))
+        found = Merged.of([*pieces, FrameRows(self._stored(made))], self.key)
+        stays = pl.col("status").ne_missing(DROPPED)
+        state = found.where(stays & ~is_among(self.key, dropped) if dropped else stays)
         if files is not None and not self.is_of_other_form():
             is_moved = is_among(self.key, () if moved is None else moved[self.key])
             changed = state.where(is_made.ge(len(committed)) | is_moved)
-            if files.takes_delta(changed.heads.height + len(dropped)):
-                gone = Ids(dropped).series.alias(self.key).to_frame().with_columns(status=pl.lit(DROPPED))
+            gone = files.read([self.key], dropped) if dropped else self._empty[[self.key]]
+            if files.takes_delta(changed.heads.height + gone.height):
+                gone = gone.with_columns(status=pl.lit(DROPPED))
                 delta = changed.added(FrameRows(completed(gone, list(self.schema), self.schema)))
                 return self._write(files.next_delta(), delta, state, record, moved)
         return self._write(self._next_base(), state, state, record, moved)

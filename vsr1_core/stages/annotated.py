@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
@@ -20,7 +21,9 @@ from vsr1_core.datasets.format import AnnotationFile
 from vsr1_core.datasets.formats import get_format
 from vsr1_core.datasets.line_table import IS_MOMENT, SCHEMA, line_tables
 from vsr1_core.rows.files import atomic_path, check_name, digest_file
-from vsr1_core.rows.merged import BLOCK_ROWS, is_among, regrouped, write_blocks
+from vsr1_core.rows.frames import has_repeated, regrouped
+from vsr1_core.rows.merged import BLOCK_ROWS, is_among, write_blocks
+from vsr1_core.rows.packed import Packed, packed
 from vsr1_core.rows.texts import half_character
 from vsr1_core.rows.unreadable import scanned
 from vsr1_core.rows.versions import code_digest, fingerprint
@@ -28,6 +31,7 @@ from vsr1_core.stages.base import View
 from vsr1_core.stages.kept_ids import has_hashed_ids
 
 GROUPED_LINES = 16384
+Value = TypeVar("Value")
 CODE = code_digest()
 """The code as it was loaded, whose tables are kept; Python decides as well what a text is without its spaces."""
 
@@ -37,8 +41,18 @@ def annotated_lines(view: View, columns: Sequence[str] = tuple(SCHEMA)) -> pl.Da
     is to know of the moments: an id comes twice, there is no file, or the kind of dataset does not make its moments of
     files alone."""
     names = list(dict.fromkeys(["query_id", *columns]))
-    lines = _read(view, lambda table: table.select(names).collect())
-    return None if lines is None or lines["query_id"].n_unique() < lines.height else lines
+    found = _read(view, lambda table: table.select(names).collect())
+    return None if found is None or has_repeated((lines := pl.concat(found))["query_id"]) else lines
+
+
+def packed_lines(view: View) -> pl.DataFrame | Packed | None:
+    """`annotated_lines`, few of which are spelled out at a time."""
+    found = _read(view, lambda table: packed(_slices(table, tuple(SCHEMA))))
+    if found is None:
+        return None
+    slices = (of_file.iter_slices() for of_file in found)  # none of a file without lines
+    lines = packed(itertools.chain([pl.DataFrame(schema=SCHEMA)], *slices))
+    return None if has_repeated(lines.to_series(0)) else lines
 
 
 def lines_with(view: View, ids: Collection[str]) -> pl.DataFrame | None:
@@ -47,7 +61,8 @@ def lines_with(view: View, ids: Collection[str]) -> pl.DataFrame | None:
     every = annotated_lines(view, [])
     if every is None or has_hashed_ids(every["query_id"]):
         return None
-    return _read(view, lambda table: table.filter(is_among("query_id", ids)).select(*SCHEMA).collect())
+    found = _read(view, lambda table: table.filter(is_among("query_id", ids)).select(*SCHEMA).collect())
+    return None if found is None else pl.concat(found)
 
 
 def annotated_splits(view: View) -> pl.DataFrame | None:
@@ -56,21 +71,25 @@ def annotated_splits(view: View) -> pl.DataFrame | None:
     pairs = None if annotated_lines(view, []) is None else _read(view, _pairs)
     if pairs is None:
         return None
-    by_video = pairs.group_by("video_id", maintain_order=True)
+    by_video = pl.concat(pairs).group_by("video_id", maintain_order=True)
     return by_video.agg(splits=pl.col("split").unique().sort())
 
 
 def _pairs(table: pl.LazyFrame) -> pl.DataFrame:
     """`video_id` and `split` of the moments of a file, and few pairs of them more than once. Groups of 100,000 lines
     would take 14 MB for a while, those of the pairs take 4."""
-    pairs = [pl.DataFrame(schema={name: SCHEMA[name] for name in ("video_id", "split")})]
+    moments = (some.filter(IS_MOMENT) for some in _slices(table, ("video_id", "split", "reason")))
+    return pl.concat(some.select("video_id", "split").unique(maintain_order=True) for some in moments)
+
+
+def _slices(table: pl.LazyFrame, names: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """These columns, some thousands of lines at a time: one frame or more."""
+    yield pl.DataFrame(schema={name: SCHEMA[name] for name in names})
     for begin in range(0, table.select(pl.len()).collect().item(), GROUPED_LINES):
-        some = table.slice(begin, GROUPED_LINES).filter(IS_MOMENT).select("video_id", "split").collect()
-        pairs.append(some.unique(maintain_order=True))
-    return pl.concat(pairs)
+        yield table.slice(begin, GROUPED_LINES).select(names).collect()
 
 
-def _read(view: View, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame | None:
+def _read(view: View, read: Callable[[pl.LazyFrame], Value]) -> list[Value] | None:
     """What is read of the table of each file, one file after the other; None where there is no file, or no table of
     one."""
     files = _files(view)
@@ -84,7 +103,7 @@ def _read(view: View, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFr
                 return None
             of_file = read(table.lazy())
         found.append(of_file)
-    return pl.concat(found)
+    return found
 
 
 def keep_lines(view: View) -> None:
@@ -110,7 +129,7 @@ def _is_known(file: AnnotationFile) -> bool:
     return bool(file.digest) and half_character(file.file_id) is None
 
 
-def _of_kept(path: Path, read: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame | None:
+def _of_kept(path: Path, read: Callable[[pl.LazyFrame], Value]) -> Value | None:
     """What is read of a kept table; None where it is not there, or damaged."""
     with contextlib.suppress(OSError, pl.exceptions.PolarsError):
         return read(scanned([path]))

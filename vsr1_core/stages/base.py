@@ -22,6 +22,7 @@ from vsr1_core.rows.columnar import ByIds, Computed, LazyRows, only, reader
 from vsr1_core.rows.imported import Imported, ImportedRow, current_import
 from vsr1_core.rows.increments import Outcome, Plan, known_values, make_plan, run_plan, without_gc
 from vsr1_core.rows.lake import Lake
+from vsr1_core.rows.packed import packed
 from vsr1_core.rows.table import Table
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.settings import settings_of
@@ -151,8 +152,8 @@ class View:
 
     def versions(self, asset: str, splits: Names = None) -> Mapping[str, str]:
         """Row id -> row version of an upstream table's ok rows (of these splits)."""
-        key = self.stages[asset].key
-        return LazyRows(self.rows(asset, [key, "row_version"], splits), lambda _, version: version)
+        read = Reading.of(asset, "ok", [self.stages[asset].key, "row_version"], splits)
+        return LazyRows(packed(self.read_batches(read)), lambda _, version: version)
 
     def version(self, asset: str, row_id: str) -> str:
         """The row version of one ok row of an upstream table; empty where there is no such row."""
@@ -286,8 +287,7 @@ class Stage(ABC):
         neither stage version nor recipe: a new version of this stage leaves them as they are."""
         recipe = self.recipe(view.config)
         base = {"stage": str(self.version), **({} if recipe is None else {"recipe": fingerprint(recipe)})}
-        of_stage: Callable[[Row], Inputs] = lambda row: {} if row.is_imported or row.is_borrowed else base  # noqa: E731
-        return Computed(reader(rows), lambda row: {**of_stage(row), **row.inputs})
+        return Computed(reader(rows), lambda r: r.inputs if r.is_imported or r.is_borrowed else {**base, **r.inputs})
 
     def concerns(self, view: View) -> bool:
         """Whether the dataset's configuration asks for this stage. Where it does not, there are no rows, unless it did

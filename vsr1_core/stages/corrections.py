@@ -11,7 +11,8 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.corrections import Corrected, Correction, corrected, corrections_path, read_corrections
 from vsr1_core.datasets.line_table import lines_of_table
 from vsr1_core.datasets.verified import BadLine, Moment
-from vsr1_core.stages.annotated import annotated_lines, lines_with
+from vsr1_core.rows.packed import Packed
+from vsr1_core.stages.annotated import lines_with, packed_lines
 from vsr1_core.stages.base import View
 from vsr1_core.stages.kept_ids import has_hashed_ids, with_kept_ids
 
@@ -29,12 +30,12 @@ def annotated_moments(view: View, ids: Collection[str] | None = None) -> dict[st
     return with_kept_ids(found, view.table("moments"), corrections_of(view)) if has_hashed_ids(found) else found
 
 
-def uncorrected_lines(view: View) -> pl.DataFrame | None:
+def uncorrected_lines(view: View) -> pl.DataFrame | Packed | None:
     """The lines of the annotation files, where they are the rows of `moments` as they are; None where they are not."""
     if corrections_of(view):
         return None
-    lines = annotated_lines(view)
-    return None if lines is None or has_hashed_ids(lines["query_id"]) else lines
+    lines = packed_lines(view)
+    return None if lines is None or has_hashed_ids(lines.to_series(0)) else lines
 
 
 def annotated_at(view: View, query_id: str) -> str | None:

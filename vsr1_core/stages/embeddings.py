@@ -8,6 +8,7 @@ from typing import Any
 from vsr1_core.recipes import Configuration
 from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.columnar import LazyRows
+from vsr1_core.rows.packed import PACKED_ROWS, SPELLED
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
@@ -15,11 +16,13 @@ from vsr1_core.stages.base import Row, Stage, View
 from vsr1_core.stages.loading import asked_with
 from vsr1_core.stages.model_rows import ModelRows
 from vsr1_core.stages.opened import OpenedModels
+from vsr1_core.stages.plan_reads import packed_rows
 from vsr1_core.stages.reads import EMBEDDER, same
 
 EMBEDDED_IN_ORDER = 65_536
 """So many queries are embedded in the order of their lengths: few tokens of a batch are padding, and few texts are in
 memory."""
+SPELLED_AT_ONCE = EMBEDDED_IN_ORDER // PACKED_ROWS + SPELLED
 
 
 class QueryEmbeddings(ModelRows):
@@ -43,7 +46,7 @@ class QueryEmbeddings(ModelRows):
     def plan(self, view: View) -> Mapping[str, Row]:
         embedder = view.version("base_models", "embedder")
         return LazyRows(
-            view.rows("moments", ["query_id", "split", "query", "video_id"]),
+            packed_rows(view, "moments", ["query_id", "split", "query", "video_id"], spelled=SPELLED_AT_ONCE),
             lambda _, split, query, video_id: Row(
                 {"query": query_version(query, split, video_id), "embedder": embedder},
                 {"split": split, "gt_video_id": video_id},

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from vsr1_core.reasoning.conversation import ANY_TAG, SYSTEM_PROMPT, answer_text, parse_answer, user_text
 from vsr1_core.rows.boundary import parts
 from vsr1_core.rows.columnar import Computed, LazyRows, ids_of, reader
 from vsr1_core.rows.files import read_json, write_json, write_json_array, write_jsonl
+from vsr1_core.rows.frames import joined
 from vsr1_core.rows.merged import is_among
+from vsr1_core.rows.packed import packed
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import clipped, is_right
 from vsr1_core.stages import columns as c
@@ -25,8 +29,9 @@ from vsr1_core.stages.columns import Column
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.methods import is_used
 from vsr1_core.stages.model_folders import options_of
-from vsr1_core.stages.moments import TRAIN, chosen, moment_version, train_moments
-from vsr1_core.stages.readings import Reading
+from vsr1_core.stages.moments import MOMENT_COLUMNS, TRAIN, moment_copy, moment_version
+from vsr1_core.stages.plan_reads import packed_rows
+from vsr1_core.stages.readings import Names, Reading
 from vsr1_core.stages.reads import same
 from vsr1_core.stages.work_reads import all_rows, rows_with
 
@@ -70,24 +75,9 @@ class SFTExamples(Stage):
     }
 
     def plan(self, view: View) -> Mapping[str, Row]:
-        pool = view.versions("top1_pool")
-        in_pool = is_among("query_id", ids_of(pool))
-        moments = train_moments(view, in_pool)
-        versions = Reading.of("hard_negatives", "ok", ["query_id", "row_version"])
-        negatives = LazyRows(chosen(view, versions, in_pool), lambda _, version: version)
-
-        def row(query_id: str, version: str) -> Row:
-            moment = moments[query_id]
-            inputs = {
-                "top1_pool": pool[query_id],
-                "reasoning_traces": version,
-                "hard_negatives": negatives.get(query_id, "none"),
-                "moments": moment_version(moment),
-            }
-            return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
-
-        traces = view.rows("reasoning_traces", ["query_id", "row_version"])
-        return LazyRows(traces.filter(*(is_among("query_id", ids_of(rows)) for rows in (pool, moments))), row)
+        pool, traces = _versions(view, "top1_pool"), _versions(view, "reasoning_traces")
+        pairs = joined(pool, traces, "query_id", "inner")
+        return _rows_of(view, ("top1_pool", "reasoning_traces"), pairs)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):
@@ -157,7 +147,7 @@ class HardRefineExamples(SFTExamples):
 
 
 def _plain_captions(view: View) -> Mapping[str, str]:
-    return LazyRows(view.rows("moments", ["query_id", "plain_query"], TRAIN), lambda _, plain: plain)
+    return LazyRows(packed_rows(view, "moments", ["query_id", "plain_query"], TRAIN), lambda _, plain: plain)
 
 
 def _rewritten(row: Mapping[str, Any], plain: str | None) -> dict[str, Any]:
@@ -228,21 +218,10 @@ class GRPOPrompts(Stage):
     }
 
     def plan(self, view: View) -> Mapping[str, Row]:
-        negatives, imported = view.versions("hard_negatives"), view.imported_rows(self.name)
-        moments = train_moments(view)
-
-        def row(query_id: str, version: str) -> Row:
-            moment = moments[query_id]
-            inputs = {
-                "first_ranking": version,
-                "hard_negatives": negatives.get(query_id, "none"),
-                "moments": moment_version(moment),
-            }
-            return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
-
-        rankings = view.rows("first_ranking", ["query_id", "row_version"], TRAIN)
-        wanted = [is_among("query_id", ids_of(rows)) for rows in (moments, imported) if rows is moments or rows]
-        return LazyRows(rankings.filter(*wanted), row)
+        imported, rankings = view.imported_rows(self.name), _versions(view, "first_ranking", TRAIN)
+        if imported:
+            rankings = (rows.filter(is_among("query_id", imported)) for rows in rankings)
+        return _rows_of(view, ("first_ranking",), rankings)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):
@@ -289,6 +268,26 @@ def published_grpo_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "hard_negative_scores": row["negative_scores"],
         "is_augmented": False,
     }
+
+
+def _versions(view: View, asset: str, splits: Names = None) -> Iterator[pl.DataFrame]:
+    """Query ids, and the row versions in a column with the name of the asset."""
+    read = view.read_batches(Reading.of(asset, "ok", ["query_id", "row_version"], splits))
+    return (rows.rename({"row_version": asset}) for rows in read)
+
+
+def _rows_of(view: View, assets: Sequence[str], versions: Iterator[pl.DataFrame]) -> LazyRows[Row]:
+    """A row for each query with a moment that has versions of these assets. It reads its hard negatives as well."""
+    moments = view.read_batches(Reading.of("moments", "ok", ["query_id", *MOMENT_COLUMNS], TRAIN))
+    with_moments = joined(versions, moments, "query_id", "inner")
+    columns = joined(with_moments, _versions(view, "hard_negatives"), "query_id", "left")
+
+    def row(_: str, *values: Any) -> Row:
+        inputs, moment = dict(zip(assets, values, strict=False)), moment_copy(values[len(assets) : -1])
+        inputs |= {"hard_negatives": values[-1] or "none", "moments": moment_version(moment)}
+        return Row(inputs, {"gt_video_id": moment["gt_video_id"]}, facts=moment)
+
+    return LazyRows(packed(columns), row)
 
 
 def _negatives(view: View, ids: Iterable[str]) -> Mapping[str, dict[str, Any]]:

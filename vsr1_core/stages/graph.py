@@ -19,6 +19,7 @@ from vsr1_core.datasets import sources
 from vsr1_core.datasets.registry import configuration_of, get_entry, keep_relative
 from vsr1_core.rows.blocks import blocks
 from vsr1_core.rows.files import file_state
+from vsr1_core.rows.frames import in_id_order
 from vsr1_core.rows.increments import Future, Plan, moved_columns, with_others, without_gc
 from vsr1_core.rows.lake import Lake
 from vsr1_core.rows.versions import Inputs, fingerprint, row_version
@@ -214,4 +215,4 @@ def _future(
         return None
     due = ({stage.key: i, "row_version": row_version(inputs[i]), "status": "ok", **rows[i].known} for i in plan.due())
     made = pl.concat([table.frame([]), *map(table.frame, blocks(due))])
-    return Future(table, made, plan.orphaned, moved)
+    return Future(table, in_id_order(made, stage.key), plan.orphaned, moved)

@@ -9,14 +9,12 @@ import polars as pl
 
 from vsr1_core.evaluation.row_types import MomentRow
 from vsr1_core.rows.columnar import LazyRows
-from vsr1_core.rows.merged import regrouped
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.segments import best_right, touches, video_of, window_of
 from vsr1_core.stages.base import View
 from vsr1_core.stages.readings import Reading
 
 TRAIN = ("train",)
-CHOSEN_FROM = 65536
 Value = TypeVar("Value")
 IS_TRAIN = pl.col("split") == "train"
 COMPARED_TEXT = pl.col("query").str.strip_chars().str.to_lowercase()
@@ -31,19 +29,12 @@ MOMENT_COLUMNS = {
     "duration_s": "duration_s",
 }
 """Column of a moment that training rows of both stages copy -> its name in the training rows."""
+_COPIED = tuple(MOMENT_COLUMNS.values())
 
 
-def moment_rows(view: View, splits: Sequence[str], where: pl.Expr | None = None) -> pl.DataFrame:
-    """The columns of a `MomentRow` of the moments in these splits, or of those that fit."""
-    return chosen(view, Reading.of("moments", "ok", tuple(MomentRow.__annotations__), splits), where)
-
-
-def chosen(view: View, read: Reading, where: pl.Expr | None) -> pl.DataFrame:
-    """What is read, of the rows that fit (None: all). They are chosen some ten thousand rows at a time: a pool of
-    100,000 of 800,000 train queries needs no others."""
-    if where is None:
-        return view.read(read)
-    return pl.concat(rows.filter(where) for rows in regrouped(view.read_batches(read), CHOSEN_FROM))
+def moment_rows(view: View, splits: Sequence[str]) -> pl.DataFrame:
+    """The columns of a `MomentRow` of the moments in these splits."""
+    return view.rows("moments", tuple(MomentRow.__annotations__), splits)
 
 
 def moments_by(moments: pl.DataFrame, key: str, made: Callable[[dict[str, Any]], Value]) -> Mapping[str, Value]:
@@ -57,12 +48,15 @@ def as_moment(fields: dict[str, Any]) -> MomentRow:
     return cast(MomentRow, fields)
 
 
-def train_moments(view: View, where: pl.Expr | None = None) -> Mapping[str, dict[str, Any]]:
-    """Train query id -> what training rows of both stages copy from its moment, under the names of MOMENT_COLUMNS.
-    where: only of queries whose ids fit."""
-    names = tuple(MOMENT_COLUMNS.values())
-    rows = chosen(view, Reading.of("moments", "ok", ["query_id", *MOMENT_COLUMNS], TRAIN), where)
-    return LazyRows(rows, lambda _, *values: dict(zip(names, values, strict=True)))
+def train_moments(view: View) -> Mapping[str, dict[str, Any]]:
+    """Train query id -> what training rows of both stages copy from its moment."""
+    rows = view.rows("moments", ["query_id", *MOMENT_COLUMNS], TRAIN)
+    return LazyRows(rows, lambda _, *values: moment_copy(values))
+
+
+def moment_copy(values: Sequence[Any]) -> dict[str, Any]:
+    """What training rows of both stages copy from a moment, of whose columns MOMENT_COLUMNS these are the values."""
+    return dict(zip(_COPIED, values, strict=True))
 
 
 def moment_version(moment: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 
 import polars as pl
 
+from vsr1_core.rows.frames import alone, regrouped
 from vsr1_core.rows.increments import Future
-from vsr1_core.rows.merged import alone, regrouped
 
 Kind = Literal["table", "ok", "all", "results"]
 Names = Sequence[str] | None

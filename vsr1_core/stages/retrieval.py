@@ -18,7 +18,8 @@ from vsr1_core.recipes import Configuration
 from vsr1_core.rows.boundary import parts
 from vsr1_core.rows.columnar import Ids, LazyRows, ids_of
 from vsr1_core.rows.files import check_name
-from vsr1_core.rows.merged import is_among
+from vsr1_core.rows.frames import joined
+from vsr1_core.rows.packed import packed
 from vsr1_core.rows.versions import fingerprint
 from vsr1_core.stages import checks
 from vsr1_core.stages import columns as c
@@ -26,7 +27,8 @@ from vsr1_core.stages.base import Row, RowIds, Stage, View
 from vsr1_core.stages.columns import Column, failed
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.moments import COMPARED_TEXT, IS_TRAIN, TRAIN, asked_versions, same_text_videos
-from vsr1_core.stages.readings import NotYetKnown
+from vsr1_core.stages.plan_reads import packed_rows
+from vsr1_core.stages.readings import NotYetKnown, Reading
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 from vsr1_core.stages.work_reads import rows_with
 
@@ -176,7 +178,7 @@ class FirstRanking(Stage):
         """A new video ranks all queries of its split again, because the index gets a new version."""
         indexes = dict(view.versions("video_index"))
         return LazyRows(
-            view.rows("query_embeddings", ["query_id", "row_version", "split", "gt_video_id"]),
+            packed_rows(view, "query_embeddings", ["query_id", "row_version", "split", "gt_video_id"]),
             lambda _, version, split, video_id: Row(
                 {"query_embeddings": version, "video_index": indexes.get(split, "none")},
                 {"split": split, "gt_video_id": video_id} | ({} if split in indexes else failed(_no_index(split))),
@@ -271,7 +273,8 @@ class HardNegatives(Stage):
         never = same_text_videos(view)
         version_of = functools.lru_cache(maxsize=1024)(lambda videos: fingerprint(sorted(videos)))
         asked = asked_versions(view) if view.imported is not None else None  # only imported rows have this basis
-        rankings = view.rows("first_ranking", ["query_id", "row_version", "split"], TRAIN)
+        rankings = view.read_batches(Reading.of("first_ranking", "ok", ["query_id", "row_version", "split"], TRAIN))
+        wanted = joined(rankings, [ids_of(never).alias(self.key).to_frame()], self.key, "inner")
 
         def row(query_id: str, version: str, split: str) -> Row:
             videos = never[query_id]
@@ -279,7 +282,7 @@ class HardNegatives(Stage):
             inputs = {"first_ranking": version, "moments": version_of(videos)}
             return Row(inputs, {"split": split}, basis, facts=videos)
 
-        return LazyRows(rankings.filter(is_among("query_id", ids_of(never))), row)
+        return LazyRows(packed(wanted), row)
 
     def make(self, view: View, rows: Mapping[str, Row], run: Execution) -> Iterator[dict[str, Any]]:
         for some in parts(rows):

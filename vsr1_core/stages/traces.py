@@ -11,16 +11,19 @@ import polars as pl
 from vsr1_core.reasoning.tasks import EventNote, Label, StoredFrames, TeacherTask
 from vsr1_core.reasoning.teacher import make_teacher, refusal
 from vsr1_core.recipes import Configuration
-from vsr1_core.rows.columnar import LazyRows, ids_of
+from vsr1_core.rows.columnar import LazyRows, ids_of, texts
+from vsr1_core.rows.frames import regrouped
 from vsr1_core.rows.merged import is_among
+from vsr1_core.rows.packed import Packed, packed
 from vsr1_core.rows.versions import Inputs, fingerprint
 from vsr1_core.segments import clipped, touches, video_of
 from vsr1_core.stages import columns as c
 from vsr1_core.stages.base import Row, RowIds, View
 from vsr1_core.stages.execution import Execution
 from vsr1_core.stages.model_rows import ModelRows
-from vsr1_core.stages.moments import IS_TRAIN, TRAIN, moment_rows, moment_version, train_moments
+from vsr1_core.stages.moments import IS_TRAIN, TRAIN, moment_version, train_moments
 from vsr1_core.stages.opened import OpenedModels
+from vsr1_core.stages.readings import Reading
 from vsr1_core.stages.reads import found_by, known, row_ids, same
 
 
@@ -118,11 +121,9 @@ def _noted(asked: dict[str, TeacherTask], tasks: Iterable[TeacherTask]) -> Itera
 
 def _teacher_tasks(view: View) -> Mapping[str, TeacherTask]:
     pool = view.rows("top1_pool", ["query_id", "label", "shown_video_id"])
-    shown_videos = (video_of(segment_id) for segment_id in pool["shown_video_id"])
-    is_read = is_among("query_id", pool["query_id"]) | is_among("video_id", shown_videos)
-    moments = moment_rows(view, TRAIN, is_read)
-    of_query = LazyRows(moments.select("query_id", *_EVENT), lambda _, *event: event)
-    of_video = LazyRows(moments.group_by("video_id").agg(_EVENT), _events_of)
+    asked, shown_events = _told(view, pool)
+    of_query = LazyRows(asked, lambda _, *told: told)
+    of_video = LazyRows(shown_events.group_by("video_id").agg(_EVENT), _events_of)
     frames = _stored_frames(view) if view.config.teacher.asks_a_model else {}
 
     @functools.lru_cache(maxsize=1024)
@@ -130,16 +131,38 @@ def _teacher_tasks(view: View) -> Mapping[str, TeacherTask]:
         return _events_in(segment_id, video_of(segment_id), of_video.get(video_of(segment_id), ()))
 
     def task(query_id: str, label: Label, shown: str) -> TeacherTask:
-        event = of_query[query_id]
+        *event, query = of_query[query_id]
         note = _event_note(event, shown if label == "matched" else "")
-        return TeacherTask(query_id, event[3], label, shown, note, events(shown), frames.get(shown))
+        return TeacherTask(query_id, query, label, shown, note, events(shown), frames.get(shown))
 
-    return LazyRows(pool.filter(is_among("query_id", moments["query_id"])), task)
+    return LazyRows(pool.filter(is_among("query_id", asked.to_series(0))), task)
 
 
-_EVENT = ("start_s", "end_s", "plain_query", "query")
-"""The columns of a moment that say what happens in its video."""
-_Event = tuple[float, float, str | None, str]
+_EVENT = ("start_s", "end_s", "words")
+"""What happens in a video, and when."""
+_Event = Sequence[Any]
+"""The values of _EVENT."""
+CHOSEN_FROM = 65536
+"""Of so many moments at a time those are chosen that are told: a pool of 100,000 of 800,000 queries needs no others."""
+
+
+def _told(view: View, pool: pl.DataFrame) -> tuple[pl.DataFrame | Packed, pl.DataFrame]:
+    """The id, event and text of each query of the pool that has a moment, and the video and event of each train query
+    about a shown video. Of a moment in words that is its plain caption, or its query where it has none."""
+    shown_videos = map(video_of, texts(pool["shown_video_id"]))
+    is_asked, is_shown = is_among("query_id", pool["query_id"]), is_among("video_id", shown_videos)
+    words = pl.when(pl.col("plain_query").fill_null("") == "").then("query").otherwise("plain_query").alias("words")
+    columns = ("query_id", "video_id", "start_s", "end_s", "plain_query", "query")
+    shown = []
+
+    def asked() -> Iterator[pl.DataFrame]:
+        read = view.read_batches(Reading.of("moments", "ok", columns, TRAIN))
+        for moments in regrouped(read, CHOSEN_FROM):
+            told = moments.with_columns(words)
+            shown.append(told.filter(is_shown).select("video_id", *_EVENT))
+            yield told.filter(is_asked).select("query_id", *_EVENT, "query")
+
+    return packed(asked()), pl.concat(shown)
 
 
 def _events_of(_: str, *lists: Sequence[Any]) -> list[_Event]:
@@ -162,11 +185,9 @@ def _stored_frames(view: View) -> Mapping[str, StoredFrames]:
 
 
 def _event_note(event: _Event, segment_id: str) -> EventNote:
-    """The event in plain words: its plain caption, or its query where the dataset has no plain captions. Its times are
-    cut to what the segment shows; those of an empty id are not."""
-    start_s, end_s, plain_query, query = event
-    caption = " ".join((plain_query or query).split()).rstrip(".")
-    return EventNote(*clipped(segment_id, start_s, end_s), caption)
+    """The event as the teacher reads it. Its times are cut to what the segment shows; those of an empty id are not."""
+    start_s, end_s, words = event
+    return EventNote(*clipped(segment_id, start_s, end_s), " ".join(words.split()).rstrip("."))
 
 
 STAGES: tuple[type[ModelRows], ...] = (ReasoningTraces,)
