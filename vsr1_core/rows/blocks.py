@@ -8,6 +8,10 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+SHARD_ROWS = 1024
+"""Most finished rows of a run that are not saved yet. To save a shard, and to read it again for the commit, takes 3 ms:
+with 256 rows, a third of the time of a million quick ones. With many more, vectors would take hundreds of MB."""
+
 IDS_AT_A_TIME = 4096
 
 

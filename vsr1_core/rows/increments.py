@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from vsr1_core.rows.blocks import IDS_AT_A_TIME, blocks
+from vsr1_core.rows.blocks import IDS_AT_A_TIME, SHARD_ROWS, blocks
 from vsr1_core.rows.columnar import Computed, Grouped, Ids, Remaining, ids_of, reader, texts
 from vsr1_core.rows.frames import in_id_order
 from vsr1_core.rows.merged import is_among
@@ -283,7 +283,7 @@ def run_plan(
     process: Callable[[Sequence[str]], Iterable[dict[str, Any]]],
     *,
     retry_failed: bool = False,
-    shard_rows: int = 256,
+    shard_rows: int = SHARD_ROWS,
     unversioned: Mapping[str, Mapping[str, Any]] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:

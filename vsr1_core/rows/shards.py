@@ -13,8 +13,8 @@ from vsr1_core.rows.table import Table
 from vsr1_core.rows.texts import visible
 
 SHARD_S = 5.0
-"""Seconds after which finished rows are saved, even if they fill no shard: a slow decoder finished 170 rows in the time
-of a shard of 256, and a kill lost them all."""
+"""Seconds after which finished rows are saved, even if they fill no shard: a slow decoder had finished 170 rows, and a
+kill lost them all."""
 
 
 class Shard:

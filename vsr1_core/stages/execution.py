@@ -10,6 +10,7 @@ from typing import Generic, Literal
 
 from vsr1_core.media.video_limits import DEFAULT_LIMITS, VideoLimits
 from vsr1_core.reasoning.tasks import EndpointSettings
+from vsr1_core.rows.blocks import SHARD_ROWS
 from vsr1_core.rows.files import WriteRefused
 from vsr1_core.rows.forks import Forks
 from vsr1_core.rows.results import Item, Result, Value
@@ -30,7 +31,7 @@ class Execution:
     model_workers: int = 0
     """Number of Ray actors, one per GPU, that make the rows of `ModelRows`; 0 makes them in this process."""
     batch_size: int = 32
-    shard_rows: int = 256
+    shard_rows: int = SHARD_ROWS
     retry_failed: bool = False
     max_removed: float | None = 0.1
     """Share of what is known of a dataset on disk that may be gone at once (`stages.removals`); None: all of it."""
